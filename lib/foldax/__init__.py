@@ -1,0 +1,1 @@
+"""foldax: a training run is a fold of one pure function."""

@@ -1,0 +1,302 @@
+"""Configs: frozen dataclasses that are pytrees, with traced, driver and structural fields.
+
+*Traced* fields (`float`, `float | None`, tuples of them, nested configs) are the pytree's leaves: the
+driver turns them into float32 arrays, so a new value never recompiles. *Driver* fields steer the loop
+and are hidden from the learner. All others are *structural*: a new value is a new program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+from foldax.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def structural(default: Any) -> Any:
+    """Declares a float field as structural: it stays a Python number, and a new value recompiles."""
+    return dataclasses.field(default=default, metadata={"kind": "structural"})
+
+
+def driver(default: Any) -> Any:
+    """Declares a field that only the driver reads: the learner sees its default, nothing recompiles."""
+    return dataclasses.field(default=default, metadata={"kind": "driver"})
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, structural, driver))
+def config(cls: type[T]) -> type[T]:
+    """Makes a class a config: a frozen, keyword-only dataclass, checked when made, and a pytree.
+
+    Raises:
+      ConfigError: when made with an unknown field, a value of the wrong type, or (for `Training`) a
+        value out of range.
+    """
+    user_check = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self: Any) -> None:
+        hints = field_types(type(self))
+        for field in dataclasses.fields(self):
+            value = _checked(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
+            object.__setattr__(self, field.name, value)
+        if hasattr(super(cls, self), "__post_init__"):
+            super(cls, self).__post_init__()
+        if user_check is not None:
+            user_check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made = cls.__init__
+
+    def __init__(self: Any, **values: Any) -> None:
+        _check_names(type(self), values)
+        made(self, **values)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    _register(cls)
+    return cls
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Returns the resolved annotations of a config class by field name."""
+    return typing.get_type_hints(cls)
+
+
+def kinds(cls: type) -> dict[str, str]:
+    """Returns "traced", "structural" or "driver" for every field of a config class."""
+    hints = field_types(cls)
+    return {
+        field.name: field.metadata.get("kind") or ("traced" if _is_traced(hints[field.name]) else "structural")
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+    }
+
+
+def is_config(value: Any) -> bool:
+    """Whether `value` is a config class or one of its instances."""
+    return dataclasses.is_dataclass(value) and hasattr(value, "__foldax_kinds__")
+
+
+def traced(config: T) -> T:
+    """Returns the config with its driver fields reset and its floats as float32 arrays.
+
+    This is what a compiled program is given: configs that differ only in traced or driver fields give
+    trees of the same structure, shapes and dtypes, so they share one program.
+    """
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(config)  # type: ignore[arg-type]
+        if kinds(type(config))[field.name] == "driver"
+    }
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dataclasses.replace(config, **defaults))  # type: ignore[type-var]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Returns the config as plain JSON values; `from_json` gives an equal config back."""
+
+    def plain(value: Any) -> Any:
+        if is_config(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def from_json(cls: type[T], values: dict[str, Any]) -> T:
+    """Makes a config of class `cls` from what `to_json` returned; missing fields take their defaults.
+
+    Raises:
+      ConfigError: for an unknown field or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{cls.__name__}: expected an object of fields, got {values!r}")
+    hints = field_types(cls)
+    _check_names(cls, values)
+    return cls(**{name: _from_plain(value, hints[name]) for name, value in values.items()})
+
+
+def config_hash(config: Any) -> str:
+    """Returns a hash of class name and field values that is stable across processes and machines."""
+    text = json.dumps([type(config).__name__, to_json(config)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_every(every: int | str) -> tuple[int, float]:
+    """Splits `checkpoint_every` into (steps, seconds): 500 -> (500, inf), "30s" -> (0, 30.0); 0 is never.
+
+    Raises:
+      ConfigError: if it is neither a count of steps nor a time such as "30s", "5m" or "1h".
+    """
+    if isinstance(every, int):
+        return every, math.inf
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        return (int(every), math.inf) if every.isdigit() else (0, float(every[:-1]) * units[every[-1:]])
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"checkpoint_every: {every!r} is neither a number of steps (500) nor a time ('30s', '5m', '1h')"
+        ) from None
+
+
+def _register(cls: type) -> None:
+    fields = kinds(cls)
+    leaves = [name for name, kind in fields.items() if kind == "traced"]
+    static = [name for name, kind in fields.items() if kind != "traced"]
+    cls.__foldax_kinds__ = fields  # type: ignore[attr-defined]
+
+    def flatten(self: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
+        return children, tuple(getattr(self, name) for name in static)
+
+    def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
+        self = object.__new__(cls)  # leaves may be tracers or sentinels: nothing to check
+        for name, value in zip((*leaves, *static), (*children, *aux), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _is_traced(hint: Any) -> bool:
+    if _is_union(hint):
+        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not Ellipsis)
+    return hint is float or is_config(hint)
+
+
+def _check_names(cls: type, values: dict[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in names:
+            raise ConfigError(
+                f"{cls.__name__} has no field {name!r}{nearest(name, names)} (fields: {', '.join(names)})"
+            )
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """Returns the value as the hint wants it (an int in a float field as a float), or raises."""
+    if hint is Any:
+        return value
+    if hint is float:
+        if isinstance(value, jax.Array) or hasattr(value, "dtype"):  # a tracer, an array, a NumPy number
+            return value if getattr(value, "ndim", 0) or isinstance(value, jax.Array) else float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif _is_union(hint):
+        return _checked_union(value, hint, where)
+    elif typing.get_origin(hint) is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif typing.get_origin(hint) is tuple:
+        return _checked_tuple(value, hint, where)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(value, typing.get_origin(hint) or hint):
+        try:
+            hash(value)
+            return value
+        except TypeError:
+            raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
+    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+
+
+def _checked_union(value: Any, hint: Any, where: str) -> Any:
+    for arm in typing.get_args(hint):
+        try:
+            return _checked(value, arm, where)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+
+
+def _checked_tuple(value: Any, hint: Any, where: str) -> Any:
+    arms = typing.get_args(hint)
+    if not isinstance(value, tuple):
+        raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+    if arms[-1:] == (Ellipsis,):
+        arms = (arms[0],) * len(value)
+    if len(arms) != len(value):
+        raise ConfigError(f"{where}: expected {len(arms)} values, got {len(value)} in {value!r}")
+    return tuple(_checked(item, arm, f"{where}[{i}]") for i, (item, arm) in enumerate(zip(value, arms, strict=True)))
+
+
+def _from_plain(value: Any, hint: Any) -> Any:
+    """Turns JSON's lists and objects into the tuples and configs that the hint asks for."""
+    if _is_union(hint):
+        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        tuples = [arm for arm in arms if typing.get_origin(arm) is tuple or is_config(arm)]
+        return _from_plain(value, tuples[0]) if tuples and isinstance(value, (list, dict)) else value
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        arms = typing.get_args(hint)
+        repeated = [arms[0]] * len(value) if arms[-1:] == (Ellipsis,) else list(arms)
+        repeated += [Any] * (len(value) - len(repeated))
+        return tuple(_from_plain(item, arm) for item, arm in zip(value, repeated, strict=False))
+    if is_config(hint):
+        return from_json(hint, value)
+    return value
+
+
+def type_name(hint: Any) -> str:
+    """Returns a type as a person writes it: `int | None`, `tuple[float, ...]`, `'min' or 'max'`."""
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(hint))
+    if _is_union(hint):
+        return " | ".join(type_name(arm) for arm in typing.get_args(hint))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+@config
+class Training:
+    """What the driver needs to know; inherit from it and add the fields of your experiment."""
+
+    steps: int = 1_000
+    """Number of updates; one consumes one batch."""
+    seed: int = driver(0)
+    """Source of all randomness: initialisation, data order, updates, evaluation."""
+    log_every: int = driver(100)
+    """Steps between two lines of training metrics (each a mean over these steps)."""
+    evaluate_every: int = driver(500)
+    """Steps between two evaluations on the validation split; 0: only at the end."""
+    checkpoint_every: int | str = driver("30s")
+    """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
+    monitor: str = driver("loss")
+    """Validation metric that says which evaluation was the best."""
+    mode: Literal["min", "max"] = driver("min")
+    """Whether the best value of `monitor` is the smallest or the largest."""
+    patience: int | None = driver(None)
+    """Stop after this many evaluations without a new best; None: never."""
+    keep: Literal["best", "last"] = driver("best")
+    """Which state is tested and returned: that of the best evaluation, or the last one."""
+    devices: int = driver(1)
+    """Number of devices that share each batch (data parallelism)."""
+    dispatch: Literal["loop", "step"] = driver("loop")
+    """Run many steps in one compiled loop, or dispatch each step (for native convolutions on the CPU)."""
+    profile: bool = driver(False)
+    """Record a profile of a few steps, for TensorBoard, in the run folder."""
+
+    def __post_init__(self) -> None:
+        for name, least in dict(steps=1, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1).items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{type(self).__name__}.{name}: {value} is too small; it must be at least {least}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"{type(self).__name__}.seed: {self.seed} is too large; it must be below 2**32")
+        steps, seconds = parse_every(self.checkpoint_every)
+        if steps < 0 or not seconds > 0:
+            raise ConfigError(f"{type(self).__name__}.checkpoint_every: {self.checkpoint_every!r} must not be negative")

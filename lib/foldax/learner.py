@@ -1,0 +1,51 @@
+"""What learns: a few pure functions, the same four for every kind of learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+State = Any  # any pytree of arrays
+Batch = Any  # any pytree of arrays with a leading axis [B, ...]; None where there is no dataset
+Key = jax.Array
+
+
+class Average(NamedTuple):
+    """A mean that can be merged, for what is not there at every step (an episode's return).
+
+    `total` and `count` have the same shape; a count of 0 means "absent" and is never a NaN.
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+
+class Learner(NamedTuple):
+    """One way to learn, as pure functions of arrays (compare optax's `GradientTransformation`).
+
+    Attributes:
+      init: `(key, examples) -> state`. `examples` is the whole training split where it lives on the
+        device, else one batch, and None where there is no dataset. Most look only at its shapes.
+      update: `(state, batch, key) -> (state, metrics)` consumes one batch; metrics are scalars or
+        `Average`s by name. The key is `fold_in(update key, step)`: store no key in the state.
+      evaluate: `(state, batch, key) -> {name: values}`. Float values `[B]` and `Average`s `[B]` become
+        means over every example; all else (integers, `[B, ...]`) goes only to `Experiment.summarize`
+        and `Experiment.figures`.
+      predict: `(state, inputs, key) -> outputs`, what the trained thing does.
+    """
+
+    init: Callable[[Key, Batch], State]
+    update: Callable[[State, Batch, Key], tuple[State, dict[str, Any]]]
+    evaluate: Callable[[State, Batch, Key], dict[str, Any]]
+    predict: Callable[[State, Any, Key], Any] | None = None
+
+
+def as_average(value: Any) -> Average:
+    """Returns `value` as an `Average` of float32: itself, or a mean over its one occurrence."""
+    if isinstance(value, Average):
+        return Average(jnp.asarray(value.total, jnp.float32), jnp.asarray(value.count, jnp.float32))
+    value = jnp.asarray(value, jnp.float32)
+    return Average(value, jnp.ones_like(value))
