@@ -1,1 +1,80 @@
-"""foldax: a training run is a fold of one pure function."""
+"""foldax: a training run is a fold of one pure function.
+
+Import what you use: `import foldax` is light; datasets, checkpoints and plots are loaded when needed.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from foldax.config import Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.errors import FoldaxError
+from foldax.experiment import Experiment, load_experiment
+from foldax.learner import Average, Learner
+from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
+from foldax.train.result import Result
+
+if TYPE_CHECKING:
+    from foldax import data, laws, learners, models
+    from foldax.cli import run_experiment as main
+    from foldax.runs import plots
+
+__version__ = "0.1.0"
+__all__ = [
+    "Average",
+    "Experiment",
+    "FoldaxError",
+    "Learner",
+    "Result",
+    "Training",
+    "config",
+    "config_hash",
+    "data",
+    "driver",
+    "from_json",
+    "laws",
+    "learners",
+    "load_experiment",
+    "main",
+    "models",
+    "plots",
+    "structural",
+    "to_json",
+    "train",
+]
+
+_LAZY = {
+    "data": ("foldax.data", None),
+    "laws": ("foldax.laws", None),
+    "learners": ("foldax.learners", None),
+    "main": ("foldax.cli", "run_experiment"),
+    "models": ("foldax.models", None),
+    "plots": ("foldax.runs.plots", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'foldax' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    value = getattr(loaded, attribute) if attribute else loaded
+    globals()[name] = value
+    return value
+
+
+def _use_cores_as_devices() -> None:
+    """Makes the CPU's cores devices, unless the user has chosen, or JAX has started, already."""
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if jax.config.jax_num_cpu_devices in (None, -1):
+            jax.config.update("jax_num_cpu_devices", min(cores, 64))
+    except RuntimeError:  # JAX has started: its devices stay as they are
+        pass
+
+
+_use_cores_as_devices()

@@ -1,0 +1,150 @@
+"""Static facts of a dataset: what a learner may know before it sees an example."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK_BYTES = 32 << 20
+
+
+class Examples(Protocol):
+    """Random access to examples, many at once."""
+
+    spec: dict[str, jax.ShapeDtypeStruct]
+    """Shape and dtype of one example by key."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the examples at `indices` `[B]` as arrays `[B, ...]`."""
+
+
+class ArrayExamples:
+    """Examples that are arrays in memory, or mapped into it."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
+        self.spec = {key: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for key, array in arrays.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: np.asarray(array[indices]) for key, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Info:
+    """Static facts of a dataset, of its training split where not said otherwise.
+
+    Two are equal, and have the same hash, if their data, splits and batch size are the same: an Info
+    may be a static argument of a jitted function.
+
+    Attributes:
+      name: name of the dataset.
+      fingerprint: SHA-256 (hexadecimal) of all examples and of their assignment to splits.
+      shapes: shape of one example by key.
+      dtypes: dtype by key.
+      num_examples: examples by split name.
+      batch_size: examples per training batch.
+      num_classes: number of classes; None where targets are no classes.
+      class_names: their names, if known.
+      class_counts: training examples of each class.
+      feature_names: names of the columns of tabular inputs, if known.
+      mean: float32 `[C]`, mean of "inputs" over all axes but the last; None without "inputs".
+      std: float32 `[C]`, their standard deviation, 1 where they are constant.
+      target_mean: float32, mean of regression targets over examples.
+      target_std: float32, their standard deviation, 1 where they are constant.
+    """
+
+    name: str
+    fingerprint: str
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+    num_examples: dict[str, int]
+    batch_size: int
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    class_counts: tuple[int, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    target_mean: np.ndarray | None = None
+    target_std: np.ndarray | None = None
+
+    def standardize(self, inputs: jax.Array) -> jax.Array:
+        """Returns `(inputs - mean) / std` as float32; `inputs` is `[..., C]`."""
+        assert self.mean is not None
+        assert self.std is not None
+        shape = (1,) * (inputs.ndim - self.mean.ndim) + self.mean.shape
+        centred = jnp.asarray(inputs, jnp.float32) - self.mean.reshape(shape)
+        return centred * (np.float32(1) / self.std).astype(np.float32).reshape(shape)
+
+    def _identity(self) -> tuple[Any, ...]:
+        sizes = tuple(self.num_examples.items())
+        return (self.name, self.fingerprint, self.batch_size, sizes, self.num_classes, self.class_names)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Info) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+
+def example_bytes(spec: dict[str, jax.ShapeDtypeStruct]) -> int:
+    """Returns the size of one example in bytes."""
+    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in spec.values())
+
+
+def in_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Reads examples a block at a time, so that a dataset need not fit into memory."""
+    size = max(1, BLOCK_BYTES // max(1, example_bytes(examples.spec)))
+    for start in range(0, len(indices), size):
+        yield examples.read(indices[start : start + size])
+
+
+def fingerprint(spec: dict[str, jax.ShapeDtypeStruct], digests: dict[str, str], splits: dict[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of the content, given the digest of each key's bytes, and of the splits."""
+    total = hashlib.sha256()
+    for key in sorted(spec):
+        total.update(f"{key} {np.dtype(spec[key].dtype).str} {tuple(spec[key].shape)} {digests[key]}\n".encode())
+    for split in sorted(splits):
+        total.update(f"{split} {len(splits[split])}\n".encode())
+        total.update(splits[split].astype("<i8").tobytes())
+    return total.hexdigest()
+
+
+def moments(examples: Examples, indices: np.ndarray, keys: tuple[str, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns mean and standard deviation by key, over all axes but the last, in one pass.
+
+    Blocks are merged by the method of Chan, Golub & LeVeque (1983); a constant's deviation is 1.
+    """
+    totals: dict[str, tuple[int, Any, Any]] = {key: (0, 0.0, 0.0) for key in keys}
+    for block in in_blocks(examples, indices):
+        for key in keys:
+            values = block[key]
+            values = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+            mean = values.mean(0, dtype=np.float64)
+            squares = len(values) * values.var(0, dtype=np.float64, mean=mean[None])
+            count, mean_before, squares_before = totals[key]
+            both, shift = count + len(values), mean - mean_before
+            totals[key] = (
+                both,
+                mean_before + shift * (len(values) / both),
+                squares_before + squares + shift**2 * (count * len(values) / both),
+            )
+    result = {}
+    for key, (count, mean, squares) in totals.items():
+        std = np.sqrt(squares / count)
+        std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)  # what is left of a constant by rounding is no deviation
+        shape = tuple(examples.spec[key].shape[-1:])
+        result[key] = tuple(np.asarray(value, np.float32).reshape(shape) for value in (mean, std))
+    return result

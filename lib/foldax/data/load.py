@@ -1,0 +1,236 @@
+"""Datasets by name, or from arrays, split and ready to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from foldax.data import cache
+from foldax.data.device import DeviceSource, DeviceSplit
+from foldax.data.info import ArrayExamples, Info, example_bytes, fingerprint, moments
+from foldax.data.prepared import DEVICE_BYTES, Raw, canonical, read_dataset
+from foldax.data.splits import check_fractions, partition
+from foldax.data.stream import StreamSource, StreamSplit
+from foldax.errors import DataError, nearest
+
+SOURCES = ("auto", "device", "stream")
+
+
+class Dataset(NamedTuple):
+    """A dataset ready to train on.
+
+    Attributes:
+      info: its static facts.
+      train: where training batches come from.
+      splits: the evaluation splits, "validation" and "test"; one of fraction 0 is absent.
+    """
+
+    info: Info
+    train: DeviceSource | StreamSource
+    splits: dict[str, DeviceSplit | StreamSplit]
+
+
+def load(
+    name: str,
+    *,
+    batch_size: int,
+    validation: float = 0.1,
+    test: float = 0.2,
+    split_seed: int = 0,
+    source: str = "auto",
+    evaluate_batch_size: int | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """Loads a dataset by name and splits it, stratified by class; examples are dicts of arrays.
+
+    Without a download: digits, breast_cancer, wine, iris, diabetes (scikit-learn) and fashion_mnist
+    (Debian's dataset-fashion-mnist). Any other name is TensorFlow Datasets', optionally with a
+    config ("name/config"). What TFDS calls the supervised keys becomes "inputs" and "targets"
+    (classes int32, a regression's float32); other numeric features of a fixed shape keep their names,
+    and the rest is left out. Prepared once, in the folder `$FOLDAX_CACHE` or ~/.cache/foldax.
+
+    Args:
+      name: the dataset.
+      batch_size: examples per training batch; what is left of an epoch is dropped.
+      validation: fraction of all examples to validate on (of "train", if there is a test split of its own).
+      test: fraction of all examples to test on; a test split of its own is used whole, unless this is 0.
+      split_seed: seed of the split, which is the same for ever for a name and a seed.
+      source: "device" (the splits live on the device), "stream" (blocks are read while training), or
+        "auto": on the device up to 1 GiB.
+      evaluate_batch_size: examples per evaluation batch; by default at most `batch_size`.
+      workers: processes that read a stream; 0 reads in threads of this one.
+
+    Raises:
+      DataError: if there is no such dataset, it cannot be downloaded, or the arguments do not fit it.
+    """
+    _check(batch_size, validation, test, source, evaluate_batch_size, workers)
+    raw, chosen = read_dataset(name, source)
+    return _dataset(raw, chosen, batch_size, validation, test, split_seed, evaluate_batch_size, workers)
+
+
+def from_arrays(
+    arrays: dict[str, Any],
+    *,
+    batch_size: int,
+    name: str = "arrays",
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    feature_names: tuple[str, ...] | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    split_seed: int = 0,
+    source: str = "auto",
+    evaluate_batch_size: int | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """Makes a dataset of your own arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
+
+    Integer targets `[N]` are classes; without "targets" the dataset is unsupervised. 64 bits become 32.
+
+    Args:
+      arrays: arrays of equal length by key.
+      batch_size: as in `load`, and so are the arguments that are not named here.
+      name: name of the dataset; with `split_seed` it determines the split.
+      num_classes: number of classes; by default one more than the largest target, or `len(class_names)`.
+      class_names: names of the classes.
+      feature_names: names of the columns of "inputs".
+
+    Raises:
+      DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
+    """
+    _check(batch_size, validation, test, source, evaluate_batch_size, workers)
+    checked = {key: _checked_array(key, value) for key, value in arrays.items()}
+    lengths = {key: len(array) for key, array in checked.items()}
+    if len(set(lengths.values())) != 1:
+        counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
+        raise DataError(f"{name}: all arrays must have the same number of examples, but {counts}")
+    targets = checked.get("targets")
+    labels = targets if targets is not None and targets.ndim == 1 and targets.dtype.kind in "iu" else None
+    if labels is not None:
+        labels = checked["targets"] = labels.astype(np.int32)
+        num_classes = _number_of_classes(labels, num_classes, class_names)
+    elif num_classes is not None or class_names is not None:
+        raise DataError("num_classes and class_names need integer targets of shape [N]")
+    elif targets is not None and targets.ndim == 1:
+        checked["targets"] = targets.astype(np.float32)
+    examples = ArrayExamples(checked)
+    raw = Raw(
+        name=name,
+        examples=examples,
+        sizes={"train": len(examples)},
+        digests={key: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for key, array in checked.items()},
+        labels=labels,
+        num_classes=num_classes,
+        class_names=None if class_names is None else tuple(class_names),
+        feature_names=None if feature_names is None else tuple(feature_names),
+    )
+    if source == "auto":
+        source = "device" if len(examples) * example_bytes(examples.spec) <= DEVICE_BYTES else "stream"
+    return _dataset(raw, source, batch_size, validation, test, split_seed, evaluate_batch_size, workers)
+
+
+def _dataset(
+    raw: Raw,
+    source: str,
+    batch_size: int,
+    validation: float,
+    test: float,
+    split_seed: int,
+    evaluate_batch_size: int | None,
+    workers: int,
+) -> Dataset:
+    parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=split_seed)
+    train = parts.pop("train")
+    if batch_size > len(train):
+        raise DataError(
+            f"batch_size={batch_size} is larger than the training split of {raw.name}, which has {len(train)} examples"
+        )
+    info = _info(raw, {"train": train, **parts}, batch_size)
+    splits: dict[str, DeviceSplit | StreamSplit] = {}
+    for split in sorted(parts, reverse=True):  # validation, test
+        size = evaluate_batch_size or min(batch_size, len(parts[split]))
+        make = DeviceSplit if source == "device" else StreamSplit
+        splits[split] = make(raw.examples, parts[split], size)
+    if source == "device":
+        return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
+    return Dataset(info, StreamSource(raw.examples, train, batch_size, workers), splits)
+
+
+def _info(raw: Raw, parts: dict[str, np.ndarray], batch_size: int) -> Info:
+    spec, train = raw.examples.spec, parts["train"]
+    regression = "targets" in spec and raw.labels is None and not spec["targets"].shape
+    keys = tuple(key for key in ("inputs", "targets") if key in spec and (key == "inputs" or regression))
+    sha = fingerprint(spec, raw.digests, parts)
+    facts = {
+        key: tuple(np.asarray(v, np.float32) for v in pair) for key, pair in _moments(raw, train, keys, sha).items()
+    }
+    mean, std = facts.get("inputs", (None, None))
+    target_mean, target_std = facts.get("targets", (None, None))
+    counts = None
+    if raw.labels is not None:
+        counts = tuple(np.bincount(raw.labels[train], minlength=raw.num_classes or 0).tolist())
+    return Info(
+        name=raw.name,
+        fingerprint=sha,
+        shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
+        dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
+        num_examples={split: len(parts[split]) for split in ("train", "validation", "test") if split in parts},
+        batch_size=batch_size,
+        num_classes=raw.num_classes,
+        class_names=raw.class_names,
+        class_counts=counts,
+        feature_names=raw.feature_names,
+        mean=mean,
+        std=std,
+        target_mean=target_mean,
+        target_std=target_std,
+    )
+
+
+def _moments(raw: Raw, train: np.ndarray, keys: tuple[str, ...], sha: str) -> dict[str, Any]:
+    """Returns means and deviations, from the cache if these data were split like this before."""
+    if raw.folder is None:
+        return moments(raw.examples, train, keys)
+    path = raw.folder / f"moments-{sha[:16]}.json"
+    facts = cache.read_json(path)
+    if facts is None:
+        facts = {key: [value.tolist() for value in pair] for key, pair in moments(raw.examples, train, keys).items()}
+        json.dumps(facts)
+        cache.write_json(path, facts)
+    return facts
+
+
+def _check(
+    batch_size: int, validation: float, test: float, source: str, evaluate_batch_size: int | None, workers: int
+) -> None:
+    check_fractions(validation, test)
+    if source not in SOURCES:
+        raise DataError(f"source={source!r} is none of {', '.join(SOURCES)}{nearest(str(source), SOURCES)}")
+    sizes = (("batch_size", batch_size, 1), ("evaluate_batch_size", evaluate_batch_size, 1), ("workers", workers, 0))
+    for name, value, least in sizes:
+        if value is not None and value < least:
+            raise DataError(f"{name}={value!r} is too small; it must be at least {least}")
+
+
+def _checked_array(key: str, value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise DataError(f"{key!r} must be an array of numbers [N, ...], not {array.dtype} of shape {array.shape}")
+    array = array.astype(canonical(array.dtype), copy=False)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
+        raise DataError(f"{key!r} has values that are not finite, first in example {bad}; leave it out or fill it in")
+    return array
+
+
+def _number_of_classes(labels: np.ndarray, num_classes: int | None, class_names: tuple[str, ...] | None) -> int:
+    least, most = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
+    count = num_classes if num_classes is not None else len(class_names) if class_names is not None else most + 1
+    if class_names is not None and len(class_names) != count:
+        raise DataError(f"num_classes={count}, but there are {len(class_names)} class_names")
+    if least < 0 or most >= count:
+        raise DataError(f"'targets' must be classes 0 to {count - 1}, but they go from {least} to {most}")
+    return count

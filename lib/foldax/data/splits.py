@@ -1,0 +1,83 @@
+"""Which example belongs to which split: stratified, and the same for ever for a name and a seed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from foldax.errors import DataError
+
+
+def check_fractions(validation: float, test: float) -> None:
+    """Checks that fractions are in [0, 1) and leave something to train on.
+
+    Raises:
+      DataError: if they do not.
+    """
+    for name, value in (("validation", validation), ("test", test)):
+        if not 0.0 <= value < 1.0:
+            raise DataError(f"{name}={value!r}: a split's fraction must be at least 0 and below 1")
+    if validation + test >= 1.0:
+        raise DataError(
+            f"validation={validation!r} and test={test!r} leave nothing to train on; their sum must be below 1"
+        )
+
+
+def partition(
+    name: str, sizes: dict[str, int], labels: np.ndarray | None, *, validation: float, test: float, seed: int
+) -> dict[str, np.ndarray]:
+    """Assigns every example to the training, validation or test split.
+
+    Args:
+      name: name of the dataset; with `seed` it determines the assignment.
+      sizes: examples in each split that the dataset itself has, in the order of their indices. An own
+        "test" or "validation" split is used whole (unless its fraction is 0); the rest comes from "train".
+      labels: class of each example, `[N]`, to stratify by, or None.
+      validation: fraction of examples to validate on.
+      test: fraction of examples to test on.
+      seed: seed of the assignment.
+
+    Returns:
+      Ascending int64 indices by split name; a split of fraction 0 is absent.
+
+    Raises:
+      DataError: if a fraction is out of range or a split would be empty.
+    """
+    check_fractions(validation, test)
+    ends = np.cumsum(list(sizes.values()))
+    own = {split: np.arange(end - size, end) for (split, size), end in zip(sizes.items(), ends)}
+    rest = own["train"] if "train" in own else np.arange(ends[-1])
+    digest = hashlib.sha256(f"{name}:{seed}".encode()).digest()
+    # RandomState's stream never changes; that of NumPy's newer generators may.
+    random = np.random.RandomState(np.frombuffer(digest, np.dtype("<u4")))  # noqa: NPY002
+    parts: dict[str, np.ndarray] = {}
+    remaining = 1.0
+    for split, fraction in (("test", test), ("validation", validation)):
+        if not fraction:
+            continue
+        if "train" in own and split in own:
+            parts[split] = own[split]
+            continue
+        chosen = _choose(rest, None if labels is None else labels[rest], fraction / remaining, random)
+        if not len(chosen):
+            raise DataError(f"{name}: {split}={fraction!r} of {len(rest)} examples is none; ask for more, or for 0")
+        parts[split], rest = chosen, np.setdiff1d(rest, chosen, assume_unique=True)
+        remaining -= fraction
+    if not len(rest):
+        raise DataError(f"{name}: no example is left to train on (validation={validation!r}, test={test!r})")
+    return {"train": rest, **parts}
+
+
+def _choose(
+    indices: np.ndarray, labels: np.ndarray | None, fraction: float, random: np.random.RandomState
+) -> np.ndarray:
+    """Draws a fraction of the indices, and of each class by the method of largest remainders."""
+    classes = np.zeros(len(indices), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    quotas = np.bincount(classes) * fraction
+    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    missing = round(len(indices) * fraction) - counts.sum()
+    if missing > 0:
+        counts[np.argsort(counts - quotas, kind="stable")[:missing]] += 1
+    chosen = [random.permutation(np.flatnonzero(classes == c))[:count] for c, count in enumerate(counts)]
+    return np.sort(indices[np.concatenate(chosen)])

@@ -1,0 +1,115 @@
+"""Data that does not fit streams: blocks of batches, read ahead of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from foldax.data.device import Block, EvalBlock, eval_block
+from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
+
+MAX_BATCHES = 64
+
+
+def batches_per_block(examples: Examples, batch_size: int) -> int:
+    """Returns how many batches make a block of about 32 MiB."""
+    return max(1, min(MAX_BATCHES, BLOCK_BYTES // max(1, batch_size * example_bytes(examples.spec))))
+
+
+class StreamFeed(NamedTuple):
+    """How a step's batch is found in a block; static under jit."""
+
+    batches: int
+
+    def batch(
+        self, data: dict[str, jax.Array], key: jax.Array, step: jax.Array, start: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Returns the step's batch `[B, ...]` of a block `[K, B, ...]` that begins at step `start`."""
+        del key
+        return {name: jax.lax.dynamic_index_in_dim(array, step - start, keepdims=False) for name, array in data.items()}
+
+
+class _Read:
+    """Reads the examples at positions `[K, B]` of a split; can be pickled, for worker processes."""
+
+    def __init__(self, examples: Examples, indices: np.ndarray) -> None:
+        self.examples, self.indices = examples, indices
+
+    def __call__(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        rows = self.examples.read(self.indices[positions.reshape(-1)])
+        return {key: array.reshape(positions.shape + array.shape[1:]) for key, array in rows.items()}
+
+
+class StreamSource:
+    """The training split, read in blocks of batches `[K, B, ...]` that go to the device ahead of their use."""
+
+    def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int, workers: int = 0) -> None:
+        self.feed = StreamFeed(batches_per_block(examples, batch_size))
+        self._examples, self._indices = examples, indices
+        self._batch_size, self._workers = batch_size, workers
+
+    def examples(self) -> dict[str, jax.Array]:
+        """Returns the first batch of the split, `[B, ...]`."""
+        return jax.device_put(self._examples.read(self._indices[: self._batch_size]))
+
+    def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Iterator[Block]:
+        """Yields the block that contains `step`, then the ones after it, for ever.
+
+        Each epoch has an order of its own, which follows from the seed; what is left of an epoch and
+        fills no batch is dropped. Close the iterator to end its threads and processes.
+
+        Args:
+          seed: determines the order.
+          step: a step in the first block.
+          cursor: that block's `cursor`; without it the position follows from the step.
+        """
+        import grain
+
+        size = self.feed.batches
+        iterator = iter(self._pipeline(seed))
+        try:
+            if cursor is not None and cursor["workers"] == self._workers:
+                start = int(cursor["start"])
+                iterator.set_state(cursor["iterator"])
+            else:
+                start = step // size * size
+                grain.experimental.set_next_index(iterator, start // size)
+            while True:
+                cursor = {"start": start, "workers": self._workers, "iterator": iterator.get_state()}
+                yield Block(next(iterator), start, start + size, cursor)
+                start += size
+        finally:
+            iterator.close()
+
+    def _pipeline(self, seed: int) -> Any:
+        """Shuffles positions, not examples: grain reads examples one by one, ours come a block at a time."""
+        import grain
+
+        # Neighbouring seeds would give neighbouring epochs' orders, so they are scattered first.
+        scattered = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        positions = grain.MapDataset.range(len(self._indices)).shuffle(scattered)
+        batches = positions.batch(self._batch_size, drop_remainder=True).repeat().batch(self.feed.batches)
+        blocks = batches.map(_Read(self._examples, self._indices))
+        dataset = blocks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        if self._workers:
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+            dataset = dataset.mp_prefetch(options)
+        return grain.experimental.device_put(dataset, None, cpu_buffer_size=1, device_buffer_size=1)
+
+
+class StreamSplit:
+    """An evaluation split, read in blocks."""
+
+    def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int) -> None:
+        self.num_examples, self.batch_size = len(indices), batch_size
+        self._examples, self._indices = examples, indices
+
+    def blocks(self) -> Iterator[EvalBlock]:
+        """Yields blocks of one shape that hold every example exactly once, in the order of their indices."""
+        needed = -(-self.num_examples // self.batch_size)
+        batches = min(needed, batches_per_block(self._examples, self.batch_size))
+        for first in range(0, self.num_examples, batches * self.batch_size):
+            yield jax.device_put(eval_block(self._examples, self._indices, first, batches, self.batch_size))

@@ -1,0 +1,51 @@
+"""Layers that Flax has not, or not in a form that keeps its speed and takes traced settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Normalization = Literal["batch", "layer", "group"]
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., 2014) whose rate may be traced, so that sweeping it compiles once.
+
+    A rate of `None` or a Python 0 is the identity and draws no random numbers. Draws from the "dropout" stream.
+    """
+
+    rate: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if not train or self.rate is None or (isinstance(self.rate, (int, float)) and self.rate == 0):
+            return x
+        keep = 1.0 - jnp.asarray(self.rate, jnp.float32)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        # Multiplied by a reciprocal: XLA rewrites a traced division as it likes. The bound keeps rate 1 free of NaN.
+        scale = jnp.reciprocal(jnp.maximum(keep, jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
+        return jnp.where(mask, x * scale, jnp.zeros((), x.dtype))
+
+
+def normalization(kind: Normalization | None, channels: int, train: bool, dtype: Any = None) -> Any:
+    """Returns a function (to be called inside a compact module) that normalises `[..., channels]`.
+
+    "batch" (Ioffe & Szegedy, 2015) keeps running statistics in "batch_stats" with momentum 0.9, "layer" is Ba et
+    al. (2016), "group" is Wu & He (2018) with up to 8 groups; None is the identity.
+
+    Raises:
+      ValueError: for any other kind.
+    """
+    if kind is None:
+        return lambda x: x
+    if kind == "batch":
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)
+    if kind == "layer":
+        return nn.LayerNorm(dtype=dtype)
+    if kind == "group":
+        return nn.GroupNorm(num_groups=math.gcd(8, channels), dtype=dtype)
+    raise ValueError(f"normalization: {kind!r} is none of None, 'batch', 'layer' and 'group'")

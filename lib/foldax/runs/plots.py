@@ -1,0 +1,135 @@
+"""Figures for papers and logs: matplotlib without global state, legible in grey and for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+COLORS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
+
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.2) -> tuple[Any, np.ndarray]:
+    """Returns a figure and its axes `[rows, columns]`, each axis of `width` x `height` inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
+
+
+def learning_curves(history: Sequence[dict[str, Any]]) -> Any:
+    """Draws every logged metric against the step, all splits of a metric in one axis.
+
+    Args:
+      history: lines of the log, {"step": ..., "split": ..., metrics...}.
+    """
+    names = list(dict.fromkeys(name for line in history for name in line if name not in ("step", "split")))
+    columns = min(3, max(1, len(names)))
+    figure, axes = new_figure(max(1, -(-len(names) // columns)), columns)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for split in dict.fromkeys(line["split"] for line in history):
+            points = [(line["step"], line[name]) for line in history if line["split"] == split and name in line]
+            if points:
+                marker = "o" if len(points) == 1 else "." if split != "train" else ""
+                axis.plot(*zip(*points, strict=True), label=split, color=COLORS.get(split), marker=marker, lw=1.3)
+        values = [line[name] for line in history if name in line]
+        if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
+            axis.set_yscale("log")
+        axis.set(xlabel="step", title=name.replace("_", " "))
+        axis.grid(alpha=0.25)
+    axes.flat[0].legend(frameon=False)
+    return figure
+
+
+def confusion_counts(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns counts `[num_classes, num_classes]`: rows are true classes, columns predicted ones."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (targets, predictions), 1)
+    return counts
+
+
+def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Any:
+    """Draws how often each true class (row) was taken for each class (column).
+
+    Args:
+      targets: int `[N]`.
+      predictions: int `[N]`.
+      class_names: of all classes.
+    """
+    counts = confusion_counts(targets, predictions, len(class_names))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = 2.2 + 0.36 * len(class_names)
+    figure, axes = new_figure(width=size + 0.6, height=size)
+    axis = axes[0, 0]
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    ticks = range(len(class_names))
+    axis.set_xticks(ticks, class_names, rotation=45 if max(map(len, class_names)) > 2 else 0, ha="center", fontsize=8)
+    axis.set_yticks(ticks, class_names, fontsize=8)
+    accuracy = np.trace(counts) / max(1, counts.sum())
+    axis.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {counts.sum():,} right")
+    return figure
+
+
+def confusion_text(targets: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> str:
+    """Returns the confusion matrix as text: rows are true classes, columns predicted ones."""
+    counts = confusion_counts(targets, predictions, len(class_names))
+    names = [name[:10] for name in class_names]
+    width = max(len(str(counts.max())), *map(len, names)) + 1
+    head = "true \\ predicted".ljust(16) + "".join(name.rjust(width) for name in names)
+    rows = (
+        name.ljust(16) + "".join((str(count) if count else ".").rjust(width) for count in row)
+        for name, row in zip(names, counts, strict=True)
+    )
+    return "\n".join([head, *rows])
+
+
+def roc_curve(targets: np.ndarray, scores: np.ndarray, label: str = "") -> Any:
+    """Draws the true-positive rate against the false-positive rate of a score.
+
+    Args:
+      targets: 0 or 1, `[N]`.
+      scores: `[N]`, larger for class 1.
+      label: name of the curve.
+    """
+    from sklearn import metrics
+
+    false_positives, true_positives, _ = metrics.roc_curve(targets, scores)
+    area = metrics.roc_auc_score(targets, scores)
+    figure, axes = new_figure(width=4.2, height=4.0)
+    axis = axes[0, 0]
+    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
+    axis.plot(false_positives, true_positives, color=COLORS["train"], label=f"{label} area {area:.4f}".strip())
+    axis.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC, test split", aspect="equal")
+    axis.legend(loc="lower right", frameon=False)
+    axis.grid(alpha=0.25)
+    return figure
+
+
+def image_grid(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8, title: str = "") -> Any:
+    """Draws images in a grid.
+
+    Args:
+      images: `[N, H, W, C]` or `[N, H, W]`, C of 1 or 3.
+      titles: one per image.
+      columns: images in a row.
+      title: of the whole figure.
+    """
+    count = max(1, len(images))
+    columns = min(columns, count)
+    figure, axes = new_figure(-(-count // columns), columns, width=1.15, height=1.35 if titles else 1.1)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(np.squeeze(image), cmap="gray_r", interpolation="nearest")
+        if titles:
+            axis.set_title(titles[index], fontsize=7)
+    figure.suptitle(title or ("" if len(images) else "none"), fontsize=9)
+    return figure

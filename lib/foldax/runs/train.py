@@ -1,0 +1,210 @@
+"""`foldax.train`: the driver with a run folder, a progress bar and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from foldax.errors import FoldaxError, Interrupted, RunError
+from foldax.experiment import Experiment, experiment_name
+from foldax.runs import folder, tables
+from foldax.runs.log import Log
+from foldax.runs.progress import Progress
+from foldax.train.checkpoint import Checkpoints, to_host
+from foldax.train.driver import Hooks, Run, fit
+from foldax.train.result import Result
+
+
+def train(
+    experiment: Experiment,
+    config: Any = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    save: bool = True,
+    dataset: Any = None,
+    verbose: bool = True,
+) -> Result:
+    """Trains, evaluates and tests an experiment, and keeps a record of it in a run folder.
+
+    Args:
+      experiment: what to run.
+      config: an instance of `experiment.config`; its defaults if None.
+      run_dir: the run folder; a new one under `runs/` if None.
+      resume: go on from the newest checkpoint in `run_dir`.
+      save: without it nothing is written to disk, and figures are not made.
+      dataset: the data, if it is loaded already.
+      verbose: whether to show progress and tables.
+
+    Returns:
+      The trained state and all that was measured.
+
+    Raises:
+      FoldaxError: see `foldax.train.driver.fit`; `Interrupted` after SIGINT or SIGTERM, when all is saved;
+        `RunError` if the folder is locked, another experiment's, or cannot be written.
+    """
+    config = experiment.config() if config is None else config
+    progress = Progress(experiment_name(experiment), config.steps, verbose)
+    if not save:
+        with contextlib.closing(progress), _signals() as interrupted:
+            return fit(experiment, config, _hooks(progress, interrupted), dataset)
+    if resume and run_dir is None:
+        raise RunError("resume: say which run folder to go on with (run_dir=...)")
+    path = Path(run_dir) if run_dir is not None else folder.new_run_dir(experiment, config)
+    with folder.lock(path), contextlib.closing(progress):
+        if resume:
+            folder.check_same(path, experiment, config)
+            folder.amend_manifest(path, status="running", ended=None)
+        else:
+            folder.create(path, experiment, config)
+        try:
+            return _train_in(path, experiment, config, dataset, progress, verbose)
+        except BaseException as error:
+            reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
+            with contextlib.suppress(RunError):  # a full disk must not hide the first error
+                folder.end_manifest(path, "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}")
+            raise
+
+
+def _train_in(
+    path: Path, experiment: Experiment, config: Any, dataset: Any, progress: Progress, verbose: bool
+) -> Result:
+    with (
+        contextlib.closing(Log(path)) as log,
+        contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints,
+        _signals() as interrupted,
+    ):
+        hooks = _hooks(progress, interrupted, log, checkpoints, path, verbose, config)
+        result = fit(experiment, config, hooks, dataset)
+    if result.status == "interrupted":
+        raise Interrupted(
+            f"stopped at step {result.step} of {config.steps}; go on with: foldax resume {tables.shown(path)}"
+        )
+    result = dataclasses.replace(result, run_dir=path)
+    progress.close()
+    result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
+    folder.end_manifest(path, result.status)
+    folder.write_json(path / "result.json", as_json(result))
+    if verbose:
+        report(result)
+    return result
+
+
+def _hooks(
+    progress: Progress,
+    interrupted: Any,
+    log: Log | None = None,
+    checkpoints: Checkpoints | None = None,
+    path: Path | None = None,
+    verbose: bool = False,
+    config: Any = None,
+) -> Hooks:
+    def write(step: int, split: str, metrics: dict[str, float]) -> None:
+        progress.metrics(split, metrics)
+        if log is not None:
+            log.write(step, split, metrics)
+
+    def ready(run: Run) -> None:
+        if path is not None and run.program.info is not None:
+            folder.amend_manifest(path, data_fingerprint=run.program.info.fingerprint)
+        if verbose:
+            _print(tables.summary(run))
+
+    profile = path / "profile" if path is not None and config.profile else None
+    rewind = log.rewind if log is not None else lambda step: []
+    return Hooks(write, progress.step, interrupted, rewind, ready, checkpoints, profile)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Any]:
+    """Catches SIGINT and SIGTERM: the first asks to save and stop, a second SIGINT stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
+    """Saves the learning curves and what the experiment's `figures` makes: PNGs, and texts as `.txt`."""
+    from foldax.runs import plots
+
+    made: dict[str, Any] = {"learning_curves": plots.learning_curves(result.history)}
+    if result.experiment.figures is not None:
+        made |= result.experiment.figures(result)
+    path.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, figure in made.items():
+        if isinstance(figure, str):
+            files[name] = path / f"{name}.txt"
+            files[name].write_text(figure + "\n")
+            if verbose:
+                print(figure)
+        else:
+            files[name] = path / f"{name}.png"
+            figure.savefig(files[name], dpi=120)
+    return files
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Returns what `result.json` holds."""
+    return {
+        "status": result.status,
+        "steps": result.step,
+        "tested": "last" if result.best_step is None else "best",
+        "best_step": result.best_step,
+        **result.metrics,
+        "state_sha256": state_digest(result.final),
+        "steps_per_second": result.steps_per_second,
+        "seconds": result.seconds,
+        "compile_seconds": result.compile_seconds,
+        "figures": {name: str(path.name) for name, path in result.figures.items()},
+    }
+
+
+def state_digest(state: Any) -> str:
+    """Returns a hash of all bits of a state."""
+    digest = hashlib.sha256()
+    for name, array in sorted(to_host(state).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def report(result: Result) -> None:
+    """Prints the final table, and where things are."""
+    which = "last state" if result.best_step is None else f"best state, step {result.best_step}"
+    title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps ({which})"
+    _print(tables.metrics(title, {k: v for k, v in result.metrics.items() if k != "train"} or result.metrics))
+    speed = f"{result.steps_per_second:,.0f} steps/s, " if result.steps_per_second else ""
+    print(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
+    for name, path in result.figures.items():
+        print(f"{name}: {tables.shown(path)}")
+    if result.run_dir is not None:
+        print(f"run folder: {tables.shown(result.run_dir)}")
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

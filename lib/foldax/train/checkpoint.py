@@ -1,0 +1,158 @@
+"""Checkpoints on disk: written by Orbax in the background, each whole or not there, and verified when read."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from foldax.errors import RunError
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Returns a pytree's leaves by path, as `state.params.Dense_0.kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def to_host(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the leaves by path as NumPy arrays; random keys as their data."""
+
+    def host(leaf: Any) -> np.ndarray:
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {name: host(leaf) for name, leaf in flat(tree).items()}
+
+
+def from_host(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """Returns a pytree of the structure of `like` from arrays by path."""
+
+    def leaf(array: np.ndarray, like: Any) -> Any:
+        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return jax.numpy.asarray(array)
+
+    likes = flat(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [leaf(arrays[name], likes[name]) for name in likes])
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last two steps saved, each with the best state so far.
+
+    A checkpoint is a flat tree of arrays by path and a JSON object; the JSON holds a checksum of every
+    array, so damage is noticed and the checkpoint before is used.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = logging.getLogger(__name__).warning) -> None:
+        import orbax.checkpoint as ocp
+
+        self.folder = folder
+        self._ocp, self._warn = ocp, warn
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        handlers = {  # arrays of noise do not compress: it would only cost processor time
+            "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+
+    def busy(self) -> bool:
+        """Whether a checkpoint is still being written."""
+        return self._manager.is_saving_in_progress()
+
+    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; it waits only for the one before.
+
+        Raises:
+          RunError: if this or the one before cannot be written (a full disk).
+        """
+        args = self._ocp.args
+        arrays = to_host(tree)
+        meta = {**meta, "step": step, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
+        try:
+            self._manager.wait_until_finished()
+            if step not in self._manager.all_steps():
+                items = args.Composite(arrays=args.PyTreeSave(arrays), meta=args.JsonSave(meta))
+                self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def wait(self) -> None:
+        """Waits until all is written.
+
+        Raises:
+          RunError: if it cannot be (a full disk).
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Returns (tree, meta) of the newest checkpoint that is whole, or None if there is none at all.
+
+        Raises:
+          RunError: if checkpoints are there but none can be used.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore(step, like)
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {reason[:300]}")
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                self._manager.reload()
+        if steps:
+            raise RunError(f"none of the checkpoints in {self.folder} can be read; start the run anew")
+        return None
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        args = self._ocp.args
+        restored = self._manager.restore(
+            step,
+            args=args.Composite(meta=args.JsonRestore()),
+        )
+        meta = restored.meta
+        shapes = {name: _abstract(leaf) for name, leaf in flat(like).items()}
+        if set(shapes) != set(meta["checksums"]):
+            odd = sorted(set(shapes) ^ set(meta["checksums"]))
+            raise RunError(f"it holds other arrays than this experiment's state ({', '.join(odd[:5])})")
+        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes}
+        arrays = self._manager.restore(
+            step, args=args.Composite(arrays=args.PyTreeRestore(item=shapes, restore_args=as_numpy))
+        ).arrays
+        for name, array in arrays.items():
+            if array.shape != shapes[name].shape or array.dtype != shapes[name].dtype:
+                raise RunError(f"`{name}` is {array.dtype}{array.shape}, not {shapes[name].dtype}{shapes[name].shape}")
+            if _checksum(array) != meta["checksums"][name]:
+                raise RunError(f"the checksum of `{name}` does not fit")
+        return from_host(arrays, like), meta
+
+    def close(self) -> None:
+        """Ends Orbax's threads."""
+        self._manager.close()
+
+    def _cannot_write(self, error: Exception) -> RunError:
+        full = "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "the disk is full" if full else str(error).splitlines()[0][:200]
+        kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
+        state = f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
+        return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {state}")
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

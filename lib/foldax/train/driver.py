@@ -1,0 +1,381 @@
+"""The driver: folds in chunks and, at each boundary, evaluates, logs, saves, stops, in this order.
+
+A chunk is dispatched before the one before it is read, so the device never waits for the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from foldax.config import parse_every
+from foldax.errors import ConfigError, NonFiniteError
+from foldax.experiment import Experiment
+from foldax.train import evaluate as evaluation
+from foldax.train import programs
+from foldax.train.checkpoint import Checkpoints
+from foldax.train.evaluate import Evaluation
+from foldax.train.fold import Best, Fold, Program, Report, first_best
+from foldax.train.result import Result
+
+TARGET_SECONDS = 0.5  # of a chunk: a signal or a save is never further away than two of them
+PROFILED_STEPS = 20
+NEVER = 2**31 - 1
+
+
+class Hooks(NamedTuple):
+    """What the driver tells the world, and asks it; the defaults do nothing.
+
+    Attributes:
+      log: `(step, split, metrics)`, in the order of the steps.
+      progress: `(step)`, for a progress bar.
+      interrupted: `()`, whether to save and stop at the next boundary.
+      resumed: `(step) -> history`, the lines logged up to a checkpoint's step.
+      ready: `(run)` once before the first chunk, for a summary.
+      checkpoints: where to save, and to resume from; None: nowhere.
+      profile: folder for a profile; None: none.
+    """
+
+    log: Callable[[int, str, dict[str, float]], None] = lambda step, split, metrics: None
+    progress: Callable[[int], None] = lambda step: None
+    interrupted: Callable[[], bool] = lambda: False
+    resumed: Callable[[int], list[dict[str, Any]]] = lambda step: []
+    ready: Callable[[Run], None] = lambda run: None
+    checkpoints: Checkpoints | None = None
+    profile: Path | None = None
+
+
+@dataclasses.dataclass
+class Run:
+    """The host's bookkeeping of a run; `fold` and `best` are all that has to be saved.
+
+    Attributes:
+      program: what is static.
+      config: as the user made it.
+      arguments: what programs are given: traced config, seed, examples, and a block of data.
+      dataset: the data, or None.
+      fold: on the device, after all that was dispatched.
+      best: likewise.
+      step: where the host has dispatched to.
+      blocks: the blocks of data to come.
+      block: the present one.
+      history: what was logged.
+    """
+
+    program: Program
+    config: Any
+    arguments: dict[str, Any]
+    dataset: Any
+    fold: Fold
+    best: Best
+    step: int
+    blocks: Iterator[Any]
+    block: Any
+    history: list[dict[str, Any]]
+    saved_at: float
+    saved_step: int = -1
+    chunks: int = 0
+    loop_began: tuple[int, float] | None = None
+
+
+class Block(NamedTuple):
+    """Stands in for a block of data where there is no dataset."""
+
+    data: Any = None
+    start: int = 0
+    end: int | None = None
+    cursor: dict[str, Any] | None = None
+
+
+class Boundary(NamedTuple):
+    """What was dispatched up to a boundary, to be read while the next chunk runs."""
+
+    start: int
+    end: int
+    report: Report
+    evaluation: Evaluation | None
+    stopped: jax.Array | None
+    snapshot: tuple[Fold, Best] | None
+    cursor: dict[str, Any] | None
+
+
+def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Any = None) -> Result:
+    """Runs an experiment: the function under `foldax.train`, without a run folder.
+
+    Args:
+      experiment: what to run.
+      config: an instance of `experiment.config`.
+      hooks: what is told and asked on the way.
+      dataset: the data, if it is loaded already; else `experiment.dataset(config)`.
+
+    Raises:
+      ConfigError: the config does not fit the experiment, the data or the machine.
+      DataError: the dataset cannot be had, or does not fit the config.
+      ExperimentError: the experiment's own code failed.
+      NonFiniteError: a training metric became NaN or infinite; the last good checkpoint is kept.
+      RunError: a checkpoint cannot be written or read.
+    """
+    began, compiled = time.perf_counter(), programs.compile_seconds()
+    run = begin(experiment, config, hooks, dataset)
+    hooks.ready(run)
+    with programs.explained(run.program, **run.arguments):
+        status = fold_all(run, hooks)
+        seconds_per_step = _seconds_per_step(run)
+        save(run, hooks, (run.fold, run.best), run.block.cursor)
+        best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
+        state = run.fold.state if best_step is None else run.best.state
+        metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
+    if hooks.checkpoints is not None:
+        hooks.checkpoints.wait()
+    return Result(
+        experiment=experiment,
+        config=config,
+        info=run.program.info,
+        dataset=run.dataset,
+        state=state,
+        final=run.fold.state,
+        step=run.step,
+        best_step=best_step,
+        status=status,
+        metrics=metrics,
+        values=values,
+        history=run.history,
+        seconds=time.perf_counter() - began,
+        compile_seconds=programs.compile_seconds() - compiled,
+        steps_per_second=1 / seconds_per_step if seconds_per_step else 0.0,
+    )
+
+
+def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Run:
+    """Makes the first fold, or takes it from the newest checkpoint."""
+    if not isinstance(config, experiment.config):
+        raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
+    if dataset is None and experiment.dataset is not None:
+        dataset = experiment.dataset(config)
+    program = make_program(experiment, config, dataset)
+    traced, seed = programs.prepared(config)
+    blocks = _blocks(dataset, config.seed, 0, None)
+    block = next(blocks)
+    arguments = dict(
+        config=traced,
+        seed=seed,
+        examples=dataset.train.examples() if dataset is not None else None,
+        data=block.data,
+    )
+    with programs.explained(program, **arguments):
+        fold = _replicate(program, programs.start(program, **arguments))
+        keeps_best = config.keep == "best" and _has(dataset, "validation")
+        best = _replicate(program, first_best(programs.copy(fold.state) if keeps_best else None))
+    restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
+    run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter())
+    if restored is not None:
+        tree, meta = restored
+        run.fold, run.best = _replicate(program, tree)
+        run.step = run.saved_step = int(run.fold.step)
+        run.history = hooks.resumed(run.step)
+        run.blocks = _blocks(dataset, config.seed, run.step, meta["cursor"])
+        run.block = next(run.blocks)
+    return run
+
+
+def make_program(experiment: Experiment, config: Any, dataset: Any) -> Program:
+    """Returns what is static in a run.
+
+    Raises:
+      ConfigError: the machine has fewer devices than `config.devices`, or they do not divide a batch.
+    """
+    mesh = None
+    if config.devices > 1:
+        if config.devices > jax.device_count():
+            raise ConfigError(f"devices: {config.devices} asked for, but this machine has {jax.device_count()}")
+        if dataset is not None and dataset.info.batch_size % config.devices:
+            raise ConfigError(f"devices: {config.devices} do not divide the batch size, {dataset.info.batch_size}")
+        kinds = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((config.devices,), ("batch",), kinds, devices=jax.devices()[: config.devices])
+    if dataset is None:
+        return Program(experiment, mesh=mesh)
+    return Program(experiment, dataset.info, dataset.train.feed, mesh)
+
+
+def fold_all(run: Run, hooks: Hooks) -> str:
+    """Folds to the last step, the early stop or an interruption, and says which it was."""
+    unread: Boundary | None = None
+    chunk, seconds, read_at = 1, 0.0, time.perf_counter()
+    stopped = bool(run.best.stopped)
+    while not stopped and run.step < run.config.steps and not hooks.interrupted():
+        while run.block.end is not None and run.step >= run.block.end:
+            run.block = next(run.blocks)
+        boundary = dispatch_chunk(run, hooks, min(_next_due(run), run.step + chunk))
+        if unread is not None:
+            stopped = read(run, hooks, unread)
+            now = time.perf_counter()
+            seconds, read_at = (now - read_at) / (unread.end - unread.start), now
+            run.loop_began = run.loop_began or (unread.end, now)
+        unread = boundary
+        chunk = min(2 * chunk, max(1, int(TARGET_SECONDS / seconds))) if seconds else 1
+    if unread is not None and not stopped:
+        stopped = read(run, hooks, unread)
+    if not stopped:
+        return "finished" if run.step == run.config.steps else "interrupted"
+    run.step = int(run.fold.step)  # chunks dispatched after the stop did nothing
+    return "stopped early"
+
+
+def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
+    """Dispatches the steps up to `end` and what is due there; waits for nothing."""
+    start, config = run.step, run.config
+    with _profile(run, hooks) as most:
+        end = min(end, start + most)
+        report = _advance(run, end)
+    run.step, run.chunks = end, run.chunks + 1
+    found, stopped = None, None
+    if _has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
+        found = _evaluate(run, run.fold.state, "validation", collect=run.program.experiment.summarize is not None)
+        value = evaluation.monitored(run.program, found, config.monitor)
+        sign = jnp.float32(1 if config.mode == "max" else -1)
+        run.best, stopped = programs.observe(run.best, run.fold, value, sign, jnp.int32(config.patience or NEVER))
+    snapshot = programs.copy((run.fold, run.best)) if _save_due(run, hooks) else None
+    return Boundary(start, end, report, found, stopped, snapshot, run.block.cursor)
+
+
+def read(run: Run, hooks: Hooks, boundary: Boundary) -> bool:
+    """Reads what was dispatched up to a boundary: logs it, saves it, and says whether the run stopped.
+
+    Raises:
+      NonFiniteError: a training metric became NaN or infinite.
+    """
+    report = jax.device_get(boundary.report)
+    bad = {name: int(step) for name, step in report.bad.items() if step >= 0}
+    if bad:
+        name = min(bad, key=lambda name: (bad[name], name != "loss"))
+        kept = f"; the checkpoint of step {run.saved_step} is kept" if run.saved_step >= 0 else ""
+        raise NonFiniteError(
+            f"training metric {name!r} became NaN or infinite at step {bad[name]}{kept}. "
+            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs"
+        )
+    if boundary.evaluation is not None:
+        _log(run, hooks, boundary.end, "validation", evaluation.metrics(run.program, boundary.evaluation))
+    if _due(boundary.end, run.config.log_every) or boundary.end == run.config.steps:
+        _log(run, hooks, boundary.end, "train", evaluation.means(report.sums))
+    hooks.progress(boundary.end)
+    if boundary.snapshot is not None:
+        save(run, hooks, boundary.snapshot, boundary.cursor)
+    return boundary.stopped is not None and bool(boundary.stopped)
+
+
+def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any] | None) -> None:
+    """Starts writing a checkpoint, if there is somewhere to write and it is a new one."""
+    step = int(tree[0].step)
+    if hooks.checkpoints is not None and step != run.saved_step:
+        hooks.checkpoints.save(step, tree, {"cursor": cursor})
+        run.saved_step = step
+    run.saved_at = time.perf_counter()
+
+
+def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
+    """Returns metrics and, if the experiment wants them, values of each split for the state to keep."""
+    experiment = run.program.experiment
+    collect = experiment.summarize is not None or experiment.figures is not None
+    lines = [line for line in run.history if line["split"] == "train"]
+    metrics = {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
+    values = {}
+    for split in ("validation", "test"):
+        if _has(run.dataset, split):
+            found = _evaluate(run, state, split, collect)
+            metrics[split] = evaluation.metrics(run.program, found)
+            if collect:
+                values[split] = evaluation.collected(found)
+    return metrics, values
+
+
+def _advance(run: Run, end: int) -> Report:
+    fresh = run.step % run.config.log_every == 0
+    arguments = dict(
+        config=run.arguments["config"],
+        seed=run.arguments["seed"],
+        data=run.block.data,
+        first=jnp.int32(run.block.start),
+    )
+    if run.config.dispatch == "loop":
+        until, flag = jnp.int32(end), jnp.bool_(fresh)
+        run.fold, report = programs.advance(
+            run.program, fold=run.fold, stopped=run.best.stopped, until=until, fresh=flag, **arguments
+        )
+        return report
+    if fresh:
+        run.fold = run.fold._replace(sums=jax.tree.map(jnp.zeros_like, run.fold.sums))
+    if not bool(run.best.stopped):
+        for _ in range(run.step, end):
+            run.fold = programs.advance_once(run.program, fold=run.fold, **arguments)
+    return programs.copy(Report(run.fold.step, run.fold.sums, run.fold.bad))
+
+
+def _evaluate(run: Run, state: Any, split: str, collect: bool) -> Evaluation:
+    config, seed = run.arguments["config"], run.arguments["seed"]
+    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect)
+
+
+def _log(run: Run, hooks: Hooks, step: int, split: str, metrics: dict[str, float]) -> None:
+    run.history.append({"step": step, "split": split, **metrics})
+    hooks.log(step, split, metrics)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _next_due(run: Run) -> int:
+    """Returns the next step at which something is due."""
+    every_steps, _ = parse_every(run.config.checkpoint_every)
+    periods = [every for every in (run.config.log_every, run.config.evaluate_every, every_steps) if every]
+    ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
+    return min(ends if run.block.end is None else [*ends, run.block.end])
+
+
+def _save_due(run: Run, hooks: Hooks) -> bool:
+    every_steps, every_seconds = parse_every(run.config.checkpoint_every)
+    if hooks.checkpoints is None:
+        return False
+    if _due(run.step, every_steps):
+        return True
+    return time.perf_counter() - run.saved_at >= every_seconds and not hooks.checkpoints.busy()
+
+
+def _has(dataset: Any, split: str) -> bool:
+    return dataset is None or split in dataset.splits
+
+
+def _blocks(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Iterator[Any]:
+    return iter([Block()]) if dataset is None else dataset.train.blocks(seed, step, cursor)
+
+
+def _replicate(program: Program, tree: Any) -> Any:
+    if program.mesh is None:
+        return tree
+    return jax.device_put(tree, jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec()))
+
+
+def _seconds_per_step(run: Run) -> float:
+    jax.block_until_ready(run.fold)
+    if run.loop_began is None or run.loop_began[0] >= run.step:
+        return 0.0
+    return (time.perf_counter() - run.loop_began[1]) / (run.step - run.loop_began[0])
+
+
+@contextlib.contextmanager
+def _profile(run: Run, hooks: Hooks) -> Iterator[int]:
+    """Records the third chunk, or the first that is the last, if a profile is wanted; gives its most steps."""
+    if hooks.profile is None or run.chunks != 2:
+        yield NEVER
+        return
+    jax.block_until_ready(run.fold)
+    with jax.profiler.trace(str(hooks.profile)):
+        yield PROFILED_STEPS
+        jax.block_until_ready(run.fold)

@@ -1,0 +1,120 @@
+"""The fold's functions, compiled once per structure, and what can go wrong while they are traced."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from foldax.config import traced
+from foldax.errors import ExperimentError, FoldaxError
+from foldax.experiment import experiment_file, own_traceback
+from foldax.train import fold as folds
+from foldax.train.fold import Program
+
+start = jax.jit(folds.start, static_argnames="program")
+advance = jax.jit(folds.advance, static_argnames="program", donate_argnames="fold")
+advance_once = jax.jit(folds.advance_once, static_argnames="program", donate_argnames="fold")
+evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
+observe = jax.jit(folds.observe, donate_argnames="best")
+copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+_compile_seconds = 0.0
+
+
+def _on_event(name: str, seconds: float, **_: Any) -> None:
+    global _compile_seconds
+    if name in (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    ):
+        _compile_seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+def compile_seconds() -> float:
+    """Returns the seconds this process has spent tracing and compiling JAX programs."""
+    return _compile_seconds
+
+
+@contextmanager
+def explained(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> Iterator[None]:
+    """Turns what goes wrong inside the user's functions into an error that is about their code."""
+    try:
+        yield
+    except FoldaxError:
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise ExperimentError(
+                f"out of device memory: use a smaller batch_size or model ({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        names = untraceable_fields(program, config, seed, examples, data)
+        if not names:
+            raise _from_user(program, error) from error
+        listed = ", ".join(f"`{name}`" for name in names)
+        raise ExperimentError(
+            f"the learner needs {listed} as a Python number while it is traced (an `if`, a `float()`, a library "
+            f"that branches on it). Write it with jnp.where or lax.cond, or declare the field structural: "
+            f"`{names[0].split('.')[-1].split('[')[0]}: float = foldax.structural(...)`; each value is then compiled "
+            f"anew.\n{own_traceback(error, experiment_file(program.experiment)).splitlines()[0].strip()}"
+        ) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(Path(frame.filename) == Path(folds.__file__) for frame in frames):
+            raise  # not while the learner was traced, so not the learner's doing
+        raise _from_user(program, error) from error
+
+
+def _from_user(program: Program, error: Exception) -> ExperimentError:
+    file = experiment_file(program.experiment)
+    return ExperimentError(f"the experiment's own code failed:\n{own_traceback(error, file)}")
+
+
+def untraceable_fields(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> list[str]:
+    """Returns the float fields that cannot stay traced: each is traced alone, all others as numbers."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
+    numbers = [float(leaf) for _, leaf in leaves]
+
+    def run(value: Any, index: int) -> Any:
+        mixed = [value if i == index else number for i, number in enumerate(numbers)]
+        built = jax.tree.unflatten(treedef, mixed)
+        fold = folds.start(program, built, seed, examples, data)
+        return folds.advance_once(program, built, seed, fold, data, jnp.int32(0))
+
+    culprits = []
+    for index, (path, _) in enumerate(leaves):
+        try:
+            jax.eval_shape(lambda value, index=index: run(value, index), jnp.float32(numbers[index]))
+        except Exception:  # whatever fails with this field alone traced is this field's doing
+            culprits.append(jax.tree_util.keystr(path).lstrip("."))
+    return culprits
+
+
+def prepared(config: Any) -> tuple[Any, jax.Array]:
+    """Returns what programs are given of a config: its traced form and the seed as uint32."""
+    return traced(config), jnp.asarray(config.seed, jnp.uint32)
+
+
+def state_bytes(state: Any) -> int:
+    """Returns the bytes that a state's arrays take."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def update_flops(program: Program, config: Any, seed: Any, fold: Any, data: Any) -> float | None:
+    """Returns XLA's count of floating-point operations of one update, or None if it does not tell."""
+    lowered = advance_once.lower(program, config, seed, jax.eval_shape(lambda x: x, fold), data, jnp.int32(0))
+    cost = lowered.cost_analysis()
+    return cost.get("flops") if isinstance(cost, dict) else None
+
+
