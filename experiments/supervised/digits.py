@@ -1,13 +1,12 @@
 """Handwritten digits (1,797 images of 8 x 8 pixels) with a multilayer perceptron.
 
-    foldax run experiments/supervised/digits.py
+foldax run experiments/supervised/digits.py
 """
 
-import numpy as np
 import optax
 
 import foldax
-from foldax import data, learners, models, plots
+from foldax import data, learners, models
 
 
 @foldax.config

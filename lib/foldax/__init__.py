@@ -71,7 +71,7 @@ def _use_cores_as_devices() -> None:
         return
     try:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if jax.config.jax_num_cpu_devices in (None, -1):
+        if getattr(jax.config, "jax_num_cpu_devices", None) in (None, -1):
             jax.config.update("jax_num_cpu_devices", min(cores, 64))
     except RuntimeError:  # JAX has started: its devices stay as they are
         pass

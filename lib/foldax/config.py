@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.errors import ConfigError, nearest
 
@@ -33,7 +34,9 @@ def driver(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"kind": "driver"})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, structural, driver))
+@dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, structural, driver)
+)
 def config(cls: type[T]) -> type[T]:
     """Makes a class a config: a frozen, keyword-only dataclass, checked when made, and a pytree.
 
@@ -76,7 +79,7 @@ def kinds(cls: type) -> dict[str, str]:
     hints = field_types(cls)
     return {
         field.name: field.metadata.get("kind") or ("traced" if _is_traced(hints[field.name]) else "structural")
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls)
     }
 
 
@@ -157,7 +160,7 @@ def _register(cls: type) -> None:
         return children, tuple(getattr(self, name) for name in static)
 
     def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
-        self = object.__new__(cls)  # leaves may be tracers or sentinels: nothing to check
+        self: Any = object.__new__(cls)  # leaves may be tracers or sentinels: nothing to check
         for name, value in zip((*leaves, *static), (*children, *aux), strict=True):
             object.__setattr__(self, name, value)
         return self
@@ -178,7 +181,7 @@ def _is_traced(hint: Any) -> bool:
 
 
 def _check_names(cls: type, values: dict[str, Any]) -> None:
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in names:
             raise ConfigError(
@@ -190,13 +193,13 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     """Returns the value as the hint wants it (an int in a float field as a float), or raises."""
     if hint is Any:
         return value
-    if hint is float:
-        if isinstance(value, jax.Array) or hasattr(value, "dtype"):  # a tracer, an array, a NumPy number
-            return value if getattr(value, "ndim", 0) or isinstance(value, jax.Array) else float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif _is_union(hint):
+    if _is_union(hint):
         return _checked_union(value, hint, where)
+    if hint is float:
+        if isinstance(value, jax.Array):  # inside a traced program, or a weak or strong scalar of the user's
+            return value
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            return float(value)
     elif typing.get_origin(hint) is Literal:
         if value in typing.get_args(hint):
             return value
@@ -224,7 +227,7 @@ def _checked_union(value: Any, hint: Any, where: str) -> Any:
 
 
 def _checked_tuple(value: Any, hint: Any, where: str) -> Any:
-    arms = typing.get_args(hint)
+    arms: tuple[Any, ...] = typing.get_args(hint)
     if not isinstance(value, tuple):
         raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
     if arms[-1:] == (Ellipsis,):
@@ -241,8 +244,8 @@ def _from_plain(value: Any, hint: Any) -> Any:
         tuples = [arm for arm in arms if typing.get_origin(arm) is tuple or is_config(arm)]
         return _from_plain(value, tuples[0]) if tuples and isinstance(value, (list, dict)) else value
     if typing.get_origin(hint) is tuple and isinstance(value, list):
-        arms = typing.get_args(hint)
-        repeated = [arms[0]] * len(value) if arms[-1:] == (Ellipsis,) else list(arms)
+        items = typing.get_args(hint)
+        repeated = [items[0]] * len(value) if items[-1:] == (Ellipsis,) else list(items)
         repeated += [Any] * (len(value) - len(repeated))
         return tuple(_from_plain(item, arm) for item, arm in zip(value, repeated, strict=False))
     if is_config(hint):

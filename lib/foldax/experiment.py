@@ -30,7 +30,7 @@ class Experiment(NamedTuple):
       name: name of the run folders; the file's name if None.
     """
 
-    config: type
+    config: type[Any]
     learner: Callable[[Any, Any], Learner]
     dataset: Callable[[Any], Any] | None = None
     summarize: Callable[[dict[str, Any]], dict[str, float]] | None = None

@@ -20,7 +20,7 @@ class Average(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
 class Learner(NamedTuple):

@@ -38,8 +38,8 @@ class EvalBlock(NamedTuple):
       mask: bool `[K, B]`, False for padding (which repeats the split's first example).
     """
 
-    batches: dict[str, jax.Array]
-    mask: jax.Array
+    batches: dict[str, Any]
+    mask: Any
 
 
 class DeviceFeed(NamedTuple):

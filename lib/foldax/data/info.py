@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 BLOCK_BYTES = 32 << 20
+Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 class Examples(Protocol):
     """Random access to examples, many at once."""
 
-    spec: dict[str, jax.ShapeDtypeStruct]
+    spec: Spec
     """Shape and dtype of one example by key."""
 
     def __len__(self) -> int:
@@ -99,30 +100,35 @@ class Info:
         return hash(self._identity())
 
 
-def example_bytes(spec: dict[str, jax.ShapeDtypeStruct]) -> int:
+def example_bytes(examples: Examples) -> int:
     """Returns the size of one example in bytes."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in spec.values())
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in examples.spec.values())
+
+
+def dataset_bytes(examples: Examples) -> int:
+    """Returns the size of all examples in bytes."""
+    return len(examples) * example_bytes(examples)
 
 
 def in_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """Reads examples a block at a time, so that a dataset need not fit into memory."""
-    size = max(1, BLOCK_BYTES // max(1, example_bytes(examples.spec)))
+    size = max(1, BLOCK_BYTES // max(1, example_bytes(examples)))
     for start in range(0, len(indices), size):
         yield examples.read(indices[start : start + size])
 
 
-def fingerprint(spec: dict[str, jax.ShapeDtypeStruct], digests: dict[str, str], splits: dict[str, np.ndarray]) -> str:
+def fingerprint(spec: Spec, digests: dict[str, str], splits: dict[str, np.ndarray]) -> str:
     """Returns the SHA-256 of the content, given the digest of each key's bytes, and of the splits."""
     total = hashlib.sha256()
     for key in sorted(spec):
-        total.update(f"{key} {np.dtype(spec[key].dtype).str} {tuple(spec[key].shape)} {digests[key]}\n".encode())
+        total.update(f"{key} {spec[key].dtype.str} {tuple(spec[key].shape)} {digests[key]}\n".encode())
     for split in sorted(splits):
         total.update(f"{split} {len(splits[split])}\n".encode())
         total.update(splits[split].astype("<i8").tobytes())
     return total.hexdigest()
 
 
-def moments(examples: Examples, indices: np.ndarray, keys: tuple[str, ...]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def moments(examples: Examples, indices: np.ndarray, keys: tuple[str, ...]) -> dict[str, tuple[np.ndarray, ...]]:
     """Returns mean and standard deviation by key, over all axes but the last, in one pass.
 
     Blocks are merged by the method of Chan, Golub & LeVeque (1983); a constant's deviation is 1.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldax.data import cache
 from foldax.data.device import DeviceSource, DeviceSplit
-from foldax.data.info import ArrayExamples, Info, example_bytes, fingerprint, moments
-from foldax.data.prepared import DEVICE_BYTES, Raw, canonical, read_dataset
+from foldax.data.info import ArrayExamples, Info, fingerprint, moments
+from foldax.data.prepared import Raw, canonical, choose, read_dataset
 from foldax.data.splits import check_fractions, partition
 from foldax.data.stream import StreamSource, StreamSplit
 from foldax.errors import DataError, nearest
@@ -121,15 +120,15 @@ def from_arrays(
         name=name,
         examples=examples,
         sizes={"train": len(examples)},
-        digests={key: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for key, array in checked.items()},
+        digests={key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in checked.items()},
         labels=labels,
         num_classes=num_classes,
         class_names=None if class_names is None else tuple(class_names),
         feature_names=None if feature_names is None else tuple(feature_names),
     )
-    if source == "auto":
-        source = "device" if len(examples) * example_bytes(examples.spec) <= DEVICE_BYTES else "stream"
-    return _dataset(raw, source, batch_size, validation, test, split_seed, evaluate_batch_size, workers)
+    return _dataset(
+        raw, choose(source, examples), batch_size, validation, test, split_seed, evaluate_batch_size, workers
+    )
 
 
 def _dataset(
@@ -198,7 +197,6 @@ def _moments(raw: Raw, train: np.ndarray, keys: tuple[str, ...], sha: str) -> di
     facts = cache.read_json(path)
     if facts is None:
         facts = {key: [value.tolist() for value in pair] for key, pair in moments(raw.examples, train, keys).items()}
-        json.dumps(facts)
         cache.write_json(path, facts)
     return facts
 

@@ -46,11 +46,13 @@ def partition(
     """
     check_fractions(validation, test)
     ends = np.cumsum(list(sizes.values()))
+    if not ends[-1]:
+        raise DataError(f"{name} has no examples")
     own = {split: np.arange(end - size, end) for (split, size), end in zip(sizes.items(), ends)}
     rest = own["train"] if "train" in own else np.arange(ends[-1])
     digest = hashlib.sha256(f"{name}:{seed}".encode()).digest()
     # RandomState's stream never changes; that of NumPy's newer generators may.
-    random = np.random.RandomState(np.frombuffer(digest, np.dtype("<u4")))  # noqa: NPY002
+    random = np.random.RandomState(np.frombuffer(digest, np.dtype("<u4")))
     parts: dict[str, np.ndarray] = {}
     remaining = 1.0
     for split, fraction in (("test", test), ("validation", validation)):

@@ -16,7 +16,7 @@ MAX_BATCHES = 64
 
 def batches_per_block(examples: Examples, batch_size: int) -> int:
     """Returns how many batches make a block of about 32 MiB."""
-    return max(1, min(MAX_BATCHES, BLOCK_BYTES // max(1, batch_size * example_bytes(examples.spec))))
+    return max(1, min(MAX_BATCHES, BLOCK_BYTES // max(1, batch_size * example_bytes(examples))))
 
 
 class StreamFeed(NamedTuple):
@@ -64,37 +64,37 @@ class StreamSource:
         Args:
           seed: determines the order.
           step: a step in the first block.
-          cursor: that block's `cursor`; without it the position follows from the step.
+          cursor: that block's `cursor`. A block's start is all the state there is: what was read ahead
+            does not count, and a run may go on with another number of workers.
         """
-        import grain
-
         size = self.feed.batches
-        iterator = iter(self._pipeline(seed))
+        start = int(cursor["start"]) if cursor is not None else step // size * size
+        iterator = iter(self._pipeline(seed, start // size))
         try:
-            if cursor is not None and cursor["workers"] == self._workers:
-                start = int(cursor["start"])
-                iterator.set_state(cursor["iterator"])
-            else:
-                start = step // size * size
-                grain.experimental.set_next_index(iterator, start // size)
             while True:
-                cursor = {"start": start, "workers": self._workers, "iterator": iterator.get_state()}
-                yield Block(next(iterator), start, start + size, cursor)
+                yield Block(next(iterator), start, start + size, {"start": start})
                 start += size
         finally:
             iterator.close()
 
-    def _pipeline(self, seed: int) -> Any:
-        """Shuffles positions, not examples: grain reads examples one by one, ours come a block at a time."""
+    def _pipeline(self, seed: int, first: int) -> Any:
+        """Returns blocks from block `first` on, for ever.
+
+        Positions are shuffled, not examples: grain would read examples one by one, `_Read` a block at a time.
+        """
         import grain
 
         # Neighbouring seeds would give neighbouring epochs' orders, so they are scattered first.
         scattered = int(np.random.SeedSequence(seed).generate_state(1)[0])
         positions = grain.MapDataset.range(len(self._indices)).shuffle(scattered)
         batches = positions.batch(self._batch_size, drop_remainder=True).repeat().batch(self.feed.batches)
-        blocks = batches.map(_Read(self._examples, self._indices))
+        blocks = batches[first:].map(_Read(self._examples, self._indices))
         dataset = blocks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         if self._workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which only absl's own `app.run` parses
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
             dataset = dataset.mp_prefetch(options)
         return grain.experimental.device_put(dataset, None, cpu_buffer_size=1, device_buffer_size=1)

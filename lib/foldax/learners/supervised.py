@@ -170,7 +170,7 @@ def regressor(
 
 
 def accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the share of right labels `[B]`: the largest of `[B, C]` logits; of `[B, 1]` or `[B, K]` those above 0."""
+    """Returns the share of labels right `[B]`: the largest of `[B, C]` logits; in `[B, 1]` or `[B, K]` all above 0."""
     if targets.ndim == 1 and logits.shape[1] > 1:
         return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return ((logits > 0) == (losses.as_columns(targets) > 0)).astype(jnp.float32).mean(axis=-1)

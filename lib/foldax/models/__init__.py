@@ -1,6 +1,8 @@
-"""Flax Linen modules; every one is called as `model(x, train=...)`."""
+"""Flax Linen modules; every network is called as `model(x, train=...)`."""
 
-from foldax.models.layers import Dropout
+from foldax.models.cnn import CNN
+from foldax.models.convolution import convolution
+from foldax.models.layers import Conv, Dropout, normalization, pool
 from foldax.models.mlp import MLP
 
-__all__ = ["MLP", "Dropout"]
+__all__ = ["CNN", "MLP", "Conv", "Dropout", "convolution", "normalization", "pool"]

@@ -89,9 +89,7 @@ def _native(
     )
 
 
-def _forward(
-    lhs: jax.Array, rhs: jax.Array, *static: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(lhs: jax.Array, rhs: jax.Array, *static: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _convolve(lhs, rhs, *static), (lhs, rhs)
 
 
@@ -106,7 +104,7 @@ def _backward(
     static = (strides, padding, dilation, precision)
 
     def native(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda *both: _native(*both, *static), lhs, rhs)[1](gradient)
+        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, *static), lhs, rhs)[1](gradient)
 
     def cpu(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _input_gradient(lhs, rhs, gradient, *static), _kernel_gradient(lhs, rhs, gradient, *static)

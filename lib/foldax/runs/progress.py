@@ -18,7 +18,10 @@ class Progress:
         self._newest: dict[str, str] = {}
         self._first: tuple[int, float] | None = None
         self._printed_at = time.monotonic()
-        self._bar, self._task = self._make_bar() if shown and self._console.is_terminal else (None, None)
+        self._bar: Any = None
+        self._task: Any = None
+        if shown and self._console.is_terminal:
+            self._bar, self._task = self._make_bar()
 
     def _make_bar(self) -> tuple[Any, Any]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -19,6 +19,7 @@ from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
+from foldax.train import programs
 from foldax.train.checkpoint import Checkpoints, to_host
 from foldax.train.driver import Hooks, Run, fit
 from foldax.train.result import Result
@@ -151,7 +152,8 @@ def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, 
 
     made: dict[str, Any] = {"learning_curves": plots.learning_curves(result.history)}
     if result.experiment.figures is not None:
-        made |= result.experiment.figures(result)
+        with programs.own_code(result.experiment):
+            made |= result.experiment.figures(result)
     path.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, figure in made.items():

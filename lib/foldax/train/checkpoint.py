@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def from_host(arrays: dict[str, np.ndarray], like: Any) -> Any:
 
     def leaf(array: np.ndarray, like: Any) -> Any:
         if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+            return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
         return jax.numpy.asarray(array)
 
     likes = flat(like)
@@ -50,7 +51,7 @@ class Checkpoints:
     array, so damage is noticed and the checkpoint before is used.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = logging.getLogger(__name__).warning) -> None:
+    def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
         import orbax.checkpoint as ocp
 
         self.folder = folder
@@ -141,7 +142,11 @@ class Checkpoints:
         self._manager.close()
 
     def _cannot_write(self, error: Exception) -> RunError:
-        full = "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = "No space left" in str(error) or getattr(error, "errno", None) in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        )
         reason = "the disk is full" if full else str(error).splitlines()[0][:200]
         kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
         state = f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
@@ -155,4 +160,4 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -158,14 +158,15 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
     if not isinstance(config, experiment.config):
         raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
     if dataset is None and experiment.dataset is not None:
-        dataset = experiment.dataset(config)
+        with programs.own_code(experiment):
+            dataset = experiment.dataset(config)
     program = make_program(experiment, config, dataset)
-    traced, seed = programs.prepared(config)
+    traced, key = programs.prepared(config)
     blocks = _blocks(dataset, config.seed, 0, None)
     block = next(blocks)
     arguments = dict(
         config=traced,
-        seed=seed,
+        seed=key,
         examples=dataset.train.examples() if dataset is not None else None,
         data=block.data,
     )

@@ -77,7 +77,8 @@ def metrics(program: Program, evaluation: Evaluation) -> dict[str, float]:
     """Returns an evaluation's means and, where the experiment has `summarize`, what that adds."""
     found = means(evaluation.sums)
     if program.experiment.summarize is not None:
-        found |= {k: float(v) for k, v in program.experiment.summarize(collected(evaluation)).items()}
+        with programs.own_code(program.experiment):
+            found |= {k: float(v) for k, v in program.experiment.summarize(collected(evaluation)).items()}
     return found
 
 

@@ -175,7 +175,14 @@ def step_function(
 
 
 def evaluate(
-    program: Program, config: Any, seed: jax.Array, state: State, batches: Any, mask: Any, index: jax.Array, collect: bool
+    program: Program,
+    config: Any,
+    seed: jax.Array,
+    state: State,
+    batches: Any,
+    mask: Any,
+    index: jax.Array,
+    collect: bool,
 ) -> tuple[dict[str, Average], dict[str, Any]]:
     """Evaluates a block of batches `[K, B, ...]`, each example that `mask` `[K, B]` shows exactly once.
 
@@ -211,9 +218,7 @@ def first_best(state: State | None) -> Best:
     return Best(jnp.float32(0), jnp.int32(-1), jnp.int32(0), jnp.bool_(False), state)
 
 
-def observe(
-    best: Best, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
-) -> tuple[Best, jax.Array]:
+def observe(best: Best, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array) -> tuple[Best, jax.Array]:
     """Takes an evaluation's monitored `value` into account; `sign` is -1 for "min" and 1 for "max".
 
     Returns:

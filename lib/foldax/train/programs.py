@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,24 @@ import jax.numpy as jnp
 
 from foldax.config import traced
 from foldax.errors import ExperimentError, FoldaxError
-from foldax.experiment import experiment_file, own_traceback
+from foldax.experiment import Experiment, experiment_file, own_traceback
 from foldax.train import fold as folds
 from foldax.train.fold import Program
 
-start = jax.jit(folds.start, static_argnames="program")
-advance = jax.jit(folds.advance, static_argnames="program", donate_argnames="fold")
+traces = {"start": 0, "advance": 0}  # how often each was traced in this process, that is, compiled
+
+
+def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def traced_now(*args: Any, **kwargs: Any) -> Any:
+        traces[name] += 1
+        return function(*args, **kwargs)
+
+    return traced_now
+
+
+start = jax.jit(_counted("start", folds.start), static_argnames="program")
+advance = jax.jit(_counted("advance", folds.advance), static_argnames="program", donate_argnames="fold")
 advance_once = jax.jit(folds.advance_once, static_argnames="program", donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
 observe = jax.jit(folds.observe, donate_argnames="best")
@@ -27,14 +40,14 @@ copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 _compile_seconds = 0.0
 
 
-def _on_event(name: str, seconds: float, **_: Any) -> None:
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     global _compile_seconds
-    if name in (
+    if event in (
         "/jax/core/compile/jaxpr_trace_duration",
         "/jax/core/compile/jaxpr_to_mlir_module_duration",
         "/jax/core/compile/backend_compile_duration",
     ):
-        _compile_seconds += seconds
+        _compile_seconds += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_event)
@@ -61,7 +74,7 @@ def explained(program: Program, config: Any, seed: Any, examples: Any, data: Any
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         names = untraceable_fields(program, config, seed, examples, data)
         if not names:
-            raise _from_user(program, error) from error
+            raise _from_user(program.experiment, error) from error
         listed = ", ".join(f"`{name}`" for name in names)
         raise ExperimentError(
             f"the learner needs {listed} as a Python number while it is traced (an `if`, a `float()`, a library "
@@ -73,11 +86,22 @@ def explained(program: Program, config: Any, seed: Any, examples: Any, data: Any
         frames = traceback.extract_tb(error.__traceback__)
         if not any(Path(frame.filename) == Path(folds.__file__) for frame in frames):
             raise  # not while the learner was traced, so not the learner's doing
-        raise _from_user(program, error) from error
+        raise _from_user(program.experiment, error) from error
 
 
-def _from_user(program: Program, error: Exception) -> ExperimentError:
-    file = experiment_file(program.experiment)
+@contextmanager
+def own_code(experiment: Experiment) -> Iterator[None]:
+    """Turns what goes wrong in the experiment's functions on the host into an error that is about their code."""
+    try:
+        yield
+    except FoldaxError:
+        raise
+    except Exception as error:
+        raise _from_user(experiment, error) from error
+
+
+def _from_user(experiment: Experiment, error: Exception) -> ExperimentError:
+    file = experiment_file(experiment)
     return ExperimentError(f"the experiment's own code failed:\n{own_traceback(error, file)}")
 
 
@@ -116,5 +140,3 @@ def update_flops(program: Program, config: Any, seed: Any, fold: Any, data: Any)
     lowered = advance_once.lower(program, config, seed, jax.eval_shape(lambda x: x, fold), data, jnp.int32(0))
     cost = lowered.cost_analysis()
     return cost.get("flops") if isinstance(cost, dict) else None
-
-

@@ -1,0 +1,256 @@
+"""The command line: `foldax list | run | resume | reproduce | show | check | new`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foldax.config import kinds
+from foldax.errors import ConfigError, FoldaxError, RunError, nearest
+from foldax.experiment import Experiment, experiment_file, load_experiment
+
+USAGE = 2
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, 1 (the run failed) or 2 (bad usage)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    if given[0] in ("run", "check") and len(given) > 1 and not given[1].startswith("-"):
+        command, rest = parser.parse_args(given[:2]), given[2:]
+    else:
+        command, rest = parser.parse_known_args(given)
+    return _guarded(lambda: command.run(command, rest))
+
+
+def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
+    """Serves `python FILE.py [--field value ...]`: the same as `foldax run FILE`, then exits."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_guarded(lambda: _train(experiment, given)))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    try:
+        return command()
+    except FoldaxError as error:
+        print(f"foldax: {error}", file=sys.stderr)
+        if os.environ.get("FOLDAX_TRACEBACK"):
+            traceback.print_exc()
+        return USAGE if isinstance(error, ConfigError) else FAILED
+    except KeyboardInterrupt:
+        print("foldax: stopped", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="foldax", description="Train, resume, reproduce and check experiments.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[..., int], help: str, *names: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        for argument in names:
+            command.add_argument(argument.lower(), metavar=argument, type=Path)
+        command.set_defaults(run=run)
+        return command
+
+    add("list", _list, "list the experiments under a folder, one line each").add_argument(
+        "folder", nargs="?", type=Path, default=Path(), help="default: the working directory"
+    )
+    run = add("run", _run, "train an experiment file; then show a table and where things are", "FILE")
+    run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
+    add("resume", _resume, "go on from a run's last checkpoint", "RUN_DIR")
+    again = add("reproduce", _reproduce, "run a finished run again and compare metrics and state bit by bit", "RUN_DIR")
+    again.epilog = "Other --log-every and --checkpoint-every than the run's may be given."
+    add("show", _show, "show a run: config, metrics, figures", "RUN_DIR")
+    check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
+    check.epilog = "Every field of the file's config is an option."
+    new = add("new", _new, "write a commented experiment file to start from")
+    new.add_argument("name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
+    return parser
+
+
+def _list(command: argparse.Namespace, rest: list[str]) -> int:
+    _no_more(rest)
+    if not command.folder.is_dir():
+        raise RunError(f"there is no folder {str(command.folder)!r}")
+    found = 0
+    for path in sorted(command.folder.rglob("*.py")):
+        if any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in path.parts):
+            continue
+        with contextlib.suppress(SyntaxError, UnicodeDecodeError):
+            tree = ast.parse(path.read_text())
+            names = [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+            if "experiment" in names:
+                line = (ast.get_docstring(tree) or "").split("\n")[0]
+                print(f"{path}  {line}")
+                found += 1
+    if not found:
+        print(f"no experiment files under {command.folder}; `foldax new NAME` writes one", file=sys.stderr)
+    return 0
+
+
+def _run(command: argparse.Namespace, rest: list[str]) -> int:
+    return _train(load_experiment(command.file), rest)
+
+
+def _train(experiment: Experiment, arguments: list[str]) -> int:
+    from foldax.runs.train import train
+
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--run-dir", type=Path)
+    known, rest = options.parse_known_args(arguments)
+    train(experiment, parse_config(experiment, rest), run_dir=known.run_dir)
+    return 0
+
+
+def _resume(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs import folder
+    from foldax.runs.train import train
+
+    _no_more(rest)
+    experiment, config = folder.load(command.run_dir)
+    if (command.run_dir / "result.json").exists():
+        print(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
+        return 0
+    train(experiment, config, run_dir=command.run_dir, resume=True)
+    return 0
+
+
+def _reproduce(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs import folder
+    from foldax.runs.reproduce import reproduce
+
+    experiment, config = folder.load(command.run_dir)
+    config = parse_config(experiment, rest, config)
+    return 0 if reproduce(command.run_dir, experiment, config) else FAILED
+
+
+def _show(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.show import show
+
+    _no_more(rest)
+    show(command.run_dir)
+    return 0
+
+
+def _check(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax import laws
+
+    experiment = load_experiment(command.file)
+    subject = laws.subject(experiment, parse_config(experiment, rest))
+    broken = 0
+    for name, law in laws.LAWS.items():
+        try:
+            skipped = law(subject)
+            print(f"{name:9} {'does not apply: ' + skipped if skipped else 'holds'}", flush=True)
+        except FoldaxError as error:
+            broken += 1
+            print(f"{name:9} BROKEN: {error}", flush=True)
+    advice = None if broken else laws.faster_dispatch(subject)
+    if advice:
+        print(f"note: {advice}")
+    return FAILED if broken else 0
+
+
+def _new(command: argparse.Namespace, rest: list[str]) -> int:
+    _no_more(rest)
+    path = Path(command.name)
+    path = path if path.suffix == ".py" else path.with_name(path.name + ".py")
+    if not path.stem.isidentifier():
+        raise ConfigError(f"{path.stem!r} cannot be a Python module's name: use letters, digits and underscores")
+    if path.exists():
+        raise RunError(f"{path} exists already; choose another name")
+    text = (Path(__file__).with_name("template.py")).read_text()
+    try:
+        path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)))
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+    print(f"wrote {path}; try: foldax run {path}")
+    return 0
+
+
+def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
+    """Returns the experiment's config with what the command line says.
+
+    Raises:
+      ConfigError: an unknown field or a bad value; names the field, the value and what is allowed.
+    """
+    import tyro
+
+    file = experiment_file(experiment)
+    shown, said = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                experiment.config,
+                args=_spread(arguments),
+                default=experiment.config() if default is None else default,
+                return_unknown_args=True,
+                prog=f"foldax run {file.name if file else 'FILE'} [--run-dir DIR]",
+                description=_first_paragraph(experiment),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            print(shown.getvalue(), end="")
+            raise
+        raise ConfigError(_one_line(said.getvalue() or shown.getvalue())) from None
+    if unknown:
+        options = _options(experiment.config)
+        if unknown[0].startswith("-"):
+            near = nearest(unknown[0].split("=")[0], options)
+            raise ConfigError(f"there is no option {unknown[0]}{near} (all: --help)")
+        raise ConfigError(f"{unknown[0]!r} belongs to no option (a value too many, or a missing --field before it)")
+    return config
+
+
+def _spread(arguments: Sequence[str]) -> list[str]:
+    """Lets a tuple be written in Python's way too: --hidden "(64, 64)" as --hidden 64 64."""
+    spread: list[str] = []
+    for argument in arguments:
+        value = None
+        if argument.startswith("("):
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(argument)
+        spread += map(str, value) if isinstance(value, tuple) else [argument]
+    return spread
+
+
+def _options(cls: type, prefix: str = "--") -> list[str]:
+    return [f"{prefix}{name.replace('_', '-')}" for name in kinds(cls)] + ["--run-dir"]
+
+
+def _first_paragraph(experiment: Experiment) -> str:
+    module = sys.modules.get(experiment.learner.__module__)
+    return ((module.__doc__ if module else None) or "").split("\n\n")[0]
+
+
+def _one_line(text: str) -> str:
+    """Takes the frame off an error of tyro's and puts it on one line."""
+    lines = [line.strip() for line in text.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line.startswith("---") and not line.strip("-")]
+    message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(filter(None, lines))
+    usage = (
+        next((line for line in lines[rules[1] :] if line.startswith("--") and line.strip("-")), "") if rules[1:] else ""
+    )
+    message = re.sub(r"^Error parsing \w+: (?=\w+\.)", "", message)
+    return f"{message} (usage: {usage})" if usage else message
+
+
+def _no_more(rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is not understood here; see --help")

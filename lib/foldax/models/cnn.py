@@ -1,0 +1,64 @@
+"""The convolutional network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from foldax.models.layers import Conv, Dropout, Normalization, normalization, pool
+from foldax.models.mlp import MLP
+
+
+class CNN(nn.Module):
+    """Convolutions with pooling, then dense layers: `[B, H, W, C]` to float32 `[B, features]`.
+
+    A stage is one convolution or several (convolution, normalisation, activation), then pooling and dropout. Inputs
+    may also be `[B, T, C]` or `[B, D, H, W, C]`: kernels and windows have as many dimensions as they need.
+
+    Attributes:
+      features: width of the output.
+      channels: one entry per stage; a tuple makes several convolutions: `((32, 32), (64, 64))`.
+      kernel_size: length of a kernel's sides; the image is padded, so convolutions keep its size.
+      pooling: "max", "mean", or None for none.
+      pool_size: length of a window's sides, and its step.
+      dense: widths of the hidden dense layers.
+      activation: what follows every layer but the last.
+      dropout: rate after every hidden dense layer; may be traced.
+      conv_dropout: rate after every stage; may be traced.
+      normalization: None, "batch", "layer" or "group"; in convolutions and dense layers.
+      dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
+    """
+
+    features: int
+    channels: tuple[int | tuple[int, ...], ...] = (32, 64)
+    kernel_size: int = 3
+    pooling: Literal["max", "mean"] | None = "max"
+    pool_size: int = 2
+    dense: tuple[int, ...] = (256,)
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout: Any = 0.0
+    conv_dropout: Any = 0.0
+    normalization: Normalization | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if x.ndim < 3:
+            raise ValueError(f"CNN: inputs must be images [B, H, W, C] (or [B, T, C]), got {x.shape}")
+        sides = x.ndim - 2
+        if self.dtype is not None:
+            x = jnp.asarray(x, self.dtype)
+        for stage in self.channels:
+            for width in (stage,) if isinstance(stage, int) else stage:
+                x = Conv(width, (self.kernel_size,) * sides, dtype=self.dtype)(x)
+                x = self.activation(normalization(self.normalization, width, train, self.dtype)(x))
+            if self.pooling is not None:
+                x = pool(x, self.pooling, (self.pool_size,) * sides)
+            x = Dropout(self.conv_dropout)(x, train=train)
+        return MLP((*self.dense, self.features), self.activation, self.dropout, self.normalization, self.dtype)(
+            x, train=train
+        )

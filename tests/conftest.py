@@ -1,0 +1,83 @@
+"""Shared by all tests: strict JAX settings, one compilation cache, one data cache, tiny experiments."""
+
+import os
+import tempfile
+from pathlib import Path
+
+CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
+os.environ.setdefault("FOLDAX_CACHE", str(CACHE / "data"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import foldax
+import numpy as np
+import optax
+import pytest
+from foldax import data, learners, models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 12
+    log_every: int = foldax.driver(4)
+    evaluate_every: int = foldax.driver(6)
+    batch_size: int = 16
+    hidden: tuple[int, ...] = (8,)
+    learning_rate: float = 1e-2
+    dropout: float = 0.1
+
+
+def tiny_arrays(count: int = 160) -> dict[str, np.ndarray]:
+    """Two noisy classes that a line separates."""
+    rng = np.random.RandomState(0)
+    targets = rng.randint(0, 2, count)
+    inputs = rng.randn(count, 6) + 2.0 * targets[:, None] * np.array([1, -1, 0, 0, 0.5, 0])
+    return {"inputs": inputs.astype(np.float32), "targets": targets}
+
+
+def tiny_dataset(config: Config, source: str = "device") -> data.Dataset:
+    return data.from_arrays(tiny_arrays(), batch_size=config.batch_size, validation=0.2, test=0.2, source=source)
+
+
+def tiny_learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.MLP((*config.hidden, info.num_classes), dropout=config.dropout)
+    return learners.classifier(model, optax.adam(config.learning_rate), preprocess=info.standardize)
+
+
+tiny = foldax.Experiment(Config, tiny_learner, tiny_dataset, name="tiny")
+
+
+@pytest.fixture
+def experiment() -> foldax.Experiment:
+    """A classifier that trains in no time; `experiment.config` has few steps."""
+    return tiny
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    """The same experiment as a file of its own, for the command line."""
+    path = tmp_path / "tiny_file.py"
+    path.write_text(
+        '"""A tiny experiment."""\n'
+        "import foldax\nimport numpy as np\nimport optax\nfrom foldax import data, learners, models\n\n\n"
+        "@foldax.config\nclass Config(foldax.Training):\n"
+        "    steps: int = 12\n    log_every: int = foldax.driver(4)\n    batch_size: int = 16\n"
+        "    hidden: tuple[int, ...] = (8,)\n    learning_rate: float = 1e-2\n    dropout: float = 0.0\n\n\n"
+        "def dataset(config):\n"
+        "    rng = np.random.RandomState(0)\n    targets = rng.randint(0, 2, 160)\n"
+        "    inputs = (rng.randn(160, 6) + targets[:, None]).astype(np.float32)\n"
+        '    return data.from_arrays({"inputs": inputs, "targets": targets}, batch_size=config.batch_size)\n\n\n'
+        "def learner(config, info):\n"
+        "    model = models.MLP((*config.hidden, info.num_classes))\n"
+        "    return learners.classifier(model, optax.adam(config.learning_rate), preprocess=info.standardize)\n\n\n"
+        "experiment = foldax.Experiment(Config, learner, dataset)\n"
+    )
+    return path

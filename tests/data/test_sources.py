@@ -1,0 +1,174 @@
+"""Where batches come from: each example once an epoch, the same wherever one starts."""
+
+import itertools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from foldax import data
+
+X = np.arange(50, dtype=np.int32)
+
+
+def numbers(source, batch_size=4, **options):
+    """A dataset whose examples are their own numbers, in one training split."""
+    arrays = {"inputs": X, "pairs": np.stack([X, -X], 1)}
+    return data.from_arrays(arrays, batch_size=batch_size, source=source, **{"validation": 0, "test": 0, **options})
+
+
+def small_blocks(dataset, batches):
+    dataset.train.feed = dataset.train.feed._replace(batches=batches)
+    return dataset.train
+
+
+@pytest.fixture(scope="module")
+def device_batches():
+    source = numbers("device").train
+    (block,) = source.blocks(0, 0, None)
+    step = jax.jit(lambda data, key, step: source.feed.batch(data, key, step, jnp.int32(block.start)))
+    return lambda seed, steps: [step(block.data, jax.random.key(seed), jnp.int32(i)) for i in steps]
+
+
+def test_device_epochs_have_each_example_at_most_once(device_batches):
+    first, second = (
+        np.concatenate([b["inputs"] for b in device_batches(0, range(e * 12, e * 12 + 12))]) for e in (0, 1)
+    )
+    for epoch in (first, second):
+        assert len(set(epoch.tolist())) == 48
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first[:4], device_batches(1, [0])[0]["inputs"])
+
+
+def test_keys_stay_together(device_batches):
+    for batch in device_batches(0, range(3)):
+        assert np.array_equal(batch["pairs"][:, 0], batch["inputs"])
+        assert np.array_equal(batch["pairs"][:, 1], -batch["inputs"])
+
+
+def test_device_source_serves_every_step_with_one_block():
+    dataset = data.load("digits", batch_size=64)
+    (block,) = dataset.train.blocks(0, 1000, None)
+    assert block[1:] == (0, None, None)
+    assert block.data is dataset.train.examples()
+    hash(dataset.train.feed)
+
+
+def test_the_feed_and_the_info_are_static_arguments():
+    traces = []
+
+    def batch(info, feed, block, step):
+        traces.append(1)
+        return info.standardize(feed.batch(block, jax.random.key(0), step, jnp.int32(0))["inputs"])
+
+    jitted = jax.jit(batch, static_argnums=(0, 1))
+    for _ in range(2):
+        dataset = data.load("iris", batch_size=8)
+        jitted(dataset.info, dataset.train.feed, dataset.train.examples(), jnp.int32(0))
+    assert len(traces) == 1
+
+
+def stream(source, seed, step, cursor=None, count=6):
+    """Returns the first blocks from `step` on as (start, end, cursor, examples' numbers [K, B])."""
+    iterator = source.blocks(seed, step, cursor)
+    blocks = [(b.start, b.end, b.cursor, np.asarray(b.data["inputs"])) for b in itertools.islice(iterator, count)]
+    iterator.close()
+    return blocks
+
+
+def test_stream_epochs_have_each_example_at_most_once():
+    blocks = stream(small_blocks(numbers("stream"), 5), 0, 0)
+    assert [(start, end) for start, end, _, _ in blocks] == [(i * 5, i * 5 + 5) for i in range(6)]
+    batches = np.concatenate([values for *_, values in blocks])
+    assert batches.shape == (30, 4)
+    epochs = [batches[:12].ravel(), batches[12:24].ravel()]
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 48
+    assert not np.array_equal(*epochs)
+    assert not np.array_equal(batches[0], stream(small_blocks(numbers("stream"), 5), 1, 0, count=1)[0][3][0])
+
+
+@pytest.mark.parametrize("with_cursor", [True, False])
+def test_a_stream_goes_on_where_it_was(with_cursor):
+    source = small_blocks(numbers("stream"), 5)
+    whole = stream(source, 3, 0)
+    for step in (0, 5, 13, 14):
+        start, _, cursor, _ = whole[step // 5]
+        assert start <= step < start + 5
+        resumed = stream(source, 3, step, cursor if with_cursor else None, count=2)
+        for one, other in zip(whole[step // 5 :], resumed, strict=False):
+            assert one[:3] == other[:3]
+            assert np.array_equal(one[3], other[3])
+
+
+def test_stream_feed_takes_the_step_of_its_block():
+    source = small_blocks(numbers("stream"), 5)
+    iterator = source.blocks(0, 12, None)
+    block = next(iterator)
+    iterator.close()
+    batch = source.feed.batch(block.data, jax.random.key(0), jnp.int32(12), jnp.int32(block.start))
+    assert np.array_equal(batch["inputs"], block.data["inputs"][2])
+    assert batch["pairs"].shape == (4, 2)
+    assert source.examples()["pairs"].shape == (4, 2)
+
+
+def test_a_prepared_dataset_streams_what_it_holds():
+    dataset = data.load("digits", batch_size=100, source="stream", validation=0, test=0)
+    iterator = small_blocks(dataset, 17).blocks(0, 0, None)
+    block = next(iterator)
+    iterator.close()
+    images = np.asarray(block.data["inputs"]).reshape(1700, 64)
+    whole = data.load("digits", batch_size=100, validation=0, test=0).train.examples()
+    known = {row.tobytes(): int(label) for row, label in zip(np.asarray(whole["inputs"]), np.asarray(whole["targets"]))}
+    assert [known[row.tobytes()] for row in images] == np.asarray(block.data["targets"]).ravel().tolist()
+
+
+def test_worker_processes_give_the_same_order():
+    one = stream(small_blocks(numbers("stream"), 5), 3, 7, count=3)
+    two = stream(small_blocks(numbers("stream", workers=2), 5), 3, 7, one[0][2], count=3)
+    assert all(np.array_equal(a[3], b[3]) for a, b in zip(one, two, strict=True))
+
+
+def test_closing_a_stream_ends_its_threads():
+    before = set(threading.enumerate())
+    iterator = small_blocks(numbers("stream"), 5).blocks(0, 0, None)
+    next(iterator)
+    started = set(threading.enumerate()) - before
+    assert started
+    del iterator
+    for thread in started:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("source", ["device", "stream"])
+@pytest.mark.parametrize("size", [1, 4, 7, 10, 25])
+def test_evaluation_sees_each_example_once_and_in_order(source, size, monkeypatch):
+    monkeypatch.setattr("foldax.data.stream.MAX_BATCHES", 3)
+    dataset = numbers(source, test=0.5, evaluate_batch_size=size)
+    split = dataset.splits["test"]
+    blocks = list(split.blocks())
+    assert split.num_examples == dataset.info.num_examples["test"] == 25
+    shapes = {(block.batches["pairs"].shape, block.mask.shape) for block in blocks}
+    assert len(shapes) == 1
+    assert next(iter(shapes))[1][1] == size
+    seen = np.concatenate([np.asarray(block.batches["inputs"])[np.asarray(block.mask)] for block in blocks])
+    assert len(seen) == 25
+    assert np.all(np.diff(seen) > 0)
+    padding = np.concatenate([np.asarray(block.batches["inputs"])[~np.asarray(block.mask)] for block in blocks])
+    assert np.all(padding == seen[0])
+
+
+def test_device_splits_are_read_once():
+    split = numbers("device", test=0.5).splits["test"]
+    (one,), (two,) = split.blocks(), split.blocks()
+    assert one is two
+
+
+def test_a_split_smaller_than_a_batch():
+    split = numbers("device", batch_size=30, validation=0.1).splits["validation"]
+    (block,) = split.blocks()
+    assert block.mask.shape == (1, 5)
+    assert block.mask.all()

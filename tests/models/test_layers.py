@@ -1,0 +1,74 @@
+"""Dropout with traced rates, pooling, normalisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from foldax.models import Dropout, normalization, pool
+
+
+def drop(rate, x, train=True):
+    return Dropout(rate).apply({}, x, train=train, rngs={"dropout": jax.random.key(0)})
+
+
+def test_dropout_keeps_the_mean_for_a_traced_rate():
+    ones = jnp.ones((200, 500))
+    out = jax.jit(drop)(0.3, ones)
+    assert abs(float(out.mean()) - 1.0) < 0.01
+    assert abs(float((out == 0).mean()) - 0.3) < 0.01
+    np.testing.assert_allclose(np.unique(out), [0.0, 1 / 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [None, 0, 0.0])
+def test_dropout_of_nothing_needs_no_key(rate):
+    x = jnp.ones((2, 3))
+    np.testing.assert_array_equal(Dropout(rate).apply({}, x, train=True), x)
+
+
+def test_dropout_is_off_outside_training():
+    x = jnp.ones((2, 3))
+    np.testing.assert_array_equal(Dropout(jnp.float32(0.9)).apply({}, x, train=False), x)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_dropout_at_its_limits_has_finite_gradients(rate):
+    x = jnp.ones((4, 3))
+    value, gradient = jax.value_and_grad(lambda x: drop(jnp.float32(rate), x).sum())(x)
+    assert float(value) == 12 * (1 - rate)
+    np.testing.assert_array_equal(gradient, np.full((4, 3), 1.0 - rate))
+
+
+def test_dropout_keeps_bfloat16():
+    assert drop(jnp.float32(0.5), jnp.ones((4, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["max", "mean"])
+@pytest.mark.parametrize(("shape", "size"), [((2, 6, 4, 3), (2, 2)), ((2, 7, 5, 3), (2, 2)), ((2, 9, 3), (3,))])
+def test_pooling_is_flax_pooling(kind, shape, size):
+    x = jax.random.normal(jax.random.key(0), shape)
+    flax = {"max": nn.max_pool, "mean": nn.avg_pool}[kind]
+
+    def gradient(pooled):
+        return jax.grad(lambda x: jnp.sin(pooled(x)).sum())(x)
+
+    np.testing.assert_allclose(pool(x, kind, size), flax(x, size, size), rtol=1e-6)
+    by_flax = gradient(lambda x: flax(x, size, size))
+    np.testing.assert_allclose(gradient(lambda x: pool(x, kind, size)), by_flax, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_maxima_share_the_gradient():
+    gradient = jax.grad(lambda x: pool(x, "max", (2, 2)).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient, np.full((1, 2, 2, 1), 0.25))
+
+
+@pytest.mark.parametrize(("kind", "size", "said"), [("sum", (2, 2), "'max'"), ("max", (5, 2), "larger")])
+def test_wrong_pooling_says_so(kind, size, said):
+    with pytest.raises(ValueError, match=said):
+        pool(jnp.ones((1, 4, 4, 1)), kind, size)
+
+
+def test_wrong_normalization_says_so():
+    with pytest.raises(ValueError, match="'batch', 'layer' and 'group'"):
+        normalization("instance", 4, train=True)
