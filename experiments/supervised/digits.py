@@ -1,22 +1,30 @@
 """Handwritten digits (1,797 images of 8 x 8 pixels) with a multilayer perceptron.
 
-foldax run experiments/supervised/digits.py
+    foldax run experiments/supervised/digits.py
+
+Test accuracy SCORE.
 """
 
 import optax
 
 import foldax
-from foldax import data, learners, models
+from foldax import data, learners, models, plots
 
 
 @foldax.config
 class Config(foldax.Training):
     steps: int = 3_000
+    keep: str = foldax.driver("last")  # the rate decays to 0; 180 validation examples would choose worse
     batch_size: int = 64
+    """Examples per step."""
     hidden: tuple[int, ...] = (128, 128)
+    """Widths of the hidden layers."""
     learning_rate: float = 2e-3
+    """Peak of the cosine schedule."""
     weight_decay: float = 1e-2
+    """Of AdamW."""
     dropout: float = 0.2
+    """Rate after each hidden layer."""
 
 
 def dataset(config: Config) -> data.Dataset:
@@ -30,7 +38,17 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return learners.classifier(model, optimizer, preprocess=info.standardize)
 
 
-experiment = foldax.Experiment(Config, learner, dataset)
+def figures(result: foldax.Result) -> dict:
+    images, test = result.examples("test")["inputs"], result.values["test"]
+    names, predictions = result.info.class_names, test["logits"].argmax(axis=1)
+    return {
+        "confusion": plots.confusion_text(test["targets"], predictions, names),
+        "confusion_matrix": plots.confusion_matrix(test["targets"], predictions, names),
+        "mistakes": plots.mistakes(images, test["targets"], test["logits"], names),
+    }
+
+
+experiment = foldax.Experiment(Config, learner, dataset, figures=figures)
 
 if __name__ == "__main__":
     foldax.main(experiment)

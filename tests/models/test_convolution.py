@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from foldax.models import Conv, convolution
+from foldax.models import Conv, ConvTranspose, convolution
 
 
 def numbers(rank):
@@ -60,7 +60,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=15, deadline=None, database=None, derandomize=True)
+@settings(max_examples=10, deadline=None, database=None, derandomize=True)
 def test_gradients_are_those_of_jax(case):
     shape, kernel, features, strides, padding, dilation = case
     assert_same_gradients(*arrays(shape, kernel, features), strides, padding, rhs_dilation=dilation)
@@ -75,11 +75,20 @@ def test_bfloat16():
     assert_same_gradients(*case, (1, 1), "SAME", tolerance=0.05)
 
 
-@pytest.mark.parametrize("options", [{"feature_group_count": 2}, {"lhs_dilation": (2, 2)}])
-def test_what_falls_back_is_native(options):
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_input_dilation(strides):
+    case = arrays((2, 5, 4, 3), (3, 2), 4)
+    assert_same_gradients(*case, strides, ((2, 1), (0, 1)), lhs_dilation=(2, 3), rhs_dilation=(1, 2))
+
+
+def test_groups_are_native():
     lhs, rhs = arrays((2, 6, 6, 4), (3, 3), 4)
-    rhs = rhs[:, :, : 4 // options.get("feature_group_count", 1)]
-    assert_same_gradients(lhs, rhs, (1, 1), "SAME", **options)
+    assert_same_gradients(lhs, rhs[:, :, :2], (1, 1), "SAME", feature_group_count=2)
+
+
+def test_refuses_what_jax_refuses():
+    with pytest.raises(ValueError, match="transposed convolution"):
+        convolution(*arrays((2, 6, 1), (3,), 1), (1,), "SAME", (2,), dimension_numbers=numbers(3))
 
 
 def test_other_layouts_are_native():
@@ -133,3 +142,12 @@ def test_conv_is_flax_conv(padding, strides):
     variables = flax.init(jax.random.key(1), x)
     np.testing.assert_array_equal(ours.apply(variables, x), flax.apply(variables, x))
     assert jax.tree.structure(ours.init(jax.random.key(1), x)) == jax.tree.structure(variables)
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [((3, 4), (2, 2)), ((2, 5), (3, 1))])
+def test_transposed_conv_is_flax_transposed_conv(kernel, strides):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 2))
+    flax = nn.ConvTranspose(5, kernel, strides)
+    variables = flax.init(jax.random.key(1), x)
+    expected = flax.apply(variables, x)
+    np.testing.assert_allclose(ConvTranspose(5, kernel, strides).apply(variables, x), expected, rtol=1e-5, atol=1e-5)

@@ -166,7 +166,7 @@ def _maker(name: str, own: bool) -> Callable[..., Any]:
 def _check_connection(builder: Any, folder: Path) -> None:
     """Fails at once where TFDS would try for minutes: no host is known, no proxy, nothing downloaded yet."""
     hosts = {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or {}} - {None}
-    if not hosts or urllib.request.getproxies() or any((folder / "downloads").glob("*")):
+    if not hosts or urllib.request.getproxies() or any((folder / "downloads" / builder.name).glob("*")):
         return
     failures = []
     for host in sorted(hosts)[:3]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +14,14 @@ from foldax.data.device import Block, EvalBlock, eval_block
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
 
 MAX_BATCHES = 64
+_OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends what was left open while the modules that it needs are still there."""
+    for blocks in list(_OPEN):
+        blocks.close()
 
 
 def batches_per_block(examples: Examples, batch_size: int) -> int:
@@ -67,6 +77,11 @@ class StreamSource:
           cursor: that block's `cursor`. A block's start is all the state there is: what was read ahead
             does not count, and a run may go on with another number of workers.
         """
+        blocks = self._blocks(seed, step, cursor)
+        _OPEN.add(blocks)
+        return blocks
+
+    def _blocks(self, seed: int, step: int, cursor: dict[str, Any] | None) -> Iterator[Block]:
         size = self.feed.batches
         start = int(cursor["start"]) if cursor is not None else step // size * size
         iterator = iter(self._pipeline(seed, start // size))

@@ -2,7 +2,7 @@
 
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
-from foldax.models.layers import Conv, Dropout, normalization, pool
+from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool
 from foldax.models.mlp import MLP
 
-__all__ = ["CNN", "MLP", "Conv", "Dropout", "convolution", "normalization", "pool"]
+__all__ = ["CNN", "MLP", "Conv", "ConvTranspose", "Dropout", "convolution", "normalization", "pool"]

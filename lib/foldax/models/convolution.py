@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 Sizes = tuple[int, ...]
-Padding = tuple[tuple[int, int], ...]
 
 
 def convolution(
@@ -36,131 +35,110 @@ def convolution(
 ) -> jax.Array:
     """Returns `lax.conv_general_dilated` of the same arguments, with gradients that are fast in CPU loops.
 
-    Those need Flax's layout (`[B, ..., C]` inputs, `[..., C, features]` kernels), one group and no input dilation;
-    else all is native. Differentiates in reverse, as often as wanted; forward-mode (`jvp`) works only on native ones.
+    Those need Flax's layout (`[B, ..., C]` inputs, `[..., C, features]` kernels) and one group; else all is native.
+    Differentiates in reverse, as often as wanted; forward mode (`jvp`) works only where it is native.
     """
     count = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    spatial = tuple(range(1, count + 1))
-    channels_last = (0, count + 1, *spatial)
+    strides = tuple(window_strides)
+    spread = (1,) * count if lhs_dilation is None else tuple(lhs_dilation)
+    dilation = (1,) * count if rhs_dilation is None else tuple(rhs_dilation)
     plain = (
-        numbers == lax.ConvDimensionNumbers(channels_last, (count + 1, count, *range(count)), channels_last)
+        numbers == _channels_last(count)
         and feature_group_count == batch_group_count == 1
-        and all(step == 1 for step in lhs_dilation or ())
         and preferred_element_type in (None, lhs.dtype)
+        and not (isinstance(padding, str) and max(spread) > 1)  # JAX refuses this
     )
     if not plain:
+        groups = (feature_group_count, batch_group_count)
         return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            numbers,
-            feature_group_count,
-            batch_group_count,
-            precision,
-            preferred_element_type,
+            lhs, rhs, strides, padding, spread, dilation, numbers, *groups, precision, preferred_element_type
         )
-    dilation = (1,) * count if rhs_dilation is None else tuple(rhs_dilation)
     if isinstance(padding, str):
         window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, dilation)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
     pairs = tuple((int(low), int(high)) for low, high in padding)
-    return _convolve(lhs, rhs, tuple(window_strides), pairs, dilation, precision)
+    return _convolve(lhs, rhs, Geometry(strides, pairs, spread, dilation, precision))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _convolve(
-    lhs: jax.Array, rhs: jax.Array, strides: Sizes, padding: Padding, dilation: Sizes, precision: Any
-) -> jax.Array:
-    return _native(lhs, rhs, strides, padding, dilation, precision)
+class Geometry(NamedTuple):
+    """What is static about a convolution: one entry per spatial axis."""
+
+    strides: Sizes
+    padding: tuple[tuple[int, int], ...]
+    spread: Sizes  # dilation of the input
+    dilation: Sizes  # of the kernel
+    precision: Any
 
 
-def _native(
-    lhs: jax.Array, rhs: jax.Array, strides: Sizes, padding: Padding, dilation: Sizes, precision: Any
-) -> jax.Array:
-    count = lhs.ndim - 2
-    channels_last = (0, count + 1, *range(1, count + 1))
-    numbers = lax.ConvDimensionNumbers(channels_last, (count + 1, count, *range(count)), channels_last)
-    return lax.conv_general_dilated(
-        lhs, rhs, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers, precision=precision
-    )
+def _channels_last(count: int) -> lax.ConvDimensionNumbers:
+    images = (0, count + 1, *range(1, count + 1))
+    return lax.ConvDimensionNumbers(images, (count + 1, count, *range(count)), images)
 
 
-def _forward(lhs: jax.Array, rhs: jax.Array, *static: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(lhs, rhs, *static), (lhs, rhs)
+def _native(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> jax.Array:
+    strides, padding, spread, dilation, precision = geometry
+    numbers = _channels_last(lhs.ndim - 2)
+    return lax.conv_general_dilated(lhs, rhs, strides, padding, spread, dilation, numbers, precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> jax.Array:
+    return _native(lhs, rhs, geometry)
+
+
+def _forward(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(lhs, rhs, geometry), (lhs, rhs)
 
 
 def _backward(
-    strides: Sizes,
-    padding: Padding,
-    dilation: Sizes,
-    precision: Any,
-    saved: tuple[jax.Array, jax.Array],
-    gradient: jax.Array,
+    geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    static = (strides, padding, dilation, precision)
-
     def native(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, *static), lhs, rhs)[1](gradient)
+        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, geometry), lhs, rhs)[1](gradient)
 
     def cpu(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _input_gradient(lhs, rhs, gradient, *static), _kernel_gradient(lhs, rhs, gradient, *static)
+        return _input_gradient(lhs, rhs, gradient, geometry), _kernel_gradient(lhs, rhs, gradient, geometry)
 
     return lax.platform_dependent(*saved, gradient, cpu=cpu, default=native)
 
 
-def _input_gradient(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    gradient: jax.Array,
-    strides: Sizes,
-    padding: Padding,
-    dilation: Sizes,
-    precision: Any,
-) -> jax.Array:
-    """A convolution of the output gradient, spread by the strides, with the flipped kernel."""
-    count = len(strides)
-    if any(step > 1 for step in strides):
-        spread = [(0, 0, 0), *((0, 0, step - 1) for step in strides), (0, 0, 0)]
-        gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), spread)
-    reach = [(size - 1) * step for size, step in zip(rhs.shape, dilation)]
-    sizes = zip(lhs.shape[1:], gradient.shape[1:], reach, padding)
-    pairs = tuple((far - low, size - given + low) for size, given, far, (low, _) in sizes)
-    flipped = jnp.flip(rhs, tuple(range(count))).swapaxes(-1, -2)
-    return _convolve(gradient, flipped, (1,) * count, pairs, dilation, precision)
+def _input_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+    """A convolution of the output gradient with the flipped kernel; strides and input dilation change places."""
+    strides, padding, spread, dilation, _ = geometry
+    pairs = []
+    for axis, (low, _) in enumerate(padding):
+        reach = (rhs.shape[axis] - 1) * dilation[axis]
+        given = (gradient.shape[axis + 1] - 1) * strides[axis] + 1
+        wanted = (lhs.shape[axis + 1] - 1) * spread[axis] + 1
+        pairs.append((reach - low, wanted - given + low))
+    flipped = jnp.flip(rhs, tuple(range(len(strides)))).swapaxes(-1, -2)
+    turned = geometry._replace(strides=spread, padding=tuple(pairs), spread=strides)
+    return _convolve(gradient, flipped, turned)
 
 
-def _kernel_gradient(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    gradient: jax.Array,
-    strides: Sizes,
-    padding: Padding,
-    dilation: Sizes,
-    precision: Any,
-) -> jax.Array:
-    """Every kernel offset's slice of the input, as a matrix `[positions, channels]`, times the output gradient."""
-    padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
+def _kernel_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+    """The input's slice at every kernel offset, a matrix `[positions, channels]`, times the output gradient."""
+    strides, padding, spread, dilation, precision = geometry
+    edges = [(low, high, step - 1) for (low, high), step in zip(padding, spread)]
+    padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     channels, features = rhs.shape[-2:]
     outputs = gradient.reshape(-1, features)
 
     def shifted(offset: Sizes) -> jax.Array:
-        start = [o * step for o, step in zip(offset, dilation)]
-        stop = [s + (size - 1) * step + 1 for s, size, step in zip(start, gradient.shape[1:], strides)]
+        start = [index * step for index, step in zip(offset, dilation)]
+        stop = [first + (size - 1) * step + 1 for first, size, step in zip(start, gradient.shape[1:], strides)]
         return lax.slice(padded, (0, *start, 0), (lhs.shape[0], *stop, channels), (1, *strides, 1))
 
     offsets = list(itertools.product(*(range(size) for size in rhs.shape[:-2])))
-    # Few channels make thin matrices: take all offsets in one product then, else a row of the kernel at a time.
+    # Few channels make thin matrices: all offsets go into one product then, else a row of the kernel at a time.
     together = len(offsets) if len(offsets) * channels <= 128 else rhs.shape[-3]
-    rows = []
+    products = []
     for first in range(0, len(offsets), together):
-        patches = jnp.concatenate([shifted(o) for o in offsets[first : first + together]], axis=-1)
+        patches = jnp.concatenate([shifted(offset) for offset in offsets[first : first + together]], axis=-1)
         patches = patches.reshape(-1, together * channels)
-        rows.append(jnp.matmul(patches.T, outputs, precision=precision, preferred_element_type=jnp.float32))
-    return jnp.concatenate(rows).reshape(rhs.shape).astype(rhs.dtype)
+        products.append(jnp.matmul(patches.T, outputs, precision=precision, preferred_element_type=jnp.float32))
+    return jnp.concatenate(products).reshape(rhs.shape).astype(rhs.dtype)
 
 
 _convolve.defvjp(_forward, _backward)

@@ -18,6 +18,18 @@ Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: convolution)
 """Flax's `nn.Conv`, with gradients that are fast in a compiled loop on the CPU; same arguments, same parameters."""
 
 
+def ConvTranspose(features: int, kernel_size: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> nn.Module:
+    """Returns a transposed convolution that makes every side `strides` times as long (Flax's with padding "SAME").
+
+    Its parameters are those of `nn.ConvTranspose`; `options` are those of `Conv`.
+    """
+    pads = []
+    for size, step in zip(kernel_size, strides, strict=True):
+        low = size - 1 if step > size - 1 else -(-(size + step - 2) // 2)
+        pads.append((low, size + step - 2 - low))
+    return Conv(features, kernel_size, padding=pads, input_dilation=strides, **options)
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014) whose rate may be traced, so that sweeping it compiles once.
 

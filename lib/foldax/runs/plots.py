@@ -133,3 +133,20 @@ def image_grid(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8,
             axis.set_title(titles[index], fontsize=7)
     figure.suptitle(title or ("" if len(images) else "none"), fontsize=9)
     return figure
+
+
+def mistakes(images: np.ndarray, targets: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> Any:
+    """Draws the images that were taken for another class, the most certain mistakes first.
+
+    Args:
+      images: `[N, H, W, C]`.
+      targets: int `[N]`.
+      logits: `[N, num_classes]`.
+      class_names: of all classes.
+    """
+    predictions = logits.argmax(axis=1)
+    margin = logits.max(axis=1) - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    wrong = np.flatnonzero(predictions != targets)
+    worst = wrong[np.argsort(-margin[wrong], kind="stable")][:32]
+    titles = [f"{class_names[targets[i]]} as {class_names[predictions[i]]}" for i in worst]
+    return image_grid(images[worst], titles, title=f"{len(wrong)} of {len(targets)} wrong (true class as predicted)")

@@ -1,0 +1,68 @@
+"""Breast cancer (569 tumours, 30 measured features, malignant or benign) with a small perceptron.
+
+    foldax run experiments/supervised/breast_cancer.py
+
+SCORE
+"""
+
+import numpy as np
+import optax
+from sklearn import metrics
+
+import foldax
+from foldax import data, learners, models, plots
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 600
+    log_every: int = foldax.driver(20)
+    evaluate_every: int = foldax.driver(60)
+    patience: int | None = foldax.driver(5)
+    batch_size: int = 64
+    """Examples per step."""
+    hidden: tuple[int, ...] = (32,)
+    """Widths of the hidden layers."""
+    learning_rate: float = 2e-3
+    """Of AdamW."""
+    weight_decay: float = 0.1
+    """Of AdamW."""
+    dropout: float = 0.2
+    """Rate after each hidden layer."""
+
+
+def dataset(config: Config) -> data.Dataset:
+    return data.load("breast_cancer", batch_size=config.batch_size)
+
+
+def learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.MLP((*config.hidden, info.num_classes), dropout=config.dropout)
+    optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+    return learners.classifier(model, optimizer, preprocess=info.standardize)
+
+
+def benign_scores(values: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the log odds of class 1 (benign), `[N]`."""
+    return values["logits"][:, 1] - values["logits"][:, 0]
+
+
+def summarize(values: dict[str, np.ndarray]) -> dict[str, float]:
+    return {"auroc": metrics.roc_auc_score(values["targets"], benign_scores(values))}
+
+
+def figures(result: foldax.Result) -> dict:
+    test, names = result.values["test"], result.info.class_names
+    scores, predictions = benign_scores(test), test["logits"].argmax(axis=1)
+    wrong = np.flatnonzero(predictions != test["targets"])
+    lines = [f"test example {i}: {names[test['targets'][i]]}, log odds of benign {scores[i]:+.2f}" for i in wrong]
+    return {
+        "roc": plots.roc_curve(test["targets"], scores),
+        "confusion": plots.confusion_text(test["targets"], predictions, names),
+        "mistakes": f"{len(wrong)} of {len(predictions)} wrong\n" + "\n".join(lines),
+    }
+
+
+experiment = foldax.Experiment(Config, learner, dataset, summarize, figures)
+
+if __name__ == "__main__":
+    foldax.main(experiment)

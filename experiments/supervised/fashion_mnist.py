@@ -1,0 +1,61 @@
+"""Fashion-MNIST (70,000 images of 28 x 28 pixels) with a small convolutional network.
+
+    foldax run experiments/supervised/fashion_mnist.py
+
+SCORE
+"""
+
+import optax
+
+import foldax
+from foldax import data, learners, models, plots
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 2_300
+    log_every: int = foldax.driver(115)
+    evaluate_every: int = foldax.driver(460)
+    monitor: str = foldax.driver("accuracy")
+    mode: str = foldax.driver("max")
+    batch_size: int = 128
+    """Examples per step."""
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of the 3 x 3 convolutions; each is followed by pooling."""
+    dense: int = 256
+    """Width of the hidden dense layer."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule: a linear warm-up over a tenth of the steps, then linear to 0."""
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+    dropout: float = 0.3
+    """Rate after the dense layer."""
+
+
+def dataset(config: Config) -> data.Dataset:
+    return data.load("fashion_mnist", batch_size=config.batch_size, validation=1 / 60)
+
+
+def learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.CNN(info.num_classes, config.channels, dense=(config.dense,), dropout=config.dropout)
+    warmup = config.steps // 10
+    up = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    down = optax.linear_schedule(config.learning_rate, 0.0, config.steps - warmup)
+    optimizer = optax.adamw(optax.join_schedules([up, down], [warmup]), weight_decay=config.weight_decay)
+    return learners.classifier(model, optimizer, preprocess=info.standardize)
+
+
+def figures(result: foldax.Result) -> dict:
+    images, test = result.examples("test")["inputs"], result.values["test"]
+    names, predictions = result.info.class_names, test["logits"].argmax(axis=1)
+    return {
+        "confusion": plots.confusion_text(test["targets"], predictions, names),
+        "confusion_matrix": plots.confusion_matrix(test["targets"], predictions, names),
+        "mistakes": plots.mistakes(images, test["targets"], test["logits"], names),
+    }
+
+
+experiment = foldax.Experiment(Config, learner, dataset, figures=figures)
+
+if __name__ == "__main__":
+    foldax.main(experiment)

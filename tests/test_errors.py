@@ -1,0 +1,409 @@
+"""Bad input: each slip of a user is answered in words that name it, with an exit code and never a traceback of ours."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from foldax import cli
+from foldax.errors import nearest
+
+PARTS = {
+    "head": "import foldax\nimport jax\nimport jax.numpy as jnp\nimport numpy as np\nfrom foldax import data\n",
+    "fields": "",
+    "dataset": """
+    inputs = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    return data.from_arrays({"inputs": inputs, "targets": inputs[:, 0] * 2}, batch_size=config.batch_size)
+""",
+    "learner": "",
+    "update": "",
+    "loss": "loss",
+    "evaluate": "",
+    "tail": "",
+    "experiment": "foldax.Experiment(Config, learner, dataset)",
+}
+
+FILE = '''"""A line through the origin."""
+{head}
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 12
+    log_every: int = foldax.driver(4)
+    evaluate_every: int = foldax.driver(6)
+    batch_size: int = 16
+    """Examples per step."""
+    learning_rate: float = 0.1
+    dropout: float = 0.0
+    {fields}
+
+
+def dataset(config):{dataset}
+
+def learner(config, info):
+    {learner}
+    def errors(state, batch):
+        return (batch["inputs"][:, 0] * state["w"] - batch["targets"]) ** 2
+
+    def init(key, examples):
+        return {{"w": jnp.float32(0.0), "noise": jnp.zeros(64), "count": jnp.int32(0)}}
+
+    def update(state, batch, key):
+        {update}
+        loss, gradient = jax.value_and_grad(lambda w: errors({{"w": w}}, batch).mean())(state["w"])
+        noise = state["noise"] + jax.random.normal(key, (64,)) * config.dropout
+        w, count = state["w"] - config.learning_rate * gradient, state["count"] + 1
+        return {{"w": w, "noise": noise, "count": count}}, {{"loss": {loss}}}
+
+    def evaluate(state, batch, key):
+        {evaluate}
+        return {{"loss": errors(state, batch)}}
+
+    return foldax.Learner(init, update, evaluate)
+
+{tail}
+experiment = {experiment}
+'''
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Writes an experiment file with some of its parts changed."""
+
+    def write(name: str = "line.py", **parts: str) -> str:
+        path = tmp_path / name
+        path.write_text(FILE.format(**(PARTS | parts)))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def foldax(capsys, monkeypatch, tmp_path):
+    """Runs a command in `tmp_path`; returns its exit code and what it printed on stderr, without progress."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FOLDAX_TRACEBACK", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        lines = [line for line in printed.err.splitlines() if not re.match(r"\S+: \d+/\d+ ", line)]
+        if code:
+            assert lines[0].startswith(("foldax: ", "usage: "))
+            assert "Traceback" not in printed.err + printed.out
+        return code, "\n".join(lines)
+
+    return run
+
+
+def says(answer: tuple[int, str], code: int, *words: str, lines: int = 2) -> None:
+    assert answer[0] == code, answer
+    assert len(answer[1].splitlines()) <= lines, answer[1]
+    for word in words:
+        assert word in answer[1]
+
+
+def test_nearest_spelling() -> None:
+    assert nearest("lerning_rate", ["steps", "learning_rate"]) == "; did you mean 'learning_rate'?"
+    assert nearest("zzz", ["steps", "learning_rate"]) == ""
+
+
+# On the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lerning-rate", "1"], ["--lerning-rate", "did you mean '--learning-rate'?"]),
+        (["--lerning_rate=1"], ["--lerning_rate", "did you mean '--learning-rate'?"]),
+        (["--learning-rate", "fast"], ["--learning-rate", "'fast'", "FLOAT"]),
+        (["--learning-rate", "True"], ["--learning-rate", "'True'", "FLOAT"]),
+        (["--learning-rate"], ["--learning-rate", "FLOAT"]),
+        (["--steps", "0"], ["Config.steps", "0", "at least 1"]),
+        (["--steps", "-3"], ["steps", "-3"]),
+        (["--steps", "1.5"], ["--steps", "'1.5'", "INT"]),
+        (["--mode", "maximum"], ["--mode", "maximum", "min"]),
+        (["--checkpoint-every", "often"], ["checkpoint_every", "'often'", "'30s'"]),
+        (["--seed", "4294967296"], ["Config.seed", "4294967296", "2**32"]),
+        (["7"], ["'7'", "--field"]),
+        (["--steps", "3", "4"], ["'4'", "--field"]),
+        (["--run-dir"], ["--run-dir"]),
+        (["--monitor", "los"], ["monitor", "'los'", "did you mean 'loss'?", "there are: loss"]),
+        (["--devices", "4096"], ["devices", "4096", "this machine has 2"]),
+        (["--devices", "2", "--batch-size", "15"], ["devices", "2", "15"]),
+    ],
+    ids=str,
+)
+def test_bad_usage_exits_2_and_names_field_value_and_what_is_allowed(write, foldax, arguments, words) -> None:
+    says(foldax("run", write(), *arguments), 2, *words)
+
+
+def test_a_batch_larger_than_the_training_split(write, foldax) -> None:
+    says(foldax("run", write(), "--batch-size", 71), 1, "batch_size=71", "training split", "70 examples")
+
+
+def test_a_batch_larger_than_the_validation_split_is_fine(write, foldax) -> None:
+    assert foldax("run", write(), "--batch-size", 64, "--run-dir", "r")[0] == 0  # validation has 10 examples
+    assert json.loads(Path("r/result.json").read_text())["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["rum", "x.py"], 2, ["'rum'"]),
+        (["run"], 2, ["FILE"]),
+        (["run", "gone.py"], 1, ["no experiment file", "gone.py", "foldax list"]),
+        (["run", "."], 1, ["no experiment file", "'.'"]),
+        (["show", "gone"], 1, ["no run folder", "'gone'"]),
+        (["resume", "gone"], 1, ["no run folder", "'gone'"]),
+        (["reproduce", "gone"], 1, ["no run folder", "'gone'"]),
+        (["list", "gone"], 1, ["no folder", "'gone'"]),
+        (["new", "my-experiment"], 2, ["'my-experiment'", "letters, digits and underscores"]),
+        (["new", "gone/there"], 1, ["gone/there.py"]),
+        (["show", ".", "--steps", "3"], 2, ["--steps"]),
+    ],
+    ids=str,
+)
+def test_commands_without_what_they_need(foldax, command, code, words) -> None:
+    says(foldax(*command), code, *words, lines=3)
+
+
+@pytest.mark.parametrize("command", ["show", "resume", "reproduce"])
+def test_a_folder_that_is_no_run_folder(foldax, tmp_path, command) -> None:
+    (tmp_path / "other").mkdir()
+    says(foldax(command, "other"), 1, "other is not a run folder", "manifest.json")
+
+
+def test_a_missing_file_names_its_neighbours(write, foldax) -> None:
+    write("line.py")
+    says(foldax("run", "lime.py"), 1, "'lime.py'", "line.py")
+
+
+# In the experiment file
+
+
+def test_a_file_without_an_experiment(foldax, tmp_path) -> None:
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    says(foldax("run", "empty.py"), 1, "empty.py has no `experiment`", "foldax.Experiment(")
+
+
+def test_a_file_that_is_not_python(foldax, tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("x = 1\n")
+    says(foldax("run", "notes.txt"), 1, "notes.txt", "must end in .py")
+
+
+def test_a_syntax_error_shows_the_line(foldax, tmp_path) -> None:
+    (tmp_path / "typo.py").write_text("x = 1\ndef f(:\n")
+    says(foldax("run", "typo.py"), 1, "typo.py", "line 2", "def f(:", "SyntaxError", lines=6)
+
+
+def test_an_import_error_shows_the_line(write, foldax) -> None:
+    answer = foldax("run", write(head="import foldaks"))
+    says(answer, 1, "line.py failed while it was imported", "import foldaks", "No module named 'foldaks'", lines=5)
+    assert "lib/foldax" not in answer[1]
+
+
+def test_a_bad_default_is_found_when_the_config_is_made(write, foldax) -> None:
+    says(foldax("run", write(fields="width: int = 1.5")), 2, "Config.width", "int", "1.5 (float)")
+
+
+def test_a_bool_in_a_float_field(write, foldax) -> None:
+    says(foldax("run", write(fields="decay: float = True")), 2, "Config.decay", "float", "True (bool)")
+
+
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [
+        ("learner", "unknown_name"),
+        ("update", "unknown_name"),
+        ("update", "batch['inptus']"),
+        ("evaluate", "unknown_name"),
+        ("update", "jnp.zeros(3) + jnp.zeros(4)"),
+        ("dataset", "\n    return unknown_name\n"),
+    ],
+)
+def test_an_error_in_the_users_functions_shows_their_lines_only(write, foldax, where, code) -> None:
+    code_, said = foldax("run", write(**{where: code}))
+    assert code_ == 1
+    assert "the experiment's own code failed" in said
+    assert code.strip() in said
+    assert "line.py" in said
+    assert "lib/foldax" not in said
+    assert "site-packages" not in said
+    assert "Error" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("function", ["summarize", "figures"])
+def test_an_error_in_what_is_run_at_the_end(write, foldax, function) -> None:
+    tail = f"def {function}(given):\n    return given.unknown_name\n"
+    file = write(tail=tail, experiment=f"foldax.Experiment(Config, learner, dataset, {function}={function})")
+    code, said = foldax("run", file)
+    assert code == 1
+    assert "the experiment's own code failed" in said
+    assert "return given.unknown_name" in said
+    assert "lib/foldax" not in said
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "words"),
+    [
+        ("learner", "return 3", ["learner", "int", "foldax.Learner"]),
+        ("update", "return state", ["update"]),
+        ("update", "return state, {'loss': jnp.zeros(3)}", ["loss"]),
+        ("update", "return {'w': 1.0}, {'loss': 1.0}", ["update"]),
+        ("dataset", "\n    return 3\n", ["dataset", "int"]),
+    ],
+)
+def test_functions_that_return_something_else(write, foldax, part, code, words) -> None:
+    status, said = foldax("run", write(**{part: code}))
+    assert status == 1
+    for word in words:
+        assert word in said
+    assert "lib/foldax" not in said
+
+
+def test_a_branch_on_a_traced_field_names_it_and_what_to_do(write, foldax) -> None:
+    answer = foldax("run", write(learner="if config.dropout > 0:\n        pass"))
+    says(answer, 1, "`dropout`", "dropout: float = foldax.structural(...)", "jnp.where", "line.py", lines=3)
+    assert "`learning_rate`" not in answer[1]
+
+
+def test_the_same_branch_on_a_structural_field_is_fine(write, foldax) -> None:
+    file = write(fields="rate: float = foldax.structural(0.5)", learner="if config.rate > 0:\n        pass")
+    assert foldax("run", file, "--run-dir", "r")[0] == 0
+
+
+def test_a_loss_that_is_not_finite_names_step_and_metric_and_keeps_the_checkpoint(write, foldax) -> None:
+    file = write(loss="jnp.where(state['count'] == 9, jnp.nan, loss)")
+    answer = foldax("run", file, "--checkpoint-every", 3, "--run-dir", "r")
+    says(answer, 1, "'loss'", "at step 9", "NaN or infinite", "checkpoint of step", "learning rate")
+    step = int(re.search(r"checkpoint of step (\d+) is kept", answer[1]).group(1))
+    assert 0 < step <= 9
+    assert (Path("r/checkpoints") / str(step)).is_dir()
+    assert json.loads(Path("r/manifest.json").read_text())["status"].startswith("failed: training metric 'loss'")
+    assert not Path("r/result.json").exists()
+
+
+def test_a_dataset_that_needs_a_network(write, foldax, monkeypatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    code = "\n    return data.load('mnist', batch_size=16)\n"
+    says(foldax("run", write(dataset=code)), 1, "mnist", "network", lines=1)
+
+
+# In the run folder
+
+
+@pytest.fixture
+def finished(write, foldax):
+    """A finished run of twelve steps with checkpoints of steps 8 and 12, and its folder."""
+    assert foldax("run", write(), "--checkpoint-every", 4, "--dropout", "0.5", "--run-dir", "r")[0] == 0
+    return Path("r")
+
+
+def unfinish(run: Path) -> dict:
+    """Makes it a run that was killed after its last checkpoint; returns its result."""
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()
+    return result
+
+
+def test_a_folder_that_another_process_uses(finished, foldax) -> None:
+    unfinish(finished)
+    hold = "import sys; from pathlib import Path; from foldax.runs import folder; f = folder.lock(Path('r'));"
+    hold += "print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        says(foldax("resume", "r"), 1, "r is in use by process", str(other.pid))
+        other.stdin.close()
+    assert foldax("resume", "r")[0] == 0
+
+
+def test_a_folder_that_holds_a_run(finished, write, foldax) -> None:
+    says(foldax("run", write(), "--run-dir", "r"), 1, "r holds a run already", "foldax resume r")
+
+
+def test_a_folder_of_another_experiment(finished, write, foldax) -> None:
+    says(foldax("run", write("plane.py"), "--run-dir", "r"), 1, "r is a run of another experiment, 'line'")
+
+
+def test_a_run_dir_that_cannot_be_made(write, foldax, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    says(foldax("run", write(), "--run-dir", "file/r"), 1, "cannot write to file/r", "Not a directory")
+
+
+def test_a_run_whose_experiment_file_is_gone(finished, foldax) -> None:
+    unfinish(finished)
+    Path("line.py").unlink()
+    says(foldax("resume", "r"), 1, "no experiment file", "line.py")
+
+
+def test_a_run_whose_config_lost_a_field(finished, write, foldax) -> None:
+    unfinish(finished)
+    config = json.loads((finished / "config.json").read_text())
+    (finished / "config.json").write_text(json.dumps(config | {"widht": 3}))
+    says(foldax("resume", "r"), 2, "Config has no field 'widht'")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.json"])
+def test_a_damaged_file_of_the_run_folder(finished, foldax, name) -> None:
+    unfinish(finished)
+    (finished / name).write_text('{"steps": ')
+    says(foldax("resume", "r"), 1, f"r/{name} cannot be read")
+
+
+def array_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that hold arrays, the largest first."""
+    files = [path for path in (checkpoint / "arrays").rglob("*") if path.is_file() and path.parent.name == "d"]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def truncate(checkpoint: Path) -> None:
+    for path in array_files(checkpoint):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def tamper(checkpoint: Path) -> None:
+    changed = 0
+    for path in array_files(checkpoint):
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle] ^= 0xFF
+        path.write_bytes(content)
+        changed += 1
+    assert changed
+
+
+def lose_meta(checkpoint: Path) -> None:
+    next((checkpoint / "meta").rglob("metadata")).write_text("{")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("damage", [truncate, tamper, lose_meta])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_end(finished, foldax, damage) -> None:
+    before = unfinish(finished)
+    damage(finished / "checkpoints" / "12")
+    with pytest.warns(UserWarning, match=r"checkpoints/12 is damaged and was left aside"):
+        assert foldax("resume", "r")[0] == 0
+    after = json.loads((finished / "result.json").read_text())
+    for key in ("state_sha256", "train", "validation", "test", "steps", "best_step"):
+        assert after[key] == before[key]
+    assert (finished / "checkpoints" / "12").is_dir()
+
+
+@pytest.mark.filterwarnings("default")
+def test_all_checkpoints_damaged(finished, foldax) -> None:
+    unfinish(finished)
+    for step in (8, 12):
+        truncate(finished / "checkpoints" / str(step))
+    with pytest.warns(UserWarning, match="damaged"):
+        says(foldax("resume", "r"), 1, "none of the checkpoints", "r/checkpoints", lines=9)
