@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @foldax.config
 class Config(foldax.Training):
     steps: int = 12
-    log_every: int = foldax.driver(4)
-    evaluate_every: int = foldax.driver(6)
+    log_every: int = 4
+    evaluate_every: int = 6
     batch_size: int = 16
     hidden: tuple[int, ...] = (8,)
     learning_rate: float = 1e-2
@@ -69,7 +69,7 @@ def tiny_file(tmp_path: Path) -> Path:
         '"""A tiny experiment."""\n'
         "import foldax\nimport numpy as np\nimport optax\nfrom foldax import data, learners, models\n\n\n"
         "@foldax.config\nclass Config(foldax.Training):\n"
-        "    steps: int = 12\n    log_every: int = foldax.driver(4)\n    batch_size: int = 16\n"
+        "    steps: int = 12\n    log_every: int = 4\n    batch_size: int = 16\n"
         "    hidden: tuple[int, ...] = (8,)\n    learning_rate: float = 1e-2\n    dropout: float = 0.0\n\n\n"
         "def dataset(config):\n"
         "    rng = np.random.RandomState(0)\n    targets = rng.randint(0, 2, 160)\n"

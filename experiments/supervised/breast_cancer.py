@@ -15,10 +15,10 @@ from foldax import data, learners, models, plots
 
 @foldax.config
 class Config(foldax.Training):
-    steps: int = 600
-    log_every: int = foldax.driver(20)
-    evaluate_every: int = foldax.driver(60)
-    patience: int | None = foldax.driver(5)
+    steps = 600
+    log_every = 20
+    evaluate_every = 60
+    patience = 5
     batch_size: int = 64
     """Examples per step."""
     hidden: tuple[int, ...] = (32,)

@@ -14,7 +14,7 @@ from foldax import data, learners, models, plots
 @foldax.config
 class Config(foldax.Training):
     steps: int = 3_000
-    keep: str = foldax.driver("last")  # the rate decays to 0; 180 validation examples would choose worse
+    keep = "last"  # the rate decays to 0; 180 validation examples would choose worse
     batch_size: int = 64
     """Examples per step."""
     hidden: tuple[int, ...] = (128, 128)

@@ -13,11 +13,11 @@ from foldax import data, learners, models, plots
 
 @foldax.config
 class Config(foldax.Training):
-    steps: int = 2_300
-    log_every: int = foldax.driver(115)
-    evaluate_every: int = foldax.driver(460)
-    monitor: str = foldax.driver("accuracy")
-    mode: str = foldax.driver("max")
+    steps = 2_300
+    log_every = 115
+    evaluate_every = 460
+    monitor = "accuracy"
+    mode = "max"
     batch_size: int = 128
     """Examples per step."""
     channels: tuple[int, ...] = (32, 64)

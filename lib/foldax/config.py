@@ -56,6 +56,7 @@ def config(cls: type[T]) -> type[T]:
         if user_check is not None:
             user_check(self)
 
+    _inherit_kinds(cls)
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     made = cls.__init__
@@ -147,6 +148,18 @@ def parse_every(every: int | str) -> tuple[int, float]:
         raise ConfigError(
             f"checkpoint_every: {every!r} is neither a number of steps (500) nor a time ('30s', '5m', '1h')"
         ) from None
+
+
+def _inherit_kinds(cls: type) -> None:
+    """Lets `log_every = 50` (or `log_every: int = 50`) in a class body change an inherited field's default only."""
+    inherited = [base for base in cls.__mro__[1:] if is_config(base)]
+    for field in dataclasses.fields(inherited[0]) if inherited else ():
+        if field.name not in cls.__dict__:
+            continue
+        value = cls.__dict__[field.name]
+        if not isinstance(value, dataclasses.Field):
+            setattr(cls, field.name, dataclasses.field(default=value, metadata=field.metadata))
+        cls.__annotations__.setdefault(field.name, field_types(inherited[0])[field.name])
 
 
 def _register(cls: type) -> None:

@@ -95,8 +95,9 @@ def own_traceback(error: BaseException, file: Path | None) -> str:
     kept = [f for f in frames[first:] if not _from_library(f.filename, skipped)]
     if isinstance(error, SyntaxError):
         kept = []
-    lines = traceback.format_list(kept) + traceback.format_exception_only(type(error), error)
-    return "".join(lines).rstrip()
+    told = traceback.TracebackException.from_exception(error, limit=0)
+    told.__notes__ = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]
+    return "".join([*traceback.format_list(kept), *told.format_exception_only()]).rstrip()
 
 
 def _from_library(filename: str, skipped: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def _train_in(
 ) -> Result:
     with (
         contextlib.closing(Log(path)) as log,
-        contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints,
+        contextlib.closing(Checkpoints(path / "checkpoints", _warn)) as checkpoints,
         _signals() as interrupted,
     ):
         hooks = _hooks(progress, interrupted, log, checkpoints, path, verbose, config)
@@ -98,6 +99,10 @@ def _train_in(
     if verbose:
         report(result)
     return result
+
+
+def _warn(message: str) -> None:
+    print(f"foldax: {message}", file=sys.stderr)
 
 
 def _hooks(

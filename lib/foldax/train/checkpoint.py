@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
+import sys
+import textwrap
 import warnings
 import zlib
 from collections.abc import Callable
@@ -102,13 +105,14 @@ class Checkpoints:
         Raises:
           RunError: if checkpoints are there but none can be used.
         """
+        _silence_late_reads()
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 return self._restore(step, like)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {reason[:300]}")
+                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {textwrap.shorten(reason, 200)}")
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
                 self._manager.reload()
         if steps:
@@ -151,6 +155,18 @@ class Checkpoints:
         kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
         state = f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
         return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {state}")
+
+
+@functools.cache
+def _silence_late_reads() -> None:
+    """Once a read of a damaged checkpoint has failed, those still under way have nobody to report to: no traceback."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

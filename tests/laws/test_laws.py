@@ -1,0 +1,226 @@
+"""Every learner keeps the laws, and every law catches a learner that breaks it."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import foldax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from foldax import data, laws, learners, models
+from foldax.learners import losses
+from jax.experimental import io_callback
+
+from tests.conftest import ROOT, Config, tiny, tiny_dataset, tiny_learner
+
+EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.py"))
+
+
+def images(config: Config) -> data.Dataset:
+    rng = np.random.RandomState(0)
+    arrays = {"inputs": rng.randint(0, 17, (96, 6, 6, 1)).astype(np.uint8), "targets": rng.randint(0, 3, 96)}
+    return data.from_arrays(arrays, batch_size=config.batch_size, validation=0.2, test=0.2)
+
+
+def numbers(config: Config) -> data.Dataset:
+    rng = np.random.RandomState(0)
+    inputs = rng.randn(128, 4).astype(np.float32)
+    return data.from_arrays({"inputs": inputs, "targets": inputs[:, 0] * 3 + 1}, batch_size=config.batch_size)
+
+
+def convolutional(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.CNN(3, (4,), dense=(8,), normalization="batch", dropout=config.dropout, conv_dropout=config.dropout)
+    return learners.classifier(
+        model,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(config.learning_rate, momentum=0.9)),
+        preprocess=info.standardize,
+        label_smoothing=config.dropout,
+        class_weights=jnp.array([1.0, 2.0, 0.5]),
+        l2=config.learning_rate * 0.1,
+        ema_decay=0.9,
+        accumulate=2,
+    )
+
+
+def regression(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.regressor(
+        models.MLP((8, 1)),
+        optax.MultiSteps(optax.adam(config.learning_rate), every_k_schedule=2),
+        loss=losses.huber,
+        preprocess=info.standardize,
+        target_mean=info.target_mean,
+        target_std=info.target_std,
+        l1=config.learning_rate * 0.01,
+    )
+
+
+class Bandit(foldax.Learner):
+    """Reinforcement learning in one line: no dataset, metrics that are often absent."""
+
+
+def bandit(config: Config, info: None) -> foldax.Learner:
+    means = jnp.array([0.1, 0.9, 0.5])
+
+    def update(state, batch, key):
+        arm = jnp.where(jax.random.bernoulli(key, 0.3), jax.random.randint(key, (), 0, 3), state.argmax())
+        reward = means[arm] + 0.1 * jax.random.normal(key)
+        state = state.at[arm].add(config.learning_rate * (reward - state[arm]))
+        finished = jnp.float32(arm == 1)
+        return state, {"loss": (reward - state[arm]) ** 2, "return": foldax.Average(reward * finished, finished)}
+
+    def evaluate(state, batch, key):
+        rewards = means[state.argmax()] + 0.1 * jax.random.normal(key, (4,))
+        return {"return": rewards, "loss": -rewards}
+
+    return foldax.Learner(lambda key, examples: jnp.zeros(3), update, evaluate)
+
+
+LEARNERS = {
+    "classifier": tiny,
+    "convolutional": foldax.Experiment(Config, convolutional, images, name="convolutional"),
+    "regressor": foldax.Experiment(Config, regression, numbers, name="regressor"),
+    "bandit": foldax.Experiment(Config, bandit, name="bandit"),
+    "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
+}
+EXEMPT = {("bandit", "learning"), ("bandit", "coverage"), ("streaming", "sweep")}  # noise; no dataset; data on the host
+
+
+@pytest.mark.parametrize("law", laws.LAWS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learner_keeps_the_law(name: str, law: str) -> None:
+    if (name, law) == ("bandit", "learning"):
+        return  # its loss is noise around what it has learned
+    skipped = laws.LAWS[law](laws.subject(LEARNERS[name]))
+    assert (skipped is not None) == ((name, law) in EXEMPT or (name, law) == ("bandit", "coverage")), skipped
+
+
+def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
+    experiment = foldax.load_experiment(path)
+    config = experiment.config(steps=12)
+    fields = {field.name for field in dataclasses.fields(config)}
+    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8}
+    return experiment, dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_keeps_all_laws(path: Path) -> None:
+    if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    experiment, config = shrunk(path)
+    subject = laws.subject(experiment, config)
+    for name, law in laws.LAWS.items():
+        assert law(subject) is None, name
+
+
+# -- learners that break one law each --------------------------------------------------------------
+
+
+def changed(update=None, evaluate=None, learner=None) -> foldax.Experiment:
+    """The tiny experiment with a wrapped update or evaluate."""
+
+    def make(config: Config, info: data.Info) -> foldax.Learner:
+        made = (learner or tiny_learner)(config, info)
+        if update is not None:
+            made = made._replace(update=update(made, config))
+        return made._replace(evaluate=evaluate(made)) if evaluate is not None else made
+
+    return foldax.Experiment(Config, make, tiny_dataset, name="broken")
+
+
+def nudged(state, amount):
+    return state._replace(params=jax.tree.map(lambda x: x + amount, state.params))
+
+
+def impure(learner, config):
+    def update(state, batch, key):
+        state, metrics = learner.update(state, batch, key)
+        return nudged(state, np.float32(np.random.uniform(1e-3, 2e-3))), metrics
+
+    return update
+
+
+calls = {"count": 0}
+
+
+def remembers_on_the_host(learner, config):
+    def count(_):
+        calls["count"] += 1
+        return np.float32(calls["count"] * 1e-3)
+
+    def update(state, batch, key):
+        state, metrics = learner.update(state, batch, key)
+        seen = io_callback(count, jax.ShapeDtypeStruct((), jnp.float32), metrics["loss"], ordered=True)
+        return nudged(state, seen), metrics
+
+    return update
+
+
+def looks_at_the_clock(learner, config):
+    def update(state, batch, key):
+        state, metrics = learner.update(state, batch, key)
+        now = io_callback(
+            lambda _: np.float32(time.perf_counter_ns() % 1000 * 1e-6),
+            jax.ShapeDtypeStruct((), jnp.float32),
+            metrics["loss"],
+        )
+        return nudged(state, now), metrics
+
+    return update
+
+
+def amplifies_rounding(learner, config):
+    def update(state, batch, key):
+        state, metrics = learner.update(state, batch, key)
+        chaos = jnp.sin(1e7 * batch["inputs"].astype(jnp.float32).mean() * metrics["loss"])
+        return nudged(state, chaos), metrics
+
+    return update
+
+
+def needs_a_number(config, info):
+    if config.dropout > 0:
+        return tiny_learner(config, info)
+    return tiny_learner(config, info)
+
+
+def climbs(config, info):
+    return learners.classifier(models.MLP((8, 2)), optax.sgd(-config.learning_rate), preprocess=info.standardize)
+
+
+def evaluates_with_batch_statistics(learner):
+    def evaluate(state, batch, key):
+        values = learner.evaluate(state, batch, key)
+        return {**values, "loss": values["loss"] - values["loss"].mean()}
+
+    return evaluate
+
+
+def evaluates_one_number(learner):
+    return lambda state, batch, key: {"loss": learner.evaluate(state, batch, key)["loss"][:1]}
+
+
+BROKEN = {
+    "purity": (changed(impure), "two runs with the same seed differ.*randomness that is not its key's"),
+    "chunking": (changed(looks_at_the_clock), "one chunk of 10 steps and four smaller ones differ"),
+    "resume": (changed(remembers_on_the_host), "resumed differs from an uninterrupted one.*not in its state"),
+    "sweep": (changed(remembers_on_the_host), "member 0 of a sweep differs from the same run alone"),
+    "sharding": (changed(amplifies_rounding), "after 3 steps on 2 devices.*more than rounding"),
+    "tracing": (changed(learner=needs_a_number), r"needs `dropout` as a Python number.*foldax\.structural"),
+    "coverage": (changed(evaluate=evaluates_with_batch_statistics), "'loss' of an example depends on the other examples"),
+    "learning": (changed(learner=climbs), "it does not learn"),
+}
+
+
+@pytest.mark.parametrize("law", laws.LAWS)
+def test_law_catches_a_broken_learner(law: str) -> None:
+    experiment, sentence = BROKEN[law]
+    with pytest.raises(foldax.FoldaxError, match=f"(?s){sentence}"):
+        laws.LAWS[law](laws.subject(experiment))
+
+
+def test_coverage_catches_values_that_are_not_per_example() -> None:
+    with pytest.raises(laws.LawBroken, match="one value per example"):
+        laws.coverage(laws.subject(changed(evaluate=evaluates_one_number)))
