@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +24,7 @@ PARTS = {
     "learner": "",
     "update": "",
     "loss": "loss",
+    "size": "64",
     "evaluate": "",
     "tail": "",
     "experiment": "foldax.Experiment(Config, learner, dataset)",
@@ -52,12 +53,12 @@ def learner(config, info):
         return (batch["inputs"][:, 0] * state["w"] - batch["targets"]) ** 2
 
     def init(key, examples):
-        return {{"w": jnp.float32(0.0), "noise": jnp.zeros(64), "count": jnp.int32(0)}}
+        return {{"w": jnp.float32(0.0), "noise": jnp.zeros({size}), "count": jnp.int32(0)}}
 
     def update(state, batch, key):
         {update}
         loss, gradient = jax.value_and_grad(lambda w: errors({{"w": w}}, batch).mean())(state["w"])
-        noise = state["noise"] + jax.random.normal(key, (64,)) * config.dropout
+        noise = state["noise"] + jax.random.normal(key, ({size},)) * config.dropout
         w, count = state["w"] - config.learning_rate * gradient, state["count"] + 1
         return {{"w": w, "noise": noise, "count": count}}, {{"loss": {loss}}}
 
@@ -379,23 +380,90 @@ def lose_meta(checkpoint: Path) -> None:
     next((checkpoint / "meta").rglob("metadata")).write_text("{")
 
 
-@pytest.mark.filterwarnings("default")
+def same_end(before: dict, after: dict) -> None:
+    for key in ("state_sha256", "train", "validation", "test", "steps", "best_step"):
+        assert after[key] == before[key]
+
+
 @pytest.mark.parametrize("damage", [truncate, tamper, lose_meta])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_end(finished, foldax, damage) -> None:
     before = unfinish(finished)
     damage(finished / "checkpoints" / "12")
-    with pytest.warns(UserWarning, match=r"checkpoints/12 is damaged and was left aside"):
-        assert foldax("resume", "r")[0] == 0
-    after = json.loads((finished / "result.json").read_text())
-    for key in ("state_sha256", "train", "validation", "test", "steps", "best_step"):
-        assert after[key] == before[key]
+    says(foldax("resume", "r"), 0, "checkpoint r/checkpoints/12 is damaged and was left aside", lines=1)
+    same_end(before, json.loads((finished / "result.json").read_text()))
     assert (finished / "checkpoints" / "12").is_dir()
+    assert (finished / "checkpoints" / "damaged-12").is_dir()
 
 
-@pytest.mark.filterwarnings("default")
-def test_all_checkpoints_damaged(finished, foldax) -> None:
+def test_all_checkpoints_damaged(finished) -> None:
     unfinish(finished)
     for step in (8, 12):
         truncate(finished / "checkpoints" / str(step))
-    with pytest.warns(UserWarning, match="damaged"):
-        says(foldax("resume", "r"), 1, "none of the checkpoints", "r/checkpoints", lines=9)
+    done = subprocess.run([*FOLDAX, "resume", "r"], capture_output=True, text=True)  # a process: nothing hides threads
+    assert done.returncode == 1
+    *named, last = done.stderr.splitlines()
+    words = [f"foldax: checkpoint r/checkpoints/{step} is damaged and was left aside: " for step in (12, 8)]
+    assert [line[: len(word)] for line, word in zip(named, words, strict=True)] == words
+    assert last == "foldax: none of the checkpoints in r/checkpoints can be read; start the run anew"
+
+
+# From outside
+
+
+FOLDAX = [sys.executable, "-c", "import sys; from foldax.cli import main; sys.exit(main())"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount command")
+def test_a_full_disk_keeps_the_checkpoints_before(write, foldax, tmp_path) -> None:
+    disk, file = tmp_path / "disk", write(size="100_000")  # a checkpoint takes 800 kB, so the third does not fit
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        arguments = ("--checkpoint-every", 4, "--dropout", 0.5)
+        answer = foldax("run", file, *arguments, "--run-dir", "disk/r")
+        says(answer, 1, "cannot write", "disk/r", "disk is full", "checkpoints kept: 4, 8", lines=1)
+        shutil.copytree(disk / "r", tmp_path / "moved")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert foldax("resume", "moved")[0] == 0
+    assert foldax("run", file, *arguments, "--run-dir", "whole")[0] == 0
+    same_end(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "moved")))
+
+
+def test_a_file_that_may_not_grow_keeps_the_checkpoint_before(write, foldax) -> None:
+    file = write(size="100_000")
+    assert foldax("run", file, "--checkpoint-every", 4, "--dropout", 0.5, "--run-dir", "r")[0] == 0
+    before = unfinish(Path("r"))
+    shutil.rmtree("r/checkpoints/12")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); " + FOLDAX[2]
+    done = subprocess.run([*FOLDAX[:2], limited, "resume", "r"], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("foldax: ")]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot write a checkpoint to r/checkpoints: the disk is full" in said[-1]
+    assert "checkpoints kept: 8" in said[-1]
+    assert foldax("resume", "r")[0] == 0
+    same_end(before, json.loads(Path("r/result.json").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_saves_and_the_resumed_run_has_the_same_end(write, foldax, number) -> None:
+    long = ("--steps", "20000", "--log-every", "50", "--evaluate-every", "5000", "--dropout", "0.5")
+    file = write()
+    with subprocess.Popen([*FOLDAX, "run", file, *long, "--run-dir", "r"], stderr=subprocess.PIPE, text=True) as run:
+        while not Path("r/metrics.jsonl").exists() or not Path("r/metrics.jsonl").stat().st_size:
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.01)
+        run.send_signal(number)
+        said = run.stderr.read().splitlines()
+        assert run.wait() == 1
+    step = int(re.match(r"foldax: stopped at step (\d+) of 20000; go on with: foldax resume r$", said[-1]).group(1))
+    assert 0 < step < 20_000
+    assert json.loads(Path("r/manifest.json").read_text())["status"] == "interrupted"
+    assert not Path("r/result.json").exists()
+    assert foldax("resume", "r")[0] == 0
+    assert foldax("run", file, *long, "--run-dir", "whole")[0] == 0
+    same_end(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "r")))
+    assert Path("r/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()

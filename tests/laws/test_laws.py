@@ -209,7 +209,10 @@ BROKEN = {
     "sweep": (changed(remembers_on_the_host), "member 0 of a sweep differs from the same run alone"),
     "sharding": (changed(amplifies_rounding), "after 3 steps on 2 devices.*more than rounding"),
     "tracing": (changed(learner=needs_a_number), r"needs `dropout` as a Python number.*foldax\.structural"),
-    "coverage": (changed(evaluate=evaluates_with_batch_statistics), "'loss' of an example depends on the other examples"),
+    "coverage": (
+        changed(evaluate=evaluates_with_batch_statistics),
+        "'loss' of an example depends on the other examples",
+    ),
     "learning": (changed(learner=climbs), "it does not learn"),
 }
 

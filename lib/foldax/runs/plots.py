@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Any:
             axis.set_yscale("log")
         axis.set(xlabel="step", title=name.replace("_", " "))
         axis.grid(alpha=0.25)
-    axes.flat[0].legend(frameon=False)
+        axis.legend(frameon=False)
     return figure
 
 
@@ -71,7 +72,8 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, class_names: 
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(class_names))
-    axis.set_xticks(ticks, class_names, rotation=45 if max(map(len, class_names)) > 2 else 0, ha="center", fontsize=8)
+    slanted = dict(rotation=45, ha="right", rotation_mode="anchor") if max(map(len, class_names)) > 2 else {}
+    axis.set_xticks(ticks, class_names, fontsize=8, **slanted)
     axis.set_yticks(ticks, class_names, fontsize=8)
     accuracy = np.trace(counts) / max(1, counts.sum())
     axis.set(xlabel="predicted", ylabel="true", title=f"{accuracy:.2%} of {counts.sum():,} right")
@@ -107,7 +109,7 @@ def roc_curve(targets: np.ndarray, scores: np.ndarray, label: str = "") -> Any:
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
     axis.plot(false_positives, true_positives, color=COLORS["train"], label=f"{label} area {area:.4f}".strip())
-    axis.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC, test split", aspect="equal")
+    axis.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC curve", aspect="equal")
     axis.legend(loc="lower right", frameon=False)
     axis.grid(alpha=0.25)
     return figure
@@ -124,13 +126,15 @@ def image_grid(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8,
     """
     count = max(1, len(images))
     columns = min(columns, count)
-    figure, axes = new_figure(-(-count // columns), columns, width=1.15, height=1.35 if titles else 1.1)
+    wrapped = [textwrap.fill(title, 16) for title in titles]
+    lines = max((text.count("\n") + 1 for text in wrapped), default=0)
+    figure, axes = new_figure(-(-count // columns), columns, width=1.15, height=1.15 + 0.12 * lines)
     for axis in axes.flat:
         axis.set_axis_off()
     for index, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(np.squeeze(image), cmap="gray_r", interpolation="nearest")
-        if titles:
-            axis.set_title(titles[index], fontsize=7)
+        if wrapped:
+            axis.set_title(wrapped[index], fontsize=7)
     figure.suptitle(title or ("" if len(images) else "none"), fontsize=9)
     return figure
 

@@ -159,17 +159,19 @@ def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, 
     if result.experiment.figures is not None:
         with programs.own_code(result.experiment):
             made |= result.experiment.figures(result)
-    path.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, figure in made.items():
-        if isinstance(figure, str):
-            files[name] = path / f"{name}.txt"
-            files[name].write_text(figure + "\n")
-            if verbose:
-                print(figure)
-        else:
-            files[name] = path / f"{name}.png"
-            figure.savefig(files[name], dpi=120)
+    files = {name: path / f"{name}.{'txt' if isinstance(figure, str) else 'png'}" for name, figure in made.items()}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for name, figure in made.items():
+            if isinstance(figure, str):
+                files[name].write_text(figure + "\n")
+            else:
+                figure.savefig(files[name], dpi=120)
+    except OSError as error:
+        raise RunError(f"cannot write the figures to {path}: {error.strerror}") from error
+    for text in made.values():
+        if verbose and isinstance(text, str):
+            print(text)
     return files
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import sys
 import textwrap
 import warnings
@@ -59,7 +60,7 @@ class Checkpoints:
 
         self.folder = folder
         self._ocp, self._warn = ocp, warn
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises its errors; it need not print them too
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
         handlers = {  # arrays of noise do not compress: it would only cost processor time
             "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
@@ -83,7 +84,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             if step not in self._manager.all_steps():
-                items = args.Composite(arrays=args.PyTreeSave(arrays), meta=args.JsonSave(meta))
+                some = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
+                items = args.Composite(arrays=args.PyTreeSave(some), meta=args.JsonSave(meta))
                 self._manager.save(step, args=items, force=True)
         except Exception as error:
             raise self._cannot_write(error) from error
@@ -112,7 +114,9 @@ class Checkpoints:
                 return self._restore(step, like)
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {textwrap.shorten(reason, 200)}")
+                self._warn(
+                    f"checkpoint {self.folder / str(step)} is damaged and was left aside: {textwrap.shorten(reason, 200)}"
+                )
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
                 self._manager.reload()
         if steps:
@@ -130,10 +134,13 @@ class Checkpoints:
         if set(shapes) != set(meta["checksums"]):
             odd = sorted(set(shapes) ^ set(meta["checksums"]))
             raise RunError(f"it holds other arrays than this experiment's state ({', '.join(odd[:5])})")
-        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes}
-        arrays = self._manager.restore(
-            step, args=args.Composite(arrays=args.PyTreeRestore(item=shapes, restore_args=as_numpy))
-        ).arrays
+        some = {name: shape for name, shape in shapes.items() if shape.size}
+        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in some}
+        restored = self._manager.restore(
+            step, args=args.Composite(arrays=args.PyTreeRestore(item=some, restore_args=as_numpy))
+        )
+        arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if not shape.size}
+        arrays |= restored.arrays
         for name, array in arrays.items():
             if array.shape != shapes[name].shape or array.dtype != shapes[name].dtype:
                 raise RunError(f"`{name}` is {array.dtype}{array.shape}, not {shapes[name].dtype}{shapes[name].shape}")
@@ -146,11 +153,8 @@ class Checkpoints:
         self._manager.close()
 
     def _cannot_write(self, error: Exception) -> RunError:
-        full = "No space left" in str(error) or getattr(error, "errno", None) in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        )
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorStore has the system's words, not its numbers
+        full = getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
         reason = "the disk is full" if full else str(error).splitlines()[0][:200]
         kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
         state = f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
