@@ -7,15 +7,16 @@ import subprocess
 import sys
 from typing import Literal
 
-import foldax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from foldax.config import kinds, parse_every, traced, type_name
-from foldax.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
+
+import foldax
+from foldax.config import kinds, parse_every, traced, type_name
+from foldax.errors import ConfigError
 
 
 @foldax.config

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.config import kinds
+from foldax.config import field_types, is_config
 from foldax.errors import ConfigError, FoldaxError, RunError, nearest
 from foldax.experiment import Experiment, experiment_file, load_experiment
 
@@ -94,8 +94,8 @@ def _list(command: argparse.Namespace, rest: list[str]) -> int:
             continue
         with contextlib.suppress(SyntaxError, UnicodeDecodeError):
             tree = ast.parse(path.read_text())
-            names = [t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
-            if "experiment" in names:
+            targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
+            if any(isinstance(target, ast.Name) and target.id == "experiment" for target in targets):
                 line = (ast.get_docstring(tree) or "").split("\n")[0]
                 print(f"{path}  {line}")
                 found += 1
@@ -231,7 +231,11 @@ def _spread(arguments: Sequence[str]) -> list[str]:
 
 
 def _options(cls: type, prefix: str = "--") -> list[str]:
-    return [f"{prefix}{name.replace('_', '-')}" for name in kinds(cls)] + ["--run-dir"]
+    options = ["--run-dir"]
+    for name, hint in field_types(cls).items():
+        option = prefix + name.replace("_", "-")
+        options += _options(hint, f"{option}.")[1:] if is_config(hint) else [option]
+    return options
 
 
 def _first_paragraph(experiment: Experiment) -> str:
@@ -254,3 +258,7 @@ def _one_line(text: str) -> str:
 def _no_more(rest: list[str]) -> None:
     if rest:
         raise ConfigError(f"{rest[0]!r} is not understood here; see --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

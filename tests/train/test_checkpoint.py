@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from foldax.errors import RunError
-from foldax.train.checkpoint import Checkpoints, flat, from_host, to_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from foldax.errors import RunError
+from foldax.train.checkpoint import Checkpoints, flat, from_host, to_host
 
 
 class State(NamedTuple):

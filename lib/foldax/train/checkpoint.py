@@ -149,8 +149,15 @@ class Checkpoints:
         return from_host(arrays, like), meta
 
     def close(self) -> None:
-        """Ends Orbax's threads."""
-        self._manager.close()
+        """Ends Orbax's threads.
+
+        Raises:
+          RunError: if what was still being written cannot be (a full disk).
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> RunError:
         codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorStore has the system's words, not its numbers

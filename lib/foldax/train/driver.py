@@ -180,9 +180,9 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
         tree, meta = restored
         run.fold, run.best = _replicate(program, tree)
         run.step = run.saved_step = int(run.fold.step)
-        run.history = hooks.resumed(run.step)
         run.blocks = _blocks(dataset, config.seed, run.step, meta["cursor"])
         run.block = next(run.blocks)
+    run.history = hooks.resumed(run.step)  # also without a checkpoint: what was logged is done again
     return run
 
 

@@ -1,0 +1,208 @@
+"""The run folder: what a finished run leaves there, and that it stays whole."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import foldax
+from foldax.errors import ConfigError, RunError
+from foldax.runs import folder
+from foldax.runs.log import read_log
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> foldax.Result:
+    from tests.conftest import tiny
+
+    return foldax.train(tiny, tiny.config(seed=3), run_dir=tmp_path_factory.mktemp("runs") / "r", verbose=False)
+
+
+@pytest.fixture(scope="module")
+def run(result) -> Path:
+    return result.run_dir
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_the_files_of_a_finished_run(run) -> None:
+    names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
+    assert names == {
+        "config.json", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "figures", "lock",
+    }  # fmt: skip
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["12"]
+
+
+def test_the_config_comes_back(run, result) -> None:
+    assert foldax.from_json(result.experiment.config, read(run / "config.json")) == result.config
+
+
+def test_the_manifest_says_how_the_run_was_made(run, result) -> None:
+    made = read(run / "manifest.json")
+    assert made["experiment"] == "tiny"
+    assert made["file"].endswith("conftest.py")
+    assert re.fullmatch("[0-9a-f]{64}", made["file_sha256"])
+    assert made["command"]
+    assert made["seed"] == 3
+    assert made["config_hash"] == foldax.config_hash(result.config)
+    assert made["versions"]["jax"] == jax.__version__
+    assert {"foldax", "jaxlib", "flax", "optax", "numpy"} <= set(made["versions"])
+    assert made["backend"] == jax.default_backend()
+    assert made["devices"] == [str(device) for device in jax.devices()]
+    assert made["data_fingerprint"] == result.info.fingerprint
+    assert made["started"] <= made["ended"]
+    assert made["status"] == "finished"
+    if made["git"] is not None:
+        assert re.fullmatch("[0-9a-f]{40}", made["git"]["commit"])
+        assert isinstance(made["git"]["dirty"], bool)
+
+
+def test_the_log_has_a_line_per_log_and_evaluation(run, result) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (4, "train"), (6, "validation"), (8, "train"), (12, "validation"), (12, "train"),
+    ]  # fmt: skip
+    assert all({"loss", "accuracy"} <= set(line) for line in lines)
+    assert lines == result.history == read_log(run)
+
+
+def test_the_result_has_all_that_is_reported(run, result) -> None:
+    found = read(run / "result.json")
+    assert set(found) == {
+        "status", "steps", "tested", "best_step", "train", "validation", "test", "state_sha256",
+        "steps_per_second", "seconds", "compile_seconds", "figures",
+    }  # fmt: skip
+    assert (found["status"], found["steps"], found["tested"]) == ("finished", 12, "best")
+    assert found["best_step"] in (6, 12)
+    for split in ("train", "validation", "test"):
+        assert found[split] == result.metrics[split]
+    assert found["seconds"] > found["compile_seconds"] >= 0
+    assert re.fullmatch("[0-9a-f]{64}", found["state_sha256"])
+
+
+def test_the_figures_are_images(run) -> None:
+    for name in read(run / "result.json")["figures"].values():
+        assert (run / "figures" / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def events(path: Path) -> list:
+    """Reads TensorBoard's records: length, its checksum, content, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    content, found = path.read_bytes(), []
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        assert struct.unpack("<I", content[8:12])[0] == masked_crc32c(content[:8])
+        record, content = content[12 : 12 + size], content[12 + size :]
+        assert struct.unpack("<I", content[:4])[0] == masked_crc32c(record)
+        found.append(Event.FromString(record))
+        content = content[4:]
+    return found
+
+
+def test_tensorboard_events_say_what_the_log_says(run, result) -> None:
+    (path,) = run.glob("events.out.tfevents.*")
+    first, *rest = events(path)
+    assert first.file_version == "brain.Event:2"
+    found = {(e.step, v.tag): v.simple_value for e in rest for v in e.summary.value}
+    expected = {
+        (line["step"], f"{line['split']}/{name}"): pytest.approx(value, rel=1e-6)
+        for line in result.history
+        for name, value in line.items()
+        if name not in ("step", "split")
+    }
+    assert found == expected
+
+
+def test_runs_of_the_same_second_have_different_folders(experiment, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Clock(folder.datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2030, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(folder.datetime, "datetime", Clock)
+    config, made = experiment.config(), []
+    for _ in range(3):
+        path = folder.new_run_dir(experiment, config)
+        with folder.lock(path):
+            made.append(path.name)
+    base = f"20300102-030405-{foldax.config_hash(config)[:6]}"
+    assert made == [base, f"{base}-2", f"{base}-3"]
+    assert folder.new_run_dir(experiment, experiment.config(seed=1)).name != base
+
+
+def test_a_lock_is_for_one_and_ends_with_its_file(tmp_path) -> None:
+    with folder.lock(tmp_path / "r"), pytest.raises(RunError, match=f"is in use by process {os.getpid()}"):
+        folder.lock(tmp_path / "r")
+    folder.lock(tmp_path / "r").close()
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "x.json"
+    folder.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        folder.write_json(path, {"a": object()})
+    assert read(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from foldax.runs import folder
+path = Path(sys.argv[1])
+folder.write_json(path, {"a": 1})
+os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+folder.write_json(path, {"a": 2, "b": list(range(10_000))})
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "x.json"
+    assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -signal.SIGKILL
+    assert read(path) == {"a": 1}
+    folder.write_json(path, {"a": 3})
+    assert folder.read_json(path) == {"a": 3}
+
+
+def test_a_folder_is_of_one_experiment_and_one_config(run, result) -> None:
+    experiment, config = result.experiment, result.config
+    folder.check_same(run, experiment, config)
+    with pytest.raises(RunError, match="of another experiment, 'tiny', not of 'other'"):
+        folder.check_same(run, experiment._replace(name="other"), config)
+    with pytest.raises(ConfigError, match=r"another config: seed \(3 there, 4 here\), steps|steps .*seed"):
+        folder.check_same(run, experiment, experiment.config(seed=4, steps=13))
+    with pytest.raises(RunError, match="holds a run already; `foldax resume"):
+        folder.create(run, experiment, config)
+
+
+def test_a_run_of_a_notebook_says_how_to_go_on(run, tmp_path) -> None:
+    made = read(run / "manifest.json") | {"file": None}
+    (tmp_path / "manifest.json").write_text(json.dumps(made))
+    with pytest.raises(RunError, match=r"made in a notebook .* foldax\.train\(experiment, config, run_dir=.*resume"):
+        folder.load(tmp_path)
+
+
+def test_nothing_is_written_without_save(experiment, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = foldax.train(experiment, save=False, verbose=False)
+    assert result.run_dir is None
+    assert result.metrics["test"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_needs_a_folder(experiment) -> None:
+    with pytest.raises(RunError, match="say which run folder"):
+        foldax.train(experiment, resume=True, verbose=False)

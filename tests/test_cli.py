@@ -1,0 +1,345 @@
+"""The command line: every command, its exit code, and what it prints."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foldax import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("list", "run", "resume", "reproduce", "show", "check", "new")
+
+NESTED = '''"""A line with everything that a config may hold.
+
+More about it.
+"""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import foldax
+from foldax import data
+
+
+@foldax.config
+class Optimizer:
+    learning_rate: float = 0.1
+    """Step size."""
+    momentum: float | None = None
+    """Of heavy-ball momentum."""
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 6
+    log_every: int = foldax.driver(3)
+    optimizer: Optimizer = Optimizer()
+    hidden: tuple[int, ...] = (8,)
+    """Widths of the hidden layers."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = None
+    bias: bool = True
+
+
+def dataset(config):
+    inputs = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    return data.from_arrays({"inputs": inputs, "targets": inputs[:, 0] * 2}, batch_size=10)
+
+
+def learner(config, info):
+    def errors(w, batch):
+        return (batch["inputs"][:, 0] * w - batch["targets"]) ** 2
+
+    def update(w, batch, key):
+        loss, gradient = jax.value_and_grad(lambda w: errors(w, batch).mean())(w)
+        return w - config.optimizer.learning_rate * gradient, {"loss": loss}
+
+    return foldax.Learner(lambda key, examples: jnp.float32(0), update, lambda w, batch, key: {"loss": errors(w, batch)})
+
+
+experiment = foldax.Experiment(Config, learner, dataset)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working directory with the experiment `line.py`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "line.py").write_text(NESTED)
+    return tmp_path
+
+
+@pytest.fixture
+def foldax(capsys):
+    """Runs a command; returns its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def parsed(here: Path, *arguments: str):
+    experiment = cli.load_experiment(here / "line.py")
+    return cli.parse_config(experiment, arguments), experiment.config
+
+
+# Help
+
+
+def test_without_a_command_all_are_listed(foldax) -> None:
+    code, out, _ = foldax()
+    assert code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^ +{command}( |$)", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(foldax, command) -> None:
+    code, out, err = foldax(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: foldax {command}")
+
+
+def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(foldax, here) -> None:
+    code, out, err = foldax("run", "line.py", "--help")
+    assert (code, err) == (0, "")
+    said = " ".join(out.split())
+    assert "A line with everything" in said
+    for part in (
+        "--run-dir DIR",
+        "--steps INT Number of updates; one consumes one batch. (default: 6)",
+        "--seed INT Source of all randomness",
+        "--patience {None}|INT",
+        "--mode {min,max}",
+        "--hidden [INT [INT ...]] Widths of the hidden layers. (default: 8)",
+        "--betas FLOAT FLOAT",
+        "--clip {None}|FLOAT",
+        "--bias, --no-bias",
+        "--optimizer.learning-rate FLOAT Step size. (default: 0.1)",
+        "--optimizer.momentum {None}|FLOAT Of heavy-ball momentum.",
+    ):
+        assert part in said
+
+
+# Fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["--steps", "7"], "steps", 7),
+        (["--log_every", "2"], "log_every", 2),
+        (["--seed=5"], "seed", 5),
+        (["--hidden", "64", "32"], "hidden", (64, 32)),
+        (["--hidden", "(64, 32)"], "hidden", (64, 32)),
+        (["--hidden", "(64,)"], "hidden", (64,)),
+        (["--hidden", "()"], "hidden", ()),
+        (["--hidden"], "hidden", ()),
+        (["--betas", "0.5", "1"], "betas", (0.5, 1.0)),
+        (["--betas", "(0.5, 0.25)"], "betas", (0.5, 0.25)),
+        (["--clip", "1"], "clip", 1.0),
+        (["--clip", "None"], "clip", None),
+        (["--clip", "1e-3"], "clip", 1e-3),
+        (["--no-bias"], "bias", False),
+        (["--bias"], "bias", True),
+        (["--mode", "max"], "mode", "max"),
+        (["--checkpoint-every", "500"], "checkpoint_every", 500),
+        (["--checkpoint-every", "5m"], "checkpoint_every", "5m"),
+        (["--patience", "3"], "patience", 3),
+        (["--profile"], "profile", True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_kind_of_field_is_reachable(here, arguments, field, value) -> None:
+    config, cls = parsed(here, *arguments)
+    assert getattr(config, field) == value
+    assert type(getattr(config, field)) is type(value)
+    assert {name: v for name, v in vars(config).items() if name != field} == {
+        name: v for name, v in vars(cls()).items() if name != field
+    }
+
+
+def test_fields_of_nested_configs(here) -> None:
+    config, _ = parsed(here, "--optimizer.learning-rate", "0.5", "--optimizer.momentum", "0.9")
+    assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.5, 0.9)
+    config, cls = parsed(here)
+    assert config == cls()
+
+
+def test_a_misspelt_field_of_a_nested_config(foldax, here) -> None:
+    code, _, err = foldax("run", "line.py", "--optimizer.lerning-rate", "1")
+    assert code == 2
+    assert "--optimizer.lerning-rate" in err
+    assert "did you mean '--optimizer.learning-rate'?" in err
+
+
+# Commands
+
+
+def test_list_names_each_experiment_with_its_first_line(foldax, here) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "other.py").write_text('"""Another one."""\nexperiment = 3\n')
+    (here / "sub" / "helper.py").write_text("x = 1\n")
+    (here / "broken.py").write_text("def f(:\n")
+    (here / ".hidden").mkdir()
+    (here / ".hidden" / "old.py").write_text("experiment = 1\n")
+    code, out, err = foldax("list")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "line.py  A line with everything that a config may hold.",
+        "sub/other.py  Another one.",
+    ]
+    assert foldax("list", "sub")[1] == "sub/other.py  Another one.\n"
+
+
+def test_list_finds_annotated_experiments(foldax, here) -> None:
+    (here / "typed.py").write_text('"""Typed."""\nexperiment: object = 3\n')
+    assert "typed.py  Typed." in foldax("list")[1]
+
+
+def test_list_of_a_folder_without_experiments_says_what_to_do(foldax, tmp_path) -> None:
+    code, out, err = foldax("list", tmp_path)
+    assert (code, out) == (0, "")
+    assert "foldax new NAME" in err
+
+
+def test_new_writes_a_file_that_runs_as_written(foldax, here) -> None:
+    code, out, _ = foldax("new", "mine")
+    assert code == 0
+    assert out == "wrote mine.py; try: foldax run mine.py\n"
+    text = Path("mine.py").read_text()
+    assert text.startswith('"""mine: ')
+    assert "FILE" not in text.split('"""')[1]
+    assert "NAME" not in text
+    code, out, err = foldax("run", "mine.py", "--steps", 3, "--hidden", 8, "--run-dir", "r")
+    assert code == 0
+    assert "accuracy" in out
+    assert "mine.py  mine: " in foldax("list")[1]
+    code, _, err = foldax("new", "mine")
+    assert (code, err) == (1, "foldax: mine.py exists already; choose another name\n")
+
+
+def test_run_show_resume_and_reproduce(foldax, here) -> None:
+    code, out, err = foldax("run", "line.py", "--seed", 3, "--optimizer.learning-rate", 0.2, "--run-dir", "r")
+    assert code == 0
+    for part in ("Model", "parameters", "line: finished after 6 steps", "loss", "learning_curves: r/figures", "r\n"):
+        assert part in out
+    assert "line: 6/6" in err
+
+    code, out, err = foldax("show", "r")
+    assert (code, err) == (0, "")
+    for part in ("line", "finished", "seed=3", "learning_rate", "validation", "test", "learning_curves.png"):
+        assert part in out
+
+    code, out, err = foldax("resume", "r")
+    assert (code, out, err) == (0, "r is finished; `foldax show r` shows it\n", "")
+
+    code, out, _ = foldax("reproduce", "r")
+    assert code == 0
+    assert "state_sha256" in out
+    assert "train/loss" in out
+    assert "DIFFERS" not in out
+    assert out.endswith("reproduced: all bits are the same\n")
+
+    code, out, _ = foldax("reproduce", "r", "--log-every", 2, "--checkpoint-every", 1)
+    assert code == 0
+    assert "train/loss" not in out
+    assert out.endswith("reproduced: all bits are the same\n")
+
+    result = json.loads(Path("r/result.json").read_text())
+    result["test"]["loss"] *= 1 + 1e-15
+    result["test"]["loss"] += 1e-17
+    Path("r/result.json").write_text(json.dumps(result | {"state_sha256": "0"}))
+    code, out, _ = foldax("reproduce", "r")
+    assert code == 1
+    assert "state_sha256                     DIFFERS: '0' then" in out
+    assert "validation/loss                  identical" in out
+    assert out.endswith("NOT reproduced\n")
+
+
+def test_show_and_reproduce_of_an_unfinished_run(foldax, here) -> None:
+    assert foldax("run", "line.py", "--run-dir", "r")[0] == 0
+    Path("r/result.json").unlink()
+    code, out, _ = foldax("show", "r")
+    assert code == 0
+    assert "newest metrics, step 6" in " ".join(out.split())
+    assert "foldax resume" in " ".join(out.split())
+    code, _, err = foldax("reproduce", "r")
+    assert (code, err) == (1, "foldax: r is not finished; `foldax resume r` goes on with it\n")
+    Path("r/metrics.jsonl").unlink()
+    assert foldax("show", "r")[0] == 0
+
+
+def test_reproduce_says_what_has_changed_since(foldax, here) -> None:
+    assert foldax("run", "line.py", "--run-dir", "r")[0] == 0
+    Path("line.py").write_text(NESTED + "\n# changed\n")
+    manifest = json.loads(Path("r/manifest.json").read_text())
+    manifest["versions"]["numpy"] = "1.0"
+    Path("r/manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = foldax("reproduce", "r")
+    assert code == 0
+    assert "note: numpy was 1.0, is " in out
+    assert "note: line.py has changed since" in out
+
+
+def test_run_without_a_folder_makes_one_under_runs(foldax, here) -> None:
+    assert foldax("run", "line.py")[0] == 0
+    (run,) = Path("runs/line").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", run.name)
+
+
+def test_check_of_an_experiment_that_keeps_the_laws(foldax, tiny_file) -> None:
+    code, out, err = foldax("check", tiny_file)
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines() if not line.startswith("note: ")]
+    assert [words[0] for words in lines] == [
+        "purity", "chunking", "resume", "sweep", "sharding", "tracing", "coverage", "learning",
+    ]  # fmt: skip
+    assert all(words[1:] == ["holds"] for words in lines)
+
+
+def test_check_of_a_broken_experiment_says_which_law_and_why(foldax, here) -> None:
+    Path("wrong.py").write_text(NESTED.replace("w - config.optimizer", "w + config.optimizer"))
+    code, out, err = foldax("check", "wrong.py")
+    assert (code, err) == (1, "")
+    assert re.search(r"^purity +holds$", out, re.MULTILINE)
+    assert re.search(r"^learning +BROKEN: the loss on one batch went from .* it does not learn", out, re.MULTILINE)
+
+
+def test_a_file_runs_by_itself_and_the_module_starts_quickly(here) -> None:
+    run = subprocess.run([sys.executable, "line.py", "--steps", "0"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (2, "foldax: Config.steps: 0 is too small; it must be at least 1\n")
+
+
+def test_starting_the_command_line_imports_nothing_heavy() -> None:
+    heavy = ("tensorflow", "tensorflow_datasets", "grain", "sklearn", "matplotlib", "orbax.checkpoint", "flax")
+    code = f"import sys, foldax.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_traceback_only_for_who_asks(foldax, here, monkeypatch) -> None:
+    monkeypatch.setenv("FOLDAX_TRACEBACK", "1")
+    code, _, err = foldax("run", "line.py", "--steps", "0")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_experiments_of_the_checkout_are_listed(foldax, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, _ = foldax("list", "experiments")
+    assert code == 0
+    assert "experiments/supervised/digits.py  Handwritten digits" in out

@@ -1,0 +1,88 @@
+"""Runs killed with SIGKILL at random moments and resumed until done end with the bits of an uninterrupted run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = int(os.environ.get("FOLDAX_KILLS", "2"))  # runs; `make kill` has 20
+MOMENTS = 2  # kills of each run
+
+FILE = '''
+"""A run of a second or two that saves often."""
+import foldax, optax
+from foldax import data, learners, models
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 6_000
+    log_every = 50
+    evaluate_every = 500
+    checkpoint_every = 400
+    learning_rate: float = 3e-3
+    dropout: float = 0.1
+
+def dataset(config):
+    return data.load("digits", batch_size=32, source="SOURCE")
+
+def learner(config, info):
+    return learners.classifier(models.MLP((64, 64, 10), dropout=config.dropout), optax.adam(config.learning_rate))
+
+experiment = foldax.Experiment(Config, learner, dataset)
+'''
+
+
+def foldax(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "foldax.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return out
+
+
+def kill_at_a_random_moment(process: subprocess.Popen, run: Path, rng: random.Random) -> bool:
+    """Kills the run some time after it has begun to log; whether it was still going."""
+    until = time.monotonic() + 120
+    before = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+    while process.poll() is None and time.monotonic() < until:
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size != before:
+            break
+        time.sleep(0.005)
+    try:
+        process.wait(timeout=rng.uniform(0, 1.5))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("source", ["device", "stream"])
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "killed.py"
+    file.write_text(FILE.replace("SOURCE", source))
+    finish(foldax("run", file, "--run-dir", tmp_path / "whole"))
+    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
+    kills = 0
+    for index in range(KILLS):
+        rng, run = random.Random(index), tmp_path / f"run{index}"
+        kills += kill_at_a_random_moment(foldax("run", file, "--run-dir", run), run, rng)
+        for _ in range(MOMENTS - 1):
+            finish(foldax("show", run))
+            kills += kill_at_a_random_moment(foldax("resume", run), run, rng)
+        finish(foldax("resume", run))
+        result = json.loads((run / "result.json").read_text())
+        for key in ("state_sha256", "train", "validation", "test", "best_step", "steps"):
+            assert result[key] == whole[key], (index, key)
+        assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    print(f"{source}: {KILLS} runs, {kills} kills, all {KILLS} bit-identical")
+    assert kills >= KILLS
