@@ -15,10 +15,11 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-import foldax
 import numpy as np
 import optax
 import pytest
+
+import foldax
 from foldax import data, learners, models
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -58,7 +58,10 @@ def learner(config, info):
         loss, gradient = jax.value_and_grad(lambda w: errors(w, batch).mean())(w)
         return w - config.optimizer.learning_rate * gradient, {"loss": loss}
 
-    return foldax.Learner(lambda key, examples: jnp.float32(0), update, lambda w, batch, key: {"loss": errors(w, batch)})
+    def evaluate(w, batch, key):
+        return {"loss": errors(w, batch)}
+
+    return foldax.Learner(lambda key, examples: jnp.float32(0), update, evaluate)
 
 
 experiment = foldax.Experiment(Config, learner, dataset)

@@ -253,7 +253,7 @@ def test_a_list_is_refused_even_where_the_annotation_allows_it() -> None:
     class Lists(foldax.Training):
         hidden: list[int] = foldax.driver(None)
 
-    with pytest.raises(ConfigError, match="Lists.hidden: .*use a tuple"):
+    with pytest.raises(ConfigError, match=r"Lists.hidden: .*use a tuple"):
         Lists(hidden=[8, 8])
 
 

@@ -451,7 +451,7 @@ def test_a_file_that_may_not_grow_keeps_the_checkpoint_before(write, foldax) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_saves_and_the_resumed_run_has_the_same_end(write, foldax, number) -> None:
-    long = ("--steps", "20000", "--log-every", "50", "--evaluate-every", "5000", "--dropout", "0.5")
+    long = ("--steps", "8000", "--log-every", "50", "--evaluate-every", "2000", "--dropout", "0.5")
     file = write()
     with subprocess.Popen([*FOLDAX, "run", file, *long, "--run-dir", "r"], stderr=subprocess.PIPE, text=True) as run:
         while not Path("r/metrics.jsonl").exists() or not Path("r/metrics.jsonl").stat().st_size:
@@ -460,8 +460,8 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_end(write, foldax, numb
         run.send_signal(number)
         said = run.stderr.read().splitlines()
         assert run.wait() == 1
-    step = int(re.match(r"foldax: stopped at step (\d+) of 20000; go on with: foldax resume r$", said[-1]).group(1))
-    assert 0 < step < 20_000
+    step = int(re.match(r"foldax: stopped at step (\d+) of 8000; go on with: foldax resume r$", said[-1]).group(1))
+    assert 0 < step < 8_000
     assert json.loads(Path("r/manifest.json").read_text())["status"] == "interrupted"
     assert not Path("r/result.json").exists()
     assert foldax("resume", "r")[0] == 0

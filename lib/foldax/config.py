@@ -204,30 +204,28 @@ def _check_names(cls: type, values: dict[str, Any]) -> None:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """Returns the value as the hint wants it (an int in a float field as a float), or raises."""
-    if hint is Any:
-        return value
+    origin, is_bool = typing.get_origin(hint), isinstance(value, bool)
     if _is_union(hint):
         return _checked_union(value, hint, where)
-    if hint is float:
-        if isinstance(value, jax.Array):  # inside a traced program, or a weak or strong scalar of the user's
-            return value
-        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            return float(value)
-    elif typing.get_origin(hint) is Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif typing.get_origin(hint) is tuple:
+    if origin is tuple:
         return _checked_tuple(value, hint, where)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif isinstance(value, typing.get_origin(hint) or hint):
-        try:
-            hash(value)
-            return value
-        except TypeError:
-            raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
-    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+    if hint is float and isinstance(value, jax.Array):  # inside a traced program, or a scalar of the user's
+        return value
+    if hint is float and isinstance(value, (int, float, np.number)) and not is_bool:
+        return float(value)
+    if origin is Literal:
+        fits = value in typing.get_args(hint)
+    elif hint is Any or (hint is int and is_bool):
+        fits = hint is Any
+    else:
+        fits = isinstance(value, origin or hint)
+    if not fits:
+        raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+    try:
+        hash(value)
+    except TypeError:
+        raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
+    return value
 
 
 def _checked_union(value: Any, hint: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ are in README.md beside this file.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -33,13 +34,15 @@ except ImportError:
     torch = None
 
 Contenders = dict[str, Callable[[], float]]  # by name, each returns steps per second
+ROUNDS = {"digits": 7, "fashion": 3, "checkpoints": 3}
 LEARNING_RATE = 1e-3
+TORCH_SECONDS = 2.0  # of a round, after which the loop ends at the next log
 CHECKPOINTED_SECONDS = 9.0  # length of a run with a checkpoint every second
 
 
 @foldax.config
 class Digits(foldax.Training):
-    steps: int = 40_000
+    steps: int = 30_000
     evaluate_every = 0  # only at the end
     batch_size: int = 64
     learning_rate: float = LEARNING_RATE
@@ -86,30 +89,26 @@ def hand_written(config: Digits, dataset: data.Dataset, init: Any, update: Any, 
     count = len(arrays["targets"])
     steps_per_epoch = count // size
 
-    def step(carry: Any, _: None) -> tuple[Any, Any]:
-        state, order, number = carry
-        position = number % steps_per_epoch
-        shuffle = lambda: jax.random.permutation(jax.random.fold_in(key, number), count)
-        order = jax.lax.cond(position == 0, shuffle, lambda: order)
-        rows = jax.lax.dynamic_slice(order, (position * size,), (size,))
-        batch = jax.tree.map(lambda array: array[rows], step.arrays)
-        state, metrics = update(state, batch, jax.random.fold_in(key, number))
-        return (state, order, number + 1), metrics
-
+    @functools.partial(jax.jit, donate_argnums=0)
     def chunk(carry: Any, arrays: Any) -> tuple[Any, Any]:
-        step.arrays = arrays  # an argument: what a jitted function closes over is compiled in
+        def step(carry: Any, _: None) -> tuple[Any, Any]:
+            state, order, number = carry
+            position, step_key = number % steps_per_epoch, jax.random.fold_in(key, number)
+            order = jax.lax.cond(position == 0, lambda: jax.random.permutation(step_key, count), lambda: order)
+            rows = jax.lax.dynamic_slice(order, (position * size,), (size,))
+            state, metrics = update(state, jax.tree.map(lambda array: array[rows], arrays), step_key)
+            return (state, order, number + 1), metrics
+
         carry, metrics = jax.lax.scan(step, carry, length=config.log_every)
         return carry, jax.tree.map(jnp.mean, metrics)
 
-    compiled = jax.jit(chunk, donate_argnums=0)
-
     def speed() -> float:
         carry = (init(key, arrays), jnp.arange(count), jnp.int32(0))
-        carry, unread = compiled(carry, arrays)
+        carry, unread = chunk(carry, arrays)
         history = []
         began = time.perf_counter()
         for _ in range(config.steps // config.log_every - 1):
-            carry, metrics = compiled(carry, arrays)
+            carry, metrics = chunk(carry, arrays)
             history.append(jax.device_get(unread))
             unread = metrics
         jax.block_until_ready(carry)
@@ -120,7 +119,8 @@ def hand_written(config: Digits, dataset: data.Dataset, init: Any, update: Any, 
 
 def plain_update() -> tuple[Any, Any]:
     """The update of `learners.classifier`, its metrics too, written out in Flax and optax."""
-    model = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(32), nn.relu, nn.Dense(32), nn.relu, nn.Dense(10)])
+    dense = [nn.Dense(32), nn.relu, nn.Dense(32), nn.relu, nn.Dense(10)]
+    model = nn.Sequential([lambda x: x.reshape(x.shape[0], -1), *dense])
     optimizer = optax.adamw(LEARNING_RATE)
 
     def loss(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -150,12 +150,10 @@ def torch_loop(config: Any, dataset: data.Dataset, layers: list[Any], image: boo
     network, size = torch.nn.Sequential(*layers), config.batch_size
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, fused=fused)
     criterion, steps_per_epoch = torch.nn.CrossEntropyLoss(), len(inputs) // size
-    # A loop this slow needs no more steps than take it about two seconds.
-    steps = min(config.steps, 4_000)
 
     def speed() -> float:
         began = time.perf_counter()
-        for step in range(steps):
+        for step in range(config.steps):
             position = step % steps_per_epoch
             if position == 0:
                 order = torch.randperm(len(inputs))
@@ -166,7 +164,9 @@ def torch_loop(config: Any, dataset: data.Dataset, layers: list[Any], image: boo
             optimizer.step()
             if (step + 1) % config.log_every == 0:
                 loss.item()
-        return steps / (time.perf_counter() - began)
+                if time.perf_counter() - began > TORCH_SECONDS:
+                    break
+        return (step + 1) / (time.perf_counter() - began)
 
     return speed
 
@@ -236,7 +236,8 @@ def show(console: Console, title: str, speeds: dict[str, list[float]], floor: fl
         spread = f"{min(values):,.{digits}f} to {max(values):,.{digits}f}"
         table.add_row(name, f"{statistics.median(values):,.{digits}f}", spread, f"{ratio:.3f}")
     if floor is not None:
-        table.add_row("floor (see README.md)", f"{1 / floor:,.{digits}f}", "", f"{statistics.median(first) * floor:.3f}")
+        ratio = statistics.median(first) * floor
+        table.add_row("floor (see README.md)", f"{1 / floor:,.{digits}f}", "", f"{ratio:.3f}")
     console.print(table)
     return found
 
@@ -252,7 +253,7 @@ def measure_digits(console: Console) -> dict[str, Any]:
         "hand-written scan, plain optax": hand_written(config, dataset, *plain, dataset.info.standardize),
         **torch_contenders(config, dataset, mlp_layers, image=False),
     }
-    speeds = alternate(contenders, rounds=7)
+    speeds = alternate(contenders, ROUNDS["digits"])
     cost, rate = operations([(1, 64, 32), (1, 32, 32), (1, 32, 10)], config.batch_size), matmul_rate()
     console.print(f"one update: {cost / 1e6:.2f} MFLOP; matrix products: {rate / 1e9:.0f} GFLOP/s")
     return show(console, "digits: 64-32-32-10, batch 64", speeds, cost / rate)
@@ -265,7 +266,7 @@ def measure_fashion(console: Console) -> dict[str, Any]:
         "foldax.train": lambda: trained(fashion, config, dataset),
         **torch_contenders(config, dataset, cnn_layers, image=True),
     }
-    speeds = alternate(contenders, rounds=5)
+    speeds = alternate(contenders, ROUNDS["fashion"])
     layers = [(784, 9, 32), (196, 9 * 32, 64), (1, 3136, 256), (1, 256, 10)]
     cost, rate = operations(layers, config.batch_size), matmul_rate()
     console.print(f"one update: {cost / 1e9:.2f} GFLOP; matrix products: {rate / 1e9:.0f} GFLOP/s")
@@ -280,10 +281,10 @@ def measure_checkpoints(console: Console) -> dict[str, Any]:
         speed = trained(experiment, make(checkpoint_every=0), dataset)
         steps = 10 * round(speed * CHECKPOINTED_SECONDS / 10)
         configs = {f"checkpoint_every={every!r}": make(steps=steps, checkpoint_every=every) for every in (0, "1s")}
-        contenders = {
-            key: (lambda config=config: trained(experiment, config, dataset)) for key, config in configs.items()
+        contenders: Contenders = {
+            key: functools.partial(trained, experiment, config, dataset) for key, config in configs.items()
         }
-        speeds = alternate(contenders, rounds=5)
+        speeds = alternate(contenders, ROUNDS["checkpoints"])
         found[name] = show(console, f"{name}: runs of {steps:,} steps, about {steps / speed:.0f} s", speeds, None)
     return found
 

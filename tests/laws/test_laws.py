@@ -4,16 +4,16 @@ import dataclasses
 import time
 from pathlib import Path
 
-import foldax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from foldax import data, laws, learners, models
-from foldax.learners import losses
 from jax.experimental import io_callback
 
+import foldax
+from foldax import data, laws, learners, models
+from foldax.learners import losses
 from tests.conftest import ROOT, Config, tiny, tiny_dataset, tiny_learner
 
 EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.py"))

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_state_is_refused_in_words(tmp_path, like, words
     try:
         checkpoints.save(7, {"x": jnp.ones(3)}, {})
         checkpoints.wait()
-        with pytest.raises(RunError, match="none of the checkpoints in .* can be read"):
+        with pytest.raises(RunError, match=r"none of the checkpoints in .* can be read"):
             checkpoints.restore(like)
     finally:
         checkpoints.close()
@@ -200,5 +200,5 @@ def test_a_write_that_fails_names_the_folder_and_what_is_kept(checkpoints, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(RunError, match="cannot write a checkpoint to .*: the disk is full; checkpoints kept: 3"):
+    with pytest.raises(RunError, match=r"cannot write a checkpoint to .*: the disk is full; checkpoints kept: 3"):
         checkpoints.save(4, {"x": jnp.ones(3)}, {})

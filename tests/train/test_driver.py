@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import chex
-import foldax
 import jax
 import numpy as np
 import pytest
+
+import foldax
 from foldax.train import driver, programs
 from foldax.train.checkpoint import Checkpoints, to_host
-
 from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
 
 
@@ -103,7 +103,9 @@ def test_mode_and_keep(mode: str, best: int) -> None:
 
 
 def test_a_nan_evaluation_is_never_the_best() -> None:
-    result = foldax.train(scripted([0, np.nan, 3, np.nan, 4, 5]), Config(steps=5, evaluate_every=1), save=False, verbose=False)
+    result = foldax.train(
+        scripted([0, np.nan, 3, np.nan, 4, 5]), Config(steps=5, evaluate_every=1), save=False, verbose=False
+    )
     assert result.best_step == 2
 
 

@@ -113,10 +113,8 @@ class Checkpoints:
             try:
                 return self._restore(step, like)
             except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self._warn(
-                    f"checkpoint {self.folder / str(step)} is damaged and was left aside: {textwrap.shorten(reason, 200)}"
-                )
+                reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {reason}")
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
                 self._manager.reload()
         if steps:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,13 @@ class Run:
     fold: Fold
     best: Best
     step: int
-    blocks: Iterator[Any]
+    blocks: Generator[Any, None, None]
     block: Any
     history: list[dict[str, Any]]
     saved_at: float
     saved_step: int = -1
     chunks: int = 0
-    loop_began: tuple[int, float] | None = None
+    loop_began: tuple[int, float, float] | None = None
 
 
 class Block(NamedTuple):
@@ -125,7 +125,7 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: An
     began, compiled = time.perf_counter(), programs.compile_seconds()
     run = begin(experiment, config, hooks, dataset)
     hooks.ready(run)
-    with programs.explained(run.program, **run.arguments):
+    with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
         status = fold_all(run, hooks)
         seconds_per_step = _seconds_per_step(run)
         save(run, hooks, (run.fold, run.best), run.block.cursor)
@@ -180,6 +180,7 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
         tree, meta = restored
         run.fold, run.best = _replicate(program, tree)
         run.step = run.saved_step = int(run.fold.step)
+        run.blocks.close()
         run.blocks = _blocks(dataset, config.seed, run.step, meta["cursor"])
         run.block = next(run.blocks)
     run.history = hooks.resumed(run.step)  # also without a checkpoint: what was logged is done again
@@ -218,7 +219,7 @@ def fold_all(run: Run, hooks: Hooks) -> str:
             stopped = read(run, hooks, unread)
             now = time.perf_counter()
             seconds, read_at = (now - read_at) / (unread.end - unread.start), now
-            run.loop_began = run.loop_began or (unread.end, now)
+            run.loop_began = run.loop_began or (unread.end, now, programs.compile_seconds())
         unread = boundary
         chunk = min(2 * chunk, max(1, int(TARGET_SECONDS / seconds))) if seconds else 1
     if unread is not None and not stopped:
@@ -238,7 +239,7 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
     run.step, run.chunks = end, run.chunks + 1
     found, stopped = None, None
     if _has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
-        found = _evaluate(run, run.fold.state, "validation", collect=run.program.experiment.summarize is not None)
+        found = _evaluate(run, run.fold.state, "validation")
         value = evaluation.monitored(run.program, found, config.monitor)
         sign = jnp.float32(1 if config.mode == "max" else -1)
         run.best, stopped = programs.observe(run.best, run.fold, value, sign, jnp.int32(config.patience or NEVER))
@@ -282,16 +283,14 @@ def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any]
 
 def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
     """Returns metrics and, if the experiment wants them, values of each split for the state to keep."""
-    experiment = run.program.experiment
-    collect = experiment.summarize is not None or experiment.figures is not None
     lines = [line for line in run.history if line["split"] == "train"]
     metrics = {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
     values = {}
     for split in ("validation", "test"):
         if _has(run.dataset, split):
-            found = _evaluate(run, state, split, collect)
+            found = _evaluate(run, state, split)
             metrics[split] = evaluation.metrics(run.program, found)
-            if collect:
+            if found.blocks:
                 values[split] = evaluation.collected(found)
     return metrics, values
 
@@ -318,8 +317,9 @@ def _advance(run: Run, end: int) -> Report:
     return programs.copy(Report(run.fold.step, run.fold.sums, run.fold.bad))
 
 
-def _evaluate(run: Run, state: Any, split: str, collect: bool) -> Evaluation:
-    config, seed = run.arguments["config"], run.arguments["seed"]
+def _evaluate(run: Run, state: Any, split: str) -> Evaluation:
+    config, seed, experiment = run.arguments["config"], run.arguments["seed"], run.program.experiment
+    collect = experiment.summarize is not None or experiment.figures is not None  # one program for all evaluations
     return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect)
 
 
@@ -353,8 +353,11 @@ def _has(dataset: Any, split: str) -> bool:
     return dataset is None or split in dataset.splits
 
 
-def _blocks(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Iterator[Any]:
-    return iter([Block()]) if dataset is None else dataset.train.blocks(seed, step, cursor)
+def _blocks(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, None, None]:
+    if dataset is None:
+        yield Block()
+    else:
+        yield from dataset.train.blocks(seed, step, cursor)
 
 
 def _replicate(program: Program, tree: Any) -> Any:
@@ -367,7 +370,8 @@ def _seconds_per_step(run: Run) -> float:
     jax.block_until_ready(run.fold)
     if run.loop_began is None or run.loop_began[0] >= run.step:
         return 0.0
-    return (time.perf_counter() - run.loop_began[1]) / (run.step - run.loop_began[0])
+    step, began, compiled = run.loop_began
+    return (time.perf_counter() - began - (programs.compile_seconds() - compiled)) / (run.step - step)
 
 
 @contextlib.contextmanager

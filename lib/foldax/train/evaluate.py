@@ -35,7 +35,7 @@ def dispatch(
     if dataset is None:
         index = jnp.int32(("validation", "test").index(split))
         sums, values = programs.evaluate(program, config, seed, state, None, None, index, collect=collect)
-        return Evaluation(sums, [values], [None])
+        return Evaluation(sums, [values] if collect else [], [None] if collect else [])
     sums, blocks, masks = None, [], []
     for index, block in enumerate(dataset.splits[split].blocks()):
         added, values = programs.evaluate(

@@ -34,8 +34,8 @@ class Result:
       history: the lines of the log: {"step": ..., "split": ..., metrics...}.
       seconds: wall time, loading the data and compiling included.
       compile_seconds: of these, tracing and compiling.
-      steps_per_second: of the loop, evaluations and checkpoints included, its first chunk (which
-        compiles) left out; 0 if there was no other.
+      steps_per_second: of the loop, evaluations and checkpoints included, its first chunk and all
+        compiling left out; 0 if there was no other chunk.
       run_dir: the run folder, or None.
       figures: paths of the figures by name.
     """
