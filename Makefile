@@ -2,9 +2,9 @@
 # make test            set up .venv and run all tests
 # make lint            ruff, mypy and the floors
 # make kill            20 runs killed at random moments and resumed
-# PYTHON=python3.12 chooses an interpreter; VENV=.venv-3.12 another place for it.
+# PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint kill clean

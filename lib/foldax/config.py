@@ -160,6 +160,10 @@ def _inherit_kinds(cls: type) -> None:
         if not isinstance(value, dataclasses.Field):
             setattr(cls, field.name, dataclasses.field(default=value, metadata=field.metadata))
         cls.__annotations__.setdefault(field.name, field_types(inherited[0])[field.name])
+    for name, value in cls.__dict__.items():
+        plain = isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
+        if plain and name not in cls.__annotations__:
+            raise ConfigError(f"{cls.__name__}.{name} has no type; write `{name}: {type(value).__name__} = {value!r}`")
 
 
 def _register(cls: type) -> None:

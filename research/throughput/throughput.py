@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import foldax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from foldax import data, learners, models
 from rich.console import Console
 from rich.table import Table
+
+import foldax
+from foldax import data, learners, models
 
 try:
     import torch
@@ -80,39 +81,40 @@ def trained(experiment: foldax.Experiment, config: Any, dataset: data.Dataset) -
 def hand_written(config: Digits, dataset: data.Dataset, init: Any, update: Any, prepare: Any) -> Callable[[], float]:
     """What one writes without a library: a jitted scan over `log_every` steps, state donated, metrics returned.
 
-    An epoch's order is drawn by `jax.random.permutation` inside the scan, at its first step. Metrics of a chunk are
-    read after the next one was dispatched.
+    A call works through as many whole epochs as fit into `log_every` steps, in orders that `jax.random.permutation`
+    draws at its start. Metrics of a call are read after the next one was dispatched.
     """
     key, size = jax.random.key(0), config.batch_size
     arrays = {**dataset.train.examples()}
     arrays["inputs"] = prepare(arrays["inputs"])
     count = len(arrays["targets"])
-    steps_per_epoch = count // size
+    epochs, steps_per_epoch = config.log_every // (count // size), count // size
+    length = epochs * steps_per_epoch
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(carry: Any, arrays: Any) -> tuple[Any, Any]:
-        def step(carry: Any, _: None) -> tuple[Any, Any]:
-            state, order, number = carry
-            position, step_key = number % steps_per_epoch, jax.random.fold_in(key, number)
-            order = jax.lax.cond(position == 0, lambda: jax.random.permutation(step_key, count), lambda: order)
-            rows = jax.lax.dynamic_slice(order, (position * size,), (size,))
-            state, metrics = update(state, jax.tree.map(lambda array: array[rows], arrays), step_key)
-            return (state, order, number + 1), metrics
+        def step(carry: Any, rows: jax.Array) -> tuple[Any, Any]:
+            state, number = carry
+            batch = jax.tree.map(lambda array: array[rows], arrays)
+            state, metrics = update(state, batch, jax.random.fold_in(key, number))
+            return (state, number + 1), metrics
 
-        carry, metrics = jax.lax.scan(step, carry, length=config.log_every)
+        keys = jax.random.split(jax.random.fold_in(key, carry[1]), epochs)
+        orders = jax.lax.map(lambda key: jax.random.permutation(key, count), keys)
+        rows = orders[:, : steps_per_epoch * size].reshape(length, size)
+        carry, metrics = jax.lax.scan(step, carry, rows)
         return carry, jax.tree.map(jnp.mean, metrics)
 
     def speed() -> float:
-        carry = (init(key, arrays), jnp.arange(count), jnp.int32(0))
-        carry, unread = chunk(carry, arrays)
-        history = []
+        carry, unread = chunk((init(key, arrays), jnp.int32(0)), arrays)
+        history, calls = [], config.steps // length
         began = time.perf_counter()
-        for _ in range(config.steps // config.log_every - 1):
+        for _ in range(calls):
             carry, metrics = chunk(carry, arrays)
             history.append(jax.device_get(unread))
             unread = metrics
         jax.block_until_ready(carry)
-        return (config.steps - config.log_every) / (time.perf_counter() - began)
+        return calls * length / (time.perf_counter() - began)
 
     return speed
 

@@ -197,3 +197,34 @@ def test_summarize_gets_every_example_in_order_and_can_be_monitored() -> None:
 
 def test_a_learner_that_ignores_info_can_be_rebuilt() -> None:
     assert isinstance(tiny_learner(Config(), tiny_dataset(Config()).info), foldax.Learner)
+
+
+def learner_with(update) -> foldax.Experiment:
+    def init(key, examples):
+        return {"count": jax.numpy.int32(0)}
+
+    return foldax.Experiment(Config, lambda config, info: foldax.Learner(init, update, init), name="wrong")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        (learner_with(lambda s, b, k: s), r"must return \(state, metrics\)"),
+        (learner_with(lambda s, b, k: ({**s, "more": s["count"]}, {})), r"\['more'\] was nothing, and became int32"),
+        (learner_with(lambda s, b, k: ({"count": s["count"] + 0.5}, {})), r"was int32\[\], and became float32\[\]"),
+        (learner_with(lambda s, b, k: (s, {"loss": jax.numpy.zeros(3)})), "scalars or Averages as metrics; 'loss'"),
+        (tiny._replace(dataset=lambda config: {"inputs": 1}), "`dataset` returned dict"),
+        (tiny._replace(learner=lambda config, info: None), "`learner` returned NoneType"),
+    ],
+)
+def test_broken_promises_are_named(experiment: foldax.Experiment, message: str) -> None:
+    with pytest.raises(foldax.FoldaxError, match=message):
+        foldax.train(experiment, Config(), save=False, verbose=False)
+
+
+def test_a_config_field_without_a_type_is_refused() -> None:
+    with pytest.raises(foldax.FoldaxError, match=r"learning_rate: float = 0\.1"):
+
+        @foldax.config
+        class Forgotten(foldax.Training):
+            learning_rate = 0.1

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from foldax.config import parse_every
-from foldax.errors import ConfigError, NonFiniteError
+from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.experiment import Experiment
 from foldax.train import evaluate as evaluation
 from foldax.train import programs
@@ -160,6 +160,8 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
     if dataset is None and experiment.dataset is not None:
         with programs.own_code(experiment):
             dataset = experiment.dataset(config)
+        if not hasattr(dataset, "splits"):
+            raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
     program = make_program(experiment, config, dataset)
     traced, key = programs.prepared(config)
     blocks = _blocks(dataset, config.seed, 0, None)

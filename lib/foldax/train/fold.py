@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Average, Batch, Learner, State, as_average
 
@@ -93,8 +94,29 @@ def make_learner(program: Program, config: Any) -> Learner:
     """Builds the learner from the (traced) config."""
     learner = program.experiment.learner(config, program.info)
     if not isinstance(learner, Learner):
-        raise TypeError(f"the experiment's `learner` returned {type(learner).__name__}, not a foldax.Learner")
+        raise ExperimentError(f"the experiment's `learner` returned {type(learner).__name__}, not a foldax.Learner")
     return learner
+
+
+def _metrics_of(state: Any, updated: Any) -> dict[str, Any]:
+    """Returns the metrics of what `update` returned, if it kept its promises."""
+    if not (isinstance(updated, tuple) and len(updated) == 2 and isinstance(updated[1], dict)):
+        raise ExperimentError(f"`update` must return (state, metrics), a dict; it returned {type(updated).__name__}")
+    before, after = (
+        {
+            jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (jax.eval_shape(lambda: state), updated[0])
+    )
+    for path in before | after:
+        if before.get(path) != after.get(path):
+            was, now = before.get(path, "nothing"), after.get(path, "nothing")
+            raise ExperimentError(f"`update` must keep the state's structure; state{path} was {was}, and became {now}")
+    for name, value in updated[1].items():
+        if any(leaf.shape for leaf in jax.tree.leaves(value)):
+            raise ExperimentError(f"`update` must return scalars or Averages as metrics; {name!r} is {value}")
+    return updated[1]
 
 
 def start(program: Program, config: Any, seed: jax.Array, examples: Any, data: Any) -> Fold:
@@ -104,7 +126,7 @@ def start(program: Program, config: Any, seed: jax.Array, examples: Any, data: A
     state = learner.init(keys.init, examples)
     zero = jnp.int32(0)
     batch = jax.eval_shape(program.feed.batch, data, keys.data, zero, zero)
-    _, metrics = jax.eval_shape(learner.update, state, batch, keys.update)
+    metrics = _metrics_of(state, jax.eval_shape(learner.update, state, batch, keys.update))
     sums = {
         name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(as_average, value))
         for name, value in metrics.items()
