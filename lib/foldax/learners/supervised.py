@@ -75,12 +75,7 @@ def classifier(
 
     def evaluation(logits: jax.Array, targets: jax.Array) -> Values:
         kept = targets.astype(jnp.int32)
-        return {
-            "loss": loss(logits, targets),
-            "accuracy": accuracy(logits, targets),
-            "logits": logits,
-            "targets": kept,
-        }
+        return {"loss": loss(logits, targets), "accuracy": accuracy(logits, targets), "logits": logits, "targets": kept}
 
     return _supervised(
         model,

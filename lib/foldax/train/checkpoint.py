@@ -123,10 +123,7 @@ class Checkpoints:
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         args = self._ocp.args
-        restored = self._manager.restore(
-            step,
-            args=args.Composite(meta=args.JsonRestore()),
-        )
+        restored = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))
         meta = restored.meta
         shapes = {name: _abstract(leaf) for name, leaf in flat(like).items()}
         if set(shapes) != set(meta["checksums"]):

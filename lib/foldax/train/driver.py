@@ -167,10 +167,7 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
     blocks = _blocks(dataset, config.seed, 0, None)
     block = next(blocks)
     arguments = dict(
-        config=traced,
-        seed=key,
-        examples=dataset.train.examples() if dataset is not None else None,
-        data=block.data,
+        config=traced, seed=key, examples=dataset.train.examples() if dataset is not None else None, data=block.data
     )
     with programs.explained(program, **arguments):
         fold = _replicate(program, programs.start(program, **arguments))
