@@ -147,8 +147,8 @@ def torch_contenders(config: Config, dataset: data.Dataset, image: bool) -> Cont
     kinds = [(threads, fused) for threads in sorted({CORES, 1}, reverse=True) for fused in (False, True)]
     if torch is None:
         return {}
-    names = {kind: f"PyTorch, threads: {kind[0]}{', fused AdamW' if kind[1] else ''}" for kind in kinds}
-    return {name: torch_loop(config, dataset, image, *kind) for kind, name in names.items()}
+    name = "PyTorch, threads: {}{}".format
+    return {name(n, ", fused AdamW" * fused): torch_loop(config, dataset, image, n, fused) for n, fused in kinds}
 
 
 def matmul_rate(times: int = 20) -> float:
@@ -239,10 +239,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if unknown := sorted(set(chosen.sections) - set(sections)):
         parser.error(f"unknown section {unknown[0]!r}; choose from {', '.join(sections)}")
-    version = f"torch {torch.__version__}" if torch is not None else "no torch"
+    version = f"torch {torch.__version__}" if torch else "no PyTorch rows (pip install 'foldax\\[benchmark]')"
     CONSOLE.print(f"{CORES} cores, {jax.devices()[0].platform}, jax {jax.__version__}, {version}")
-    if torch is None:
-        CONSOLE.print("PyTorch is not installed (pip install 'foldax\\[benchmark]'): its rows are left out")
     found = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")

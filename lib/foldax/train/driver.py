@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.config import parse_every
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
@@ -240,9 +241,11 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
     if _has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
         found = _evaluate(run, run.fold.state, "validation")
         value = evaluation.monitored(run.program, found, config.monitor)
-        sign = jnp.float32(1 if config.mode == "max" else -1)
-        run.best, stopped = programs.observe(run.best, run.fold, value, sign, jnp.int32(config.patience or NEVER))
-    snapshot = programs.copy((run.fold, run.best)) if _save_due(run, hooks) else None
+        sign = np.float32(1 if config.mode == "max" else -1)
+        run.best, stopped = programs.observe(run.best, run.fold, value, sign, np.int32(config.patience or NEVER))
+    snapshot = None
+    if _save_due(run, hooks):
+        snapshot, run.saved_at = programs.copy((run.fold, run.best)), time.perf_counter()
     return Boundary(start, end, report, found, stopped, snapshot, run.block.cursor)
 
 
@@ -277,7 +280,6 @@ def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any]
     if hooks.checkpoints is not None and step != run.saved_step:
         hooks.checkpoints.save(step, tree, {"cursor": cursor})
         run.saved_step = step
-    run.saved_at = time.perf_counter()
 
 
 def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
@@ -300,10 +302,10 @@ def _advance(run: Run, end: int) -> Report:
         config=run.arguments["config"],
         seed=run.arguments["seed"],
         data=run.block.data,
-        first=jnp.int32(run.block.start),
+        first=np.int32(run.block.start),
     )
     if run.config.dispatch == "loop":
-        until, flag = jnp.int32(end), jnp.bool_(fresh)
+        until, flag = np.int32(end), np.bool_(fresh)  # NumPy: a jnp scalar would be a program of its own
         run.fold, report = programs.advance(
             run.program, fold=run.fold, stopped=run.best.stopped, until=until, fresh=flag, **arguments
         )

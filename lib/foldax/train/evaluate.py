@@ -65,17 +65,16 @@ def collected(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 def means(sums: dict[str, Average]) -> dict[str, float]:
     """Returns the means by name as Python floats; what was absent (count 0) is left out."""
-    host = jax.device_get(sums)
     return {
         name: float(np.float64(average.total) / np.float64(average.count))
-        for name, average in host.items()
+        for name, average in sums.items()
         if average.count > 0
     }
 
 
 def metrics(program: Program, evaluation: Evaluation) -> dict[str, float]:
     """Returns an evaluation's means and, where the experiment has `summarize`, what that adds."""
-    found = means(evaluation.sums)
+    found = means(jax.device_get(evaluation.sums))
     if program.experiment.summarize is not None:
         with programs.own_code(program.experiment):
             found |= {k: float(v) for k, v in program.experiment.summarize(collected(evaluation)).items()}
