@@ -202,3 +202,4 @@ def test_a_write_that_fails_names_the_folder_and_what_is_kept(checkpoints, monke
     monkeypatch.setattr(checkpoints._manager, "save", fail)
     with pytest.raises(RunError, match=r"cannot write a checkpoint to .*: the disk is full; checkpoints kept: 3"):
         checkpoints.save(4, {"x": jnp.ones(3)}, {})
+        checkpoints.wait()

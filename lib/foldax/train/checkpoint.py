@@ -11,6 +11,7 @@ import textwrap
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +68,32 @@ class Checkpoints:
             "meta": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+        # What Orbax does before it goes to the background takes tens of milliseconds: the loop need not wait for it.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
+        self._writing: Future[None] | None = None
 
     def busy(self) -> bool:
         """Whether a checkpoint is still being written."""
-        return self._manager.is_saving_in_progress()
+        started = self._writing is None or self._writing.done()
+        return not started or self._manager.is_saving_in_progress()
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; it waits only for the one before.
+        """Starts writing a checkpoint of arrays that nobody donates; it waits only for the one before.
 
         Raises:
-          RunError: if this or the one before cannot be written (a full disk).
+          RunError: if the one before could not be written (a full disk).
         """
-        args = self._ocp.args
-        arrays = to_host(tree)
+        self.wait()
+        self._writing = self._writer.submit(self._save, step, tree, meta)
+
+    def _save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        if step in self._manager.all_steps():
+            return
+        args, arrays = self._ocp.args, to_host(tree)
         meta = {**meta, "step": step, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
-        try:
-            self._manager.wait_until_finished()
-            if step not in self._manager.all_steps():
-                some = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
-                items = args.Composite(arrays=args.PyTreeSave(some), meta=args.JsonSave(meta))
-                self._manager.save(step, args=items, force=True)
-        except Exception as error:
-            raise self._cannot_write(error) from error
+        some = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
+        items = args.Composite(arrays=args.PyTreeSave(some), meta=args.JsonSave(meta))
+        self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Waits until all is written.
@@ -97,9 +102,13 @@ class Checkpoints:
           RunError: if it cannot be (a full disk).
         """
         try:
+            if self._writing is not None:
+                self._writing.result()
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._cannot_write(error) from error
+        finally:
+            self._writing = None
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns (tree, meta) of the newest checkpoint that is whole, or None if there is none at all.
@@ -150,6 +159,7 @@ class Checkpoints:
           RunError: if what was still being written cannot be (a full disk).
         """
         try:
+            self._writer.shutdown()
             self._manager.close()
         except Exception as error:
             raise self._cannot_write(error) from error
