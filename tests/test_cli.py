@@ -201,10 +201,7 @@ def test_list_names_each_experiment_with_its_first_line(foldax, here) -> None:
     (here / ".hidden" / "old.py").write_text("experiment = 1\n")
     code, out, err = foldax("list")
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
-        "line.py  A line with everything that a config may hold.",
-        "sub/other.py  Another one.",
-    ]
+    assert out.splitlines() == ["line.py  A line with everything that a config may hold.", "sub/other.py  Another one."]
     assert foldax("list", "sub")[1] == "sub/other.py  Another one.\n"
 
 

@@ -18,16 +18,14 @@ def order(key, epoch, size):
     return shuffled(key, epoch, jnp.arange(size, dtype=jnp.int32), size)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 97, 100, 1437, 10_007])
-def test_an_epoch_visits_every_example_once(size):
-    for epoch in (0, 1, 12345):
-        assert np.array_equal(np.sort(order(jax.random.key(3), epoch, size)), np.arange(size))
-
-
-@settings(max_examples=10, deadline=None)
-@given(size=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**31 - 1))
-def test_bijection(size, seed, epoch):
-    values = shuffled(jax.random.key(seed), epoch, jnp.arange(size, dtype=jnp.int32), size)
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 3, 5, 16, 97, 1437]),  # a size is a compilation
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 2**31 - 1),
+)
+def test_an_epoch_visits_every_example_once(size, seed, epoch):
+    values = order(jax.random.key(seed), epoch, size)
     assert values.dtype == jnp.int32
     assert np.array_equal(np.sort(values), np.arange(size))
 
@@ -37,7 +35,7 @@ def test_keys_and_epochs_have_orders_of_their_own():
     assert len({values.tobytes() for values in orders}) == len(orders)
 
 
-@pytest.mark.parametrize("size", [2, 5, 31])
+@pytest.mark.parametrize("size", [5, 31])
 def test_every_example_is_as_likely_at_every_position(size):
     draws = 4000
     for over_keys in (True, False):
@@ -77,4 +75,5 @@ def test_vmap_over_keys_equals_single_calls():
 
 def test_only_the_asked_positions():
     positions = jnp.array([5, 90, 5], jnp.int32)
-    assert np.array_equal(shuffled(jax.random.key(0), 1, positions, 97), order(jax.random.key(0), 1, 97)[positions])
+    some = jax.jit(shuffled, static_argnums=3)(jax.random.key(0), 1, positions, 97)
+    assert np.array_equal(some, order(jax.random.key(0), 1, 97)[positions])

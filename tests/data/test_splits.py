@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldax.data.splits import partition
+from foldax.data.splits import check_fractions, partition
 from foldax.errors import DataError
 
 
@@ -68,7 +68,7 @@ def test_own_splits_are_used_whole():
 )
 def test_fractions_out_of_range(validation, test, says):
     with pytest.raises(DataError, match=says):
-        partition("name", {"train": 10}, None, validation=validation, test=test, seed=0)
+        check_fractions(validation, test)
 
 
 def test_an_empty_split_is_an_error():

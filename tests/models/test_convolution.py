@@ -49,8 +49,7 @@ def cases(draw):
     kernel, strides, dilation = per_side(1, 4), per_side(1, 3), per_side(1, 2)
     padding = draw(
         st.one_of(
-            st.sampled_from(["SAME", "VALID"]),
-            st.tuples(*[st.tuples(st.integers(-1, 3), st.integers(-1, 3))] * count),
+            st.sampled_from(["SAME", "VALID"]), st.tuples(*[st.tuples(st.integers(-1, 3), st.integers(-1, 3))] * count)
         )
     )
     reach = [(size - 1) * step + 3 for size, step in zip(kernel, dilation, strict=True)]

@@ -200,6 +200,6 @@ def test_a_write_that_fails_names_the_folder_and_what_is_kept(checkpoints, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", fail)
+    checkpoints.save(4, {"x": jnp.ones(3)}, {})
     with pytest.raises(RunError, match=r"cannot write a checkpoint to .*: the disk is full; checkpoints kept: 3"):
-        checkpoints.save(4, {"x": jnp.ones(3)}, {})
         checkpoints.wait()

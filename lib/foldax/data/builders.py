@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from foldax.data.cache import FASHION_MNIST, OWN_VERSION
+from foldax.data.prepared import FASHION_MNIST, OWN_VERSION
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -103,14 +103,11 @@ class FashionMnist(_OwnBuilder):
     )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        files = {"train": "train", "test": "t10k"}
-        return {
-            split: self._generate_examples(
-                read_idx(FASHION_MNIST / f"{file}-images-idx3-ubyte.gz"),
-                read_idx(FASHION_MNIST / f"{file}-labels-idx1-ubyte.gz"),
-            )
-            for split, file in files.items()
-        }
+        def examples(file: str) -> Any:
+            parts = (read_idx(FASHION_MNIST / f"{file}-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+            return self._generate_examples(*parts)
+
+        return {"train": examples("train"), "test": examples("t10k")}
 
 
 BUILDERS = {builder.name: builder for builder in (Digits, BreastCancer, Wine, Iris, Diabetes, FashionMnist)}

@@ -90,8 +90,7 @@ class Info:
         return centred * (np.float32(1) / self.std).astype(np.float32).reshape(shape)
 
     def _identity(self) -> tuple[Any, ...]:
-        sizes = tuple(self.num_examples.items())
-        return (self.name, self.fingerprint, self.batch_size, sizes, self.num_classes, self.class_names)
+        return (self.name, self.fingerprint, self.batch_size, self.num_classes, self.class_names)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Info) and self._identity() == other._identity()
@@ -103,11 +102,6 @@ class Info:
 def example_bytes(examples: Examples) -> int:
     """Returns the size of one example in bytes."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in examples.spec.values())
-
-
-def dataset_bytes(examples: Examples) -> int:
-    """Returns the size of all examples in bytes."""
-    return len(examples) * example_bytes(examples)
 
 
 def in_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
@@ -128,29 +122,24 @@ def fingerprint(spec: Spec, digests: dict[str, str], splits: dict[str, np.ndarra
     return total.hexdigest()
 
 
-def moments(examples: Examples, indices: np.ndarray, keys: tuple[str, ...]) -> dict[str, tuple[np.ndarray, ...]]:
-    """Returns mean and standard deviation by key, over all axes but the last, in one pass.
+def moments(examples: Examples, indices: np.ndarray, names: dict[str, str]) -> dict[str, Any]:
+    """Returns mean and deviation over all axes but the last, by the names of `Info`, in one pass.
 
-    Blocks are merged by the method of Chan, Golub & LeVeque (1983); a constant's deviation is 1.
+    `names` maps a key to the prefix of its names. Values are shifted by the mean of the first block,
+    so that the squares keep their precision; a constant's deviation is 1.
     """
-    totals: dict[str, tuple[int, Any, Any]] = {key: (0, 0.0, 0.0) for key in keys}
+    totals: dict[str, tuple[int, Any, Any, Any]] = {}
     for block in in_blocks(examples, indices):
-        for key in keys:
-            values = block[key]
-            values = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
-            mean = values.mean(0, dtype=np.float64)
-            squares = len(values) * values.var(0, dtype=np.float64, mean=mean[None])
-            count, mean_before, squares_before = totals[key]
-            both, shift = count + len(values), mean - mean_before
-            totals[key] = (
-                both,
-                mean_before + shift * (len(values) / both),
-                squares_before + squares + shift**2 * (count * len(values) / both),
-            )
-    result = {}
-    for key, (count, mean, squares) in totals.items():
-        std = np.sqrt(squares / count)
+        for key in names.keys() & block.keys():
+            values = block[key].reshape(-1, *examples.spec[key].shape[-1:]).astype(np.float64)
+            count, shift, total, squares = totals.get(key) or (0, values.mean(0), 0.0, 0.0)
+            values -= shift
+            squares = squares + np.einsum("n...,n...->...", values, values)
+            totals[key] = (count + len(values), shift, total + values.sum(0), squares)
+    facts: dict[str, Any] = {}
+    for key, (count, shift, total, squares) in totals.items():
+        mean = np.asarray(shift + total / count)
+        std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
         std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)  # what is left of a constant by rounding is no deviation
-        shape = tuple(examples.spec[key].shape[-1:])
-        result[key] = tuple(np.asarray(value, np.float32).reshape(shape) for value in (mean, std))
-    return result
+        facts |= {f"{names[key]}mean": mean.tolist(), f"{names[key]}std": std.tolist()}
+    return facts

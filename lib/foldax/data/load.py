@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.device import DeviceSource, DeviceSplit
 from foldax.data.info import ArrayExamples, Info, fingerprint, moments
 from foldax.data.prepared import Raw, canonical, choose, read_dataset
+from foldax.data.sources import DeviceSource, Split, StreamSource
 from foldax.data.splits import check_fractions, partition
-from foldax.data.stream import StreamSource, StreamSplit
 from foldax.errors import DataError, nearest
 
 SOURCES = ("auto", "device", "stream")
@@ -29,7 +28,29 @@ class Dataset(NamedTuple):
 
     info: Info
     train: DeviceSource | StreamSource
-    splits: dict[str, DeviceSplit | StreamSplit]
+    splits: dict[str, Split]
+
+
+class _Options(NamedTuple):
+    """What `load` and `from_arrays` have in common."""
+
+    batch_size: int
+    validation: float
+    test: float
+    split_seed: int
+    source: str
+    evaluate_batch_size: int | None
+    workers: int
+
+    def check(self) -> _Options:
+        check_fractions(self.validation, self.test)
+        if self.source not in SOURCES:
+            raise DataError(f"source={self.source!r} is none of {SOURCES}{nearest(str(self.source), SOURCES)}")
+        for name, least in (("batch_size", 1), ("evaluate_batch_size", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise DataError(f"{name}={value!r} is too small; it must be at least {least}")
+        return self
 
 
 def load(
@@ -65,9 +86,8 @@ def load(
     Raises:
       DataError: if there is no such dataset, it cannot be downloaded, or the arguments do not fit it.
     """
-    _check(batch_size, validation, test, source, evaluate_batch_size, workers)
-    raw, chosen = read_dataset(name, source)
-    return _dataset(raw, chosen, batch_size, validation, test, split_seed, evaluate_batch_size, workers)
+    options = _Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
+    return _dataset(read_dataset(name, source), options)
 
 
 def from_arrays(
@@ -100,117 +120,69 @@ def from_arrays(
     Raises:
       DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
     """
-    _check(batch_size, validation, test, source, evaluate_batch_size, workers)
+    options = _Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
     checked = {key: _checked_array(key, value) for key, value in arrays.items()}
     lengths = {key: len(array) for key, array in checked.items()}
     if len(set(lengths.values())) != 1:
         counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
         raise DataError(f"{name}: all arrays must have the same number of examples, but {counts}")
-    targets = checked.get("targets")
-    labels = targets if targets is not None and targets.ndim == 1 and targets.dtype.kind in "iu" else None
-    if labels is not None:
-        labels = checked["targets"] = labels.astype(np.int32)
+    labels, targets = None, checked.get("targets", np.empty((0, 0)))
+    if targets.ndim == 1 and targets.dtype.kind in "iu":
+        labels = checked["targets"] = targets.astype(np.int32)
         num_classes = _number_of_classes(labels, num_classes, class_names)
     elif num_classes is not None or class_names is not None:
         raise DataError("num_classes and class_names need integer targets of shape [N]")
-    elif targets is not None and targets.ndim == 1:
+    elif targets.ndim == 1:
         checked["targets"] = targets.astype(np.float32)
     examples = ArrayExamples(checked)
-    raw = Raw(
-        name=name,
-        examples=examples,
-        sizes={"train": len(examples)},
-        digests={key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in checked.items()},
-        labels=labels,
-        num_classes=num_classes,
-        class_names=None if class_names is None else tuple(class_names),
-        feature_names=None if feature_names is None else tuple(feature_names),
-    )
-    return _dataset(
-        raw, choose(source, examples), batch_size, validation, test, split_seed, evaluate_batch_size, workers
-    )
+    digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in checked.items()}
+    names = {"num_classes": num_classes, "class_names": class_names, "feature_names": feature_names}
+    return _dataset(Raw(name, examples, labels, {"train": len(examples)}, digests, names), options)
 
 
-def _dataset(
-    raw: Raw,
-    source: str,
-    batch_size: int,
-    validation: float,
-    test: float,
-    split_seed: int,
-    evaluate_batch_size: int | None,
-    workers: int,
-) -> Dataset:
-    parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=split_seed)
-    train = parts.pop("train")
+def _dataset(raw: Raw, options: _Options) -> Dataset:
+    batch_size, validation, test, seed, source, evaluate_batch_size, workers = options
+    parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
+    train = parts["train"]
     if batch_size > len(train):
         raise DataError(
             f"batch_size={batch_size} is larger than the training split of {raw.name}, which has {len(train)} examples"
         )
-    info = _info(raw, {"train": train, **parts}, batch_size)
-    splits: dict[str, DeviceSplit | StreamSplit] = {}
-    for split in sorted(parts, reverse=True):  # validation, test
-        size = evaluate_batch_size or min(batch_size, len(parts[split]))
-        make = DeviceSplit if source == "device" else StreamSplit
-        splits[split] = make(raw.examples, parts[split], size)
-    if source == "device":
+    info, whole = _info(raw, parts, batch_size), choose(source, raw.examples) == "device"
+    splits = {
+        split: Split(raw.examples, rows, evaluate_batch_size or min(batch_size, len(rows)), whole=whole)
+        for split, rows in parts.items()
+        if split != "train"
+    }
+    if whole:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
     return Dataset(info, StreamSource(raw.examples, train, batch_size, workers), splits)
 
 
 def _info(raw: Raw, parts: dict[str, np.ndarray], batch_size: int) -> Info:
-    spec, train = raw.examples.spec, parts["train"]
-    regression = "targets" in spec and raw.labels is None and not spec["targets"].shape
-    keys = tuple(key for key in ("inputs", "targets") if key in spec and (key == "inputs" or regression))
-    sha = fingerprint(spec, raw.digests, parts)
-    facts = {
-        key: tuple(np.asarray(v, np.float32) for v in pair) for key, pair in _moments(raw, train, keys, sha).items()
+    spec, sha = raw.examples.spec, fingerprint(raw.examples.spec, raw.digests, parts)
+    facts: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in raw.names.items()
     }
-    mean, std = facts.get("inputs", (None, None))
-    target_mean, target_std = facts.get("targets", (None, None))
-    counts = None
     if raw.labels is not None:
-        counts = tuple(np.bincount(raw.labels[train], minlength=raw.num_classes or 0).tolist())
+        facts["class_counts"] = tuple(np.bincount(raw.labels[parts["train"]], minlength=facts["num_classes"]).tolist())
+    path = raw.folder and raw.folder.with_name(f"{raw.folder.name}.moments-{sha[:16]}.json")
+    known = cache.read_json(path) if path else None  # a stream is not read again for them
+    if known is None:
+        regression = "targets" in spec and raw.labels is None and not spec["targets"].shape
+        known = moments(raw.examples, parts["train"], {"inputs": "", **({"targets": "target_"} if regression else {})})
+        if path:
+            cache.write_json(path, known)
+    facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
         fingerprint=sha,
         shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
-        num_examples={split: len(parts[split]) for split in ("train", "validation", "test") if split in parts},
+        num_examples={split: len(rows) for split, rows in parts.items()},
         batch_size=batch_size,
-        num_classes=raw.num_classes,
-        class_names=raw.class_names,
-        class_counts=counts,
-        feature_names=raw.feature_names,
-        mean=mean,
-        std=std,
-        target_mean=target_mean,
-        target_std=target_std,
+        **facts,
     )
-
-
-def _moments(raw: Raw, train: np.ndarray, keys: tuple[str, ...], sha: str) -> dict[str, Any]:
-    """Returns means and deviations, from the cache if these data were split like this before."""
-    if raw.folder is None:
-        return moments(raw.examples, train, keys)
-    path = raw.folder / f"moments-{sha[:16]}.json"
-    facts = cache.read_json(path)
-    if facts is None:
-        facts = {key: [value.tolist() for value in pair] for key, pair in moments(raw.examples, train, keys).items()}
-        cache.write_json(path, facts)
-    return facts
-
-
-def _check(
-    batch_size: int, validation: float, test: float, source: str, evaluate_batch_size: int | None, workers: int
-) -> None:
-    check_fractions(validation, test)
-    if source not in SOURCES:
-        raise DataError(f"source={source!r} is none of {', '.join(SOURCES)}{nearest(str(source), SOURCES)}")
-    sizes = (("batch_size", batch_size, 1), ("evaluate_batch_size", evaluate_batch_size, 1), ("workers", workers, 0))
-    for name, value, least in sizes:
-        if value is not None and value < least:
-            raise DataError(f"{name}={value!r} is too small; it must be at least {least}")
 
 
 def _checked_array(key: str, value: Any) -> np.ndarray:

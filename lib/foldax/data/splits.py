@@ -10,11 +10,7 @@ from foldax.errors import DataError
 
 
 def check_fractions(validation: float, test: float) -> None:
-    """Checks that fractions are in [0, 1) and leave something to train on.
-
-    Raises:
-      DataError: if they do not.
-    """
+    """Raises a DataError unless fractions are in [0, 1) and leave something to train on."""
     for name, value in (("validation", validation), ("test", test)):
         if not 0.0 <= value < 1.0:
             raise DataError(f"{name}={value!r}: a split's fraction must be at least 0 and below 1")
@@ -39,12 +35,11 @@ def partition(
       seed: seed of the assignment.
 
     Returns:
-      Ascending int64 indices by split name; a split of fraction 0 is absent.
+      Ascending int64 indices of "train", "validation" and "test", in this order; a split of fraction 0 is absent.
 
     Raises:
-      DataError: if a fraction is out of range or a split would be empty.
+      DataError: if a split would be empty.
     """
-    check_fractions(validation, test)
     ends = np.cumsum(list(sizes.values()))
     if not ends[-1]:
         raise DataError(f"{name} has no examples")
@@ -68,7 +63,8 @@ def partition(
         remaining -= fraction
     if not len(rest):
         raise DataError(f"{name}: no example is left to train on (validation={validation!r}, test={test!r})")
-    return {"train": rest, **parts}
+    parts["train"] = rest
+    return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
 
 def _choose(

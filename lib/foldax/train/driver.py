@@ -299,10 +299,7 @@ def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], di
 def _advance(run: Run, end: int) -> Report:
     fresh = run.step % run.config.log_every == 0
     arguments = dict(
-        config=run.arguments["config"],
-        seed=run.arguments["seed"],
-        data=run.block.data,
-        first=np.int32(run.block.start),
+        config=run.arguments["config"], seed=run.arguments["seed"], data=run.block.data, first=np.int32(run.block.start)
     )
     if run.config.dispatch == "loop":
         until, flag = np.int32(end), np.bool_(fresh)  # NumPy: a jnp scalar would be a program of its own
