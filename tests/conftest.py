@@ -1,5 +1,6 @@
 """Shared by all tests: strict JAX settings, one compilation cache, one data cache, tiny experiments."""
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ import foldax
 from foldax import data, learners, models
 
 ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 
 
 @foldax.config
@@ -54,6 +56,17 @@ def tiny_learner(config: Config, info: data.Info) -> foldax.Learner:
 
 
 tiny = foldax.Experiment(Config, tiny_learner, tiny_dataset, name="tiny")
+
+
+def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
+    """Returns an experiment of the checkout and a config with which it takes a few small steps."""
+    if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    experiment = foldax.load_experiment(path)
+    config = experiment.config(steps=12)
+    fields = {field.name for field in dataclasses.fields(config)}
+    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8}
+    return experiment, dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
 
 
 @pytest.fixture

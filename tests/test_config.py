@@ -160,7 +160,7 @@ REFUSED = [
     ({"checkpoint_every": "-3s"}, ["Config.checkpoint_every", "-3s"]),
     ({"checkpoint_every": "nans"}, ["checkpoint_every", "nans"]),
     ({"checkpoint_every": ""}, ["checkpoint_every", "''"]),
-    ({"hidden": [8, 8]}, ["Config.hidden", "tuple[int, ...]", "[8, 8] (list)"]),
+    ({"hidden": {8}}, ["Config.hidden", "tuple[int, ...]", "{8} (set)"]),
     ({"hidden": 8}, ["Config.hidden", "tuple[int, ...]", "8 (int)"]),
     ({"hidden": (8, 2.5)}, ["Config.hidden[1]", "int", "2.5"]),
     ({"betas": (0.9,)}, ["Config.betas", "2 values", "1"]),
@@ -169,7 +169,8 @@ REFUSED = [
     ({"activation": "rleu"}, ["Config.activation", "'relu' or 'tanh'", "'rleu'"]),
     ({"mode": "maximum"}, ["Config.mode", "'min' or 'max'", "'maximum'"]),
     ({"bias": 1}, ["Config.bias", "bool", "1"]),
-    ({"optimizer": {"learning_rate": 1.0}}, ["Config.optimizer", "Optimizer", "dict"]),
+    ({"optimizer": 1.0}, ["Config.optimizer", "Optimizer", "1.0 (float)"]),
+    ({"optimizer": {"learning_rat": 1.0}}, ["'learning_rat'", "did you mean 'learning_rate'?"]),
     ({"learning_rat": 1.0}, ["Config", "'learning_rat'", "fields: "]),
     ({"droput": 0.1}, ["'droput'", "did you mean 'dropout'?"]),
     ({"step": 10}, ["'step'", "did you mean 'steps'?"]),
@@ -197,6 +198,8 @@ def test_each_allowed_form_is_taken() -> None:
     assert Config(clip=None).clip is None
     assert Config(clip=1).clip == 1.0
     assert Config(hidden=()).hidden == ()
+    assert Config(hidden=[8, 8]) == Config(hidden=(8, 8))
+    assert Config(optimizer={"learning_rate": 1.0}).optimizer == Optimizer(learning_rate=1.0)
     assert Config(patience=None, evaluate_every=0, checkpoint_every=0).evaluate_every == 0
 
 

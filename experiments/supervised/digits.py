@@ -39,17 +39,7 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return learners.classifier(model, optimizer, preprocess=info.standardize)
 
 
-def figures(result: foldax.Result) -> dict:
-    images, test = result.examples("test")["inputs"], result.values["test"]
-    names, predictions = result.info.class_names, test["logits"].argmax(axis=1)
-    return {
-        "confusion": plots.confusion_text(test["targets"], predictions, names),
-        "confusion_matrix": plots.confusion_matrix(test["targets"], predictions, names),
-        "mistakes": plots.mistakes(images, test["targets"], test["logits"], names),
-    }
-
-
-experiment = foldax.Experiment(Config, learner, dataset, figures=figures)
+experiment = foldax.Experiment(Config, learner, dataset, figures=plots.image_classification)
 
 if __name__ == "__main__":
     foldax.main(experiment)

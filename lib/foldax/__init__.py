@@ -13,8 +13,12 @@ from foldax.config import Training, config, config_hash, driver, from_json, stru
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.learner import Average, Learner
+from foldax.runs.search import Optuna
+from foldax.runs.sweep import Sweep, sweep
 from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
 from foldax.train.result import Result
+from foldax.train.search import PBT, Halving
+from foldax.train.space import Range
 
 if TYPE_CHECKING:
     from foldax import data, laws, learners, models
@@ -26,8 +30,13 @@ __all__ = [
     "Average",
     "Experiment",
     "FoldaxError",
+    "Halving",
     "Learner",
+    "Optuna",
+    "PBT",
+    "Range",
     "Result",
+    "Sweep",
     "Training",
     "config",
     "config_hash",
@@ -41,6 +50,7 @@ __all__ = [
     "models",
     "plots",
     "structural",
+    "sweep",
     "to_json",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `foldax list | run | resume | reproduce | show | check | new`."""
+"""The command line: `foldax list | run | sweep | resume | reproduce | show | report | check | new`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         parser.print_help()
         return 0
-    if given[0] in ("run", "check") and len(given) > 1 and not given[1].startswith("-"):
+    if given[0] in ("run", "check", "sweep") and len(given) > 1 and not given[1].startswith("-"):
         command, rest = parser.parse_args(given[:2]), given[2:]
     else:
         command, rest = parser.parse_known_args(given)
@@ -58,7 +58,9 @@ def _guarded(command: Callable[[], int]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="foldax", description="Train, resume, reproduce and check experiments.")
+    parser = argparse.ArgumentParser(
+        prog="foldax", description="Train, sweep, resume, reproduce and check experiments."
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Callable[..., int], help: str, *names: str) -> argparse.ArgumentParser:
@@ -75,8 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
     add("resume", _resume, "go on from a run's last checkpoint", "RUN_DIR")
     again = add("reproduce", _reproduce, "run a finished run again and compare metrics and state bit by bit", "RUN_DIR")
+    again.add_argument("--member", type=int, metavar="K", help="member K of a sweep, run alone")
     again.epilog = "Other --log-every and --checkpoint-every than the run's may be given."
-    add("show", _show, "show a run: config, metrics, figures", "RUN_DIR")
+    add("show", _show, "show a run or a sweep: config, metrics, figures", "RUN_DIR")
+    add("report", _report, "write a sweep's page: curves, effects of fields, a table of all members", "SWEEP_DIR")
+    swept = add("sweep", _sweep, "train with every combination of some values, and several seeds", "FILE")
+    swept.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
     check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
@@ -118,11 +124,28 @@ def _train(experiment: Experiment, arguments: list[str]) -> int:
     return 0
 
 
+def _sweep(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs import sweep_command
+
+    return sweep_command.run(load_experiment(command.file), command.file, rest)
+
+
+def _report(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.report import report
+    from foldax.runs.tables import shown
+
+    _no_more(rest)
+    print(f"report: {shown(report(command.sweep_dir))}")
+    return 0
+
+
 def _resume(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import folder
+    from foldax.runs import folder, summary, sweep_command
     from foldax.runs.train import train
 
     _no_more(rest)
+    if summary.is_sweep(command.run_dir):
+        return sweep_command.resume(command.run_dir)
     experiment, config = folder.load(command.run_dir)
     if (command.run_dir / "result.json").exists():
         print(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
@@ -132,19 +155,23 @@ def _resume(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _reproduce(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import folder
-    from foldax.runs.reproduce import reproduce
+    from foldax.runs import folder, summary
+    from foldax.runs.reproduce import reproduce, reproduce_member
 
+    if command.member is not None or summary.is_sweep(command.run_dir):
+        _no_more(rest)
+        return 0 if reproduce_member(command.run_dir, command.member) else FAILED
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, rest, config)
     return 0 if reproduce(command.run_dir, experiment, config) else FAILED
 
 
 def _show(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs import summary
     from foldax.runs.show import show
 
     _no_more(rest)
-    show(command.run_dir)
+    (summary.show if summary.is_sweep(command.run_dir) else show)(command.run_dir)
     return 0
 
 

@@ -7,6 +7,7 @@ and are hidden from the learner. All others are *structural*: a new value is a n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,7 +17,6 @@ import typing
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError, nearest
@@ -49,7 +49,7 @@ def config(cls: type[T]) -> type[T]:
     def __post_init__(self: Any) -> None:
         hints = field_types(type(self))
         for field in dataclasses.fields(self):
-            value = _checked(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
+            value = checked(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
             object.__setattr__(self, field.name, value)
         if hasattr(super(cls, self), "__post_init__"):
             super(cls, self).__post_init__()
@@ -72,11 +72,13 @@ def config(cls: type[T]) -> type[T]:
 
 def field_types(cls: type) -> dict[str, Any]:
     """Returns the resolved annotations of a config class by field name."""
-    return typing.get_type_hints(cls)
+    return cls.__dict__.get("__foldax_types__") or typing.get_type_hints(cls)
 
 
 def kinds(cls: type) -> dict[str, str]:
     """Returns "traced", "structural" or "driver" for every field of a config class."""
+    if "__foldax_kinds__" in cls.__dict__:
+        return cls.__dict__["__foldax_kinds__"]
     hints = field_types(cls)
     return {
         field.name: field.metadata.get("kind") or ("traced" if _is_traced(hints[field.name]) else "structural")
@@ -95,23 +97,27 @@ def traced(config: T) -> T:
     This is what a compiled program is given: configs that differ only in traced or driver fields give
     trees of the same structure, shapes and dtypes, so they share one program.
     """
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(config)  # type: ignore[arg-type]
-        if kinds(type(config))[field.name] == "driver"
-    }
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), dataclasses.replace(config, **defaults))  # type: ignore[type-var]
+    floats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), for_learner(config))
+    return jax.device_put(floats)  # one transfer for all
+
+
+def for_learner(config: T) -> T:
+    """Returns the config with its driver fields reset: all that makes a program, and all that a learner sees."""
+    fields = kinds(type(config))
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if fields[f.name] == "driver"}  # type: ignore[arg-type]
+    return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """Returns the config as plain JSON values; `from_json` gives an equal config back."""
+    return as_plain(config)
 
-    def plain(value: Any) -> Any:
-        if is_config(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    return plain(config)
+def as_plain(value: Any) -> Any:
+    """Returns a field's value as plain JSON values."""
+    if is_config(value):
+        return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [as_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def from_json(cls: type[T], values: dict[str, Any]) -> T:
@@ -122,9 +128,7 @@ def from_json(cls: type[T], values: dict[str, Any]) -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object of fields, got {values!r}")
-    hints = field_types(cls)
-    _check_names(cls, values)
-    return cls(**{name: _from_plain(value, hints[name]) for name, value in values.items()})
+    return cls(**values)
 
 
 def config_hash(config: Any) -> str:
@@ -170,7 +174,7 @@ def _register(cls: type) -> None:
     fields = kinds(cls)
     leaves = [name for name, kind in fields.items() if kind == "traced"]
     static = [name for name, kind in fields.items() if kind != "traced"]
-    cls.__foldax_kinds__ = fields  # type: ignore[attr-defined]
+    cls.__foldax_kinds__, cls.__foldax_types__ = fields, field_types(cls)  # type: ignore[attr-defined]
 
     def flatten(self: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
@@ -206,66 +210,41 @@ def _check_names(cls: type, values: dict[str, Any]) -> None:
             )
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
-    """Returns the value as the hint wants it (an int in a float field as a float), or raises."""
-    origin, is_bool = typing.get_origin(hint), isinstance(value, bool)
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """Returns the value as the hint wants it: an int as a float, a list as a tuple, a dict as a config.
+
+    Raises:
+      ConfigError: it does not fit; `where` names the field.
+    """
+    arms = typing.get_args(hint)
     if _is_union(hint):
-        return _checked_union(value, hint, where)
-    if origin is tuple:
-        return _checked_tuple(value, hint, where)
-    if hint is float and isinstance(value, jax.Array):  # inside a traced program, or a scalar of the user's
-        return value
-    if hint is float and isinstance(value, (int, float, np.number)) and not is_bool:
-        return float(value)
-    if origin is Literal:
-        fits = value in typing.get_args(hint)
-    elif hint is Any or (hint is int and is_bool):
-        fits = hint is Any
-    else:
-        fits = isinstance(value, origin or hint)
-    if not fits:
-        raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
-    try:
-        hash(value)
-    except TypeError:
-        raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
-    return value
-
-
-def _checked_union(value: Any, hint: Any, where: str) -> Any:
-    for arm in typing.get_args(hint):
+        for arm in arms:
+            with contextlib.suppress(ConfigError):
+                return checked(value, arm, where)
+    elif is_config(hint) and isinstance(value, dict):
+        return from_json(hint, value)
+    elif typing.get_origin(hint) is tuple and isinstance(value, (tuple, list)):
+        arms = (arms[0],) * len(value) if arms[-1:] == (Ellipsis,) else arms
+        if len(arms) != len(value):
+            raise ConfigError(f"{where}: expected {len(arms)} values, got {len(value)} in {value!r}")
+        return tuple(checked(item, arm, f"{where}[{i}]") for i, (item, arm) in enumerate(zip(value, arms)))
+    elif hint is float and isinstance(value, (int, float, np.number, jax.Array)) and not isinstance(value, bool):
+        return value if isinstance(value, jax.Array) else float(value)  # an array inside a traced program
+    elif _fits(value, hint):
         try:
-            return _checked(value, arm, where)
-        except ConfigError:
-            continue
+            hash(value)
+        except TypeError:
+            raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
+        return value
     raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
 
 
-def _checked_tuple(value: Any, hint: Any, where: str) -> Any:
-    arms: tuple[Any, ...] = typing.get_args(hint)
-    if not isinstance(value, tuple):
-        raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
-    if arms[-1:] == (Ellipsis,):
-        arms = (arms[0],) * len(value)
-    if len(arms) != len(value):
-        raise ConfigError(f"{where}: expected {len(arms)} values, got {len(value)} in {value!r}")
-    return tuple(_checked(item, arm, f"{where}[{i}]") for i, (item, arm) in enumerate(zip(value, arms, strict=True)))
-
-
-def _from_plain(value: Any, hint: Any) -> Any:
-    """Turns JSON's lists and objects into the tuples and configs that the hint asks for."""
-    if _is_union(hint):
-        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
-        tuples = [arm for arm in arms if typing.get_origin(arm) is tuple or is_config(arm)]
-        return _from_plain(value, tuples[0]) if tuples and isinstance(value, (list, dict)) else value
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        items = typing.get_args(hint)
-        repeated = [items[0]] * len(value) if items[-1:] == (Ellipsis,) else list(items)
-        repeated += [Any] * (len(value) - len(repeated))
-        return tuple(_from_plain(item, arm) for item, arm in zip(value, repeated, strict=False))
-    if is_config(hint):
-        return from_json(hint, value)
-    return value
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    return hint is Any or (
+        isinstance(value, typing.get_origin(hint) or hint) and (hint is not int or not isinstance(value, bool))
+    )
 
 
 def type_name(hint: Any) -> str:

@@ -27,7 +27,11 @@ class RunError(FoldaxError):
 
 
 class NonFiniteError(FoldaxError):
-    """A training metric became NaN or infinite."""
+    """A training metric became NaN or infinite, at `step`."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class Interrupted(FoldaxError):

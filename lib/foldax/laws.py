@@ -6,6 +6,7 @@ Each law takes a `Subject` and returns None, or a sentence saying why it does no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -24,7 +25,8 @@ from foldax.learner import Average
 from foldax.train import driver, programs
 from foldax.train import fold as folds
 from foldax.train.checkpoint import Checkpoints, flat, to_host
-from foldax.train.fold import Fold, Program
+from foldax.train.members import Lanes, Member, own_devices
+from foldax.train.together import Together
 
 STEPS = 10
 FAST_TOLERANCE = 1e-4
@@ -93,37 +95,48 @@ def resume(subject: Subject) -> str | None:
 
 
 def sweep(subject: Subject) -> str | None:
-    """A member of a sweep has the bits of its lone run (exact), and its metrics agree at first (fast).
+    """A member of a sweep has the bits of its lone run (exact), and its metrics agree at first (fast)."""
+    config = dataclasses.replace(subject.config, log_every=STEPS, evaluate_every=0)
+    leaves, treedef = jax.tree_util.tree_flatten(config)
+    changed = jax.tree.unflatten(treedef, [float(leaf) * 1.1 for leaf in leaves])
+    configs = [config, dataclasses.replace(changed, seed=config.seed + 1)]
+    members = [Member(number, 0, one, subject.dataset) for number, one in enumerate(configs)]
+    alone = [_alone(subject, one) for one in configs]
+    lanes, exact = Lanes(subject.experiment, own_devices()), {}
 
-    Exact members share one program, which every device runs for its members in turn. (Under `lax.map` XLA
-    chooses layouts, and with them fused multiply-adds, by what is around the loop: the last bits differ.)
-    """
-    run = subject.begin()
-    if run.block.end is not None:
-        return "a sweep shares its data on the device; this dataset streams"
-    changed = jax.tree.map(lambda x: x * jnp.float32(1.1), run.arguments["config"])
-    members = [(run.arguments["config"], run.arguments["seed"]), (changed, run.arguments["seed"] + jnp.uint32(1))]
-    shared = run.arguments["examples"], run.arguments["data"]
-    compiled, traced = (programs.start, programs.advance), (folds.start, folds.advance)
-    alone = [jax.device_get(_member(run.program, *shared, *compiled)(member)) for member in members]
-    exact = _in_turn(run.program, [jax.device_put((m, shared), d) for m, d in zip(members, _two_devices())])
+    def work(member: Member, device: jax.Device) -> None:
+        dataset = None if member.dataset is None else member.dataset.to(device)
+        run = lanes.begin(member._replace(dataset=dataset), device, driver.Hooks())
+        with contextlib.closing(run.blocks):
+            lanes.fold(member, run, device, driver.Hooks(), STEPS)
+        exact[member.number] = to_host(run.fold.state)
+
+    lanes.each(members, work)
     why = "the learner depends on something outside of its config, key and batch"
-    for index, (lone, member) in enumerate(zip(alone, exact)):
-        _same_bits(to_host(lone), to_host(member), f"member {index} of a sweep differs from the same run alone", why)
-
-    def fast(members: Any, examples: Any, data: Any) -> Fold:
-        return jax.vmap(_member(run.program, examples, data, *traced))(members)
-
-    vmapped = jax.device_get(jax.jit(fast)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *members), *shared))
-    for index, lone in enumerate(alone):
-        for name, (total, count) in lone.sums.items():
-            other = vmapped.sums[name]
-            if not np.allclose(other.total[index], total, rtol=FAST_TOLERANCE, atol=FAST_TOLERANCE * max(1.0, count)):
+    for number, lone in enumerate(alone):
+        what = f"member {number} of a sweep differs from the same run alone"
+        _same_bits(to_host(lone.fold.state), exact[number], what, why)
+    if alone[0].block.end is not None:
+        return "its members have the bits of lone runs; side by side they cannot be, because this dataset streams"
+    together = Together(subject.experiment, members, jax.devices())
+    together.fold(driver.Hooks(), STEPS)
+    for number, lone in enumerate(alone):
+        for name, value in lone.history[-1].items():
+            other = together.histories[number][-1][name]
+            if name != "split" and not np.allclose(other, value, rtol=FAST_TOLERANCE, atol=FAST_TOLERANCE):
                 raise LawBroken(
-                    f"metric {name!r} of member {index} under vmap is {other.total[index]:.6g} summed over {STEPS} "
-                    f"steps, and {total:.6g} alone: more than rounding (is there a host callback in it?)"
+                    f"metric {name!r} of member {number} under vmap is {other:.6g} over {STEPS} steps, and {value:.6g} "
+                    "alone: more than rounding (is there a host callback in it?)"
                 )
     return None
+
+
+def _alone(subject: Subject, config: Any) -> driver.Run:
+    """Returns a lone run after the laws' steps."""
+    run = driver.begin(subject.experiment, config, driver.Hooks(), subject.dataset)
+    with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
+        driver.fold_all(run, driver.Hooks(), STEPS)
+    return run
 
 
 def sharding(subject: Subject) -> str | None:
@@ -256,39 +269,16 @@ def _fold(run: driver.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
 def _fold_anew(run: driver.Run, end: int) -> dict[str, np.ndarray]:
     """Folds within the first block with programs that are traced anew, so that nothing is remembered."""
     end = end if run.block.end is None else min(end, run.block.end)
-    member = _member(run.program, run.arguments["examples"], run.arguments["data"], folds.start, folds.advance, end)
-    with programs.explained(run.program, **run.arguments):
-        return to_host(jax.jit(member)((run.arguments["config"], run.arguments["seed"])).state)
+    program, arguments = run.program, run.arguments
 
+    @jax.jit
+    def anew(config: Any, seed: Any, examples: Any, data: Any) -> Any:
+        fold, zero = folds.start(program, config, seed, examples, data), jnp.int32(0)
+        bounds = dict(first=zero, until=jnp.int32(end), log_every=jnp.int32(STEPS + 1))
+        return folds.advance(program, config, seed, fold, jnp.bool_(False), data, **bounds)[0].state
 
-def _member(
-    program: Program, examples: Any, data: Any, start: Callable[..., Any], advance: Callable[..., Any], end: int = STEPS
-) -> Callable[[Any], Fold]:
-    """Returns a whole short run as one function of (config, seed)."""
-
-    def run(member: Any) -> Fold:
-        config, seed = member
-        fold = start(program, config, seed, examples, data)
-        false, zero = jnp.bool_(False), jnp.int32(0)
-        arguments = dict(stopped=false, data=data, first=zero, until=jnp.int32(end), fresh=false)
-        return advance(program, config=config, seed=seed, fold=fold, **arguments)[0]
-
-    return run
-
-
-def _in_turn(program: Program, members: list[Any]) -> list[Fold]:
-    """Runs members, each on the device where its arguments are, half of the steps at a time in turn."""
-    false, zero = jnp.bool_(False), jnp.int32(0)
-    running = [programs.start(program, config, seed, *shared) for (config, seed), shared in members]
-    for end in (STEPS // 2, STEPS):
-        for index, ((config, seed), (_, data)) in enumerate(members):
-            arguments = dict(stopped=false, data=data, first=zero, until=jnp.int32(end), fresh=false)
-            running[index], _ = programs.advance(program, config=config, seed=seed, fold=running[index], **arguments)
-    return [jax.device_get(fold) for fold in running]
-
-
-def _two_devices() -> list[jax.Device]:
-    return [jax.devices()[0], jax.devices()[-1]]
+    with programs.explained(program, **arguments):
+        return to_host(anew(**arguments))
 
 
 def _same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], what: str, why: str) -> None:

@@ -1,6 +1,5 @@
 """Every learner keeps the laws, and every law catches a learner that breaks it."""
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from jax.experimental import io_callback
 import foldax
 from foldax import data, laws, learners, models
 from foldax.learners import losses
-from tests.conftest import ROOT, Config, tiny, tiny_dataset, tiny_learner
-
-EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.py"))
+from tests.conftest import EXPERIMENTS, Config, shrunk, tiny, tiny_dataset, tiny_learner
 
 
 def images(config: Config) -> data.Dataset:
@@ -93,18 +90,8 @@ def test_learner_keeps_the_law(name: str, law: str) -> None:
     assert (skipped is not None) == ((name, law) in EXEMPT or (name, law) == ("bandit", "coverage")), skipped
 
 
-def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
-    experiment = foldax.load_experiment(path)
-    config = experiment.config(steps=12)
-    fields = {field.name for field in dataclasses.fields(config)}
-    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8}
-    return experiment, dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
-
-
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_keeps_all_laws(path: Path) -> None:
-    if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
-        pytest.skip("Debian's dataset-fashion-mnist is not installed")
     experiment, config = shrunk(path)
     subject = laws.subject(experiment, config)
     for name, law in laws.LAWS.items():

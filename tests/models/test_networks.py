@@ -1,11 +1,15 @@
 """MLP and CNN: shapes, parameters, settings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from foldax.models import CNN, MLP
+from foldax.errors import ConfigError
+from foldax.models import CNN, MLP, Dropout, normalization
 
 X = jax.random.normal(jax.random.key(0), (4, 12, 12, 1))
 
@@ -16,6 +20,123 @@ def test_mlp_is_dense_layers_and_activations():
     hidden = np.maximum(np.asarray(X).reshape(4, -1) @ first["kernel"] + first["bias"][None], 0)
     expected = hidden @ last["kernel"] + last["bias"][None]
     np.testing.assert_allclose(MLP((7, 3)).apply(variables, X), expected, rtol=1e-4, atol=1e-5)
+
+
+class Reference(nn.Module):
+    """An MLP in Flax's own words, without options."""
+
+    features: tuple[int, ...]
+    dropout: float
+    normalization: str | None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = x.reshape(x.shape[0], -1)
+        for width in self.features[:-1]:
+            x = normalization(self.normalization, width, train)(nn.Dense(width)(x))
+            x = Dropout(self.dropout)(nn.relu(x), train=train)
+        return nn.Dense(self.features[-1])(x)
+
+
+@pytest.mark.parametrize("kind", [None, "batch"])
+def test_mlp_without_options_has_the_bits_of_plain_layers(kind):
+    @functools.partial(jax.jit, static_argnums=0)
+    def outcome(model):
+        keys = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+        variables = model.init(keys, X, train=False)
+        out, _ = model.apply(variables, X, train=True, rngs={"dropout": keys["dropout"]}, mutable=["batch_stats"])
+        return variables, out
+
+    mine, plain = (
+        outcome(MLP((8, 8, 4, 3), dropout=0.3, normalization=kind)),
+        outcome(Reference((8, 8, 4, 3), 0.3, kind)),
+    )
+    assert jax.tree.structure(mine) == jax.tree.structure(plain)
+    jax.tree.map(np.testing.assert_array_equal, mine, plain)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalization": "layer"}, {"activation": "prelu"}])
+def test_residual_layers_of_zero_kernels_are_the_identity(options):
+    deep, shallow = MLP((6, 6, 6, 6, 3), residual=True, **options), MLP((6, 3), **options)
+    variables = deep.init(jax.random.key(0), X)
+    params = dict(variables["params"])
+    for name in ("Dense_1", "Dense_2", "Dense_3"):
+        params[name] = jax.tree.map(jnp.zeros_like, params[name])
+    first = {name.replace("_3", "_0"): leaf for name, leaf in params.items() if name in ("LayerNorm_3", "PReLU_3")}
+    ends = {"Dense_0": params["Dense_0"], "Dense_1": params["Dense_4"], **first}
+    np.testing.assert_array_equal(deep.apply({"params": params}, X), shallow.apply({"params": ends}, X))
+
+
+def test_residual_layer_adds_to_what_the_one_before_gave_and_no_parameters():
+    plain, residual = MLP((5, 5, 4, 2)), MLP((5, 5, 4, 2), residual=True)
+    variables = plain.init(jax.random.key(0), X)
+    jax.tree.map(np.testing.assert_array_equal, variables, residual.init(jax.random.key(0), X))
+    weights = [variables["params"][f"Dense_{index}"]["kernel"] for index in range(4)]  # biases are 0
+    first = X.reshape(4, -1) @ weights[0]
+    second = first + nn.relu(first) @ weights[1]
+    third = nn.relu(second) @ weights[2]  # another width: no sum
+    np.testing.assert_allclose(residual.apply(variables, X), nn.relu(third) @ weights[3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [None, "batch", "layer"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_scanned_layers_compute_what_layers_in_a_row_do(kind, residual):
+    options = {"activation": "prelu", "normalization": kind, "residual": residual}
+    loop, row = MLP((6,) * 4 + (3,), scan_layers=True, **options), MLP((6,) * 4 + (3,), **options)
+    stacked, names = loop.init(jax.random.key(0), X), {"Dense": 1, "PReLU": 0, "BatchNorm": 0, "LayerNorm": 0}
+
+    def unstack(tree):
+        flat = {}
+        for name, leaves in tree.items():
+            for inner, leaf in leaves.items() if name == "layers" else ():
+                start = names[inner.split("_")[0]]  # a hidden layer begins with what follows the first dense one
+                flat |= {f"{inner[:-1]}{start + i}": jax.tree.map(lambda x, i=i: x[i], leaf) for i in range(3)}
+        last = {"Dense_1": "Dense_4", "PReLU_0": "PReLU_3", "BatchNorm_0": "BatchNorm_3", "LayerNorm_0": "LayerNorm_3"}
+        return flat | {last.get(name, name): leaves for name, leaves in tree.items() if name != "layers"}
+
+    variables = {collection: unstack(tree) for collection, tree in stacked.items()}
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, row.init(jax.random.key(0), X))
+    mine, changed = loop.apply(stacked, X, train=True, mutable=["batch_stats"])
+    other, expected = row.apply(variables, X, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+    for collection, tree in expected.items():
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), unstack(changed[collection]), tree
+        )
+
+
+def test_scanned_layers_differ_in_parameters_and_dropout():
+    model = MLP((16,) * 4 + (16,), "identity", 0.5, scan_layers=True)
+    kernels = np.asarray(model.init(jax.random.key(0), X)["params"]["layers"]["Dense_0"]["kernel"])
+    assert kernels.shape == (3, 16, 16)
+    assert len(np.unique(kernels)) == kernels.size
+    eye = {"kernel": jnp.eye(16), "bias": jnp.zeros(16)}
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), eye)
+    variables = {"params": {"Dense_0": eye, "Dense_1": eye, "layers": {"Dense_0": stacked}}}
+    out = model.apply(variables, jnp.ones((64, 16)), train=True, rngs={"dropout": jax.random.key(0)})
+    kept = np.asarray(out) != 0  # four masks of their own: (1/2)^4 is kept, of one and the same mask 1/2
+    assert 0.03 < kept.mean() < 0.1
+
+
+def test_a_deep_scanned_network_is_as_small_a_program_as_a_shallow_one():
+    def equations(depth):
+        model = MLP((8,) * depth + (3,), scan_layers=True)
+        text = str(jax.make_jaxpr(lambda x: model.init_with_output(jax.random.key(0), x)[0])(X))
+        return text.count("\n")
+
+    assert equations(64) == equations(4)
+
+
+def test_scanned_layers_of_several_widths_are_an_error():
+    with pytest.raises(ConfigError, match=r"equally wide, got \(8, 8, 4\)"):
+        MLP((8, 8, 4, 3), scan_layers=True).init(jax.random.key(0), X)
+
+
+def test_unknown_names_in_a_network_say_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'sigmoid'"):
+        MLP((4, 3), "sigmiod").init(jax.random.key(0), X)
+    with pytest.raises(ConfigError, match="did you mean 'orthogonal'"):
+        MLP((4, 3), kernel_init="ortogonal").init(jax.random.key(0), X)
 
 
 def test_cnn_of_the_benchmark_has_its_parameters():

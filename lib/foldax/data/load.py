@@ -10,7 +10,7 @@ import numpy as np
 from foldax.data import cache
 from foldax.data.info import ArrayExamples, Info, fingerprint, moments
 from foldax.data.prepared import Raw, canonical, choose, read_dataset
-from foldax.data.sources import DeviceSource, Split, StreamSource
+from foldax.data.sources import DeviceSource, Split, StreamSource, placed
 from foldax.data.splits import check_fractions, partition
 from foldax.errors import DataError, nearest
 
@@ -30,19 +30,24 @@ class Dataset(NamedTuple):
     train: DeviceSource | StreamSource
     splits: dict[str, Split]
 
+    def to(self, device: Any) -> Dataset:
+        """Returns the dataset for another device, or for a sharding over several."""
+        splits = {name: placed(split, device) for name, split in self.splits.items()}
+        return Dataset(self.info, placed(self.train, device), splits)
 
-class _Options(NamedTuple):
+
+class Options(NamedTuple):
     """What `load` and `from_arrays` have in common."""
 
     batch_size: int
-    validation: float
-    test: float
-    split_seed: int
-    source: str
-    evaluate_batch_size: int | None
-    workers: int
+    validation: float = 0.1
+    test: float = 0.2
+    split_seed: int = 0
+    source: str = "auto"
+    evaluate_batch_size: int | None = None
+    workers: int = 0
 
-    def check(self) -> _Options:
+    def check(self) -> Options:
         check_fractions(self.validation, self.test)
         if self.source not in SOURCES:
             raise DataError(f"source={self.source!r} is none of {SOURCES}{nearest(str(self.source), SOURCES)}")
@@ -86,24 +91,18 @@ def load(
     Raises:
       DataError: if there is no such dataset, it cannot be downloaded, or the arguments do not fit it.
     """
-    options = _Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
+    options = Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
     return _dataset(read_dataset(name, source), options)
 
 
 def from_arrays(
     arrays: dict[str, Any],
     *,
-    batch_size: int,
     name: str = "arrays",
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     feature_names: tuple[str, ...] | None = None,
-    validation: float = 0.1,
-    test: float = 0.2,
-    split_seed: int = 0,
-    source: str = "auto",
-    evaluate_batch_size: int | None = None,
-    workers: int = 0,
+    **options: Any,
 ) -> Dataset:
     """Makes a dataset of your own arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
 
@@ -111,16 +110,17 @@ def from_arrays(
 
     Args:
       arrays: arrays of equal length by key.
-      batch_size: as in `load`, and so are the arguments that are not named here.
       name: name of the dataset; with `split_seed` it determines the split.
       num_classes: number of classes; by default one more than the largest target, or `len(class_names)`.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
+      **options: those of `load`: batch_size (needed), validation, test, split_seed, source,
+        evaluate_batch_size, workers.
 
     Raises:
       DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
     """
-    options = _Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
+    chosen = Options(**options).check()
     checked = {key: _checked_array(key, value) for key, value in arrays.items()}
     lengths = {key: len(array) for key, array in checked.items()}
     if len(set(lengths.values())) != 1:
@@ -137,10 +137,10 @@ def from_arrays(
     examples = ArrayExamples(checked)
     digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in checked.items()}
     names = {"num_classes": num_classes, "class_names": class_names, "feature_names": feature_names}
-    return _dataset(Raw(name, examples, labels, {"train": len(examples)}, digests, names), options)
+    return _dataset(Raw(name, examples, labels, {"train": len(examples)}, digests, names), chosen)
 
 
-def _dataset(raw: Raw, options: _Options) -> Dataset:
+def _dataset(raw: Raw, options: Options) -> Dataset:
     batch_size, validation, test, seed, source, evaluate_batch_size, workers = options
     parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
     train = parts["train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import weakref
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -71,12 +72,13 @@ class DeviceSource:
     """The training split, whole, on the device (put there at its first use)."""
 
     def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int) -> None:
+        self.device: Any = None
         self.feed = DeviceFeed(len(indices), batch_size)
         self._examples, self._indices = examples, indices
 
     @cached_property
     def _data(self) -> Batch:
-        return jax.device_put(self._examples.read(self._indices))
+        return jax.device_put(self._examples.read(self._indices), self.device)
 
     def examples(self) -> Batch:
         """Returns the whole training split, arrays `[N, ...]`."""
@@ -103,13 +105,14 @@ class StreamSource:
     """The training split, read in blocks of batches `[K, B, ...]` that go to the device ahead of their use."""
 
     def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int, workers: int = 0) -> None:
+        self.device: Any = None
         self.feed = StreamFeed(_batches_per_block(examples, batch_size))
         self._examples, self._indices = examples, indices
         self._batch_size, self._workers = batch_size, workers
 
     def examples(self) -> Batch:
         """Returns the first batch of the split, `[B, ...]`."""
-        return jax.device_put(self._examples.read(self._indices[: self._batch_size]))
+        return jax.device_put(self._examples.read(self._indices[: self._batch_size]), self.device)
 
     def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Iterator[Block]:
         """Yields the block that contains `step`, then the ones after it, for ever.
@@ -155,13 +158,14 @@ class StreamSource:
                 flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which only absl's own `app.run` parses
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
             dataset = dataset.mp_prefetch(options)
-        return grain.experimental.device_put(dataset, None, cpu_buffer_size=1, device_buffer_size=1)
+        return grain.experimental.device_put(dataset, self.device, cpu_buffer_size=1, device_buffer_size=1)
 
 
 class Split:
     """An evaluation split: whole on the device (put there at its first use), or read in blocks."""
 
     def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int, *, whole: bool) -> None:
+        self.device: Any = None
         self.num_examples, self.batch_size = len(indices), batch_size
         self._examples, self._indices = examples, indices
         batches = -(-len(indices) // batch_size)
@@ -180,7 +184,16 @@ class Split:
         positions = start + np.arange(self._batches * self.batch_size).reshape(self._batches, self.batch_size)
         mask = positions < self.num_examples
         batches = _read(self._examples, self._indices, np.where(mask, positions, 0))
-        return jax.device_put(EvalBlock(batches, mask))
+        return jax.device_put(EvalBlock(batches, mask), self.device)
+
+
+def placed(source: Any, device: Any) -> Any:
+    """Returns the same source of data for another device (or sharding); what is on a device already stays there."""
+    other = copy.copy(source)
+    other.device = device
+    for cached in ("_data", "_first"):
+        other.__dict__.pop(cached, None)
+    return other
 
 
 def _batches_per_block(examples: Examples, batch_size: int) -> int:

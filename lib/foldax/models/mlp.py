@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from foldax.errors import ConfigError
+from foldax.models.activations import Activation, activation
+from foldax.models.initializers import Initializer, initializer
 from foldax.models.layers import Dropout, Normalization, normalization
+
+
+class _Scope(nn.Module):
+    """A scope of its own for the parameters of a function that makes modules."""
+
+    function: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        return self.function(x), None
+
+
+def _repeated(layer: Callable[[jax.Array, int], jax.Array], x: jax.Array, widths: Sequence[int]) -> jax.Array:
+    """Applies the layer once for every width but the first, as a loop with parameters of its own for every turn."""
+    if len(set(widths)) > 1:
+        raise ConfigError(f"scan_layers: hidden layers must be equally wide, got {tuple(widths)}")
+    scan = nn.scan(
+        _Scope,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=len(widths) - 1,
+    )
+    return scan(lambda sums: layer(sums, widths[0]), name="layers")(x)[0]
 
 
 class MLP(nn.Module):
@@ -19,23 +46,47 @@ class MLP(nn.Module):
 
     Attributes:
       features: width of every layer, the output's too: `(128, 128, info.num_classes)`.
-      activation: what follows every layer but the last.
+      activation: what follows every layer but the last: a name of `ACTIVATIONS` or a function.
       dropout: rate after every hidden layer; may be traced.
       normalization: None, "batch", "layer" or "group".
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
+      kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`; biases start at 0.
+      residual: adds to what a hidden dense layer gives that of the one before, where both are equally wide:
+        pre-activation residual units (He et al., 2016, "Identity mappings") of one dense layer each.
+      scan_layers: runs the hidden layers after the first, all of one width, as a loop, so that a deep network compiles
+        as fast as a shallow one. Their parameters are stacked, `[layers, ...]`, under the names of one layer.
     """
 
     features: tuple[int, ...]
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Activation = "relu"
     dropout: Any = 0.0
     normalization: Normalization | None = None
     dtype: Any = None
+    kernel_init: Initializer = "lecun_normal"
+    residual: bool = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        *hidden, outputs = self.features
+        activate = activation(self.activation)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=initializer(self.kernel_init))
+
+        def activated(sums: jax.Array) -> jax.Array:
+            sums = normalization(self.normalization, sums.shape[-1], train, self.dtype)(sums)
+            return Dropout(self.dropout)(activate(sums), train=train)
+
+        def layer(sums: jax.Array, width: int) -> jax.Array:
+            new = dense(width)(activated(sums))
+            return new + sums if self.residual and width == sums.shape[-1] else new
+
         x = x.reshape(x.shape[0], -1)
-        for width in self.features[:-1]:
-            x = nn.Dense(width, dtype=self.dtype)(x)
-            x = normalization(self.normalization, width, train, self.dtype)(x)
-            x = Dropout(self.dropout)(self.activation(x), train=train)
-        return nn.Dense(self.features[-1], dtype=self.dtype)(x).astype(jnp.float32)
+        if hidden:
+            x = dense(hidden[0])(x)
+            if self.scan_layers and len(hidden) > 1:
+                x = _repeated(layer, x, hidden)
+            else:
+                for width in hidden[1:]:
+                    x = layer(x, width)
+            x = activated(x)
+        return dense(outputs)(x).astype(jnp.float32)

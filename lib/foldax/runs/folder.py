@@ -23,10 +23,10 @@ from foldax.experiment import Experiment, experiment_file, experiment_name, load
 PACKAGES = ("foldax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 
 
-def new_run_dir(experiment: Experiment, config: Any) -> Path:
-    """Returns `runs/<experiment>/<time>-<hash of the config>`, under the working directory."""
+def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
+    """Returns `runs/<experiment>/<prefix><time>-<hash of the config>`, under the working directory."""
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / experiment_name(experiment) / f"{time}-{config_hash(config)[:6]}"
+    base = Path("runs") / experiment_name(experiment) / f"{prefix}{time}-{config_hash(config)[:6]}"
     return next(
         path for i in range(1, 10_000) if not (path := base.with_name(base.name + (f"-{i}" if i > 1 else ""))).exists()
     )
@@ -79,7 +79,9 @@ def lock(folder: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
-        raise RunError(f"{folder} is in use by process {owner}; wait for it or choose another --run-dir") from None
+        raise RunError(
+            f"{folder} is in use by process {owner}; wait for it or choose another folder (--run-dir, --sweep-dir)"
+        ) from None
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -92,6 +94,8 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
     Raises:
       RunError: the folder holds a run already.
     """
+    if (folder / "sweep.json").exists():
+        raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
     if (folder / "manifest.json").exists():
         owner = read_json(folder / "manifest.json")["experiment"]
         if owner != experiment_name(experiment):
@@ -124,7 +128,7 @@ def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
         "experiment": experiment_name(experiment),
         "file": str(file) if file else None,
         "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file else None,
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.argv) if file else "a notebook or prompt",
         "seed": config.seed,
         "config_hash": config_hash(config),
         "python": sys.version.split()[0],
@@ -133,7 +137,7 @@ def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
         "data_fingerprint": None,
-        "started": _now(),
+        "started": now(),
         "ended": None,
         "status": "running",
     }
@@ -146,11 +150,11 @@ def amend_manifest(folder: Path, **values: Any) -> None:
 
 def end_manifest(folder: Path, status: str) -> None:
     """Notes in the manifest how and when the run ended."""
-    amend_manifest(folder, status=status, ended=_now())
+    amend_manifest(folder, status=status, ended=now())
 
 
-def load(folder: Path) -> tuple[Experiment, Any]:
-    """Returns the experiment and the config of a run folder.
+def load(folder: Path, manifest: str = "manifest.json") -> tuple[Experiment, Any]:
+    """Returns the experiment and the config of a run folder, or the base config of a sweep's ("sweep.json").
 
     Raises:
       RunError: it is no run folder, or its experiment was made in a notebook.
@@ -158,14 +162,16 @@ def load(folder: Path) -> tuple[Experiment, Any]:
     """
     if not folder.is_dir():
         raise RunError(f"there is no run folder {str(folder)!r}")
-    made = read_json(folder / "manifest.json")
+    made = read_json(folder / manifest)
     if made["file"] is None:
+        call = f"foldax.train(experiment, config, run_dir={str(folder)!r}"
+        call = call if manifest == "manifest.json" else f"foldax.sweep(experiment, space, sweep_dir={str(folder)!r}"
         raise RunError(
-            f"{folder} was made in a notebook or prompt, so there is no file to load; "
-            f"there: foldax.train(experiment, config, run_dir={str(folder)!r}, resume=True)"
+            f"{folder} was made in a notebook or prompt, so there is no file to load; there: {call}, resume=True)"
         )
     experiment = load_experiment(made["file"])
-    return experiment, from_json(experiment.config, read_json(folder / "config.json"))
+    config = made["config"] if "config" in made else read_json(folder / "config.json")
+    return experiment, from_json(experiment.config, config)
 
 
 def _version(name: str) -> str | None:
@@ -187,5 +193,6 @@ def _git(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _now() -> str:
+def now() -> str:
+    """Returns the present time as ISO text."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

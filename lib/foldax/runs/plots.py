@@ -154,3 +154,18 @@ def mistakes(images: np.ndarray, targets: np.ndarray, logits: np.ndarray, class_
     worst = wrong[np.argsort(-margin[wrong], kind="stable")][:32]
     titles = [f"{class_names[targets[i]]} as {class_names[predictions[i]]}" for i in worst]
     return image_grid(images[worst], titles, title=f"{len(wrong)} of {len(targets)} wrong (true class as predicted)")
+
+
+def image_classification(result: Any) -> dict[str, Any]:
+    """Returns confusion matrix (text and figure) and mistakes on the test images: `Experiment.figures` as it is.
+
+    Args:
+      result: of a `foldax.learners.classifier` of images that are the "inputs".
+    """
+    images, test = result.examples("test")["inputs"], result.values["test"]
+    names, predictions = result.info.class_names, test["logits"].argmax(axis=1)
+    return {
+        "confusion": confusion_text(test["targets"], predictions, names),
+        "confusion_matrix": confusion_matrix(test["targets"], predictions, names),
+        "mistakes": mistakes(images, test["targets"], test["logits"], names),
+    }

@@ -51,14 +51,18 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, speed=text, metrics=metrics)
         elif now - self._printed_at >= 2.0 or step == self._steps:
-            left = (self._steps - step) / speed if speed else 0.0
-            print(f"{self._name}: {step}/{self._steps}  {text}  {left:.0f} s left  {metrics}", file=sys.stderr)
+            left = f"{(self._steps - step) / speed:.0f} s left" if speed else ""
+            print(f"{self._name}: {step}/{self._steps}  {text}  {left}  {metrics}", file=sys.stderr)
             self._printed_at = now
 
     def metrics(self, split: str, metrics: dict[str, float]) -> None:
         """Takes the newest metrics of a split; loss and accuracy, or the first two, are shown."""
         names = [name for name in ("loss", "accuracy") if name in metrics] or list(metrics)[:2]
         self._newest[split] = f"{split} " + " ".join(f"{name} {metrics[name]:.4g}" for name in names)
+
+    def note(self, text: str) -> None:
+        """Takes a text to show in place of metrics."""
+        self._newest["note"] = text
 
     def close(self) -> None:
         """Leaves the screen as a finished bar."""

@@ -17,7 +17,7 @@ def summary(run: Run) -> Any:
     from rich.table import Table
 
     state = run.fold.state
-    params = getattr(state, "params", state)
+    params = state.get("params", state) if isinstance(state, dict) else getattr(state, "params", state)
     leaves = flat(params)
     table = Table(title="Model", caption_justify="left")
     for column in ("array", "shape", "numbers"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import signal
 import sys
 import threading
@@ -13,15 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.train import programs
-from foldax.train.checkpoint import Checkpoints, to_host
+from foldax.train.checkpoint import Checkpoints, state_digest
 from foldax.train.driver import Hooks, Run, fit
 from foldax.train.result import Result
 
@@ -57,7 +54,7 @@ def train(
     config = experiment.config() if config is None else config
     progress = Progress(experiment_name(experiment), config.steps, verbose)
     if not save:
-        with contextlib.closing(progress), _signals() as interrupted:
+        with contextlib.closing(progress), signals() as interrupted:
             return fit(experiment, config, _hooks(progress, interrupted), dataset)
     if resume and run_dir is None:
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
@@ -82,8 +79,8 @@ def _train_in(
 ) -> Result:
     with (
         contextlib.closing(Log(path)) as log,
-        contextlib.closing(Checkpoints(path / "checkpoints", _warn)) as checkpoints,
-        _signals() as interrupted,
+        contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
+        signals() as interrupted,
     ):
         hooks = _hooks(progress, interrupted, log, checkpoints, path, verbose, config)
         result = fit(experiment, config, hooks, dataset)
@@ -101,7 +98,8 @@ def _train_in(
     return result
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Prints a warning on stderr."""
     print(f"foldax: {message}", file=sys.stderr)
 
 
@@ -131,7 +129,7 @@ def _hooks(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[Any]:
+def signals() -> Iterator[Any]:
     """Catches SIGINT and SIGTERM: the first asks to save and stop, a second SIGINT stops at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -189,15 +187,6 @@ def as_json(result: Result) -> dict[str, Any]:
         "compile_seconds": result.compile_seconds,
         "figures": {name: str(path.name) for name, path in result.figures.items()},
     }
-
-
-def state_digest(state: Any) -> str:
-    """Returns a hash of all bits of a state."""
-    digest = hashlib.sha256()
-    for name, array in sorted(to_host(state).items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def report(result: Result) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import logging
 import os
 import sys
 import textwrap
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -49,6 +51,18 @@ def from_host(arrays: dict[str, np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(arrays[name], likes[name]) for name in likes])
 
 
+def state_digest(state: Any) -> str:
+    """Returns a hash of all bits of a state."""
+    digest = hashlib.sha256()
+    for name, array in sorted(to_host(state).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+_ONE_AT_A_TIME = threading.RLock()  # Orbax's event loop serves one thread; members of a sweep save from several
+
+
 class Checkpoints:
     """The checkpoints of one run: the last two steps saved, each with the best state so far.
 
@@ -67,15 +81,15 @@ class Checkpoints:
             "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
             "meta": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+        with _ONE_AT_A_TIME:
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
         # What Orbax does before it goes to the background takes tens of milliseconds: the loop need not wait for it.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
         self._writing: Future[None] | None = None
 
     def busy(self) -> bool:
         """Whether a checkpoint is still being written."""
-        started = self._writing is None or self._writing.done()
-        return not started or self._manager.is_saving_in_progress()
+        return self._writing is not None and not self._writing.done()
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
         """Starts writing a checkpoint of arrays that nobody donates; it waits only for the one before.
@@ -93,7 +107,9 @@ class Checkpoints:
         meta = {**meta, "step": step, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
         some = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
         items = args.Composite(arrays=args.PyTreeSave(some), meta=args.JsonSave(meta))
-        self._manager.save(step, args=items, force=True)
+        with _ONE_AT_A_TIME:
+            self._manager.save(step, args=items, force=True)
+            self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Waits until all is written.
@@ -104,7 +120,6 @@ class Checkpoints:
         try:
             if self._writing is not None:
                 self._writing.result()
-            self._manager.wait_until_finished()
         except Exception as error:
             raise self._cannot_write(error) from error
         finally:
@@ -113,9 +128,16 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Returns (tree, meta) of the newest checkpoint that is whole, or None if there is none at all.
 
+        Args:
+          like: a tree of the same structure, or a function that makes one from the checkpoint's meta.
+
         Raises:
           RunError: if checkpoints are there but none can be used.
         """
+        with _ONE_AT_A_TIME:
+            return self._newest(like)
+
+    def _newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         _silence_late_reads()
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -134,6 +156,7 @@ class Checkpoints:
         args = self._ocp.args
         restored = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))
         meta = restored.meta
+        like = like(meta) if callable(like) else like
         shapes = {name: _abstract(leaf) for name, leaf in flat(like).items()}
         if set(shapes) != set(meta["checksums"]):
             odd = sorted(set(shapes) ^ set(meta["checksums"]))
@@ -160,7 +183,8 @@ class Checkpoints:
         """
         try:
             self._writer.shutdown()
-            self._manager.close()
+            with _ONE_AT_A_TIME:
+                self._manager.close()
         except Exception as error:
             raise self._cannot_write(error) from error
 

@@ -21,9 +21,8 @@ from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.experiment import Experiment
 from foldax.train import evaluate as evaluation
 from foldax.train import programs
-from foldax.train.checkpoint import Checkpoints
 from foldax.train.evaluate import Evaluation
-from foldax.train.fold import Best, Fold, Program, Report, first_best
+from foldax.train.fold import LOGS, Best, Fold, Program, Report, first_best
 from foldax.train.result import Result
 
 TARGET_SECONDS = 0.5  # of a chunk: a signal or a save is never further away than two of them
@@ -40,7 +39,7 @@ class Hooks(NamedTuple):
       interrupted: `()`, whether to save and stop at the next boundary.
       resumed: `(step) -> history`, the lines logged up to a checkpoint's step.
       ready: `(run)` once before the first chunk, for a summary.
-      checkpoints: where to save, and to resume from; None: nowhere.
+      checkpoints: `Checkpoints`, or what works like them: where to save, and to resume from; None: nowhere.
       profile: folder for a profile; None: none.
     """
 
@@ -49,8 +48,16 @@ class Hooks(NamedTuple):
     interrupted: Callable[[], bool] = lambda: False
     resumed: Callable[[int], list[dict[str, Any]]] = lambda step: []
     ready: Callable[[Run], None] = lambda run: None
-    checkpoints: Checkpoints | None = None
+    checkpoints: Any = None
     profile: Path | None = None
+
+
+class Calls(NamedTuple):
+    """The compiled functions of a run: `programs`' own, or the same mapped over members side by side."""
+
+    advance: Callable[..., Any] = programs.advance
+    evaluate: Callable[..., Any] = programs.evaluate
+    observe: Callable[..., Any] = programs.observe
 
 
 @dataclasses.dataclass
@@ -68,6 +75,7 @@ class Run:
       blocks: the blocks of data to come.
       block: the present one.
       history: what was logged.
+      rows: how many members the arrays have side by side; None in a lone run.
     """
 
     program: Program
@@ -81,9 +89,13 @@ class Run:
     block: Any
     history: list[dict[str, Any]]
     saved_at: float
+    began: tuple[float, float]
     saved_step: int = -1
     chunks: int = 0
     loop_began: tuple[int, float, float] | None = None
+    seconds_per_step: float = 0.0
+    rows: int | None = None
+    calls: Calls = dataclasses.field(default_factory=Calls)
 
 
 class Block(NamedTuple):
@@ -123,21 +135,26 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: An
       NonFiniteError: a training metric became NaN or infinite; the last good checkpoint is kept.
       RunError: a checkpoint cannot be written or read.
     """
-    began, compiled = time.perf_counter(), programs.compile_seconds()
     run = begin(experiment, config, hooks, dataset)
     hooks.ready(run)
     with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
         status = fold_all(run, hooks)
-        seconds_per_step = _seconds_per_step(run)
         save(run, hooks, (run.fold, run.best), run.block.cursor)
-        best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
-        state = run.fold.state if best_step is None else run.best.state
-        metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
+        result = finish(run, status)
     if hooks.checkpoints is not None:
         hooks.checkpoints.wait()
+    return result
+
+
+def finish(run: Run, status: str) -> Result:
+    """Returns the result of a run that has come to its end; the last metrics are taken unless it was interrupted."""
+    seconds_per_step = _seconds_per_step(run)
+    best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
+    state = run.fold.state if best_step is None else run.best.state
+    metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
     return Result(
-        experiment=experiment,
-        config=config,
+        experiment=run.program.experiment,
+        config=run.config,
         info=run.program.info,
         dataset=run.dataset,
         state=state,
@@ -148,14 +165,15 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: An
         metrics=metrics,
         values=values,
         history=run.history,
-        seconds=time.perf_counter() - began,
-        compile_seconds=programs.compile_seconds() - compiled,
+        seconds=time.perf_counter() - run.began[0],
+        compile_seconds=programs.compile_seconds() - run.began[1],
         steps_per_second=1 / seconds_per_step if seconds_per_step else 0.0,
     )
 
 
-def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Run:
+def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any, device: jax.Device | None = None) -> Run:
     """Makes the first fold, or takes it from the newest checkpoint."""
+    began = (time.perf_counter(), programs.compile_seconds())
     if not isinstance(config, experiment.config):
         raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
     if dataset is None and experiment.dataset is not None:
@@ -164,27 +182,36 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any) -> Ru
         if not hasattr(dataset, "splits"):
             raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
     program = make_program(experiment, config, dataset)
-    traced, key = programs.prepared(config)
-    blocks = _blocks(dataset, config.seed, 0, None)
+    traced, key = _place(program, device, programs.prepared(config))
+    blocks = blocks_of(dataset, config.seed, 0, None)
     block = next(blocks)
     arguments = dict(
         config=traced, seed=key, examples=dataset.train.examples() if dataset is not None else None, data=block.data
     )
     with programs.explained(program, **arguments):
-        fold = _replicate(program, programs.start(program, **arguments))
-        keeps_best = config.keep == "best" and _has(dataset, "validation")
-        best = _replicate(program, first_best(programs.copy(fold.state) if keeps_best else None))
+        fold = _place(program, device, programs.start(program, **arguments))
+        keeps_best = config.keep == "best" and has(dataset, "validation")
+        best = _place(program, device, first_best(programs.copy(fold.state) if keeps_best else None))
     restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
-    run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter())
+    run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter(), began)
     if restored is not None:
         tree, meta = restored
-        run.fold, run.best = _replicate(program, tree)
+        run.fold, run.best = _place(program, device, tree)
         run.step = run.saved_step = int(run.fold.step)
         run.blocks.close()
-        run.blocks = _blocks(dataset, config.seed, run.step, meta["cursor"])
+        run.blocks = blocks_of(dataset, config.seed, run.step, meta["cursor"])
         run.block = next(run.blocks)
     run.history = hooks.resumed(run.step)  # also without a checkpoint: what was logged is done again
     return run
+
+
+def move(run: Run, dataset: Any, device: jax.Device | None) -> None:
+    """Moves a paused run to another device (None: the default one), where its dataset is already."""
+    placed = (run.fold, run.best, run.arguments["config"], run.arguments["seed"])
+    # What was put on a device by name stays bound to it, and that would be another program for the default one.
+    run.fold, run.best, config, seed = jax.device_put(jax.device_get(placed) if device is None else placed, device)
+    run.dataset, run.block = dataset, next(blocks_of(dataset, run.config.seed, run.step, run.block.cursor))
+    run.arguments = dict(config=config, seed=seed, examples=run.arguments["examples"], data=run.block.data)
 
 
 def make_program(experiment: Experiment, config: Any, dataset: Any) -> Program:
@@ -206,28 +233,73 @@ def make_program(experiment: Experiment, config: Any, dataset: Any) -> Program:
     return Program(experiment, dataset.info, dataset.train.feed, mesh)
 
 
-def fold_all(run: Run, hooks: Hooks) -> str:
-    """Folds to the last step, the early stop or an interruption, and says which it was."""
+def read(run: Run, hooks: Hooks, boundary: Boundary) -> bool:
+    """Reads what was dispatched up to a boundary: logs it, saves it, and says whether the run stopped.
+
+    Raises:
+      NonFiniteError: a training metric became NaN or infinite.
+    """
+    lines, bad = log_lines(run, boundary, jax.device_get(boundary.report), boundary.evaluation)
+    run.history += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
+    for line in lines:
+        hooks.log(*line)
+    if bad:
+        name = min(bad, key=lambda name: (bad[name], name != "loss"))
+        kept = f"; the checkpoint of step {run.saved_step} is kept" if run.saved_step >= 0 else ""
+        raise NonFiniteError(
+            bad[name],
+            f"training metric {name!r} became NaN or infinite at step {bad[name]}{kept}. "
+            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs",
+        )
+    hooks.progress(boundary.end)
+    if boundary.snapshot is not None:
+        save(run, hooks, boundary.snapshot, boundary.cursor)
+    return boundary.stopped is not None and bool(boundary.stopped)
+
+
+def log_lines(
+    run: Run, boundary: Boundary, report: Report, found: Evaluation | None
+) -> tuple[list[tuple[int, str, dict[str, float]]], dict[str, int]]:
+    """Returns what a chunk logs, as (step, split, metrics), and which metrics are not finite from which step on."""
+    bad = {name: int(step) for name, step in report.bad.items() if step >= 0}
+    lines: list[tuple[int, str, dict[str, float]]] = []
+    for row, end in enumerate(_log_ends(run, boundary.start, boundary.end)):
+        if end > min(bad.values(), default=NEVER):
+            break
+        if end == boundary.end and found is not None:
+            lines.append((end, "validation", evaluation.metrics(run.program, found)))
+        if _due(end, run.config.log_every) or end == run.config.steps:
+            lines.append((end, "train", evaluation.means(evaluation.taken(report.logs, row))))
+    return lines, bad
+
+
+def fold_all(run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Hooks, Boundary], bool] = read) -> str:
+    """Folds to the last step, the early stop or an interruption, and says which it was; "paused" at step `until`."""
+    last = min(until, run.config.steps)
     unread: Boundary | None = None
-    chunk, seconds, read_at = 1, 0.0, time.perf_counter()
-    stopped = bool(run.best.stopped)
-    while not stopped and run.step < run.config.steps and not hooks.interrupted():
+    read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
+    chunk = _chunk(NEVER, run)
+    while not stopped and run.step < last and not hooks.interrupted():
         while run.block.end is not None and run.step >= run.block.end:
             run.block = next(run.blocks)
-        boundary = dispatch_chunk(run, hooks, min(_next_due(run), run.step + chunk))
+        boundary = dispatch_chunk(run, hooks, min(_next_due(run), run.step + chunk, last))
         if unread is not None:
             stopped = read(run, hooks, unread)
             now = time.perf_counter()
-            seconds, read_at = (now - read_at) / (unread.end - unread.start), now
+            run.seconds_per_step, read_at = (now - read_at) / (unread.end - unread.start), now
             run.loop_began = run.loop_began or (unread.end, now, programs.compile_seconds())
         unread = boundary
-        chunk = min(2 * chunk, max(1, int(TARGET_SECONDS / seconds))) if seconds else 1
+        chunk = _chunk(2 * chunk, run)
     if unread is not None and not stopped:
         stopped = read(run, hooks, unread)
     if not stopped:
-        return "finished" if run.step == run.config.steps else "interrupted"
+        return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
     run.step = int(run.fold.step)  # chunks dispatched after the stop did nothing
     return "stopped early"
+
+
+def _chunk(most: int, run: Run) -> int:
+    return min(most, max(1, int(TARGET_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
 
 
 def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
@@ -238,40 +310,15 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
         report = _advance(run, end)
     run.step, run.chunks = end, run.chunks + 1
     found, stopped = None, None
-    if _has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
-        found = _evaluate(run, run.fold.state, "validation")
-        value = evaluation.monitored(run.program, found, config.monitor)
+    if has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
+        found = evaluated(run, run.fold.state, "validation")
+        value = evaluation.monitored(run.program, found, config.monitor, run.rows)
         sign = np.float32(1 if config.mode == "max" else -1)
-        run.best, stopped = programs.observe(run.best, run.fold, value, sign, np.int32(config.patience or NEVER))
+        run.best, stopped = run.calls.observe(run.best, run.fold, value, sign, np.int32(config.patience or NEVER))
     snapshot = None
     if _save_due(run, hooks):
         snapshot, run.saved_at = programs.copy((run.fold, run.best)), time.perf_counter()
     return Boundary(start, end, report, found, stopped, snapshot, run.block.cursor)
-
-
-def read(run: Run, hooks: Hooks, boundary: Boundary) -> bool:
-    """Reads what was dispatched up to a boundary: logs it, saves it, and says whether the run stopped.
-
-    Raises:
-      NonFiniteError: a training metric became NaN or infinite.
-    """
-    report = jax.device_get(boundary.report)
-    bad = {name: int(step) for name, step in report.bad.items() if step >= 0}
-    if bad:
-        name = min(bad, key=lambda name: (bad[name], name != "loss"))
-        kept = f"; the checkpoint of step {run.saved_step} is kept" if run.saved_step >= 0 else ""
-        raise NonFiniteError(
-            f"training metric {name!r} became NaN or infinite at step {bad[name]}{kept}. "
-            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs"
-        )
-    if boundary.evaluation is not None:
-        _log(run, hooks, boundary.end, "validation", evaluation.metrics(run.program, boundary.evaluation))
-    if _due(boundary.end, run.config.log_every) or boundary.end == run.config.steps:
-        _log(run, hooks, boundary.end, "train", evaluation.means(report.sums))
-    hooks.progress(boundary.end)
-    if boundary.snapshot is not None:
-        save(run, hooks, boundary.snapshot, boundary.cursor)
-    return boundary.stopped is not None and bool(boundary.stopped)
 
 
 def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any] | None) -> None:
@@ -284,46 +331,52 @@ def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any]
 
 def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
     """Returns metrics and, if the experiment wants them, values of each split for the state to keep."""
-    lines = [line for line in run.history if line["split"] == "train"]
-    metrics = {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
-    values = {}
+    metrics, values = last_training_metrics(run.history), {}
     for split in ("validation", "test"):
-        if _has(run.dataset, split):
-            found = _evaluate(run, state, split)
+        if has(run.dataset, split):
+            found = evaluated(run, state, split)
             metrics[split] = evaluation.metrics(run.program, found)
             if found.blocks:
                 values[split] = evaluation.collected(found)
     return metrics, values
 
 
+def last_training_metrics(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Returns {"train": the newest training metrics of a log}, or nothing if there are none."""
+    lines = [line for line in history if line["split"] == "train"]
+    return {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
+
+
 def _advance(run: Run, end: int) -> Report:
-    fresh = run.step % run.config.log_every == 0
-    arguments = dict(
-        config=run.arguments["config"], seed=run.arguments["seed"], data=run.block.data, first=np.int32(run.block.start)
-    )
+    data, log_every = dict(data=run.block.data, first=np.int32(run.block.start)), np.int32(run.config.log_every)
+    arguments = dict(config=run.arguments["config"], seed=run.arguments["seed"], **data)
     if run.config.dispatch == "loop":
-        until, flag = np.int32(end), np.bool_(fresh)  # NumPy: a jnp scalar would be a program of its own
-        run.fold, report = programs.advance(
-            run.program, fold=run.fold, stopped=run.best.stopped, until=until, fresh=flag, **arguments
+        until = np.int32(end)  # NumPy: a jnp scalar would be a program of its own
+        run.fold, report = run.calls.advance(
+            run.program, fold=run.fold, stopped=run.best.stopped, until=until, log_every=log_every, **arguments
         )
         return report
-    if fresh:
-        run.fold = run.fold._replace(sums=jax.tree.map(jnp.zeros_like, run.fold.sums))
-    if not bool(run.best.stopped):
-        for _ in range(run.step, end):
+    logs, step = [], run.step
+    for last in [] if bool(run.best.stopped) else _log_ends(run, step, end):
+        for _ in range(step, last):
             run.fold = programs.advance_once(run.program, fold=run.fold, **arguments)
-    return programs.copy(Report(run.fold.step, run.fold.sums, run.fold.bad))
+        logs.append(programs.copy(run.fold.sums))
+        run.fold, step = programs.forget(run.fold, log_every), last
+    step, bad = programs.copy((run.fold.step, run.fold.bad))
+    return Report(step, jax.tree.map(lambda *rows: jnp.stack(rows), *logs) if logs else run.fold.sums, bad)
 
 
-def _evaluate(run: Run, state: Any, split: str) -> Evaluation:
+def _log_ends(run: Run, start: int, end: int) -> list[int]:
+    """Returns where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
+    every = run.config.log_every
+    return [min(end, multiple) for multiple in range((start // every + 1) * every, end + every, every)]
+
+
+def evaluated(run: Run, state: Any, split: str) -> Evaluation:
+    """Dispatches the evaluation of a split with some state."""
     config, seed, experiment = run.arguments["config"], run.arguments["seed"], run.program.experiment
     collect = experiment.summarize is not None or experiment.figures is not None  # one program for all evaluations
-    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect)
-
-
-def _log(run: Run, hooks: Hooks, step: int, split: str, metrics: dict[str, float]) -> None:
-    run.history.append({"step": step, "split": split, **metrics})
-    hooks.log(step, split, metrics)
+    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect, run.calls.evaluate)
 
 
 def _due(step: int, every: int) -> bool:
@@ -333,8 +386,9 @@ def _due(step: int, every: int) -> bool:
 def _next_due(run: Run) -> int:
     """Returns the next step at which something is due."""
     every_steps, _ = parse_every(run.config.checkpoint_every)
-    periods = [every for every in (run.config.log_every, run.config.evaluate_every, every_steps) if every]
+    periods = [every for every in (run.config.evaluate_every, every_steps) if every]
     ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
+    ends.append((run.step // run.config.log_every + LOGS) * run.config.log_every)
     return min(ends if run.block.end is None else [*ends, run.block.end])
 
 
@@ -347,21 +401,21 @@ def _save_due(run: Run, hooks: Hooks) -> bool:
     return time.perf_counter() - run.saved_at >= every_seconds and not hooks.checkpoints.busy()
 
 
-def _has(dataset: Any, split: str) -> bool:
+def has(dataset: Any, split: str) -> bool:
     return dataset is None or split in dataset.splits
 
 
-def _blocks(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, None, None]:
+def blocks_of(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, None, None]:
     if dataset is None:
         yield Block()
     else:
         yield from dataset.train.blocks(seed, step, cursor)
 
 
-def _replicate(program: Program, tree: Any) -> Any:
-    if program.mesh is None:
-        return tree
-    return jax.device_put(tree, jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec()))
+def _place(program: Program, device: Any, tree: Any) -> Any:
+    if program.mesh is not None:
+        device = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
+    return jax.device_put(tree, device)
 
 
 def _seconds_per_step(run: Run) -> float:

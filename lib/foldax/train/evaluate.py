@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,16 +30,23 @@ class Evaluation(NamedTuple):
 
 
 def dispatch(
-    program: Program, config: Any, seed: jax.Array, state: Any, dataset: Any, split: str, collect: bool
+    program: Program,
+    config: Any,
+    seed: jax.Array,
+    state: Any,
+    dataset: Any,
+    split: str,
+    collect: bool,
+    evaluate: Callable[..., Any] = programs.evaluate,
 ) -> Evaluation:
     """Dispatches the evaluation of a split (without a dataset: one call, with a key of the split's own)."""
     if dataset is None:
         index = jnp.int32(("validation", "test").index(split))
-        sums, values = programs.evaluate(program, config, seed, state, None, None, index, collect=collect)
+        sums, values = evaluate(program, config, seed, state, None, None, index, collect=collect)
         return Evaluation(sums, [values] if collect else [], [None] if collect else [])
     sums, blocks, masks = None, [], []
     for index, block in enumerate(dataset.splits[split].blocks()):
-        added, values = programs.evaluate(
+        added, values = evaluate(
             program, config, seed, state, block.batches, block.mask, jnp.int32(index), collect=collect
         )
         sums = added if sums is None else jax.tree.map(jnp.add, sums, added)
@@ -72,6 +80,16 @@ def means(sums: dict[str, Average]) -> dict[str, float]:
     }
 
 
+def taken(tree: Any, row: Any) -> Any:
+    """Returns a row, or rows, of arrays on the host (a sharded array, indexed, does not keep the sign of a zero)."""
+    return jax.tree.map(lambda x: x[row], tree)
+
+
+def of_member(evaluation: Evaluation, row: int) -> Evaluation:
+    """Returns one member's part of an evaluation of members side by side, which must be on the host."""
+    return Evaluation(taken(evaluation.sums, row), taken(evaluation.blocks, row), evaluation.masks)
+
+
 def metrics(program: Program, evaluation: Evaluation) -> dict[str, float]:
     """Returns an evaluation's means and, where the experiment has `summarize`, what that adds."""
     found = means(jax.device_get(evaluation.sums))
@@ -81,8 +99,8 @@ def metrics(program: Program, evaluation: Evaluation) -> dict[str, float]:
     return found
 
 
-def monitored(program: Program, evaluation: Evaluation, monitor: str) -> jax.Array:
-    """Returns the monitored metric, [] on the device; only one that `summarize` makes has to be waited for.
+def monitored(program: Program, evaluation: Evaluation, monitor: str, rows: int | None = None) -> jax.Array:
+    """Returns the monitored metric, [] or [rows] on the device; only one that `summarize` makes has to be waited for.
 
     Raises:
       ConfigError: there is no such metric.
@@ -90,6 +108,9 @@ def monitored(program: Program, evaluation: Evaluation, monitor: str) -> jax.Arr
     if monitor in evaluation.sums:
         average = evaluation.sums[monitor]
         return average.total / average.count
+    if rows is not None:
+        on_host = jax.device_get(evaluation)
+        return jnp.stack([monitored(program, of_member(on_host, row), monitor) for row in range(rows)])
     found = metrics(program, evaluation)
     if monitor not in found:
         raise ConfigError(

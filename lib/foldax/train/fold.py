@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Average, Batch, Learner, State, as_average
+
+LOGS = 32  # log periods that one call can tell apart
 
 
 class Feed(NamedTuple):
@@ -77,10 +80,16 @@ class Best(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the host reads of a chunk, one chunk late."""
+    """What the host reads of a chunk, one chunk late.
+
+    Attributes:
+      step: int32 [], where it ended.
+      logs: `[LOGS]` by name, training metrics summed over each log period that the chunk ended or began, in order.
+      bad: as in `Fold`.
+    """
 
     step: jax.Array
-    sums: dict[str, Average]
+    logs: dict[str, Average]
     bad: dict[str, jax.Array]
 
 
@@ -143,7 +152,7 @@ def advance(
     data: Any,
     first: jax.Array,
     until: jax.Array,
-    fresh: jax.Array,
+    log_every: jax.Array,
 ) -> tuple[Fold, Report]:
     """Folds `update` over the steps from `fold.step` to `until`; no step if `stopped`.
 
@@ -158,14 +167,29 @@ def advance(
       stopped: bool [].
       data: a block of data; its first batch is that of step `first`.
       first: int32 [].
-      until: int32 [], exclusive.
-      fresh: bool [], whether to forget the metrics summed so far.
+      until: int32 [], exclusive; at most `LOGS` log periods away.
+      log_every: int32 [], length of a log period: metrics are summed over the steps between two of its multiples.
     """
     body = step_function(program, config, seed, data, first)
-    fold = fold._replace(sums=jax.tree.map(lambda x: jnp.where(fresh, jnp.zeros_like(x), x), fold.sums))
     until = jnp.where(stopped, fold.step, until)
-    fold = jax.lax.while_loop(lambda fold: fold.step < until, body, fold)
-    return fold, Report(fold.step, fold.sums, fold.bad)
+
+    def period(carry: tuple[Fold, Any, jax.Array]) -> tuple[Fold, Any, jax.Array]:
+        fold, logs, row = carry
+        end = jnp.minimum(until, (fold.step // log_every + 1) * log_every)
+        fold = jax.lax.while_loop(lambda fold: fold.step < end, body, fold)
+        logs = jax.tree.map(lambda log, total: log.at[row].set(total), logs, fold.sums)
+        return forget(fold, log_every), logs, row + 1
+
+    logs = jax.tree.map(lambda total: jnp.zeros((LOGS, *total.shape), total.dtype), fold.sums)
+    carry = (fold, logs, jnp.int32(0))
+    fold, logs, _ = jax.lax.while_loop(lambda carry: carry[0].step < until, period, carry)
+    return fold, Report(fold.step, logs, fold.bad)
+
+
+def forget(fold: Fold, log_every: jax.Array) -> Fold:
+    """Forgets the metrics summed so far at the end of a log period."""
+    over = fold.step % log_every == 0
+    return fold._replace(sums=jax.tree.map(lambda total: jnp.where(over, 0.0, total), fold.sums))
 
 
 def advance_once(program: Program, config: Any, seed: jax.Array, fold: Fold, data: Any, first: jax.Array) -> Fold:
@@ -236,8 +260,9 @@ def evaluate(
 
 
 def first_best(state: State | None) -> Best:
-    """Returns `Best` before any evaluation; with a state, the best state will be kept."""
-    return Best(jnp.float32(0), jnp.int32(-1), jnp.int32(0), jnp.bool_(False), state)
+    """Returns `Best` before any evaluation, on the host; with a state, the best state will be kept."""
+    value, step, waited, stopped = np.float32(0), np.int32(-1), np.int32(0), np.bool_(False)
+    return Best(*map(np.asarray, (value, step, waited, stopped)), state)  # type: ignore[call-arg,arg-type]
 
 
 def observe(best: Best, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array) -> tuple[Best, jax.Array]:

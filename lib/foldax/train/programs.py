@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.config import traced
 from foldax.errors import ExperimentError, FoldaxError
@@ -21,7 +22,9 @@ from foldax.train.fold import Program
 traces = {"start": 0, "advance": 0}  # how often each was traced in this process, that is, compiled
 
 
-def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function, counting in `traces` how often it is traced."""
+
     @functools.wraps(function)
     def traced_now(*args: Any, **kwargs: Any) -> Any:
         traces[name] += 1
@@ -30,9 +33,10 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced_now
 
 
-start = jax.jit(_counted("start", folds.start), static_argnames="program")
-advance = jax.jit(_counted("advance", folds.advance), static_argnames="program", donate_argnames="fold")
+start = jax.jit(counted("start", folds.start), static_argnames="program")
+advance = jax.jit(counted("advance", folds.advance), static_argnames="program", donate_argnames="fold")
 advance_once = jax.jit(folds.advance_once, static_argnames="program", donate_argnames="fold")
+forget = jax.jit(folds.forget, donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
 observe = jax.jit(folds.observe, donate_argnames="best")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -127,12 +131,29 @@ def untraceable_fields(program: Program, config: Any, seed: Any, examples: Any, 
 
 def prepared(config: Any) -> tuple[Any, jax.Array]:
     """Returns what programs are given of a config: its traced form and the seed as uint32."""
-    return traced(config), jnp.asarray(config.seed, jnp.uint32)
+    return traced(config), jax.device_put(np.uint32(config.seed))
 
 
 def state_bytes(state: Any) -> int:
     """Returns the bytes that a state's arrays take."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def update_bytes(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> int:
+    """Returns an upper bound of the memory of a run: its state, its best one, and all that one update computes."""
+    fold = jax.eval_shape(functools.partial(folds.start, program), config, seed, examples, data)
+    step = functools.partial(folds.advance_once, program)
+    jaxpr = jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0))
+    return 3 * state_bytes(fold.state) + _computed_bytes(jaxpr.jaxpr)
+
+
+def _computed_bytes(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size"))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            total += _computed_bytes(inner) if hasattr(inner, "eqns") else 0
+    return total
 
 
 def update_flops(program: Program, config: Any, seed: Any, fold: Any, data: Any) -> float | None:

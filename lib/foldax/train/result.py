@@ -58,6 +58,10 @@ class Result:
     run_dir: Path | None = None
     figures: dict[str, Path] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        metrics = "  ".join(f"{s}/{k} {v:.4g}" for s, values in self.metrics.items() for k, v in values.items())
+        return f"<Result: {self.status} after {self.step} steps  {metrics}  run_dir={self.run_dir or None!s}>"
+
     @property
     def learner(self) -> Learner:
         """The learner, built from the config."""

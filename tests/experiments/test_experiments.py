@@ -1,0 +1,30 @@
+"""Every experiment file trains, is tested, and makes its figures, shrunk to a few steps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import foldax
+from tests.conftest import EXPERIMENTS, shrunk
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_runs_to_its_end(path: Path, tmp_path: Path) -> None:
+    experiment, config = shrunk(path)
+    result = foldax.train(experiment, config, run_dir=tmp_path / "run", verbose=False)
+    assert result.status == "finished"
+    assert {"train", "validation", "test"} <= result.metrics.keys()
+    assert all(np.isfinite(list(values.values())).all() for values in result.metrics.values())
+    made = experiment.figures(result) if experiment.figures is not None else {}
+    assert result.figures.keys() == {"learning_curves"} | made.keys()
+    for file in result.figures.values():
+        assert file.stat().st_size > 0
+        assert file.suffix == ".txt" or file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_says_what_it_trains_how_and_how_well(path: Path) -> None:
+    text = path.read_text()
+    assert f"foldax run experiments/{path.parent.name}/{path.name}" in text
+    assert "seed" in text.split(chr(34) * 3)[1]

@@ -1,0 +1,474 @@
+"""`foldax sweep` and what else the command line does with sweeps: exit codes, and what it prints."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from pandas.testing import assert_frame_equal
+
+from foldax import cli
+
+FILE = '''"""A line through the origin."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import foldax
+from foldax import data
+
+
+@foldax.config
+class Optimizer:
+    learning_rate: float = 0.1
+    name: str = "sgd"
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 6
+    log_every: int = foldax.driver(3)
+    optimizer: Optimizer = Optimizer()
+    hidden: tuple[int, ...] = (8,)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = None
+    bias: bool = True
+    label: str = "a"
+FIELDS
+
+def dataset(config):
+    inputs = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    return data.from_arrays({"inputs": inputs, "targets": inputs[:, 0] * 2}, batch_size=10)
+
+
+def learner(config, info):
+    def errors(w, batch):
+        return (batch["inputs"][:, 0] * w - batch["targets"]) ** 2
+
+    def update(w, batch, key):
+        loss, gradient = jax.value_and_grad(lambda w: errors(w, batch).mean())(w)
+        return w - config.optimizer.learning_rate * gradient, {"loss": loss}
+
+    def evaluate(w, batch, key):
+        return {"loss": errors(w, batch)}
+
+    return foldax.Learner(lambda key, examples: jax.random.normal(key), update, evaluate)
+
+
+experiment = foldax.Experiment(Config, learner, dataset)
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the experiment `line.py`."""
+    path = tmp_path_factory.mktemp("home")
+    (path / "line.py").write_text(FILE.replace("FIELDS", ""))
+    return path
+
+
+@pytest.fixture
+def foldax(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs a command in `home`; returns its exit code, stdout, and stderr without progress."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("FOLDAX_TRACEBACK", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        lines = [text for text in err.splitlines(keepends=True) if not re.match(r".*: [\d,]+/[\d,]+ ", text)]
+        assert "Traceback" not in out + err
+        return code, out, "".join(lines)
+
+    return run
+
+
+def planned(foldax: Any, *arguments: object) -> str:
+    """Returns what `--plan` prints, on one line."""
+    code, out, err = foldax("sweep", "line.py", *arguments, "--plan")
+    assert (code, err) == (0, "")
+    return " ".join(out.split())
+
+
+def results(path: Path) -> Any:
+    return pandas.read_parquet(path / "results.parquet")
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["1 members, 1 programs", "swept: the seed alone"]),
+        (["--seeds", 3], ["3 members, 1 programs", "18 member-steps", "swept: the seed alone"]),
+        (["--optimizer.learning-rate", "0.1", "0.2", "--seeds=4"], ["8 members", "learning_rate (2 values)"]),
+        (["--optimizer.learning_rate=0.1", "0.2"], ["2 members", "optimizer.learning_rate (2 values)"]),
+        (["--optimizer.learning-rate", "-1e-3", "-2", "-.5"], ["3 members", "optimizer.learning_rate (3 values)"]),
+        (["--hidden", "(8,)", "(4, 4)", "()", "--bias", "True", "false"], ["6 members, 6 programs", "hidden, bias"]),
+        (["--hidden", "8,", "8,8"], ["2 members, 2 programs", "hidden (2 values)"]),
+        (["--clip", "None", "1", "2"], ["3 members, 2 programs", "clip (3 values)"]),
+        (["--label", "a", "b", "c d"], ["3 members, 3 programs", "label (3 values)"]),
+        (["--log-every", "1", "2", "--steps", "4"], ["1 programs", "8 member-steps", "log_every (2 values)"]),
+        (["--steps", "4", "5", "--patience", "None", "2"], ["4 members, 2 programs", "18 member-steps"]),
+        (["--betas", "(0.9, 0.99)", "(0.5, 0.9)"], ["2 members, 1 programs", "betas (2 values)"]),
+        (["--samples", 5, "--optimizer.learning-rate", "log:1e-5:1"], ["5 members, 1 programs", "(5 values)"]),
+        (["--samples", 2, "--seeds", 3, "--clip", "uniform:0:1"], ["6 members, 1 programs", "clip (2 values)"]),
+        (["--fast", "--members-at-once", 3, "--seeds", 4], ["4 members", "fast", " 3 "]),
+        (["--optimizer.learning-rate", "0.1", "0.1"], ["1 members", "swept: the seed alone"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if value and not isinstance(value[0], list) else "",
+)  # fmt: skip
+def test_a_plan_says_what_would_run_and_writes_nothing(foldax, home, arguments, said) -> None:
+    before = sorted(home.rglob("*.*"))
+    out = planned(foldax, *arguments)
+    for words in said:
+        assert words in out
+    assert [path for path in sorted(home.rglob("*.*")) if path.suffix != ".pyc"] == [
+        path for path in before if path.suffix != ".pyc"
+    ]
+    assert not (home / "runs").exists()
+
+
+def test_a_plan_of_a_sweep_with_a_folder_does_not_make_it(foldax, home) -> None:
+    planned(foldax, "--sweep-dir", "planned", "--seeds", 2)
+    assert not (home / "planned").exists()
+
+
+def test_help_lists_options_and_fields(foldax) -> None:
+    for arguments in (["--help"], ["--seeds", 3, "-h"]):
+        code, out, err = foldax("sweep", "line.py", *arguments)
+        assert (code, err) == (0, "")
+        said = " ".join(out.split())
+        for words in (
+            "usage: foldax sweep line.py",
+            "--seeds",
+            "--samples",
+            "--plan",
+            "--exact",
+            "--fast",
+            "--members-at-once",
+            "--sweep-dir",
+            "--space",
+            "log:1e-5:1e-1",
+            "--optimizer.learning-rate float (traced)",
+            "--hidden tuple[int, ...] (structural)",
+            "--patience int | None (driver)",
+        ):
+            assert words in said, words
+    assert foldax("sweep", "--help")[0] == 0
+
+
+# Space files
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("space.json", '{"optimizer.learning_rate": [0.1, 0.2], "hidden": [[8], [4, 4]], "steps": 3}'),
+        (
+            "space.py",
+            "import numpy as np\n"
+            "space = {'optimizer.learning_rate': np.array([0.1, 0.2]), 'hidden': [(8,), (4, 4)], 'steps': [3]}\n",
+        ),
+    ],
+)
+def test_a_space_may_be_a_file(foldax, home, name, text) -> None:
+    (home / name).write_text(text)
+    said = planned(foldax, "--space", name)
+    assert "4 members, 2 programs" in said
+    assert "12 member-steps" in said
+    said = planned(foldax, "--space", name, "--steps", 2, "--hidden", "()", "--clip", 1, 2)
+    assert "4 members, 1 programs" in said
+    assert "8 member-steps" in said
+    code, _out, _ = foldax("sweep", "line.py", "--space", name, "--hidden", "(8,)", "--sweep-dir", f"from-{name}")
+    assert code == 0
+    assert list(results(home / f"from-{name}")["optimizer.learning_rate"]) == [0.1, 0.2]
+
+
+def test_a_space_file_may_hold_ranges_and_the_first_seed(foldax, home) -> None:
+    (home / "ranges.json").write_text('{"optimizer.learning_rate": "log:1e-3:1e-1", "clip": ["uniform:0:1"]}')
+    assert "3 members, 1 programs" in planned(foldax, "--space", "ranges.json", "--samples", 3)
+    for seed in ("3", "[3]"):
+        (home / "seed.json").write_text(f'{{"seed": {seed}, "steps": [2, 3]}}')
+        assert "4 members, 2 programs" in planned(foldax, "--space", "seed.json", "--seeds", 2)
+
+
+# Slips
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lerning-rate", "1"], ["no field", "lerning_rate"]),
+        (["--optimizer.lerning-rate", "1", "2"], ["lerning_rate", "did you mean 'learning_rate'?"]),
+        (["--hiden", "(8,)"], ["'hiden'", "did you mean 'hidden'?", "fields: "]),
+        (["--optimizer."], ["optimizer."]),
+        (["--optimizer.", "1"], ["optimizer."]),
+        (["--steps.", "5"], ["steps."]),
+        (["--", "5"], ["field"]),
+        (["5"], ["'5' belongs to no option: write --field before its values"]),
+        (["-x", "5"], ["'-x'"]),
+        (["--steps"], ["--steps: no value is given"]),
+        (["--optimizer.learning-rate", "--seeds", "2"], ["--optimizer.learning-rate: no value is given"]),
+        (["--optimizer.learning-rate", "fast"], ["learning_rate", "expected float", "'fast'"]),
+        (["--optimizer.learning-rate", "0.1", "fast"], ["learning_rate", "expected float", "'fast'"]),
+        (["--steps", "1.5"], ["steps", "expected int", "1.5"]),
+        (["--steps", "0", "1"], ["Config.steps: 0 is too small"]),
+        (["--steps", "0"], ["Config.steps: 0 is too small"]),
+        (["--hidden", "8", "8"], ["hidden", "expected tuple", "8"]),
+        (["--hidden", "(8"], ["hidden", "'(8'"]),
+        (["--hidden", "(8.5,)"], ["hidden[0]", "8.5"]),
+        (["--mode", "maximum", "max"], ["mode", "'min' or 'max'", "'maximum'"]),
+        (["--bias", "maybe"], ["bias", "expected bool", "'maybe'"]),
+        (["--seed", "1", "2"], ["--seed: give one, the first; --seeds 2"]),
+        (["--seed", "one"], ["seed", "expected int", "'one'"]),
+        (["--seed", "-1"], ["seed", "-1", "at least 0"]),
+        (["--seed"], ["--seed"]),
+        (["--seeds", "0"], ["seeds: 0 is too small; it must be at least 1"]),
+        (["--seeds", "-2"], ["seeds", "-2"]),
+        (["--seeds", "two"], ["--seeds", "'two'"]),
+        (["--seeds"], ["--seeds"]),
+        (["--seeds", "1", "2"], ["'2'"]),
+        (["--samples", "0"], ["samples: 0 is too small"]),
+        (["--samples", "few"], ["--samples", "'few'"]),
+        (["--plan=3"], ["--plan"]),
+        (["--clip", "log:1e-3:1"], ["clip: a range needs the number of draws", "--samples 20"]),
+        (["--clip", "log:1e-3:1", "uniform:0:1", "--samples", "3"], ["clip", "expected float"]),
+        (["--clip", "log:0:1", "--samples", "3"], ["clip", "log:0", "is no range", "above 0"]),
+        (["--clip", "log:1e-3", "--samples", "3"], ["clip", "log:1e-3", "is no range"]),
+        (["--steps", "uniform:1:9", "--samples", "3"], ["steps: a range needs a traced float", "structural"]),
+        (["--exact", "--fast"], ["--exact", "--fast"]),
+        (["--members-at-once", "0"], ["members_at_once: 0 is too small"]),
+        (["--members-at-once", "all"], ["--members-at-once", "'all'"]),
+        (["--devices", "2"], ["devices: a sweep gives whole members to each device"]),
+        (["--search", "halvin"], ["--search", "halvin"]),
+        (["--space", "gone.json"], ["--space: there is no file 'gone.json'"]),
+        (["--space", "."], ["--space: there is no file '.'"]),
+        (["--space"], ["--space"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
+def test_a_slip_exits_2_with_one_line_in_words(foldax, home, arguments, words, plan) -> None:
+    code, out, err = foldax("sweep", "line.py", *plan, *arguments)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("foldax: ")
+    assert len(err.splitlines()) == 1
+    for word in words:
+        assert word in err
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("bad.json", "{", ["--space", "bad.json", "cannot be read"]),
+        ("bad.json", "[1, 2]", ["--space: bad.json must hold an object of values by field"]),
+        ("bad.json", "\x00\xff", ["--space", "bad.json"]),
+        ("bad.json", '{"steps": []}', ["steps: the list of values is empty"]),
+        ("bad.json", '{"hiden": [[8]]}', ["'hiden'", "did you mean 'hidden'?"]),
+        ("bad.json", '{"hidden": [8, 8]}', ["hidden", "expected tuple", "8"]),
+        ("bad.json", '{"optimizer": {"learning_rate": [0.1, 0.2]}}', ["learning_rate", "expected float"]),
+        ("bad.json", '{"seed": [1, 2]}', ["seed: give one", "--seeds 2"]),
+        ("bad.json", '{"seed": "one"}', ["seed", "expected int", "'one'"]),
+        ("bad.json", '{"seed": []}', ["seed"]),
+        ("bad.json", '{"seed": {"a": 1}}', ["seed"]),
+        ("bad.json", '{"": [1]}', ["no field ''"]),
+        ("bad.py", "spaces = {}", ["--space: bad.py must hold"]),
+        ("bad.py", "space = [", ["--space: bad.py failed: SyntaxError"]),
+        ("bad.py", "space = {'steps': 1 / 0}", ["--space: bad.py failed: ZeroDivisionError: division by zero"]),
+        ("bad.py", "space = {1: [2]}", ["1"]),
+        ("bad.py", "space = {'steps': range(0)}", ["steps"]),
+        ("bad.py", "space = {'steps': {1, 2}}", ["steps"]),
+        ("bad.py", "space = {'steps': (n for n in [])}", ["steps"]),
+        ("bad.py", "space = {'label': [['a']]}", ["label", "expected str"]),
+    ],
+)
+def test_a_slip_in_a_space_file(foldax, home, name, text, words) -> None:
+    (home / name).write_bytes(text.encode("latin-1"))
+    for plan in (["--plan"], []):
+        code, out, err = foldax("sweep", "line.py", "--space", name, *plan)
+        assert (code, out) == (2, ""), err
+        assert err.startswith("foldax: ")
+        assert len(err.splitlines()) == 1
+        for word in words:
+            assert word in err
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["sweep"], 2, ["FILE"]),
+        (["sweep", "gone.py"], 1, ["no experiment file", "gone.py"]),
+        (["resume", "gone"], 1, ["gone"]),
+        (["show", "gone"], 1, ["gone"]),
+        (["reproduce", "gone", "--member", "0"], 1, ["gone"]),
+        (["reproduce", ".", "--member", "0"], 1, ["sweep.json"]),
+        (["sweep", "line.py", "--sweep-dir", "line.py"], 1, ["cannot write to line.py"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_commands_without_what_they_need(foldax, command, code, words) -> None:
+    found, _, err = foldax(*command)
+    assert found == code
+    assert len(err.splitlines()) <= 3
+    for word in words:
+        assert word in err
+
+
+def test_a_field_with_the_name_of_an_option_can_be_swept_or_is_explained(foldax, home) -> None:
+    fields = {"rate": "float = 0.5", "batch": "int = 3", "every": "int = 2", "samples": "int = 4", "way": "str = 'a'"}
+    lines = "".join(f"    {name}: {rest}\n" for name, rest in fields.items())
+    (home / "named.py").write_text(FILE.replace("FIELDS", lines))
+    for name, values in {"rate": "0.1 0.2", "batch": "1 2", "every": "1 2", "samples": "1 2", "way": "b c"}.items():
+        code, out, err = foldax("sweep", "named.py", f"--{name}", *values.split(), "--plan")
+        if code == 0:
+            assert f"swept: {name} (2 values)" in out
+        else:
+            assert code == 2
+            assert f"'{name}'" in err
+            assert "--space" in err
+
+
+# Whole sweeps
+
+
+@pytest.fixture(scope="module")
+def swept(home: Path) -> Path:
+    """A finished sweep, made by a process of its own."""
+    made = process(home, "--optimizer.learning-rate", "0.1", "0.3", "1e30", "--seed", "5", "--seeds", "2")
+    out, err = made.communicate(timeout=300)
+    assert made.returncode == 0, err
+    assert "Traceback" not in err
+    for words in ("line", "members: 6", "validation", "learning", "0.3"):
+        assert words in out + err, words
+    return home / "swept"
+
+
+def process(home: Path, *arguments: str, path: str = "swept", command: str = "sweep") -> subprocess.Popen:
+    given = ["sweep", "line.py", *arguments, "--sweep-dir", path] if command == "sweep" else [command, path]
+    line = [sys.executable, "-W", "error", "-m", "foldax.cli", *given]
+    return subprocess.Popen(line, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_on_the_command_line(swept) -> None:
+    table = results(swept)
+    assert list(table["optimizer.learning_rate"]) == [0.1, 0.1, 0.3, 0.3, 1e30, 1e30]
+    assert list(table["seed"]) == [5, 6] * 3
+    assert list(table["status"]) == ["finished"] * 4 + ["not finite"] * 2
+    facts = json.loads((swept / "sweep.json").read_text())
+    assert (facts["experiment"], facts["status"], facts["seeds"], facts["search"]) == ("line", "finished", 2, "grid")
+    assert facts["file"] == str(swept.parent / "line.py")
+    assert facts["space"] == {"optimizer.learning_rate": [0.1, 0.3, 1e30]}
+    assert facts["config"]["seed"] == 5
+    assert "--seeds 2" in facts["command"]
+
+
+def test_show_of_a_sweep(foldax, swept) -> None:
+    code, out, err = foldax("show", swept)
+    assert (code, err) == (0, "")
+    for words in ("line", "finished", "learning", "validation", "0.3", "not finite", "results.parquet"):
+        assert words in out, words
+    assert foldax("show", swept, "--steps", "3")[0] == 2
+
+
+def test_resume_of_a_finished_sweep(foldax, swept) -> None:
+    before = (swept / "sweep.json").read_bytes()
+    code, out, err = foldax("resume", "swept")
+    assert (code, out, err) == (0, "swept is finished; `foldax show swept` shows it\n", "")
+    assert foldax("resume", "swept", "--seeds", "3")[0] == 2
+    assert (swept / "sweep.json").read_bytes() == before
+
+
+def test_a_folder_that_holds_a_sweep_already(foldax, swept) -> None:
+    before = (swept / "sweep.json").read_bytes()
+    code, out, err = foldax("sweep", "line.py", "--seeds", 2, "--sweep-dir", "swept")
+    assert (code, out) == (1, "")
+    assert err == "foldax: swept holds a run already; choose another --sweep-dir, or `foldax resume swept`\n"
+    assert (swept / "sweep.json").read_bytes() == before
+
+
+def test_members_are_reproduced(foldax, swept) -> None:
+    for number in (0, 3):
+        code, out, err = foldax("reproduce", "swept", "--member", number)
+        assert (code, err) == (0, "")
+        assert out.endswith("reproduced: all bits are the same\n")
+        assert "DIFFERS" not in out
+    code, _, err = foldax("reproduce", "swept", "--member", 4)
+    assert (code, err) == (1, "foldax: member 4 of swept became not finite at step 1: nothing to compare\n")
+    for arguments in (["--member", 6], ["--member", -1], ["--member", "two"], ["--member"], []):
+        code, out, err = foldax("reproduce", "swept", *arguments)
+        assert (code, out) == (2, "")
+        assert "--member" in err
+
+
+def test_a_member_that_differs_is_told(foldax, home, swept) -> None:
+    copy = home / "changed"
+    copy.mkdir()
+    (copy / "sweep.json").write_text((swept / "sweep.json").read_text())
+    lines = [json.loads(text) for text in (swept / "members.jsonl").read_text().splitlines()]
+    for one in lines:
+        one["state_sha256"] = "0"
+    (copy / "members.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    code, out, _ = foldax("reproduce", "changed", "--member", 1)
+    assert code == 1
+    assert "state_sha256                     DIFFERS: '0' then" in out
+    assert out.endswith("NOT reproduced\n")
+
+
+def test_a_fast_sweep_says_that_it_drifts(foldax, home) -> None:
+    code, _, err = foldax("sweep", "line.py", "--fast", "--optimizer.learning-rate", 0.1, 0.3, "--sweep-dir", "fast")
+    assert (code, err) == (0, "")
+    assert json.loads((home / "fast" / "sweep.json").read_text())["groups"][0]["way"] == "fast"
+    assert "drift" in foldax("reproduce", "fast", "--member", 1)[1]
+
+
+def test_a_sweep_without_a_folder_makes_one_under_runs(foldax, home) -> None:
+    try:
+        code, out, _ = foldax("sweep", "line.py", "--seeds", 2, "--steps", 2)
+        assert code == 0
+        (path,) = (home / "runs" / "line").iterdir()
+        assert str(path.relative_to(home)) in out
+    finally:
+        for path in sorted((home / "runs").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (home / "runs").rmdir()
+
+
+@pytest.mark.parametrize("way", ["--exact", "--fast"])
+def test_a_sweep_that_was_sent_sigterm_goes_on_to_the_same_table(foldax, home, way) -> None:
+    arguments = (way, "--optimizer.learning-rate", "1e-5", "2e-5", "--seeds", "2", "--steps", "400_000")
+    arguments += ("--checkpoint-every", "50000", "--log-every", "5000", "--evaluate-every", "20000")
+    path = home / f"stopped{way}"
+    running = process(home, *arguments, path=path.name)
+    until = time.monotonic() + 240
+    while running.poll() is None and time.monotonic() < until and not (path / "members").exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=240)
+    assert "Traceback" not in err
+    assert running.returncode == 1, err
+    last = err.splitlines()[-1]
+    assert re.fullmatch(rf"foldax: stopped with [0-3] of 4 members done; go on with: foldax resume {path.name}", last)
+    assert json.loads((path / "sweep.json").read_text())["status"] == "interrupted"
+    for command in ("show", "resume"):
+        code, _, err = foldax(command, path.name)
+        assert (code, err) == (0, ""), command
+    code, _, err = foldax("sweep", "line.py", *arguments, "--sweep-dir", f"whole{way}")
+    assert (code, err) == (0, "")
+    tables = [results(folder).drop(columns="seconds") for folder in (home / f"whole{way}", path)]
+    assert_frame_equal(*tables, check_exact=True)
+    curves = [pandas.read_parquet(folder / "curves.parquet") for folder in (home / f"whole{way}", path)]
+    assert_frame_equal(*curves, check_exact=True)
