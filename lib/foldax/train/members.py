@@ -11,7 +11,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,8 @@ class Lanes:
 
         with ThreadPoolExecutor(len(self.devices), thread_name_prefix="foldax-device") as pool:
             lanes = [pool.submit(drive, device) for device in self.devices]
+            while wait(lanes, timeout=0.1).not_done:  # a signal that reached another thread is handled in between
+                pass
         for lane in lanes:
             lane.result()
 
