@@ -13,6 +13,7 @@ from foldax.config import Training, config, config_hash, driver, from_json, stru
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.learner import Average, Learner
+from foldax.runs.launch import Ray, Slurm
 from foldax.runs.search import Optuna
 from foldax.runs.sweep import Sweep, sweep
 from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
@@ -35,7 +36,9 @@ __all__ = [
     "Optuna",
     "PBT",
     "Range",
+    "Ray",
     "Result",
+    "Slurm",
     "Sweep",
     "Training",
     "config",

@@ -6,26 +6,24 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from foldax.config import as_plain, to_json
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.runs import folder, tables
-from foldax.runs.members import MemberCheckpoints, Records
-from foldax.runs.plan import Group, Plan, Planner
+from foldax.runs.groups import Watch, fold_groups
+from foldax.runs.launch import check_launcher, launch
+from foldax.runs.members import Records
+from foldax.runs.plan import Plan, Planner
 from foldax.runs.progress import Progress
 from foldax.runs.search import Optuna, check_search, fold_optuna, fold_population
-from foldax.runs.train import signals, warn
+from foldax.runs.train import signals
 from foldax.train import programs
-from foldax.train.driver import Hooks
-from foldax.train.members import Lanes, Member, Outcome, outcome, own_devices
+from foldax.train.members import Outcome
 from foldax.train.space import Range, Space, check_space, flat_values, points, structural_values
-from foldax.train.together import fold_together
 
 COLUMNS = ("member", "group", "status", "steps_done", "best_step", "seconds", "state_sha256")
 
@@ -78,6 +76,7 @@ def sweep(
     seeds: int = 1,
     samples: int | None = None,
     search: Any = None,
+    launcher: Any = None,
     config: Any = None,
     way: str | None = None,
     members_at_once: int | None = None,
@@ -95,6 +94,7 @@ def sweep(
       seeds: members of each config; their seeds count up from the config's own.
       samples: draws this many configs at random instead of making the whole grid.
       search: `foldax.Halving()`, `foldax.PBT()` or `foldax.Optuna()`: decide on the way which configs are worth it.
+      launcher: `foldax.Ray()` or `foldax.Slurm()`: workers elsewhere fold the members; by default this process does.
       config: the config that the values are put into; the experiment's defaults if None.
       way: "exact" (members have the bits of their lone runs; the default on CPUs) or "fast" (side by side in one
         program; the default elsewhere).
@@ -119,6 +119,8 @@ def sweep(
         raise RunError("resume: say which sweep folder to go on with (sweep_dir=...)")
     if search is not None:
         check_search(search, config, checked, samples)
+    if launcher is not None:
+        check_launcher(launcher, experiment, search, save)
     planned = Planner(experiment, config, seeds, way, members_at_once)
     made = planned(checked, [] if isinstance(search, Optuna) else points(checked, samples, config.seed))
     asked = {
@@ -134,13 +136,15 @@ def sweep(
     }
     if search is not None:
         asked |= {"search": type(search).__name__.lower(), "search_options": search._asdict() | {"sampler": None}}
+    if launcher is not None:
+        asked |= {"launcher": type(launcher).__name__.lower(), "launcher_options": launcher._asdict()}
     if not save:
-        return _run(None, experiment, config, checked, made, planned, search, verbose)
+        return _run(None, experiment, config, checked, made, planned, search, launcher, verbose)
     path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
     with folder.lock(path):
         _open(path, experiment, config, asked, resume)
         try:
-            return _run(path, experiment, config, checked, made, planned, search, verbose)
+            return _run(path, experiment, config, checked, made, planned, search, launcher, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
             status = "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}"
@@ -178,6 +182,7 @@ def _run(
     made: Plan,
     planned: Planner,
     search: Any,
+    launcher: Any,
     verbose: bool,
 ) -> Sweep:
     began, compiled, traced = time.perf_counter(), programs.compile_seconds(), programs.traces["advance"]
@@ -190,13 +195,20 @@ def _run(
     ):
         before = set(records.outcomes)
         watch = Watch(path, records, progress, interrupted)
+
+        def fold(made: Plan) -> None:
+            if launcher is None:
+                fold_groups(experiment, made, watch)
+            else:
+                launch(experiment, made, launcher, watch, path)
+
         if isinstance(search, Optuna):
-            made = _optuna(experiment, config, space, planned, search, watch)
+            made = _optuna(config, space, planned, search, watch, fold)
         elif search is not None and len(before) < count:
             members = sorted(member for group in made.groups for member in group.members)
             fold_population(experiment, members, planned.seeds, made.fields, search, watch, path)
         else:
-            fold_groups(experiment, made, watch)
+            fold(made)
     done, seconds = records.outcomes, time.perf_counter() - began
     facts = {
         "monitor": config.monitor,
@@ -234,13 +246,15 @@ def _run(
     return Sweep(results, curves, facts, made.configs, path)
 
 
-def _optuna(experiment: Experiment, config: Any, space: Space, planned: Planner, search: Optuna, watch: Watch) -> Plan:
+def _optuna(
+    config: Any, space: Space, planned: Planner, search: Optuna, watch: Watch, fold: Callable[[Plan], None]
+) -> Plan:
     settings: list[dict[str, Any]] = []
 
     def run(batch: list[dict[str, Any]]) -> list[list[Outcome]] | None:
         first = len(settings) * planned.seeds
         settings.extend(batch)
-        fold_groups(experiment, planned(space, settings), watch)
+        fold(planned(space, settings))
         numbers = range(first, len(settings) * planned.seeds)
         if any(number not in watch.records.outcomes for number in numbers):
             return None
@@ -249,93 +263,6 @@ def _optuna(experiment: Experiment, config: Any, space: Space, planned: Planner,
 
     fold_optuna(config, space, search, run)
     return planned(space, settings)
-
-
-def fold_groups(experiment: Experiment, made: Plan, watch: Watch) -> None:
-    """Folds all members that are not done yet, group after group."""
-    for group in made.groups:
-        waiting = [member for member in group.members if member.number not in watch.records.outcomes]
-        if waiting and not watch.interrupted():
-            if group.way == "exact":
-                fold_exact(experiment, dataclasses.replace(group, members=waiting), watch)
-            else:
-                fold_fast(experiment, group, watch)
-
-
-class Watch:
-    """What members tell while they run: outcomes are recorded, steps are shown, checkpoints are kept."""
-
-    def __init__(
-        self, path: Path | None, records: Records, progress: Progress, interrupted: Callable[[], bool]
-    ) -> None:
-        self.records, self.interrupted = records, interrupted
-        self._path, self._progress = path, progress
-        self._steps = {number: found.steps for number, found in records.outcomes.items()}
-
-    def step(self, number: int, step: int) -> None:
-        """Shows how far a member is."""
-        self._steps[number] = step
-        self._progress.step(sum(list(self._steps.values())))
-
-    @contextlib.contextmanager
-    def hooks(self, members: Sequence[Member]) -> Iterator[Hooks]:
-        """Gives the driver's hooks for a member, or for several side by side."""
-        numbers = [member.number for member in members]
-
-        def progress(step: int) -> None:
-            self._steps.update(dict.fromkeys(numbers, step))
-            self.step(numbers[0], step)
-
-        hooks = Hooks(progress=progress, interrupted=self.interrupted)
-        if self._path is None:
-            yield hooks
-            return
-        with contextlib.closing(MemberCheckpoints(self._path / "members" / str(numbers[0]), warn)) as checkpoints:
-            yield hooks._replace(checkpoints=checkpoints, log=checkpoints.log, resumed=checkpoints.resumed)
-
-    def done(self, found: Outcome) -> None:
-        """Records what came of a member."""
-        self.records.add(found)
-        self._progress.note(f"{len(self.records.outcomes)}/{self.records.count} members")
-        self.step(found.number, found.steps)
-
-
-def fold_exact(experiment: Experiment, group: Group, watch: Watch) -> None:
-    """Folds the members of a group one after another, each device on its own."""
-    devices = own_devices()[: group.at_once]
-    dataset = group.members[0].dataset
-    placed = {device: None if dataset is None else dataset.to(device) for device in devices}
-    lanes = Lanes(experiment, devices, watch.interrupted)
-
-    def work(member: Member, device: Any) -> None:
-        member = member._replace(dataset=placed[device])
-        with watch.hooks([member]) as hooks:
-            hooks = hooks._replace(interrupted=lanes.interrupted)
-            run = lanes.begin(member, device, hooks)
-            with contextlib.closing(run.blocks):
-                status = lanes.fold(member, run, device, hooks)
-                if status != "interrupted":
-                    watch.done(outcome(member, run, status))
-                elif hooks.checkpoints is not None:
-                    hooks.checkpoints.keep(run)
-                    return
-            if hooks.checkpoints is not None:
-                hooks.checkpoints.discard()
-
-    lanes.each(group.members, work)
-
-
-def fold_fast(experiment: Experiment, group: Group, watch: Watch) -> None:
-    """Folds the members of a group side by side, as many at once as fit."""
-    for first in range(0, len(group.members), group.at_once):
-        members = group.members[first : first + group.at_once]
-        if all(member.number in watch.records.outcomes for member in members):
-            continue  # else all go on together, for their bits depend on how many they are
-        with watch.hooks(members) as hooks:
-            if not fold_together(experiment, members, jax.devices(), hooks, watch.done):
-                return
-            if hooks.checkpoints is not None:
-                hooks.checkpoints.discard()
 
 
 def frames(made: Plan, outcomes: dict[int, Outcome]) -> tuple[Any, Any]:

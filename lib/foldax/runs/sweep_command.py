@@ -12,6 +12,7 @@ from foldax.config import field_types, is_config, kinds, type_name
 from foldax.errors import ConfigError, FoldaxError
 from foldax.experiment import Experiment
 from foldax.runs import folder
+from foldax.runs.launch import Ray, Slurm
 from foldax.runs.plan import Plan, plan
 from foldax.runs.search import Optuna
 from foldax.runs.sweep import sweep
@@ -19,6 +20,7 @@ from foldax.train.search import PBT, Halving
 from foldax.train.space import check_space, flat_values, parse_values, set_fields, structural_values
 
 SEARCHES: dict[str, Any] = {"halving": Halving, "pbt": PBT, "optuna": Optuna}
+LAUNCHERS: dict[str, Any] = {"ray": Ray, "slurm": Slurm}
 EPILOG = """\
 A field with one value is set to it; one with several is swept. Tuples are written "(64, 64)".
 With --samples N, a float may be a range: log:1e-5:1e-1 or uniform:0:0.5.
@@ -39,12 +41,13 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
     fixed, space = _space(experiment, _from_file(known.space) if known.space else {}, rest, known.seeds)
-    search = _search(known)
+    search, launcher = _chosen(SEARCHES, known.search, known), _chosen(LAUNCHERS, known.launcher, known)
     asked = dict(samples=known.samples, way=known.way, members_at_once=known.members_at_once)
     if known.plan:
         print_plan(plan(experiment, fixed, check_space(fixed, space), known.seeds, **asked))
         return 0
-    sweep(experiment, space, seeds=known.seeds, config=fixed, search=search, sweep_dir=known.sweep_dir, **asked)
+    asked |= dict(search=search, launcher=launcher, sweep_dir=known.sweep_dir)
+    sweep(experiment, space, seeds=known.seeds, config=fixed, **asked)
     return 0
 
 
@@ -56,19 +59,23 @@ def resume(path: Path) -> int:
         print(f"{path} is finished; `foldax show {path}` shows it")
         return 0
     asked = {name: facts.get(name) for name in ("seeds", "samples", "way", "members_at_once")}
-    search = None
-    if facts["search"] in SEARCHES:
-        cls = SEARCHES[facts["search"]]
-        search = cls(**{name: value for name, value in facts["search_options"].items() if name in cls._fields})
-    sweep(experiment, facts["space"], config=config, search=search, sweep_dir=path, resume=True, **asked)
+    chosen = {
+        name: kinds[facts[name]](
+            **{k: v for k, v in facts[f"{name}_options"].items() if k in kinds[facts[name]]._fields}
+        )
+        for name, kinds in (("search", SEARCHES), ("launcher", LAUNCHERS))
+        if facts.get(name) in kinds
+    }
+    sweep(experiment, facts["space"], config=config, sweep_dir=path, resume=True, **chosen, **asked)
     return 0
 
 
-def _search(known: argparse.Namespace) -> Any:
-    if known.search is None:
+def _chosen(kinds: dict[str, Any], name: str | None, known: argparse.Namespace) -> Any:
+    """Returns the search or launcher of that name, with the options that were given for it."""
+    if name is None:
         return None
-    cls = SEARCHES[known.search]
-    return cls(**{name: getattr(known, name) for name in cls._fields if getattr(known, name, None) is not None})
+    given = {field: getattr(known, f"{name}_{field}", getattr(known, field, None)) for field in kinds[name]._fields}
+    return kinds[name](**{field: value for field, value in given.items() if value is not None})
 
 
 def _options(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
@@ -96,6 +103,16 @@ def _options(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
     options.add_argument(
         "--optuna-batch", dest="batch", metavar="N", type=int, help="optuna: configs between two answers (16)"
     )
+    options.add_argument("--launcher", choices=LAUNCHERS, help="have workers fold the members: a Ray cluster, or Slurm")
+    options.add_argument("--workers", type=int, metavar="N", help="most at a time (ray: what has room; slurm: 4)")
+    options.add_argument("--worker-cpus", dest="cpus", metavar="N", type=int, help="processors of a worker (1)")
+    options.add_argument("--worker-gpus", dest="gpus", metavar="N", type=float, help="GPUs of a worker (0)")
+    options.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="a Ray cluster; default: RAY_ADDRESS, else a local one"
+    )
+    options.add_argument("--slurm-partition", metavar="NAME", help="where to submit to")
+    options.add_argument("--slurm-minutes", metavar="N", type=int, help="time limit of a job (60)")
+    options.add_argument("--slurm-cluster", choices=("slurm", "local"), help="local: processes on this machine")
     options.add_argument("--space", type=Path, help="JSON or Python file (`space = {...}`): values by field")
     options.add_argument("--plan", action="store_true", help="only show the programs and members that it would take")
     way = options.add_mutually_exclusive_group()

@@ -1,0 +1,104 @@
+"""Folds the groups of a sweep on this machine's devices, and keeps what their members tell on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from foldax.experiment import Experiment
+from foldax.runs.members import MemberCheckpoints, Records
+from foldax.runs.plan import Group, Plan
+from foldax.runs.train import warn
+from foldax.train.driver import Hooks
+from foldax.train.members import Lanes, Member, Outcome, outcome, own_devices
+from foldax.train.together import fold_together
+
+
+def fold_groups(experiment: Experiment, made: Plan, watch: Watch) -> None:
+    """Folds all members that are not done yet, group after group."""
+    for group in made.groups:
+        waiting = [member for member in group.members if member.number not in watch.records.outcomes]
+        if waiting and not watch.interrupted():
+            if group.way == "exact":
+                fold_exact(experiment, dataclasses.replace(group, members=waiting), watch)
+            else:
+                fold_fast(experiment, group, watch)
+
+
+class Watch:
+    """What members tell while they run: outcomes are recorded, steps are shown, checkpoints are kept."""
+
+    def __init__(self, path: Path | None, records: Records, progress: Any, interrupted: Callable[[], bool]) -> None:
+        self.records, self.interrupted = records, interrupted
+        self._path, self._progress = path, progress
+        self._steps = {number: found.steps for number, found in records.outcomes.items()}
+
+    def step(self, number: int, step: int) -> None:
+        """Shows how far a member is."""
+        self.steps([number], step)
+
+    def steps(self, numbers: list[int], step: int) -> None:
+        """Shows how far members side by side are."""
+        self._steps.update(dict.fromkeys(numbers, step))
+        self._progress.step(sum(list(self._steps.values())))
+
+    @contextlib.contextmanager
+    def hooks(self, members: Sequence[Member]) -> Iterator[Hooks]:
+        """Gives the driver's hooks for a member, or for several side by side."""
+        numbers = [member.number for member in members]
+        hooks = Hooks(progress=functools.partial(self.steps, numbers), interrupted=self.interrupted)
+        if self._path is None:
+            yield hooks
+            return
+        with contextlib.closing(MemberCheckpoints(self._path / "members" / str(numbers[0]), warn)) as checkpoints:
+            yield hooks._replace(checkpoints=checkpoints, log=checkpoints.log, resumed=checkpoints.resumed)
+
+    def done(self, found: Outcome) -> None:
+        """Records what came of a member."""
+        self.records.add(found)
+        self._progress.note(f"{len(self.records.outcomes)}/{self.records.count} members")
+        self.step(found.number, found.steps)
+
+
+def fold_exact(experiment: Experiment, group: Group, watch: Watch) -> None:
+    """Folds the members of a group one after another, each device on its own."""
+    devices = own_devices()[: group.at_once]
+    dataset = group.members[0].dataset
+    placed = {device: None if dataset is None else dataset.to(device) for device in devices}
+    lanes = Lanes(experiment, devices, watch.interrupted)
+
+    def work(member: Member, device: Any) -> None:
+        member = member._replace(dataset=placed[device])
+        with watch.hooks([member]) as hooks:
+            hooks = hooks._replace(interrupted=lanes.interrupted)
+            run = lanes.begin(member, device, hooks)
+            with contextlib.closing(run.blocks):
+                status = lanes.fold(member, run, device, hooks)
+                if status != "interrupted":
+                    watch.done(outcome(member, run, status))
+                elif hooks.checkpoints is not None:
+                    hooks.checkpoints.keep(run)
+                    return
+            if hooks.checkpoints is not None:
+                hooks.checkpoints.discard()
+
+    lanes.each(group.members, work)
+
+
+def fold_fast(experiment: Experiment, group: Group, watch: Watch) -> None:
+    """Folds the members of a group side by side, as many at once as fit."""
+    for first in range(0, len(group.members), group.at_once):
+        members = group.members[first : first + group.at_once]
+        if all(member.number in watch.records.outcomes for member in members):
+            continue  # else all go on together, for their bits depend on how many they are
+        with watch.hooks(members) as hooks:
+            if not fold_together(experiment, members, jax.devices(), hooks, watch.done):
+                return
+            if hooks.checkpoints is not None:
+                hooks.checkpoints.discard()
