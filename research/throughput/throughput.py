@@ -1,12 +1,13 @@
-"""How many steps a second does `foldax.train` make, against a hand-written scan and PyTorch?
+"""How many steps a second do `foldax.train` and `foldax.sweep` make, against hand-written scans and PyTorch?
 
-    python research/throughput/throughput.py [digits] [fashion] [checkpoints] [--json FILE]
+    python research/throughput/throughput.py [digits] [fashion] [checkpoints] [sweep] [--json FILE]
 
 All contenders of a section run in turn in one process, in several rounds after one that is not counted. README.md
 beside this file has the numbers and says what is compared.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ except ImportError:
     torch = None
 
 Contenders = dict[str, Callable[[], float]]  # by name; each returns steps per second
-ROUNDS = {"digits": 7, "fashion": 3, "checkpoints": 3}
+ROUNDS = {"digits": 7, "fashion": 3, "checkpoints": 3, "sweep": 5}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 TORCH_SECONDS = 2.0  # of a round, after which PyTorch's loop ends
 CHECKPOINTED_SECONDS = 9.0  # of a run with a checkpoint every second
+MEMBERS = 64  # of the sweep: learning rates x seeds
 CONSOLE = Console(width=110)
 
 
@@ -47,7 +50,7 @@ class Config(foldax.Training):
     learning_rate: float = 1e-3
 
 
-DIGITS, FASHION = Config(steps=30_000), Config(steps=150, batch_size=128)
+DIGITS, FASHION, MEMBER = Config(steps=30_000), Config(steps=150, batch_size=128), Config(steps=3_800)
 
 
 def digits_learner(config: Config, info: data.Info) -> foldax.Learner:
@@ -106,6 +109,82 @@ def hand_written(config: Config, arrays: Any, init: Any, update: Any) -> Callabl
         return calls * length / (time.perf_counter() - began)
 
     return speed
+
+
+def hand_written_members(config: Config, dataset: data.Dataset, side_by_side: bool) -> Callable[[], float]:
+    """The same work as the sweep's: each device, driven by a thread, scans the update for its share of the members.
+
+    One after another (`lax.map`, a whole run at a time) or side by side (`vmap`, five epochs a call), each with its
+    learning rate and its own orders, which are drawn by `lax.map`, since vmapped sorts are slow.
+    """
+    arrays, size, devices = dataset.train.examples(), config.batch_size, jax.devices()
+    length = len(arrays["targets"]) // size
+    epochs = 5 if side_by_side else config.steps // length
+
+    def run(learning_rate: jax.Array, carry: Any, orders: jax.Array, arrays: Any) -> tuple[Any, Any]:
+        learner = digits_learner(dataclasses.replace(config, learning_rate=learning_rate), dataset.info)
+
+        def step(carry: Any, rows: jax.Array) -> tuple[Any, Any]:
+            state, key, number = carry
+            batch = jax.tree.map(lambda array: array[rows], arrays)
+            state, metrics = learner.update(state, batch, jax.random.fold_in(key, number))
+            return (state, key, number + 1), metrics
+
+        carry, metrics = jax.lax.scan(step, carry, orders)
+        return carry, jax.tree.map(jnp.mean, metrics)
+
+    def orders(key: jax.Array, first: jax.Array, arrays: Any) -> jax.Array:
+        keys = jax.vmap(lambda epoch: jax.random.fold_in(key, first + epoch))(jnp.arange(epochs))
+        rows = jax.lax.map(lambda key: jax.random.permutation(key, len(arrays["targets"])), keys)
+        return rows[:, : length * size].reshape(epochs * length, size)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def chunk(learning_rates: jax.Array, carry: Any, arrays: Any) -> tuple[Any, Any]:
+        _, keys, numbers = carry
+        if side_by_side:
+            rows = jax.lax.map(lambda member: orders(*member, arrays), (keys, numbers))
+            return jax.vmap(run, (0, 0, 0, None))(learning_rates, carry, rows, arrays)
+        return jax.lax.map(
+            lambda member: run(*member, orders(member[1][1], member[1][2], arrays), arrays), (learning_rates, carry)
+        )
+
+    @jax.jit
+    def start(seeds: jax.Array, arrays: Any) -> Any:
+        keys = jax.vmap(jax.random.key)(seeds)
+        init = digits_learner(config, dataset.info).init
+        return jax.vmap(lambda key: init(key, arrays))(keys), keys, jnp.zeros(len(seeds), jnp.int32)
+
+    def share(index: int) -> None:
+        seeds = np.arange(index, MEMBERS, len(devices), dtype=np.uint32)
+        rates = np.asarray(learning_rates(), np.float32)[seeds]
+        rates, seeds, placed = jax.device_put((rates, seeds, arrays), devices[index])
+        carry = start(seeds, placed)
+        for _ in range(config.steps // (epochs * length)):
+            carry, _ = chunk(rates, carry, placed)
+        jax.block_until_ready(carry)
+
+    def speed() -> float:
+        began = time.perf_counter()
+        with ThreadPoolExecutor(len(devices)) as pool:
+            list(pool.map(share, range(len(devices))))
+        return MEMBERS * config.steps / (time.perf_counter() - began)
+
+    return speed
+
+
+def learning_rates() -> list[float]:
+    """Those of the sweep's members: 8 rates, 8 seeds each."""
+    return [float(rate) for rate in np.geomspace(1e-4, 1e-2, 8) for _ in range(MEMBERS // 8)]
+
+
+def swept(experiment: foldax.Experiment, config: Config, way: str) -> float:
+    """Member-steps per second of a whole call of `foldax.sweep`, with its folder, evaluations and tables."""
+    space = {"learning_rate": sorted(set(learning_rates()))}
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(sweep_dir=Path(folder) / "sweep", config=config, way=way, verbose=False)
+        began = time.perf_counter()
+        sweep = foldax.sweep(experiment, space, seeds=MEMBERS // len(space["learning_rate"]), **options)
+        return sweep.facts["member_steps"] / (time.perf_counter() - began)
 
 
 def torch_loop(config: Config, dataset: data.Dataset, image: bool, threads: int, fused: bool) -> Callable[[], float]:
@@ -231,8 +310,24 @@ def measure_checkpoints() -> dict[str, Any]:
     return found
 
 
+def measure_sweep() -> dict[str, Any]:
+    dataset = data.load("digits", batch_size=MEMBER.batch_size)
+    experiment = digits._replace(dataset=lambda config: dataset)
+    contenders = {
+        "foldax.sweep, exact": functools.partial(swept, experiment, MEMBER, "exact"),
+        "foldax.sweep, fast": functools.partial(swept, experiment, MEMBER, "fast"),
+        "foldax.train, one run": functools.partial(trained, digits, DIGITS, dataset),
+        "hand-written, one after another": hand_written_members(MEMBER, dataset, side_by_side=False),
+        "hand-written, side by side": hand_written_members(MEMBER, dataset, side_by_side=True),
+        **torch_contenders(DIGITS, dataset, image=False),
+    }
+    flops = operations([(1, 64, 32), (1, 32, 32), (1, 32, 10)], MEMBER.batch_size)
+    return compare(f"digits: {MEMBERS} members of {MEMBER.steps:,} steps", contenders, ROUNDS["sweep"], flops)
+
+
 def main() -> None:
     sections = {"digits": measure_digits, "fashion": measure_fashion, "checkpoints": measure_checkpoints}
+    sections |= {"sweep": measure_sweep}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")

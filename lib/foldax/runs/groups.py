@@ -98,7 +98,7 @@ def fold_fast(experiment: Experiment, group: Group, watch: Watch) -> None:
         if all(member.number in watch.records.outcomes for member in members):
             continue  # else all go on together, for their bits depend on how many they are
         with watch.hooks(members) as hooks:
-            if not fold_together(experiment, members, jax.devices(), hooks, watch.done):
+            if not fold_together(experiment, members, jax.local_devices(), hooks, watch.done):
                 return
             if hooks.checkpoints is not None:
                 hooks.checkpoints.discard()

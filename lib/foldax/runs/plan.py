@@ -107,7 +107,7 @@ def _driver_fields(config: Any) -> str:
 
 
 def _group(experiment: Experiment, members: list[Member], way: str, members_at_once: int | None) -> Group:
-    dataset, devices = members[0].dataset, jax.device_count()
+    dataset, devices = members[0].dataset, jax.local_device_count()
     if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
         way = "exact"  # data that streams cannot be shared by members with orders of their own
     if members[0].config.dispatch == "step":

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from foldax.config import as_plain, to_json
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
-from foldax.runs import folder, tables
+from foldax.runs import folder, hosts, tables
 from foldax.runs.groups import Watch, fold_groups
 from foldax.runs.launch import check_launcher, launch
 from foldax.runs.members import Records
@@ -121,6 +123,7 @@ def sweep(
         check_search(search, config, checked, samples)
     if launcher is not None:
         check_launcher(launcher, experiment, search, save)
+    hosts.check(search, launcher)
     planned = Planner(experiment, config, seeds, way, members_at_once)
     made = planned(checked, [] if isinstance(search, Optuna) else points(checked, samples, config.seed))
     asked = {
@@ -141,6 +144,9 @@ def sweep(
     if not save:
         return _run(None, experiment, config, checked, made, planned, search, launcher, verbose)
     path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
+    path = Path(hosts.agree(str(path)))
+    if jax.process_index():  # each process has a folder of its own, and the same tables in it at the end
+        path = path / f"process-{jax.process_index()}"
     with folder.lock(path):
         _open(path, experiment, config, asked, resume)
         try:
@@ -198,7 +204,7 @@ def _run(
 
         def fold(made: Plan) -> None:
             if launcher is None:
-                fold_groups(experiment, made, watch)
+                fold_groups(experiment, hosts.share(made), watch)
             else:
                 launch(experiment, made, launcher, watch, path)
 
@@ -209,6 +215,8 @@ def _run(
             fold_population(experiment, members, planned.seeds, made.fields, search, watch, path)
         else:
             fold(made)
+        for found in hosts.gather(records.outcomes):
+            records.add(found)
     done, seconds = records.outcomes, time.perf_counter() - began
     facts = {
         "monitor": config.monitor,
@@ -239,7 +247,7 @@ def _run(
         again = again or (f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)" if path is not None else "")
         where = f"; go on with: {again}" if again else ""
         raise Interrupted(f"stopped with {len(done)} of {count} members done{where}")
-    if verbose and path is not None:
+    if verbose and path is not None and jax.process_index() == 0:
         from foldax.runs import summary
 
         summary.show(path)

@@ -307,4 +307,4 @@ def members_in_memory(experiment: Experiment, member: Member) -> tuple[int, int]
     free = known.get("bytes_limit", 0) - known.get("bytes_in_use", 0)
     if free <= 0:  # the CPU's devices share the machine's memory
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    return size, max(1, free // 2 // size) * jax.device_count()
+    return size, max(1, free // 2 // size) * jax.local_device_count()
