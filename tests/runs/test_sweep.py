@@ -24,6 +24,7 @@ from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
 from foldax.runs import folder
 from foldax.runs.members import Records
 from foldax.runs.reproduce import reproduce_member
+from foldax.train import programs
 
 WAYS = ("exact", "fast")
 
@@ -611,3 +612,17 @@ def test_a_member_that_is_not_done_cannot_be_reproduced(halfway: dict[str, Path]
     missing = next(number for number in range(COUNT) if number not in done)
     with pytest.raises(RunError, match=f"member {missing} of .* is not done; `foldax resume"):
         reproduce_member(halfway["exact"], missing)
+
+
+def test_programs_are_dropped_before_they_hold_all_memory_mappings(monkeypatch) -> None:
+    space = {"width": [(4,), (5,), (6,)]}
+    first = swept(space=space, save=False)
+    before = programs.traces["advance"]
+    swept(space=space, save=False)
+    assert programs.traces["advance"] == before
+    held, most = programs.mappings()
+    assert 0 <= held < most
+    monkeypatch.setattr(programs, "mappings", lambda: (30, 100))
+    again = swept(space=space, save=False)
+    assert programs.traces["advance"] == before + 3
+    assert_frame_equal(first.results.drop(columns="seconds"), again.results.drop(columns="seconds"), check_exact=True)

@@ -15,6 +15,7 @@ from foldax.experiment import Experiment
 from foldax.runs.members import MemberCheckpoints, Records
 from foldax.runs.plan import Group, Plan
 from foldax.runs.train import warn
+from foldax.train import programs
 from foldax.train.driver import Hooks
 from foldax.train.members import Lanes, Member, Outcome, outcome, own_devices
 from foldax.train.together import fold_together
@@ -25,6 +26,7 @@ def fold_groups(experiment: Experiment, made: Plan, watch: Watch) -> None:
     for group in made.groups:
         waiting = [member for member in group.members if member.number not in watch.records.outcomes]
         if waiting and not watch.interrupted():
+            programs.make_room()
             if group.way == "exact":
                 fold_exact(experiment, dataclasses.replace(group, members=waiting), watch)
             else:

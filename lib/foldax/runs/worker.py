@@ -19,6 +19,7 @@ from foldax.experiment import Experiment, load_experiment
 from foldax.runs import groups
 from foldax.runs.members import Records
 from foldax.runs.plan import Datasets, Group
+from foldax.train import programs
 from foldax.train.members import Member, Outcome
 
 PERIOD = 0.5  # seconds between two reports of steps
@@ -88,6 +89,7 @@ def _make_devices(count: int) -> None:
 
 def _fold(job: dict[str, Any], watch: Watch, tell: Callable[[Event], None]) -> None:
     try:
+        programs.make_room()
         experiment, datasets = _loaded(job["file"], job["source"])
         members = []
         for number, values in job["members"]:

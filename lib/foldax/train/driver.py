@@ -135,6 +135,7 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: An
       NonFiniteError: a training metric became NaN or infinite; the last good checkpoint is kept.
       RunError: a checkpoint cannot be written or read.
     """
+    programs.make_room()
     run = begin(experiment, config, hooks, dataset)
     hooks.ready(run)
     with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
