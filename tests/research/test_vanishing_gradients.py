@@ -74,8 +74,7 @@ def norms(study: Any, seeds: int = 2, **fields: Any) -> tuple[np.ndarray, Any, A
     return np.asarray(found), config, dataset.info, batch
 
 
-@pytest.mark.parametrize(("activation", "function"), [("tanh", jnp.tanh), ("sigmoid", jax.nn.sigmoid)])
-@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize(("activation", "function", "depth"), [("tanh", jnp.tanh, 1), ("sigmoid", jax.nn.sigmoid, 4)])
 def test_gradient_norms_are_those_of_the_network_by_hand(
     study: Any, activation: str, function: Any, depth: int
 ) -> None:

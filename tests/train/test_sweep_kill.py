@@ -15,7 +15,7 @@ from pandas.testing import assert_frame_equal
 
 from foldax import load_experiment, sweep
 
-KILLS = int(os.environ.get("FOLDAX_SWEEP_KILLS", "1"))  # of each sweep
+KILLS = int(os.environ.get("FOLDAX_SWEEP_KILLS", "1"))  # of each sweep; `make kill` has 10
 
 FILE = '''
 """Members of four programs that take a second or so and save often; some stop early, some are not finite."""
@@ -82,7 +82,7 @@ def kill_at_a_random_moment(process: subprocess.Popen, path: Path, chance: rando
             break
         time.sleep(0.002)
     try:
-        process.wait(timeout=chance.choice([0, 0.05, chance.uniform(0, 3)]))
+        process.wait(timeout=chance.choice([0, 0.05, chance.uniform(0, 6 / (KILLS + 1))]))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
