@@ -43,12 +43,14 @@ def agree(text: str) -> str:
 
 
 def gather(outcomes: dict[int, Outcome]) -> list[Outcome]:
-    """Returns the outcomes that this and all other processes have; every process must call it."""
+    """Returns the outcomes that other processes have and this one has not; every process must call it."""
     texts = _gathered(json.dumps([found._asdict() for found in outcomes.values()]))
-    return [Outcome(**one) for text in texts for one in json.loads(text)]
+    others = [Outcome(**one) for text in texts for one in json.loads(text)]
+    return [found for found in others if found.number not in outcomes]
 
 
 def _gathered(text: str) -> list[str]:
+    """Returns every process's text, in the order of the processes."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils

@@ -243,7 +243,7 @@ class _RayWorkers:
         except StopIteration:
             return events, "it ended"
         except self._ray.exceptions.RayError as error:
-            return events, str(error).strip().splitlines()[0]
+            return events, (str(error).strip() or type(error).__name__).splitlines()[0]
         return events, None
 
 

@@ -13,7 +13,7 @@ from foldax.experiment import Experiment
 from foldax.train import programs
 from foldax.train.members import Member
 from foldax.train.space import Range, Space, member_configs, points, structure
-from foldax.train.together import members_in_memory
+from foldax.train.together import can_be_divided, members_in_memory
 
 WAYS = ("exact", "fast")
 
@@ -111,6 +111,8 @@ def _group(experiment: Experiment, members: list[Member], way: str, members_at_o
     if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
         way = "exact"  # data that streams cannot be shared by members with orders of their own
     if members[0].config.dispatch == "step":
+        way = "exact"
+    if way == "fast" and devices > 1 and not can_be_divided(experiment, members[0]):
         way = "exact"
     size, fitting = members_in_memory(experiment, members[0])
     at_once = min(devices, fitting) if way == "exact" else fitting

@@ -293,13 +293,24 @@ def restored(
     return together
 
 
-def members_in_memory(experiment: Experiment, member: Member) -> tuple[int, int]:
-    """Returns the bytes that a member needs at most, the data aside, and how many fit into half of the free memory."""
+def _first_arguments(experiment: Experiment, member: Member) -> tuple[Program, tuple[Any, ...]]:
     dataset, config = member.dataset, member.config
-    program = driver.make_program(experiment, config, dataset)
     block = next(driver.blocks_of(dataset, config.seed, 0, None))
     examples = None if dataset is None else dataset.train.examples()
-    arguments = (*programs.prepared(config), examples, block.data)
+    return driver.make_program(experiment, config, dataset), (*programs.prepared(config), examples, block.data)
+
+
+def can_be_divided(experiment: Experiment, member: Member) -> bool:
+    """Whether members like this one can be divided over devices: on arrays without elements jaxlib 0.12 crashes."""
+    program, arguments = _first_arguments(experiment, member)
+    with programs.explained(program, *arguments):
+        fold = jax.eval_shape(functools.partial(programs.start, program), *arguments)
+    return all(leaf.size for leaf in jax.tree.leaves(fold))
+
+
+def members_in_memory(experiment: Experiment, member: Member) -> tuple[int, int]:
+    """Returns the bytes that a member needs at most, the data aside, and how many fit into half of the free memory."""
+    program, arguments = _first_arguments(experiment, member)
     with programs.explained(program, *arguments):
         size = programs.update_bytes(program, *arguments)
     device = jax.local_devices()[0]
