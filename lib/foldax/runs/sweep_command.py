@@ -40,6 +40,7 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
         known, rest = options.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
+    _check_used(options, known)
     fixed, space = _space(experiment, _from_file(known.space) if known.space else {}, rest, known.seeds)
     search, launcher = _chosen(SEARCHES, known.search, known), _chosen(LAUNCHERS, known.launcher, known)
     asked = dict(samples=known.samples, way=known.way, members_at_once=known.members_at_once)
@@ -76,6 +77,20 @@ def _chosen(kinds: dict[str, Any], name: str | None, known: argparse.Namespace) 
         return None
     given = {field: getattr(known, f"{name}_{field}", getattr(known, field, None)) for field in kinds[name]._fields}
     return kinds[name](**{field: value for field, value in given.items() if value is not None})
+
+
+def _check_used(options: argparse.ArgumentParser, known: argparse.Namespace) -> None:
+    """Raises a ConfigError for an option of a search or launcher that was not asked for."""
+    for action in options._actions:
+        owners = [
+            f"--{role} {name}"
+            for role, choices in (("search", SEARCHES), ("launcher", LAUNCHERS))
+            for name, kind in choices.items()
+            if action.dest.removeprefix(f"{name}_") in kind._fields
+        ]
+        used = {f"--search {known.search}", f"--launcher {known.launcher}"}
+        if owners and getattr(known, action.dest) is not None and not used & set(owners):
+            raise ConfigError(f"{action.option_strings[0]} goes with {' or '.join(owners)}")
 
 
 def _options(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
