@@ -1,11 +1,16 @@
-"""Flax Linen modules; every network is called as `model(x, train=...)`."""
+"""Flax Linen modules; every network is called as `model(x, train=...)`, one of sequences also with `mask=...`."""
 
 from foldax.models.activations import ACTIVATIONS, activation
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
+from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
-from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool
+from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, pool_sequence, repeat
 from foldax.models.mlp import MLP
+from foldax.models.recurrent import Recurrent
+from foldax.models.resnet import ResNet
+from foldax.models.transformer import Transformer
+from foldax.models.vit import MLPMixer, ViT
 
 __all__ = [
     "ACTIVATIONS",
@@ -15,9 +20,18 @@ __all__ = [
     "Conv",
     "ConvTranspose",
     "Dropout",
+    "MLPMixer",
+    "Recurrent",
+    "ResNet",
+    "Transformer",
+    "ViT",
     "activation",
     "convolution",
+    "generate",
     "initializer",
     "normalization",
     "pool",
+    "pool_sequence",
+    "repeat",
+    "sample",
 ]

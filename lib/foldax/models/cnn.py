@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from foldax.models.activations import Activation, activation
+from foldax.models.initializers import Initializer, initializer
 from foldax.models.layers import Conv, Dropout, Normalization, normalization, pool
 from foldax.models.mlp import MLP
 
@@ -26,11 +27,12 @@ class CNN(nn.Module):
       pooling: "max", "mean", or None for none.
       pool_size: length of a window's sides, and its step.
       dense: widths of the hidden dense layers.
-      activation: what follows every layer but the last.
+      activation: what follows every layer but the last: a name of `ACTIVATIONS` or a function.
       dropout: rate after every hidden dense layer; may be traced.
       conv_dropout: rate after every stage; may be traced.
-      normalization: None, "batch", "layer" or "group"; in convolutions and dense layers.
+      normalization: None, "batch", "layer", "group" or "rms"; in convolutions and dense layers.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
+      kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`; biases start at 0.
     """
 
     features: int
@@ -39,26 +41,26 @@ class CNN(nn.Module):
     pooling: Literal["max", "mean"] | None = "max"
     pool_size: int = 2
     dense: tuple[int, ...] = (256,)
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Activation = "relu"
     dropout: Any = 0.0
     conv_dropout: Any = 0.0
     normalization: Normalization | None = None
     dtype: Any = None
+    kernel_init: Initializer = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if x.ndim < 3:
             raise ValueError(f"CNN: inputs must be images [B, H, W, C] (or [B, T, C]), got {x.shape}")
-        sides = x.ndim - 2
+        sides, kernel_init = x.ndim - 2, initializer(self.kernel_init)
         if self.dtype is not None:
             x = jnp.asarray(x, self.dtype)
         for stage in self.channels:
             for width in (stage,) if isinstance(stage, int) else stage:
-                x = Conv(width, (self.kernel_size,) * sides, dtype=self.dtype)(x)
-                x = self.activation(normalization(self.normalization, width, train, self.dtype)(x))
+                x = Conv(width, (self.kernel_size,) * sides, dtype=self.dtype, kernel_init=kernel_init)(x)
+                x = activation(self.activation)(normalization(self.normalization, width, train, self.dtype)(x))
             if self.pooling is not None:
                 x = pool(x, self.pooling, (self.pool_size,) * sides)
             x = Dropout(self.conv_dropout)(x, train=train)
-        return MLP((*self.dense, self.features), self.activation, self.dropout, self.normalization, self.dtype)(
-            x, train=train
-        )
+        head = (*self.dense, self.features)
+        return MLP(head, self.activation, self.dropout, self.normalization, self.dtype, kernel_init)(x, train=train)

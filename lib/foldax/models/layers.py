@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from foldax.errors import ConfigError
 from foldax.models.convolution import convolution
 
-Normalization = Literal["batch", "layer", "group"]
+Normalization = Literal["batch", "layer", "group", "rms"]
+Pooling = Literal["last", "mean", "max"]
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: convolution)
 """Flax's `nn.Conv`, with gradients that are fast in a compiled loop on the CPU; same arguments, same parameters."""
@@ -53,10 +56,10 @@ def normalization(kind: Normalization | None, channels: int, train: bool, dtype:
     """Returns a function (to be called inside a compact module) that normalises `[..., channels]`.
 
     "batch" (Ioffe & Szegedy, 2015) keeps running statistics in "batch_stats" with momentum 0.9, "layer" is Ba et
-    al. (2016), "group" is Wu & He (2018) with up to 8 groups; None is the identity.
+    al. (2016), "group" is Wu & He (2018) with up to 8 groups, "rms" Zhang & Sennrich (2019); None is the identity.
 
     Raises:
-      ValueError: for any other kind.
+      ConfigError: for any other kind.
     """
     if kind is None:
         return lambda x: x
@@ -66,7 +69,9 @@ def normalization(kind: Normalization | None, channels: int, train: bool, dtype:
         return nn.LayerNorm(dtype=dtype)
     if kind == "group":
         return nn.GroupNorm(num_groups=math.gcd(8, channels), dtype=dtype)
-    raise ValueError(f"normalization: {kind!r} is none of None, 'batch', 'layer' and 'group'")
+    if kind == "rms":
+        return nn.RMSNorm(dtype=dtype)
+    raise ConfigError(f"normalization: {kind!r} is none of None, 'batch', 'layer', 'group' and 'rms'")
 
 
 def pool(x: jax.Array, kind: Literal["max", "mean"], size: tuple[int, ...]) -> jax.Array:
@@ -89,3 +94,59 @@ def pool(x: jax.Array, kind: Literal["max", "mean"], size: tuple[int, ...]) -> j
     windows = x.reshape(x.shape[0], *pairs, x.shape[-1])
     axes = tuple(range(2, 2 * len(size) + 1, 2))
     return windows.max(axes) if kind == "max" else windows.mean(axes)
+
+
+class _Scope(nn.Module):
+    """A scope of its own for the parameters of a function that makes modules."""
+
+    function: Callable[[Any], Any]
+
+    @nn.compact
+    def __call__(self, x: Any) -> tuple[Any, None]:
+        return self.function(x), None
+
+
+def repeat(
+    block: Callable[[Any], Any], x: Any, count: int, *, scan: bool = False, remat: bool = False, name: str = "block"
+) -> Any:
+    """Applies a block `count` times, each time with parameters of its own; inside a compact module only.
+
+    Args:
+      block: `x -> x`, which makes modules; it keeps the structure, shapes and dtypes of `x`.
+      x: what it is applied to.
+      count: how often.
+      scan: as a loop, so that compiling takes as long for many blocks as for one. The blocks' parameters, statistics
+        and caches are stacked then, `[count, ...]`, under one name.
+      remat: computes a block anew in the backward pass instead of keeping what it computed (Chen et al., 2016).
+      name: of the blocks: `name_0`, `name_1`, ..., or `name` alone where they are stacked.
+    """
+    scope = nn.remat(_Scope, prevent_cse=not scan) if remat else _Scope
+    if not scan:
+        for index in range(count):
+            x, _ = scope(block, name=f"{name}_{index}")(x)
+        return x
+    axes = {"params": 0, "batch_stats": 0, "cache": 0}
+    loop = nn.scan(scope, variable_axes=axes, split_rngs={"params": True, "dropout": True}, length=count)
+    return loop(block, name=name)(x)[0] if count else x
+
+
+def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
+    """Returns one vector `[B, D]` of every sequence `[B, T, D]`: its last step, or the mean or maximum of its steps.
+
+    Steps where `mask` `[B, T]` is 0 or False do not count; a sequence without any step gives zeros.
+
+    Raises:
+      ConfigError: for any other kind.
+    """
+    if kind not in ("last", "mean", "max"):
+        raise ConfigError(f"pooling: {kind!r} is none of None, 'last', 'mean' and 'max'")
+    real = jnp.ones(x.shape[:2], bool) if mask is None else mask != 0
+    if kind == "last":
+        index = jnp.max(jnp.where(real, jnp.arange(x.shape[1])[None, :], 0), axis=1)
+        pooled = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
+    elif kind == "mean":
+        count = jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(x.dtype)
+        pooled = jnp.where(real[..., None], x, 0).sum(axis=1) * jnp.reciprocal(count)
+    else:
+        pooled = jnp.where(real[..., None], x, jnp.finfo(x.dtype).min).max(axis=1)
+    return jnp.where(real.any(axis=1, keepdims=True), pooled, jnp.zeros((), x.dtype))

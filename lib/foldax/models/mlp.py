@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,30 +12,7 @@ from flax import linen as nn
 from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Dropout, Normalization, normalization
-
-
-class _Scope(nn.Module):
-    """A scope of its own for the parameters of a function that makes modules."""
-
-    function: Callable[[jax.Array], jax.Array]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        return self.function(x), None
-
-
-def _repeated(layer: Callable[[jax.Array, int], jax.Array], x: jax.Array, widths: Sequence[int]) -> jax.Array:
-    """Applies the layer once for every width but the first, as a loop with parameters of its own for every turn."""
-    if len(set(widths)) > 1:
-        raise ConfigError(f"scan_layers: hidden layers must be equally wide, got {tuple(widths)}")
-    scan = nn.scan(
-        _Scope,
-        variable_axes={"params": 0, "batch_stats": 0},
-        split_rngs={"params": True, "dropout": True},
-        length=len(widths) - 1,
-    )
-    return scan(lambda sums: layer(sums, widths[0]), name="layers")(x)[0]
+from foldax.models.layers import Dropout, Normalization, normalization, repeat
 
 
 class MLP(nn.Module):
@@ -48,7 +24,7 @@ class MLP(nn.Module):
       features: width of every layer, the output's too: `(128, 128, info.num_classes)`.
       activation: what follows every layer but the last: a name of `ACTIVATIONS` or a function.
       dropout: rate after every hidden layer; may be traced.
-      normalization: None, "batch", "layer" or "group".
+      normalization: None, "batch", "layer", "group" or "rms".
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`; biases start at 0.
       residual: adds to what a hidden dense layer gives that of the one before, where both are equally wide:
@@ -84,7 +60,10 @@ class MLP(nn.Module):
         if hidden:
             x = dense(hidden[0])(x)
             if self.scan_layers and len(hidden) > 1:
-                x = _repeated(layer, x, hidden)
+                if len(set(hidden)) > 1:
+                    raise ConfigError(f"scan_layers: hidden layers must be equally wide, got {tuple(hidden)}")
+                width = hidden[0]
+                x = repeat(lambda sums: layer(sums, width), x, len(hidden) - 1, scan=True, name="layers")
             else:
                 for width in hidden[1:]:
                     x = layer(x, width)
