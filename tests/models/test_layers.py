@@ -70,5 +70,5 @@ def test_wrong_pooling_says_so(kind, size, said):
 
 
 def test_wrong_normalization_says_so():
-    with pytest.raises(ValueError, match="'batch', 'layer' and 'group'"):
+    with pytest.raises(ValueError, match="'batch', 'layer', 'group' and 'rms'"):
         normalization("instance", 4, train=True)

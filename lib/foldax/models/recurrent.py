@@ -93,7 +93,7 @@ class RecurrentLayer(nn.Module):
             own = self.param("candidate_bias", nn.initializers.zeros, (self.width,))
             bias = bias.at[0, -self.width :].set(own.astype(projected.dtype))
         zeros = (jnp.zeros((x.shape[0], self.width), projected.dtype),) * states
-        carry = zeros if carry is None else carry
+        begin: Carry = zeros if carry is None else carry
 
         def one(carry: Carry, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[Carry, jax.Array]:
             inputs, real, starts = now
@@ -107,8 +107,8 @@ class RecurrentLayer(nn.Module):
         real, starts = None, None
         if mask is not None:
             real, starts = (mask != 0).T, _starts(mask, self.reverse).T
-        carry, outputs = jax.lax.scan(one, carry, (projected.swapaxes(0, 1), real, starts), reverse=self.reverse)
-        return outputs.swapaxes(0, 1), carry
+        end, outputs = jax.lax.scan(one, begin, (projected.swapaxes(0, 1), real, starts), reverse=self.reverse)
+        return outputs.swapaxes(0, 1), end
 
 
 class Recurrent(nn.Module):

@@ -182,17 +182,13 @@ class ResNet(nn.Module):
             sides = x.ndim - 2
             x = nn.max_pool(x, (3,) * sides, (2,) * sides, [(1, 1)] * sides)
         for stage, count in enumerate(counts):
-            first = functools.partial(make, width * 2**stage, 2 if stage else 1)
-            equal = functools.partial(make, width * 2**stage)
-            x = repeat(lambda x, block=first: block()(x, train=train), x, 1, remat=self.remat, name=f"first_{stage}")
-            x = repeat(
-                lambda x, block=equal: block()(x, train=train),
-                x,
-                count - 1,
-                scan=self.scan_layers,
-                remat=self.remat,
-                name=f"stage_{stage}",
-            )
+
+            def block(x: jax.Array, stage: int = stage, stride: int = 1) -> jax.Array:
+                return make(width * 2**stage, stride)(x, train=train)
+
+            first = functools.partial(block, stride=2 if stage else 1)
+            x = repeat(first, x, 1, remat=self.remat, name=f"first_{stage}")
+            x = repeat(block, x, count - 1, scan=self.scan_layers, remat=self.remat, name=f"stage_{stage}")
         x = activated(x) if self.preactivation else x
         x = x.mean(axis=tuple(range(1, x.ndim - 1)))
         x = Dropout(self.dropout)(x, train=train)

@@ -247,8 +247,8 @@ class Transformer(nn.Module):
             context_mask=None if context_mask is None else (context_mask != 0)[:, None, :],
         )
         shared = ("num_heads", "num_kv_heads", "mlp_width", "causal", "cross_attention", "max_length", "activation")
-        shared += ("dropout", "normalization", "use_bias", "kernel_init", "dtype")
-        options = {name: getattr(self, name) for name in shared}
+        more = ("dropout", "normalization", "use_bias", "kernel_init", "dtype")
+        options = {name: getattr(self, name) for name in shared + more}
         x = repeat(
             lambda x: Block(**options)(x, train=train, decode=decode, **inside),
             x,
