@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldax.data.splits import check_fractions, partition
+from foldax.data.splits import check_fractions, partition, subset
 from foldax.errors import DataError
 
 
@@ -76,3 +76,44 @@ def test_an_empty_split_is_an_error():
         partition("name", {"train": 10}, None, validation=0.01, test=0.2, seed=0)
     with pytest.raises(DataError, match="no examples"):
         partition("name", {"train": 0}, None, validation=0.1, test=0.2, seed=0)
+    with pytest.raises(DataError, match="its split 'test' has no examples"):
+        partition("name", {"train": 10, "test": 0}, None, validation=0.1, test=0.2, seed=0)
+    assert list(partition("name", {"train": 10, "test": 0}, None, validation=0.1, test=0, seed=0)) == [
+        "train",
+        "validation",
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(lambda counts: sum(counts) >= 20),
+    seed=st.integers(0, 1000),
+)
+def test_subsets_have_the_shares_of_the_whole_and_are_nested(counts, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    smaller = np.arange(0)
+    indices = np.arange(0, len(labels), 2)
+    shares = np.bincount(labels[indices], minlength=len(counts)) / len(indices)
+    for size in (1, 5, 9, len(indices)):
+        chosen = subset("name", indices, labels, size, seed=seed)
+        assert len(chosen) == size
+        assert np.all(np.diff(chosen) > 0)
+        assert set(chosen) <= set(indices)
+        assert set(smaller) <= set(chosen)
+        assert np.all(np.abs(np.bincount(labels[chosen], minlength=len(counts)) - shares * size) < 2)
+        smaller = chosen
+
+
+def test_a_subset_of_equal_classes_has_as_many_of_each():
+    labels = np.repeat(np.arange(10), 100)
+    for size in (10, 50, 500):
+        assert np.all(np.bincount(labels[subset("name", np.arange(1000), labels, size, seed=3)]) == size // 10)
+
+
+def test_the_subset_is_known_for_ever():
+    chosen = subset("digits", np.arange(5, 25), None, 4, seed=0)
+    assert chosen.tolist() == [5, 7, 14, 23]
+    assert chosen.tolist() != subset("digits", np.arange(5, 25), None, 4, seed=1).tolist()
+    assert chosen.tolist() != subset("wine", np.arange(5, 25), None, 4, seed=0).tolist()
+    with pytest.raises(DataError, match="train_examples=21 is more than the training split of digits has: 20"):
+        subset("digits", np.arange(5, 25), None, 21, seed=0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.info import ArrayExamples, Info, fingerprint, moments
-from foldax.data.prepared import Raw, canonical, choose, read_dataset
+from foldax.data.arrays import read_arrays
+from foldax.data.info import Info, fingerprint, moments
+from foldax.data.prepared import Raw, choose, read_dataset
 from foldax.data.sources import DeviceSource, Split, StreamSource, placed
-from foldax.data.splits import check_fractions, partition
+from foldax.data.splits import check_fractions, partition, subset
 from foldax.errors import DataError, nearest
 
 SOURCES = ("auto", "device", "stream")
@@ -37,11 +38,12 @@ class Dataset(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What `load` and `from_arrays` have in common."""
+    """What `load`, `from_arrays` and `from_splits` have in common."""
 
     batch_size: int
     validation: float = 0.1
     test: float = 0.2
+    train_examples: int | None = None
     split_seed: int = 0
     source: str = "auto"
     evaluate_batch_size: int | None = None
@@ -51,7 +53,7 @@ class Options(NamedTuple):
         check_fractions(self.validation, self.test)
         if self.source not in SOURCES:
             raise DataError(f"source={self.source!r} is none of {SOURCES}{nearest(str(self.source), SOURCES)}")
-        for name, least in (("batch_size", 1), ("evaluate_batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("train_examples", 1), ("evaluate_batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise DataError(f"{name}={value!r} is too small; it must be at least {least}")
@@ -64,6 +66,7 @@ def load(
     batch_size: int,
     validation: float = 0.1,
     test: float = 0.2,
+    train_examples: int | None = None,
     split_seed: int = 0,
     source: str = "auto",
     evaluate_batch_size: int | None = None,
@@ -82,6 +85,8 @@ def load(
       batch_size: examples per training batch; what is left of an epoch is dropped.
       validation: fraction of all examples to validate on (of "train", if there is a test split of its own).
       test: fraction of all examples to test on; a test split of its own is used whole, unless this is 0.
+      train_examples: train on only so many of the training split's examples, chosen by class in proportion; the same
+        for ever for a name, a seed and a number, and fewer are among more. The other splits stay as they are.
       split_seed: seed of the split, which is the same for ever for a name and a seed.
       source: "device" (the splits live on the device), "stream" (blocks are read while training), or
         "auto": on the device up to 1 GiB.
@@ -91,12 +96,14 @@ def load(
     Raises:
       DataError: if there is no such dataset, it cannot be downloaded, or the arguments do not fit it.
     """
-    options = Options(batch_size, validation, test, split_seed, source, evaluate_batch_size, workers).check()
+    options = Options(
+        batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers
+    ).check()
     return _dataset(read_dataset(name, source), options)
 
 
 def from_arrays(
-    arrays: dict[str, Any],
+    arrays: Mapping[str, Any],
     *,
     name: str = "arrays",
     num_classes: int | None = None,
@@ -114,35 +121,49 @@ def from_arrays(
       num_classes: number of classes; by default one more than the largest target, or `len(class_names)`.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
-      **options: those of `load`: batch_size (needed), validation, test, split_seed, source,
+      **options: those of `load`: batch_size (needed), validation, test, train_examples, split_seed, source,
         evaluate_batch_size, workers.
 
     Raises:
       DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
     """
     chosen = Options(**options).check()
-    checked = {key: _checked_array(key, value) for key, value in arrays.items()}
-    lengths = {key: len(array) for key, array in checked.items()}
-    if len(set(lengths.values())) != 1:
-        counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
-        raise DataError(f"{name}: all arrays must have the same number of examples, but {counts}")
-    labels, targets = None, checked.get("targets", np.empty((0, 0)))
-    if targets.ndim == 1 and targets.dtype.kind in "iu":
-        labels = checked["targets"] = targets.astype(np.int32)
-        num_classes = _number_of_classes(labels, num_classes, class_names)
-    elif num_classes is not None or class_names is not None:
-        raise DataError("num_classes and class_names need integer targets of shape [N]")
-    elif targets.ndim == 1:
-        checked["targets"] = targets.astype(np.float32)
-    examples = ArrayExamples(checked)
-    digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in checked.items()}
-    names = {"num_classes": num_classes, "class_names": class_names, "feature_names": feature_names}
-    return _dataset(Raw(name, examples, labels, {"train": len(examples)}, digests, names), chosen)
+    return _dataset(read_arrays({"train": arrays}, name, num_classes, class_names, feature_names), chosen)
+
+
+def from_splits(
+    splits: Mapping[str, Mapping[str, Any]],
+    *,
+    name: str = "arrays",
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    feature_names: tuple[str, ...] | None = None,
+    **options: Any,
+) -> Dataset:
+    """Makes a dataset of arrays that you have split yourself, as in time order, or as published.
+
+    Args:
+      splits: arrays as `from_arrays` takes them by split: "train", and "validation" or "test" or both. One of these
+        that is missing is drawn from "train", as the fraction that its option says; 0 for none. Drawn at random, so
+        not for what has an order in time.
+      name: name of the dataset; with `split_seed` it determines what is drawn.
+      num_classes: number of classes; by default one more than the largest target of all splits.
+      class_names: names of the classes.
+      feature_names: names of the columns of "inputs".
+      **options: those of `load`, as for `from_arrays`.
+
+    Raises:
+      DataError: if a split is empty or unknown, keys, dtypes or shapes differ between splits, or as `from_arrays`.
+    """
+    chosen = Options(**options).check()
+    return _dataset(read_arrays(splits, name, num_classes, class_names, feature_names), chosen)
 
 
 def _dataset(raw: Raw, options: Options) -> Dataset:
-    batch_size, validation, test, seed, source, evaluate_batch_size, workers = options
+    batch_size, validation, test, train_examples, seed, source, evaluate_batch_size, workers = options
     parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
+    if train_examples is not None:
+        parts["train"] = subset(raw.name, parts["train"], raw.labels, train_examples, seed=seed)
     train = parts["train"]
     if batch_size > len(train):
         raise DataError(
@@ -183,24 +204,3 @@ def _info(raw: Raw, parts: dict[str, np.ndarray], batch_size: int) -> Info:
         batch_size=batch_size,
         **facts,
     )
-
-
-def _checked_array(key: str, value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
-        raise DataError(f"{key!r} must be an array of numbers [N, ...], not {array.dtype} of shape {array.shape}")
-    array = array.astype(canonical(array.dtype), copy=False)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-        raise DataError(f"{key!r} has values that are not finite, first in example {bad}; leave it out or fill it in")
-    return array
-
-
-def _number_of_classes(labels: np.ndarray, num_classes: int | None, class_names: tuple[str, ...] | None) -> int:
-    least, most = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
-    count = num_classes if num_classes is not None else len(class_names) if class_names is not None else most + 1
-    if class_names is not None and len(class_names) != count:
-        raise DataError(f"num_classes={count}, but there are {len(class_names)} class_names")
-    if least < 0 or most >= count:
-        raise DataError(f"'targets' must be classes 0 to {count - 1}, but they go from {least} to {most}")
-    return count

@@ -44,10 +44,11 @@ def partition(
     if not ends[-1]:
         raise DataError(f"{name} has no examples")
     own = {split: np.arange(end - size, end) for (split, size), end in zip(sizes.items(), ends)}
+    for split, fraction in (("train", 1.0), ("validation", validation), ("test", test)):
+        if "train" in own and split in own and fraction and not sizes[split]:
+            raise DataError(f"{name}: its split {split!r} has no examples")
     rest = own["train"] if "train" in own else np.arange(ends[-1])
-    digest = hashlib.sha256(f"{name}:{seed}".encode()).digest()
-    # RandomState's stream never changes; that of NumPy's newer generators may.
-    random = np.random.RandomState(np.frombuffer(digest, np.dtype("<u4")))
+    random = _random(f"{name}:{seed}")
     parts: dict[str, np.ndarray] = {}
     remaining = 1.0
     for split, fraction in (("test", test), ("validation", validation)):
@@ -56,7 +57,7 @@ def partition(
         if "train" in own and split in own:
             parts[split] = own[split]
             continue
-        chosen = _choose(rest, None if labels is None else labels[rest], fraction / remaining, random)
+        chosen = _choose(rest, labels, fraction / remaining, random)
         if not len(chosen):
             raise DataError(f"{name}: {split}={fraction!r} of {len(rest)} examples is none; ask for more, or for 0")
         parts[split], rest = chosen, np.setdiff1d(rest, chosen, assume_unique=True)
@@ -67,15 +68,58 @@ def partition(
     return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
 
+def subset(name: str, indices: np.ndarray, labels: np.ndarray | None, count: int, *, seed: int) -> np.ndarray:
+    """Chooses `count` of the indices, of each class in proportion; those of a smaller count are among them.
+
+    Every class stands in an order of its own, and the r-th of its n (from 0) comes at (r + u) / n, where u is the
+    class's own number between 0 and 1: what is taken first has the shares of the whole, and a larger count only adds.
+
+    Args:
+      name: name of the dataset; with `seed` it determines the choice.
+      indices: examples to choose from.
+      labels: class of each example of the dataset, or None.
+      count: how many, at least 1.
+      seed: seed of the choice.
+
+    Returns:
+      Ascending indices `[count]`.
+
+    Raises:
+      DataError: if there are fewer.
+    """
+    if count > len(indices):
+        raise DataError(
+            f"train_examples={count} is more than the training split of {name} has: {len(indices)} examples"
+        )
+    random = _random(f"{name}:{seed}:train_examples")
+    order = random.permutation(len(indices))
+    groups = _groups(indices[order], labels)
+    place = np.empty(len(indices))
+    for turn, group in zip(random.permutation(len(groups)), groups, strict=True):
+        place[group] = (np.arange(len(group)) + (turn + 0.5) / len(groups)) / len(group)
+    return np.sort(indices[order[np.argsort(place, kind="stable")[:count]]])
+
+
+def _random(text: str) -> np.random.RandomState:
+    """Returns a generator that a text determines: RandomState's stream never changes, as newer generators' may."""
+    return np.random.RandomState(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.dtype("<u4")))
+
+
+def _groups(indices: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
+    """Returns the positions in `indices` of the examples of each class, classes in ascending order."""
+    classes = np.zeros(len(indices), np.int64) if labels is None else np.unique(labels[indices], return_inverse=True)[1]
+    return [np.flatnonzero(classes == c) for c in range(classes.max(initial=-1) + 1)]
+
+
 def _choose(
     indices: np.ndarray, labels: np.ndarray | None, fraction: float, random: np.random.RandomState
 ) -> np.ndarray:
     """Draws a fraction of the indices, and of each class by the method of largest remainders."""
-    classes = np.zeros(len(indices), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
-    quotas = np.bincount(classes) * fraction
+    groups = _groups(indices, labels)
+    quotas = np.array([len(group) for group in groups]) * fraction
     counts = np.floor(quotas + 1e-9).astype(np.int64)
     missing = round(len(indices) * fraction) - counts.sum()
     if missing > 0:
         counts[np.argsort(counts - quotas, kind="stable")[:missing]] += 1
-    chosen = [random.permutation(np.flatnonzero(classes == c))[:count] for c, count in enumerate(counts)]
-    return np.sort(indices[np.concatenate(chosen)])
+    chosen = [random.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)]
+    return np.sort(indices[np.concatenate([*chosen, np.arange(0)])])

@@ -1,0 +1,135 @@
+"""Splits of one's own: kept as they are, drawn where missing, and checked against each other."""
+
+import numpy as np
+import pytest
+
+from foldax import data
+from foldax.errors import DataError
+
+
+def arrays(start, count):
+    numbers = np.arange(start, start + count)
+    return {"inputs": numbers[:, None].astype(np.float32), "targets": numbers % 2}
+
+
+def held(dataset):
+    """Returns the inputs of every split, in its order."""
+    parts = {"train": dataset.train.examples()["inputs"]}
+    for name, split in dataset.splits.items():
+        parts[name] = np.concatenate([block.batches["inputs"][block.mask] for block in split.blocks()])
+    return {name: np.asarray(part)[:, 0].astype(int).tolist() for name, part in parts.items()}
+
+
+SPLITS = {"train": arrays(0, 20), "validation": arrays(20, 6), "test": arrays(26, 9)}
+
+
+@pytest.mark.parametrize("source", ["device", "stream"])
+def test_own_splits_stay_as_they_are(source):
+    dataset = data.from_splits(SPLITS, batch_size=20, source=source)
+    assert held(dataset) == {"train": [*range(20)], "validation": [*range(20, 26)], "test": [*range(26, 35)]}
+    assert dataset.info.num_examples == {"train": 20, "validation": 6, "test": 9}
+    assert dataset.info.class_counts == (10, 10)
+    np.testing.assert_allclose(dataset.info.mean, [9.5])
+
+
+def test_the_order_in_which_splits_are_given_does_not_matter():
+    back = {name: SPLITS[name] for name in ("test", "validation", "train")}
+    assert data.from_splits(back, batch_size=4).info == data.from_splits(SPLITS, batch_size=4).info
+
+
+def test_a_missing_split_is_drawn_from_train():
+    parts = held(data.from_splits({"train": SPLITS["train"], "test": SPLITS["test"]}, batch_size=4, validation=0.25))
+    assert parts["test"] == [*range(26, 35)]
+    assert len(parts["validation"]) == 5
+    assert sorted(parts["train"] + parts["validation"]) == [*range(20)]
+    parts = held(data.from_splits({"train": SPLITS["train"], "validation": SPLITS["test"]}, batch_size=4, test=0.1))
+    assert parts["validation"] == [*range(26, 35)]
+    assert len(parts["test"]) == 2
+    assert sorted(parts["train"] + parts["test"]) == [*range(20)]
+
+
+def test_a_split_of_fraction_0_is_left_out():
+    assert list(held(data.from_splits(SPLITS, batch_size=4, validation=0))) == ["train", "test"]
+    assert list(held(data.from_splits({"train": SPLITS["train"]}, batch_size=4, validation=0, test=0))) == ["train"]
+
+
+def test_one_array_is_the_special_case_of_one_split():
+    one = data.from_arrays(SPLITS["train"], batch_size=4)
+    assert one.info == data.from_splits({"train": SPLITS["train"]}, batch_size=4).info
+
+
+def test_classes_are_counted_over_all_splits():
+    more = {**SPLITS, "test": {**SPLITS["test"], "targets": np.full(9, 4)}}
+    assert data.from_splits(more, batch_size=4).info.num_classes == 5
+    with pytest.raises(DataError, match=r"'targets' of split 'test' must be classes 0 to 2, but they go from 4 to 4"):
+        data.from_splits(more, batch_size=4, num_classes=3)
+
+
+def test_integers_of_any_width_are_classes():
+    narrow = {**SPLITS, "test": {**SPLITS["test"], "targets": np.zeros(9, np.uint8)}}
+    assert data.from_splits(narrow, batch_size=4).info.dtypes["targets"] == np.int32
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"tset": SPLITS["test"]}, r"no split 'tset'; did you mean 'test'\?"),
+        ({"train": None}, "'train' is missing"),
+        ({"test": {"inputs": np.ones((9, 1))}}, r"split 'test' has the keys \['inputs'\], but 'train' has"),
+        ({"test": {**SPLITS["test"], "inputs": np.ones((9, 2))}}, r"float32\[2\] in split 'test', but float32\[1\]"),
+        (
+            {"validation": {**SPLITS["validation"], "inputs": np.ones((6, 1), int)}},
+            r"'inputs' are int32\[1\] in split 'validation', but float32",
+        ),
+        ({"test": arrays(0, 0)}, "split 'test' has no examples"),
+        ({"train": arrays(0, 0)}, "split 'train' has no examples"),
+        ({"test": {**SPLITS["test"], "targets": np.zeros(8, int)}}, "arrays of split 'test' must have the same number"),
+        (
+            {"test": {**SPLITS["test"], "inputs": np.full((9, 1), np.nan)}},
+            "'inputs' of split 'test' has values that are not finite, first in example 0",
+        ),
+    ],
+)
+def test_what_does_not_fit(changed, says):
+    splits = {name: split for name, split in {**SPLITS, **changed}.items() if split is not None}
+    with pytest.raises(DataError, match=says):
+        data.from_splits(splits, batch_size=4)
+
+
+def test_integers_that_32_bits_do_not_hold():
+    with pytest.raises(DataError, match=r"'targets' has integers from 0 to 4294967296, which 32 bits do not hold"):
+        data.from_arrays({"targets": np.array([0, 2**32])}, batch_size=1)
+
+
+def test_feature_names_fit_the_columns():
+    with pytest.raises(DataError, match=r"2 feature_names, but 'inputs' has \(1,\) columns"):
+        data.from_splits(SPLITS, batch_size=4, feature_names=("a", "b"))
+
+
+class TestTrainExamples:
+    def test_only_the_training_split_shrinks(self):
+        whole, part = (data.from_splits(SPLITS, batch_size=4, train_examples=size) for size in (None, 6))
+        assert held(part)["test"] == held(whole)["test"]
+        assert held(part)["validation"] == held(whole)["validation"]
+        assert set(held(part)["train"]) < set(held(whole)["train"])
+        assert part.info.num_examples["train"] == 6
+        assert part.info.class_counts == (3, 3)
+        assert part.info != whole.info
+        np.testing.assert_allclose(part.info.mean, [np.mean(held(part)["train"])], rtol=1e-6)
+
+    def test_of_a_dataset_by_name(self):
+        dataset = data.load("digits", batch_size=50, train_examples=50)
+        assert dataset.info.num_examples == {"train": 50, "validation": 180, "test": 359}
+        assert set(dataset.info.class_counts) == {5}
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"train_examples": 0}, "train_examples=0 is too small; it must be at least 1"),
+            ({"train_examples": 21}, "train_examples=21 is more than the training split of arrays has: 20"),
+            ({"train_examples": 3}, "batch_size=4 is larger than the training split of arrays, which has 3"),
+        ],
+    )
+    def test_what_does_not_fit(self, options, says):
+        with pytest.raises(DataError, match=says):
+            data.from_splits(SPLITS, batch_size=4, **options)
