@@ -1,18 +1,30 @@
-"""Datasets: by name or from arrays, on the device or streamed."""
+"""Datasets: by name or from arrays, on the device or streamed; text, sequences and series."""
 
 from foldax.data.info import Info
 from foldax.data.load import Dataset, from_arrays, from_splits, load
+from foldax.data.sequences import Packed, pack, pad, windows
 from foldax.data.sources import Block, DeviceSource, EvalBlock, Split, StreamSource
+from foldax.data.text import BPE, Bytes, Characters, hold_out, topics, topics_text
 
 __all__ = [
+    "BPE",
     "Block",
+    "Bytes",
+    "Characters",
     "Dataset",
     "DeviceSource",
     "EvalBlock",
     "Info",
+    "Packed",
     "Split",
     "StreamSource",
     "from_arrays",
     "from_splits",
+    "hold_out",
     "load",
+    "pack",
+    "pad",
+    "topics",
+    "topics_text",
+    "windows",
 ]
