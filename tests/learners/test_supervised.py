@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 from foldax.errors import ExperimentError
 from foldax.learners import classifier, losses, regressor
-from foldax.learners.supervised import penalty
+from foldax.learners.network import penalty
 from foldax.models import CNN, MLP
 
 KEY = jax.random.key(0)

@@ -1,6 +1,21 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, losses
-from foldax.learners.supervised import classifier, regressor
+from foldax.learners import gradients, losses, network
+from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
+from foldax.learners.subset import subset
+from foldax.learners.supervised import classifier, gaussian_regressor, regressor
 
-__all__ = ["classifier", "gradients", "losses", "regressor"]
+__all__ = [
+    "classifier",
+    "forecaster",
+    "gaussian_regressor",
+    "gradients",
+    "language_model",
+    "losses",
+    "network",
+    "perplexity",
+    "regressor",
+    "sequence_classifier",
+    "step_classifier",
+    "subset",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from foldax import paths
 from foldax.errors import ExperimentError
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
@@ -37,11 +38,22 @@ class TrainState(NamedTuple):
 
 
 def create(
-    params: Any, optimizer: optax.GradientTransformation, model_state: Any = None, *, ema_decay: Any = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    model_state: Any = None,
+    *,
+    ema_decay: Any = None,
+    frozen: Sequence[str] = (),
 ) -> TrainState:
-    """Returns the state before the first step; a moving average starts as a copy of `params`."""
+    """Returns the state before the first step; a moving average starts as a copy of `params`.
+
+    Raises:
+      ConfigError: a pattern in `frozen` matches no parameter.
+    """
+    paths.check_patterns(frozen, paths.leaves_by_path(params), "frozen")
+    trained, _ = paths.split(params, frozen)
     average = None if ema_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(params, {} if model_state is None else model_state, optimizer.init(params), average)
+    return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), average)
 
 
 def step(
@@ -53,6 +65,7 @@ def step(
     *,
     accumulate: int = 1,
     ema_decay: Any = None,
+    frozen: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step down the loss of a batch.
 
@@ -64,6 +77,8 @@ def step(
       key: randomness of the loss.
       accumulate: number of microbatches `[B / accumulate, ...]` over which gradients are averaged.
       ema_decay: weight of the past in the moving average; as given to `create`; may be traced.
+      frozen: patterns of paths (see `foldax.paths`), as given to `create`: such parameters stay as they are, their
+        gradients are not computed, and the optimizer never sees them. Statistics of these names stay too.
 
     Returns:
       The new state, and the loss's metrics with "gradient_norm".
@@ -71,10 +86,19 @@ def step(
     Raises:
       ExperimentError: if `accumulate` does not divide the batch.
     """
-    value, gradients, model_state, metrics = value_and_gradients(state, loss, batch, key, accumulate)
+    trained, fixed = paths.split(state.params, frozen)
+
+    def of_trained(trained: Any, *rest: Any) -> Any:
+        return loss(paths.merge(trained, fixed), *rest)
+
+    value, gradients, model_state, metrics = value_and_gradients(
+        state._replace(params=trained), of_trained, batch, key, accumulate
+    )
     update = optax.with_extra_args_support(optimizer).update
-    updates, optimizer_state = update(gradients, state.optimizer_state, state.params, value=value)
-    params = optax.apply_updates(state.params, updates)
+    updates, optimizer_state = update(gradients, state.optimizer_state, trained, value=value)
+    params = paths.merge(optax.apply_updates(trained, updates), fixed)
+    if frozen:
+        model_state = {name: _kept(state.model_state[name], new, frozen) for name, new in model_state.items()}
     average = state.ema_params
     if ema_decay is not None:
         average = optax.incremental_update(params, average, 1.0 - ema_decay)
@@ -112,6 +136,10 @@ def value_and_gradients(
     (model_state, total), _ = jax.lax.scan(body, (state.model_state, zeros), (parts, keys))
     value, gradients, metrics = jax.tree.map(lambda leaf: leaf * (1.0 / accumulate), total)
     return value, gradients, model_state, metrics
+
+
+def _kept(before: Any, after: Any, frozen: Sequence[str]) -> Any:
+    return paths.merge(paths.split(after, frozen)[0], paths.split(before, frozen)[1])
 
 
 def _split(leaf: jax.Array, parts: int) -> jax.Array:

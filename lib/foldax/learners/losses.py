@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,15 +13,18 @@ from foldax.errors import ExperimentError
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Any = None) -> jax.Array:
-    """Cross-entropy `[B]` of logits `[B, C]` and integer classes `[B]`.
+    """Cross-entropy `[B]` of logits `[B, C]` and integer classes `[B]`, or shares of classes `[B, C]` that add up to 1.
 
     `label_smoothing` (Szegedy et al., 2016; may be traced) is the share of the target spread evenly over all classes.
 
     Raises:
-      ExperimentError: if there are fewer than two logits, or the targets are not integers `[B]`.
+      ExperimentError: if there are fewer than two logits, or targets are neither integers `[B]` nor floats `[B, C]`.
     """
-    _check_labels("softmax_cross_entropy", logits, targets)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    if targets.shape == logits.shape and jnp.issubdtype(targets.dtype, jnp.floating) and logits.shape[-1] > 1:
+        loss = optax.softmax_cross_entropy(logits, targets)
+    else:
+        _check_labels("softmax_cross_entropy", logits, targets)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if label_smoothing is None:
         return loss
     uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
@@ -84,6 +88,32 @@ def huber(predictions: jax.Array, targets: jax.Array, delta: Any = 1.0) -> jax.A
     """
     predictions, targets = _aligned("huber", predictions, targets)
     return optax.huber_loss(predictions, targets, delta=delta).mean(axis=-1)
+
+
+def mean_and_log_std(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Splits `[B, 2 * O]` into means and log standard deviations `[B, O]`, the latter kept between -7 and 7.
+
+    Raises:
+      ExperimentError: the number of outputs is odd.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] % 2:
+        raise ExperimentError(
+            f"a Gaussian needs two outputs for each target, [B, 2 * O]; the model gave {outputs.shape}"
+        )
+    mean, log_std = jnp.split(outputs, 2, axis=-1)
+    return mean, jnp.clip(log_std, -7.0, 7.0)
+
+
+def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Negative log-likelihood `[B]` in nats, a mean over outputs; `[B, 2 * O]` means, then log standard deviations.
+
+    Raises:
+      ExperimentError: if outputs and targets `[B, O]` do not match.
+    """
+    mean, log_std = mean_and_log_std(outputs)
+    mean, targets = _aligned("gaussian_nll", mean, targets)
+    scaled = (targets - mean) * jnp.exp(-log_std)
+    return (0.5 * jnp.square(scaled) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
 
 
 def as_columns(values: jax.Array) -> jax.Array:
