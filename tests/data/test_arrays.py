@@ -101,9 +101,62 @@ def test_integers_that_32_bits_do_not_hold():
         data.from_arrays({"targets": np.array([0, 2**32])}, batch_size=1)
 
 
+def test_numbers_that_32_bits_do_not_hold():
+    with pytest.raises(DataError, match=r"not finite, first in example 1"):
+        data.from_arrays({"inputs": np.array([0, 1e300])}, batch_size=1)
+
+
 def test_feature_names_fit_the_columns():
     with pytest.raises(DataError, match=r"2 feature_names, but 'inputs' has \(1,\) columns"):
         data.from_splits(SPLITS, batch_size=4, feature_names=("a", "b"))
+
+
+class TestTokens:
+    def test_are_in_the_vocabulary(self):
+        info = data.from_arrays({"inputs": np.arange(20) % 7}, batch_size=4, vocabulary_size=7).info
+        assert info.vocabulary_size == 7
+        assert info.mean is info.std is None
+        assert info != data.from_arrays({"inputs": np.arange(20) % 7}, batch_size=4, vocabulary_size=8).info
+
+    @pytest.mark.parametrize("bad", [-1, 7])
+    def test_unknown_ones_are_named(self, bad):
+        rows = np.zeros((9, 3), int)
+        rows[5, 1] = bad
+        splits = {"train": {"inputs": np.zeros((9, 3), int)}, "test": {"inputs": rows}}
+        says = rf"'inputs' of split 'test' have the unknown token {bad}, first in example 5; .* must be 0 to 6"
+        with pytest.raises(DataError, match=says):
+            data.from_splits(splits, batch_size=4, vocabulary_size=7)
+
+    def test_are_integers(self):
+        with pytest.raises(DataError, match="needs 'inputs' of integers, not float32"):
+            data.from_arrays({"inputs": np.ones(20)}, batch_size=4, vocabulary_size=7)
+        with pytest.raises(DataError, match="needs 'inputs' of integers, there are none"):
+            data.from_arrays({"z": np.ones(20)}, batch_size=4, vocabulary_size=7)
+
+
+class TestFacts:
+    def test_padding_does_not_count(self):
+        rng = np.random.default_rng(0)
+        sequences = [5 + 2 * rng.normal(size=(size, 3)) for size in rng.integers(1, 9, 40)]
+        whole = np.concatenate(sequences)
+        info = data.from_arrays(data.pad(sequences), batch_size=4, validation=0, test=0).info
+        np.testing.assert_allclose(info.mean, whole.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(info.std, whole.std(0), rtol=1e-5)
+        longer = data.from_arrays(data.pad(sequences, 30), batch_size=4, validation=0, test=0).info
+        np.testing.assert_allclose(longer.std, info.std, rtol=1e-5)
+
+    def test_constant_features_are_told(self):
+        x = np.column_stack([np.full(20, 0.1), np.arange(20.0), np.full(20, -3.0)])
+        info = data.from_arrays({"inputs": x}, batch_size=4).info
+        assert info.constant_features == (0, 2)
+        assert info.std[0] == info.std[2] == 1
+        assert data.from_arrays({"inputs": x[:, 1:2]}, batch_size=4).info.constant_features == ()
+
+    def test_targets_of_several_numbers_have_moments_each(self):
+        y = np.column_stack([np.arange(20.0), 100 - 3 * np.arange(20.0)])
+        info = data.from_arrays({"targets": y}, batch_size=4, validation=0, test=0).info
+        np.testing.assert_allclose(info.target_mean, y.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(info.target_std, y.std(0), rtol=1e-6)
 
 
 class TestTrainExamples:

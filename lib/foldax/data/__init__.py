@@ -3,6 +3,7 @@
 from foldax.data.info import Info
 from foldax.data.load import Dataset, from_arrays, from_splits, load
 from foldax.data.sequences import Packed, pack, pad, windows
+from foldax.data.series import Series, co2, forecast_splits, rolling_origins, rolling_windows, sunspots, ucr
 from foldax.data.sources import Block, DeviceSource, EvalBlock, Split, StreamSource
 from foldax.data.text import BPE, Bytes, Characters, hold_out, topics, topics_text
 
@@ -16,15 +17,22 @@ __all__ = [
     "EvalBlock",
     "Info",
     "Packed",
+    "Series",
     "Split",
     "StreamSource",
+    "co2",
+    "forecast_splits",
     "from_arrays",
     "from_splits",
     "hold_out",
     "load",
     "pack",
     "pad",
+    "rolling_origins",
+    "rolling_windows",
+    "sunspots",
     "topics",
     "topics_text",
+    "ucr",
     "windows",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,16 @@ SPLITS = ("train", "validation", "test")
 Arrays = dict[str, np.ndarray]
 
 
-def read_arrays(
-    splits: Mapping[str, Mapping[str, Any]],
-    name: str,
-    num_classes: int | None,
-    class_names: tuple[str, ...] | None,
-    feature_names: tuple[str, ...] | None,
-) -> Raw:
+class Names(NamedTuple):
+    """What a user says of the arrays, by the names of `Info`."""
+
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
+    vocabulary_size: int | None = None
+
+
+def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Names) -> Raw:
     """Returns the arrays of one or more splits as a dataset that has these splits of its own."""
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or "train" not in splits:
@@ -35,19 +38,21 @@ def read_arrays(
     train = parts["train"]
     labels = None
     if _classes(train):
-        num_classes = _number_of_classes(parts, name, num_classes, class_names)
+        names = names._replace(num_classes=_number_of_classes(parts, name, names.num_classes, names.class_names))
         labels = np.concatenate([arrays["targets"] for arrays in parts.values()])
-    elif num_classes is not None or class_names is not None:
+    elif names.num_classes is not None or names.class_names is not None:
         raise DataError("num_classes and class_names need integer targets of shape [N]")
     columns = train["inputs"].shape[1:][-1:] if "inputs" in train else ()
-    if feature_names is not None and (len(feature_names),) != columns:
-        raise DataError(f"{name}: there are {len(feature_names)} feature_names, but 'inputs' has {columns} columns")
+    if names.feature_names is not None and (len(names.feature_names),) != columns:
+        counts = f"{len(names.feature_names)} feature_names, but 'inputs' has {columns} columns"
+        raise DataError(f"{name}: there are {counts}")
+    if names.vocabulary_size is not None:
+        _check_tokens(parts, name, names.vocabulary_size)
     # One split alone is not copied: it may be mapped from a file.
     joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in train} if len(parts) > 1 else train
     digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in joined.items()}
-    names = {"num_classes": num_classes, "class_names": class_names, "feature_names": feature_names}
     sizes = {split: _length(arrays) for split, arrays in parts.items()}
-    return Raw(name, ArrayExamples(joined), labels, sizes, digests, names)
+    return Raw(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
 
 
 def _place(splits: Mapping[str, Any], split: str) -> str:
@@ -83,9 +88,11 @@ def _checked_array(key: str, value: Any, place: str) -> np.ndarray:
         least, most, range_ = array.min(), array.max(), np.iinfo(canonical(array.dtype))
         if least < range_.min or most > range_.max:
             raise DataError(f"{key!r}{place} has integers from {least} to {most}, which 32 bits do not hold")
+    dtype = canonical(array.dtype)
     if key == "targets" and array.ndim == 1:  # classes, or the numbers of a regression
-        array = array.astype(np.int32 if array.dtype.kind in "iu" else np.float32, copy=False)
-    array = array.astype(canonical(array.dtype), copy=False)
+        dtype = np.dtype(np.int32 if array.dtype.kind in "iu" else np.float32)
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, which is told
+        array = array.astype(dtype, copy=False)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
         raise DataError(
@@ -131,3 +138,18 @@ def _number_of_classes(
                 f"but they go from {least} to {most}"
             )
     return count
+
+
+def _check_tokens(parts: dict[str, Arrays], name: str, vocabulary_size: int) -> None:
+    """Raises a DataError unless the inputs of all splits are tokens of the vocabulary."""
+    for split, arrays in parts.items():
+        inputs = arrays.get("inputs")
+        if inputs is None or inputs.dtype.kind not in "iu":
+            what = "there are none" if inputs is None else f"not {inputs.dtype}"
+            raise DataError(f"{name}: vocabulary_size needs 'inputs' of integers, {what}")
+        bad = np.argwhere((inputs < 0) | (inputs >= vocabulary_size))
+        if len(bad):
+            raise DataError(
+                f"{name}: 'inputs'{_place(parts, split)} have the unknown token {inputs[tuple(bad[0])]}, first in "
+                f"example {bad[0][0]}; with vocabulary_size={vocabulary_size} they must be 0 to {vocabulary_size - 1}"
+            )

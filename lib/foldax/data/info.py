@@ -60,10 +60,13 @@ class Info:
       class_names: their names, if known.
       class_counts: training examples of each class.
       feature_names: names of the columns of tabular inputs, if known.
-      mean: float32 `[C]`, mean of "inputs" over all axes but the last; None without "inputs".
-      std: float32 `[C]`, their standard deviation, 1 where they are constant.
-      target_mean: float32, mean of regression targets over examples.
-      target_std: float32, their standard deviation, 1 where they are constant.
+      vocabulary_size: number of tokens, where "inputs" are tokens.
+      mean: float32 `[C]`, mean of "inputs" over all axes but the last, and where a "mask" `[N, T]` is not 0; None
+        without "inputs", or where they are tokens.
+      std: float32 `[C]`, their standard deviation, 1 where they are constant: standardised, these are 0.
+      constant_features: which of the C are constant; they teach nothing.
+      target_mean: float32 `[]` or `[K]`, mean of regression targets over examples.
+      target_std: float32 `[]` or `[K]`, their standard deviation, 1 where they are constant.
     """
 
     name: str
@@ -76,8 +79,10 @@ class Info:
     class_names: tuple[str, ...] | None = None
     class_counts: tuple[int, ...] | None = None
     feature_names: tuple[str, ...] | None = None
+    vocabulary_size: int | None = None
     mean: np.ndarray | None = None
     std: np.ndarray | None = None
+    constant_features: tuple[int, ...] = ()
     target_mean: np.ndarray | None = None
     target_std: np.ndarray | None = None
 
@@ -90,7 +95,7 @@ class Info:
         return centred * (np.float32(1) / self.std).astype(np.float32).reshape(shape)
 
     def _identity(self) -> tuple[Any, ...]:
-        return (self.name, self.fingerprint, self.batch_size, self.num_classes, self.class_names)
+        return (self.name, self.fingerprint, self.batch_size, self.num_classes, self.class_names, self.vocabulary_size)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Info) and self._identity() == other._identity()
@@ -126,12 +131,18 @@ def moments(examples: Examples, indices: np.ndarray, names: dict[str, str]) -> d
     """Returns mean and deviation over all axes but the last, by the names of `Info`, in one pass.
 
     `names` maps a key to the prefix of its names. Values are shifted by the mean of the first block,
-    so that the squares keep their precision; a constant's deviation is 1.
+    so that the squares keep their precision; a constant's deviation is 1. Steps whose "mask" is 0 do not count.
     """
+    spec = examples.spec
+    sequences = spec.keys() >= {"inputs", "mask"} and len(spec["mask"].shape) == 1
+    masked = {"inputs"} if sequences and spec["inputs"].shape[:-1] == spec["mask"].shape else set()
     totals: dict[str, tuple[int, Any, Any, Any]] = {}
     for block in in_blocks(examples, indices):
         for key in names.keys() & block.keys():
-            values = block[key].reshape(-1, *examples.spec[key].shape[-1:]).astype(np.float64)
+            values = block[key][block["mask"] != 0] if key in masked else block[key]
+            values = values.reshape(-1, *spec[key].shape[-1:]).astype(np.float64)
+            if not len(values):
+                continue
             count, shift, total, squares = totals.get(key) or (0, values.mean(0), 0.0, 0.0)
             values -= shift
             squares = squares + np.einsum("n...,n...->...", values, values)
@@ -140,6 +151,8 @@ def moments(examples: Examples, indices: np.ndarray, names: dict[str, str]) -> d
     for key, (count, shift, total, squares) in totals.items():
         mean = np.asarray(shift + total / count)
         std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-        std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)  # what is left of a constant by rounding is no deviation
-        facts |= {f"{names[key]}mean": mean.tolist(), f"{names[key]}std": std.tolist()}
+        varies = std > 1e-7 * np.abs(mean)  # what is left of a constant by rounding is no deviation
+        facts |= {f"{names[key]}mean": mean.tolist(), f"{names[key]}std": np.where(varies, std, 1.0).tolist()}
+        if key == "inputs":
+            facts["constant_features"] = np.flatnonzero(~varies).tolist()
     return facts

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.arrays import read_arrays
+from foldax.data.arrays import Names, read_arrays
 from foldax.data.info import Info, fingerprint, moments
 from foldax.data.prepared import Raw, choose, read_dataset
 from foldax.data.sources import DeviceSource, Split, StreamSource, placed
@@ -109,6 +109,7 @@ def from_arrays(
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     feature_names: tuple[str, ...] | None = None,
+    vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
     """Makes a dataset of your own arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
@@ -121,6 +122,7 @@ def from_arrays(
       num_classes: number of classes; by default one more than the largest target, or `len(class_names)`.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
+      vocabulary_size: number of tokens, where "inputs" are tokens.
       **options: those of `load`: batch_size (needed), validation, test, train_examples, split_seed, source,
         evaluate_batch_size, workers.
 
@@ -128,7 +130,8 @@ def from_arrays(
       DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
     """
     chosen = Options(**options).check()
-    return _dataset(read_arrays({"train": arrays}, name, num_classes, class_names, feature_names), chosen)
+    names = Names(num_classes, class_names, feature_names, vocabulary_size)
+    return _dataset(read_arrays({"train": arrays}, name, names), chosen)
 
 
 def from_splits(
@@ -138,6 +141,7 @@ def from_splits(
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     feature_names: tuple[str, ...] | None = None,
+    vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
     """Makes a dataset of arrays that you have split yourself, as in time order, or as published.
@@ -150,13 +154,15 @@ def from_splits(
       num_classes: number of classes; by default one more than the largest target of all splits.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
+      vocabulary_size: number of tokens, where "inputs" are tokens.
       **options: those of `load`, as for `from_arrays`.
 
     Raises:
       DataError: if a split is empty or unknown, keys, dtypes or shapes differ between splits, or as `from_arrays`.
     """
     chosen = Options(**options).check()
-    return _dataset(read_arrays(splits, name, num_classes, class_names, feature_names), chosen)
+    names = Names(num_classes, class_names, feature_names, vocabulary_size)
+    return _dataset(read_arrays(splits, name, names), chosen)
 
 
 def _dataset(raw: Raw, options: Options) -> Dataset:
@@ -187,13 +193,16 @@ def _info(raw: Raw, parts: dict[str, np.ndarray], batch_size: int) -> Info:
     }
     if raw.labels is not None:
         facts["class_counts"] = tuple(np.bincount(raw.labels[parts["train"]], minlength=facts["num_classes"]).tolist())
-    path = raw.folder and raw.folder.with_name(f"{raw.folder.name}.moments-{sha[:16]}.json")
+    path = raw.folder and raw.folder.with_name(f"{raw.folder.name}.statistics-{sha[:16]}.json")
     known = cache.read_json(path) if path else None  # a stream is not read again for them
     if known is None:
-        regression = "targets" in spec and raw.labels is None and not spec["targets"].shape
-        known = moments(raw.examples, parts["train"], {"inputs": "", **({"targets": "target_"} if regression else {})})
+        regression = "targets" in spec and spec["targets"].dtype.kind == "f" and len(spec["targets"].shape) < 2
+        keys = {"inputs": raw.names.get("vocabulary_size") is None, "targets": regression}
+        prefixes = {"inputs": "", "targets": "target_"}
+        known = moments(raw.examples, parts["train"], {key: prefixes[key] for key, wanted in keys.items() if wanted})
         if path:
             cache.write_json(path, known)
+    facts["constant_features"] = tuple(known.pop("constant_features", ()))
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
