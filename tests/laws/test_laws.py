@@ -71,10 +71,75 @@ def bandit(config: Config, info: None) -> foldax.Learner:
     return foldax.Learner(lambda key, examples: jnp.zeros(3), update, evaluate)
 
 
+def packed_tokens(config: Config) -> data.Dataset:
+    rng = np.random.RandomState(0)
+    tokens = np.cumsum(rng.randint(0, 2, (96, 9)), axis=1) % 5
+    mask = np.where(np.arange(9)[None, :] < rng.randint(4, 9, (96, 1)), 1 + (np.arange(9)[None, :] > 3), 0)
+    return data.from_arrays({"inputs": tokens, "mask": mask}, batch_size=config.batch_size)
+
+
+def language(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.Transformer(
+        vocabulary_size=5,
+        width=8,
+        depth=2,
+        num_heads=2,
+        num_kv_heads=1,
+        causal=True,
+        tie_embeddings=True,
+        dropout=config.dropout,
+        scan_layers=True,
+    )
+    optimizer = optax.adam(config.learning_rate)
+    return learners.language_model(model, optimizer, token_bytes=np.arange(1, 6), label_smoothing=config.dropout)
+
+
+def series(config: Config) -> data.Dataset:
+    rng = np.random.RandomState(0)
+    inputs = rng.randn(96, 7, 2).astype(np.float32).cumsum(axis=1)
+    mask = (np.arange(7)[None, :] < rng.randint(3, 8, (96, 1))).astype(np.int32)
+    arrays = {"inputs": inputs, "mask": mask, "targets": rng.randint(0, 3, 96)}
+    return data.from_arrays(arrays, batch_size=config.batch_size)
+
+
+def noisy(key: jax.Array, batch: dict) -> dict:
+    return {**batch, "inputs": batch["inputs"] + 0.1 * jax.random.normal(key, batch["inputs"].shape)}
+
+
+def recurrent(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.Recurrent(3, (5, 5), "gru", bidirectional=True, pooling="last", dropout=config.dropout)
+    optimizer = optax.adam(config.learning_rate)
+    return learners.sequence_classifier(model, optimizer, augment=noisy, frozen=("backward_0", "layer_1/input"))
+
+
+def futures(config: Config) -> data.Dataset:
+    walks = np.random.RandomState(0).randn(128, 9, 1).astype(np.float32).cumsum(axis=1) + 50
+    return data.from_arrays({"inputs": walks[:, :6], "targets": walks[:, 6:, 0]}, batch_size=config.batch_size)
+
+
+def forecasting(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.forecaster(models.MLP((8, 6), dropout=config.dropout), optax.adam(config.learning_rate))
+
+
+def uncertain(config: Config, info: data.Info) -> foldax.Learner:
+    facts = dict(target_mean=info.target_mean, target_std=info.target_std)
+    model = models.MLP((8, 2), dropout=config.dropout, residual=True)
+    return learners.gaussian_regressor(model, optax.adam(config.learning_rate), ema_decay=0.9, **facts)
+
+
+def few(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.subset(tiny_learner(config, info), 6, info)
+
+
 LEARNERS = {
     "classifier": tiny,
     "convolutional": foldax.Experiment(Config, convolutional, images, name="convolutional"),
     "regressor": foldax.Experiment(Config, regression, numbers, name="regressor"),
+    "language_model": foldax.Experiment(Config, language, packed_tokens, name="language_model"),
+    "sequence_classifier": foldax.Experiment(Config, recurrent, series, name="sequence_classifier"),
+    "forecaster": foldax.Experiment(Config, forecasting, futures, name="forecaster"),
+    "gaussian_regressor": foldax.Experiment(Config, uncertain, numbers, name="gaussian_regressor"),
+    "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }

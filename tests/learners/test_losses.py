@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax
+from scipy.stats import norm
 from sklearn import metrics
 
 from foldax.errors import ExperimentError
@@ -26,6 +27,45 @@ def test_softmax_label_smoothing():
     expected = -(smoothed * log_softmax(LOGITS.astype(float), axis=1)).sum(1)
     loss = jax.jit(losses.softmax_cross_entropy)(LOGITS, CLASSES, 0.2)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_softmax_of_shares_is_the_mean_over_the_shares():
+    shares = RANDOM.dirichlet(np.ones(4), 50).astype(np.float32)
+    each = [
+        metrics.log_loss(
+            np.full(50, c),
+            np.exp(log_softmax(LOGITS.astype(float), axis=1)),
+            labels=range(4),
+            sample_weight=shares[:, c],
+        )
+        * shares[:, c].sum()
+        / 50
+        for c in range(4)
+    ]
+    loss = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(shares))
+    assert loss.mean() == pytest.approx(sum(each), rel=1e-5)
+    hard = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.eye(4)[CLASSES], 0.2)
+    np.testing.assert_allclose(hard, losses.softmax_cross_entropy(LOGITS, CLASSES, 0.2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_gaussian_nll_is_scipys(outputs):
+    mean, log_std = RANDOM.normal(size=(2, 20, outputs)).astype(np.float32)
+    targets = RANDOM.normal(size=(20, outputs)).astype(np.float32)
+    loss = losses.gaussian_nll(jnp.concatenate([mean, log_std], axis=1), jnp.asarray(targets))
+    np.testing.assert_allclose(loss, -norm.logpdf(targets, mean, np.exp(log_std)).mean(axis=1), rtol=1e-4)
+
+
+def test_gaussian_nll_stays_finite_where_the_model_is_too_sure():
+    def loss(outputs):
+        return losses.gaussian_nll(outputs, jnp.zeros((1, 1))).sum()
+
+    for log_std in (-1e4, 1e4):
+        value, gradient = jax.value_and_grad(loss)(jnp.array([[1.0, log_std]]))
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+    with pytest.raises(ExperimentError, match="two outputs for each target"):
+        loss(jnp.zeros((1, 3)))
 
 
 @pytest.mark.parametrize("shape", [(50,), (50, 1)])

@@ -9,8 +9,8 @@ from flax import linen as nn
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
-from foldax.errors import ExperimentError
-from foldax.learners import classifier, losses, regressor
+from foldax.errors import ConfigError, ExperimentError
+from foldax.learners import classifier, gaussian_regressor, losses, regressor
 from foldax.learners.network import penalty
 from foldax.models import CNN, MLP
 
@@ -231,3 +231,73 @@ def test_regressor_of_several_outputs():
 def test_mistakes_are_named(make, batch, said):
     with pytest.raises(ExperimentError, match=said):
         fit(make(), batch, 1)
+
+
+def test_frozen_parameters_stay_and_cost_nothing():
+    model, frozen = CNN(3, (4,), dense=(4,), normalization="batch"), ("Conv_0", "BatchNorm_0")
+    batch = {"inputs": jax.random.normal(KEY, (12, 8, 8, 1)), "targets": BATCH["targets"]}
+    flops, states = {}, {}
+    for patterns in ((), frozen):
+        learner = classifier(model, optax.adamw(0.1, weight_decay=0.5), ema_decay=0.5, frozen=patterns)
+        states[patterns] = learner.init(KEY, batch)
+        compiled = jax.jit(learner.update).lower(states[patterns], batch, KEY).compile()
+        states[(*patterns, "after")], _ = compiled(states[patterns], batch, KEY)
+        flops[patterns] = compiled.cost_analysis()["flops"]
+    before, after = states[frozen], states[(*frozen, "after")]
+    jax.tree.map(np.testing.assert_array_equal, before.params["Conv_0"], after.params["Conv_0"])
+    statistics = before.model_state["batch_stats"], after.model_state["batch_stats"]
+    jax.tree.map(np.testing.assert_array_equal, *(tree["BatchNorm_0"] for tree in statistics))
+    assert not np.array_equal(*(tree["MLP_0"]["BatchNorm_0"]["mean"] for tree in statistics))
+    assert not np.array_equal(*(state.params["MLP_0"]["Dense_1"]["kernel"] for state in (before, after)))
+    moments = jax.tree.leaves(before.optimizer_state[0].mu)
+    assert sum(leaf.size for leaf in moments) < sum(leaf.size for leaf in jax.tree.leaves(before.params))
+    forward = 2 * 12 * 64 * 9 * 4  # of the convolution; its kernel's gradient would cost as much again
+    assert flops[()] - flops[frozen] > forward
+
+
+def test_a_frozen_pattern_without_parameters_is_an_error_that_names_some():
+    with pytest.raises(ConfigError, match=r"'Dense_7'.*there are Dense_0, Dense_0/bias"):
+        classifier(LINEAR, optax.sgd(0.1), frozen=("Dense_7",)).init(KEY, BATCH)
+    with pytest.raises(ConfigError, match="no regular expression"):
+        classifier(LINEAR, optax.sgd(0.1), frozen=("Dense_(",)).init(KEY, BATCH)
+
+
+def test_augmentation_acts_while_training_only_and_on_its_own_key():
+    def shifted(key, batch):
+        return {**batch, "inputs": batch["inputs"] + jax.random.normal(key, (1, 1))}
+
+    plain, augmented = (classifier(LINEAR, optax.sgd(0.0), augment=augment) for augment in (None, shifted))
+    state = plain.init(KEY, BATCH)
+    losses_ = [float(augmented.update(state, BATCH, jax.random.key(i))[1]["loss"]) for i in (0, 0, 1)]
+    assert losses_[0] == losses_[1] != losses_[2]
+    jax.tree.map(np.testing.assert_array_equal, *(made.evaluate(state, BATCH, KEY) for made in (plain, augmented)))
+
+
+def test_mixed_targets_train_on_shares_and_count_the_larger_one():
+    def mixed(key, batch):
+        shares = 0.7 * jax.nn.one_hot(batch["targets"], 3) + 0.3 * jax.nn.one_hot(batch["targets"][::-1], 3)
+        return {**batch, "targets": shares}
+
+    learner = classifier(LINEAR, optax.sgd(0.0), augment=mixed)
+    state = learner.init(KEY, BATCH)
+    _, metrics = learner.update(state, BATCH, KEY)
+    logits = np.asarray(learner.predict(state, INPUTS, KEY), float)
+    shares = np.asarray(mixed(KEY, BATCH)["targets"])
+    assert metrics["loss"] == pytest.approx(-(shares * np.log(softmax(logits, axis=1))).sum(1).mean(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == np.asarray(BATCH["targets"])).mean())
+
+
+def test_gaussian_regressor_learns_mean_and_spread():
+    noise = 3.0 * jax.random.normal(jax.random.key(1), (4000,))
+    batch = {"inputs": jnp.ones((4000, 1)), "targets": 50.0 + noise}
+    learner = gaussian_regressor(MLP((2,)), optax.adam(0.05), interval=0.8, target_mean=40.0, target_std=10.0)
+    state, metrics = fit(learner, batch, 400)
+    values = learner.evaluate(state, batch, KEY)
+    mean, std = float(batch["targets"].mean()), float(batch["targets"].std())
+    np.testing.assert_allclose(values["predictions"][:, 0], mean, rtol=1e-2)
+    np.testing.assert_allclose(values["std"][:, 0], std, rtol=2e-2)
+    assert metrics["loss"][-1] == pytest.approx(np.log(std / 10) + 0.5 * np.log(2 * np.pi * np.e), abs=0.01)
+    assert values["coverage"].mean() == pytest.approx(0.8, abs=0.03)
+    assert values["interval_width"].mean() == pytest.approx(2 * 1.2816 * std, rel=3e-2)
+    predicted = learner.predict(state, batch["inputs"][:2], KEY)
+    np.testing.assert_array_equal(predicted["std"], values["std"][:2])
