@@ -22,7 +22,7 @@ from foldax.train.search import PBT, Halving
 from foldax.train.space import Range
 
 if TYPE_CHECKING:
-    from foldax import data, laws, learners, models
+    from foldax import data, laws, learners, models, optim
     from foldax.cli import run_experiment as main
     from foldax.runs import plots
 
@@ -51,6 +51,7 @@ __all__ = [
     "load_experiment",
     "main",
     "models",
+    "optim",
     "plots",
     "structural",
     "sweep",
@@ -64,6 +65,7 @@ _LAZY = {
     "learners": ("foldax.learners", None),
     "main": ("foldax.cli", "run_experiment"),
     "models": ("foldax.models", None),
+    "optim": ("foldax.optim", None),
     "plots": ("foldax.runs.plots", None),
 }
 

@@ -236,7 +236,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         except TypeError:
             raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
         return value
-    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__})")
+    allowed = arms if typing.get_origin(hint) is Literal else ()
+    near = nearest(value, filter(lambda arm: isinstance(arm, str), allowed)) if isinstance(value, str) else ""
+    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__}){near}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
