@@ -74,6 +74,13 @@ def test_traced_gives_float32_and_resets_driver_fields() -> None:
     assert given.epsilon == 1e-8
     assert isinstance(given.epsilon, float)
     np.testing.assert_array_equal(given.dropout, np.float32(0.25))
+    again = traced(given)  # a nested config of arrays is taken as it is
+    np.testing.assert_array_equal(again.optimizer.learning_rate, np.float32(1e-3))
+
+
+def test_a_misspelt_name_is_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Config.activation: expected 'relu' or 'tanh'.*did you mean 'relu'"):
+        Config(activation="rellu")
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
                 return checked(value, arm, where)
     elif is_config(hint) and isinstance(value, dict):
         return from_json(hint, value)
+    elif is_config(hint) and isinstance(value, hint):
+        return value  # checked when it was made; it may hold arrays, which cannot be hashed
     elif typing.get_origin(hint) is tuple and isinstance(value, (tuple, list)):
         arms = (arms[0],) * len(value) if arms[-1:] == (Ellipsis,) else arms
         if len(arms) != len(value):
