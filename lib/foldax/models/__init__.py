@@ -5,10 +5,11 @@ from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
 from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
-from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, pool_sequence, repeat
+from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
 from foldax.models.mlp import MLP
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
+from foldax.models.sequences import check_tokens, pool_sequence
 from foldax.models.transformer import Transformer
 from foldax.models.vit import MLPMixer, ViT
 
@@ -26,6 +27,7 @@ __all__ = [
     "Transformer",
     "ViT",
     "activation",
+    "check_tokens",
     "convolution",
     "generate",
     "initializer",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.initializers import Initializer, initializer
 from foldax.models.layers import Conv, Dropout, Normalization, normalization, pool
@@ -51,7 +52,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if x.ndim < 3:
-            raise ValueError(f"CNN: inputs must be images [B, H, W, C] (or [B, T, C]), got {x.shape}")
+            raise ConfigError(f"CNN: inputs must be images [B, H, W, C] (or [B, T, C]), got {x.shape}")
         sides, kernel_init = x.ndim - 2, initializer(self.kernel_init)
         if self.dtype is not None:
             x = jnp.asarray(x, self.dtype)

@@ -15,7 +15,6 @@ from foldax.errors import ConfigError
 from foldax.models.convolution import convolution
 
 Normalization = Literal["batch", "layer", "group", "rms"]
-Pooling = Literal["last", "mean", "max"]
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: convolution)
 """Flax's `nn.Conv`, with gradients that are fast in a compiled loop on the CPU; same arguments, same parameters."""
@@ -81,13 +80,13 @@ def pool(x: jax.Array, kind: Literal["max", "mean"], size: tuple[int, ...]) -> j
     The gradient of equal maxima is shared equally then, and goes to one of them otherwise.
 
     Raises:
-      ValueError: for any other kind, or a window that is larger than the image.
+      ConfigError: for any other kind, or a window that is larger than the image.
     """
     if kind not in ("max", "mean"):
-        raise ValueError(f"pool: {kind!r} is neither 'max' nor 'mean'")
+        raise ConfigError(f"pool: {kind!r} is neither 'max' nor 'mean'")
     image = x.shape[1:-1]
     if any(window > length for window, length in zip(size, image, strict=True)):
-        raise ValueError(f"pool: a window of {size} is larger than what is left of the image, {image}")
+        raise ConfigError(f"pool: a window of {size} is larger than what is left of the image, {image}")
     if any(length % window for window, length in zip(size, image, strict=True)):
         return nn.max_pool(x, size, size) if kind == "max" else nn.avg_pool(x, size, size)
     pairs = [part for window, length in zip(size, image, strict=True) for part in (length // window, window)]
@@ -128,25 +127,3 @@ def repeat(
     axes = {"params": 0, "batch_stats": 0, "cache": 0}
     loop = nn.scan(scope, variable_axes=axes, split_rngs={"params": True, "dropout": True}, length=count)
     return loop(block, name=name)(x)[0] if count else x
-
-
-def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
-    """Returns one vector `[B, D]` of every sequence `[B, T, D]`: its last step, or the mean or maximum of its steps.
-
-    Steps where `mask` `[B, T]` is 0 or False do not count; a sequence without any step gives zeros.
-
-    Raises:
-      ConfigError: for any other kind.
-    """
-    if kind not in ("last", "mean", "max"):
-        raise ConfigError(f"pooling: {kind!r} is none of None, 'last', 'mean' and 'max'")
-    real = jnp.ones(x.shape[:2], bool) if mask is None else mask != 0
-    if kind == "last":
-        index = jnp.max(jnp.where(real, jnp.arange(x.shape[1])[None, :], 0), axis=1)
-        pooled = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
-    elif kind == "mean":
-        count = jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(x.dtype)
-        pooled = jnp.where(real[..., None], x, 0).sum(axis=1) * jnp.reciprocal(count)
-    else:
-        pooled = jnp.where(real[..., None], x, jnp.finfo(x.dtype).min).max(axis=1)
-    return jnp.where(real.any(axis=1, keepdims=True), pooled, jnp.zeros((), x.dtype))

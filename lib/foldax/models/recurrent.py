@@ -6,6 +6,7 @@ the product of the state alone; Flax's cells do both, step by step.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from flax import linen as nn
 
 from foldax.errors import ConfigError, nearest
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Dropout, Pooling, pool_sequence
+from foldax.models.layers import Dropout
+from foldax.models.sequences import Pooling, check_pooling, embedded, pool_both_ways, pool_sequence, segment_starts
 
 Carry = tuple[jax.Array, ...]  # each [B, width]
+CellKind = Literal["rnn", "lstm", "gru"]
 
 
 def rnn_step(carry: Carry, projected: jax.Array, product: Callable[[jax.Array], jax.Array]) -> Carry:
@@ -51,34 +54,41 @@ CELLS: dict[str, tuple[Callable[..., Carry], int, int]] = {
 """By name: a step, its number of gates, and of arrays in its carry (the first one is the output)."""
 
 
+def cell_named(name: str) -> tuple[Callable[..., Carry], int, int]:
+    """Returns the entry of `CELLS`; ConfigError if there is none."""
+    if name not in CELLS:
+        raise ConfigError(f"cell: there is no {name!r}{nearest(str(name), CELLS)} (known: {', '.join(CELLS)})")
+    return CELLS[name]
+
+
 class RecurrentLayer(nn.Module):
     """One layer in one direction: `[B, T, C]` to `[B, T, width]` and the carry after the last step.
 
-    Parameters: "input" (a dense layer to the gates), "kernel" `[width, gates * width]` of the state, and for a GRU
-    "candidate_bias" `[width]`. An LSTM's forget gate starts with bias 1 (Jozefowicz et al., 2015).
+    Parameters: "input" (a dense layer to the gates), "kernel" `[width, gates * width]` of the state, orthogonal for
+    each gate, and for a GRU "candidate_bias" `[width]`. An LSTM's forget gate starts with bias 1 (Jozefowicz et al.,
+    2015).
 
     Attributes:
       width: of the state.
       cell: "rnn", "lstm" or "gru".
       reverse: from the last step to the first.
-      kernel_init: of the input's kernel; the state's is orthogonal.
+      kernel_init: of the input's kernel.
       dtype: type to compute in.
+      remat: computes a step's gates anew in the backward pass, and keeps the carries only.
     """
 
     width: int
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: CellKind = "lstm"
     reverse: bool = False
     kernel_init: Initializer = "glorot_uniform"
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, carry: Carry | None = None
     ) -> tuple[jax.Array, Carry]:
-        if self.cell not in CELLS:
-            raise ConfigError(f"cell: there is no {self.cell!r}{nearest(self.cell, CELLS)} (known: {', '.join(CELLS)})")
-        step, gates, states = CELLS[self.cell]
-        kernel = self.param("kernel", nn.initializers.orthogonal(), (self.width, gates * self.width))
+        step, gates, states = cell_named(self.cell)
         dense = nn.Dense(
             gates * self.width,
             dtype=self.dtype,
@@ -87,27 +97,30 @@ class RecurrentLayer(nn.Module):
             name="input",
         )
         projected = dense(x)
-        kernel = kernel.astype(projected.dtype)
-        bias = jnp.zeros((1, gates * self.width), projected.dtype)
+        kernel = self.param("kernel", _orthogonal_gates, (self.width, gates * self.width)).astype(projected.dtype)
+        bias = None
         if self.cell == "gru":
-            own = self.param("candidate_bias", nn.initializers.zeros, (self.width,))
-            bias = bias.at[0, -self.width :].set(own.astype(projected.dtype))
+            bias = self.param("candidate_bias", nn.initializers.zeros, (self.width,)).astype(projected.dtype)
+            bias = jnp.pad(bias, (2 * self.width, 0))[None, :]
         zeros = (jnp.zeros((x.shape[0], self.width), projected.dtype),) * states
         begin: Carry = zeros if carry is None else carry
+
+        def product(hidden: jax.Array) -> jax.Array:
+            return hidden @ kernel if bias is None else hidden @ kernel + bias
 
         def one(carry: Carry, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[Carry, jax.Array]:
             inputs, real, starts = now
             before = carry if starts is None else jax.tree.map(lambda c: jnp.where(starts[:, None], 0, c), carry)
-            after = step(before, inputs, lambda hidden: hidden @ kernel + bias)
+            after = step(before, inputs, product)
             if real is None:
                 return after, after[0]
             after = jax.tree.map(lambda new, old: jnp.where(real[:, None], new, old), after, carry)
             return after, jnp.where(real[:, None], after[0], 0)
 
-        real, starts = None, None
-        if mask is not None:
-            real, starts = (mask != 0).T, _starts(mask, self.reverse).T
-        end, outputs = jax.lax.scan(one, begin, (projected.swapaxes(0, 1), real, starts), reverse=self.reverse)
+        if self.remat:
+            one = jax.checkpoint(one, prevent_cse=False)
+        steps = (projected.swapaxes(0, 1), *_turned(mask, self.reverse))
+        end, outputs = jax.lax.scan(one, begin, steps, reverse=self.reverse)
         return outputs.swapaxes(0, 1), end
 
 
@@ -127,17 +140,19 @@ class Recurrent(nn.Module):
       dropout: rate before every layer but the first, and before the output; may be traced.
       kernel_init: of the inputs' kernels; the states' are orthogonal.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
+      remat: computes the gates of a step anew in the backward pass, which saves memory on long sequences.
     """
 
     features: int | None = None
     hidden: tuple[int, ...] = (128,)
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: CellKind = "lstm"
     bidirectional: bool = False
     vocabulary_size: int | None = None
     pooling: Pooling | None = None
     dropout: Any = 0.0
     kernel_init: Initializer = "glorot_uniform"
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -154,34 +169,43 @@ class Recurrent(nn.Module):
         Args:
           x: `[B, T, C]`, or int `[B, T]` with a `vocabulary_size`.
           mask: `[B, T]`; 0 or False is padding: it changes nothing, and its outputs are 0 before the last dense layer.
-            Numbers above 0 are segments of packed sequences: the carry starts anew where another one begins.
+            Numbers above 0 are segments of packed sequences: the carry starts anew where another one begins; the first
+            one goes on from the carry that was given.
           carry: one for every layer.
           train: whether dropout acts.
           decode: takes the carry from the collection "cache", and leaves it there.
 
         Raises:
-          ConfigError: tokens without a vocabulary, or a carry for both directions.
+          ConfigError: inputs that are neither tokens nor floats as announced, no layer, or a carry for both directions
+            or of another number of layers.
         """
+        if not self.hidden:
+            raise ConfigError("hidden: a recurrent network needs the width of one layer or more, got ()")
         if self.bidirectional and (decode or carry is not None):
             raise ConfigError("bidirectional: a network that reads backwards cannot go on from a carry")
+        if carry is not None and len(carry) != len(self.hidden):
+            raise ConfigError(f"carry: {len(self.hidden)} layers need one each (see initial_carry), got {len(carry)}")
+        check_pooling(self.pooling)
         given = carry
         if decode:
             ready = self.has_variable("cache", "carry")
             cache = self.variable("cache", "carry", self.initial_carry, x.shape[0])
             carry = cache.value
-        x = embedded(self, x, self.vocabulary_size, self.hidden[0])
+        x = embedded(self, x, mask, self.vocabulary_size, self.hidden[0])
+        make = functools.partial(
+            RecurrentLayer, cell=self.cell, kernel_init=self.kernel_init, dtype=self.dtype, remat=self.remat
+        )
         ends = []
         for index, width in enumerate(self.hidden):
             if index:
                 x = Dropout(self.dropout)(x, train=train)
             before = None if carry is None else carry[index]
-            layer = RecurrentLayer(width, self.cell, False, self.kernel_init, self.dtype, name=f"layer_{index}")
-            forward, end = layer(x, mask, before)
+            outputs, end = make(width, name=f"layer_{index}")(x, mask, before)
             ends.append(end)
             if self.bidirectional:
-                layer = RecurrentLayer(width, self.cell, True, self.kernel_init, self.dtype, name=f"backward_{index}")
-                forward = jnp.concatenate([forward, layer(x, mask)[0]], axis=-1)
-            x = forward
+                backward, _ = make(width, reverse=True, name=f"backward_{index}")(x, mask)
+                outputs = jnp.concatenate([outputs, backward], axis=-1)
+            x = outputs
         if decode and ready:
             cache.value = tuple(ends)
         if self.pooling is not None:
@@ -194,35 +218,8 @@ class Recurrent(nn.Module):
 
     def initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Returns the carry of `batch_size` sequences before their first step, zeros."""
-        dtype, count = self.dtype or jnp.float32, CELLS[self.cell][2]
+        dtype, count = self.dtype or jnp.float32, cell_named(self.cell)[2]
         return tuple((jnp.zeros((batch_size, width), dtype),) * count for width in self.hidden)
-
-
-def embedded(module: nn.Module, x: jax.Array, vocabulary_size: int | None, width: int) -> jax.Array:
-    """Returns tokens `[B, T]` embedded as `[B, T, width]`, and floats `[B, T, C]` as they are.
-
-    Raises:
-      ConfigError: tokens without a vocabulary, floats with one, or the wrong number of axes.
-    """
-    name = type(module).__name__
-    if jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 2:
-        if vocabulary_size is None:
-            raise ConfigError(f"{name}: tokens [B, T] need a vocabulary_size")
-        return nn.Embed(vocabulary_size, width, dtype=getattr(module, "dtype", None), name="embedding")(x)
-    if x.ndim != 3 or vocabulary_size is not None:
-        wanted = "floats [B, T, C]" if vocabulary_size is None else "integer tokens [B, T]"
-        raise ConfigError(f"{name}: inputs must be {wanted}, got {x.dtype}{list(x.shape)}")
-    return x
-
-
-def pool_both_ways(x: jax.Array, kind: Pooling, mask: jax.Array | None) -> jax.Array:
-    """Pools the outputs of both directions; the last step of the backward one is the first of the sequence."""
-    if kind != "last":
-        return pool_sequence(x, kind, mask)
-    forward, backward = jnp.split(x, 2, axis=-1)
-    flipped = None if mask is None else jnp.flip(mask, 1)
-    ends = pool_sequence(forward, kind, mask), pool_sequence(jnp.flip(backward, 1), kind, flipped)
-    return jnp.concatenate(ends, axis=-1)
 
 
 def _forget_one(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -230,13 +227,24 @@ def _forget_one(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
 
 
-def _starts(mask: jax.Array, reverse: bool) -> jax.Array:
-    """Returns where a segment `[B, T]` begins in the direction of reading; the first step goes on from the carry."""
-    segments = mask.astype(jnp.int32)
-    if reverse:
-        return jnp.flip(_starts(jnp.flip(segments, 1), False), 1)
-    steps = jnp.arange(segments.shape[1])[None, :]
-    last = jax.lax.cummax(jnp.where(segments != 0, steps, -1), axis=1)  # the last step that is no padding
-    before = jnp.concatenate([jnp.full_like(last[:, :1], -1), last[:, :-1]], axis=1)
-    previous = jnp.take_along_axis(segments, jnp.maximum(before, 0), axis=1)
-    return (segments != 0) & (before >= 0) & (segments != previous)
+def _orthogonal_gates(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Returns `[width, gates * width]`, an orthogonal matrix for every gate."""
+    width, total = shape
+    make = nn.initializers.orthogonal()
+    return jnp.concatenate([make(k, (width, width), dtype) for k in jax.random.split(key, total // width)], axis=1)
+
+
+def _turned(mask: jax.Array | None, reverse: bool) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns which steps are real, and where the carry starts anew, `[T, B]`; None where there is no such thing."""
+    if mask is None:
+        return None, None
+    if mask.dtype == bool:
+        return mask.T, None
+    starts = jnp.flip(_changes(jnp.flip(mask, 1)), 1) if reverse else _changes(mask)
+    return (mask != 0).T, starts.T
+
+
+def _changes(mask: jax.Array) -> jax.Array:
+    """Returns where a segment `[B, T]` begins that is not the first."""
+    starts = segment_starts(mask)
+    return starts & (jnp.cumsum(starts, axis=1) > 1)

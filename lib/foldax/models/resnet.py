@@ -159,6 +159,8 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if x.ndim < 3:
             raise ConfigError(f"ResNet: inputs must be images [B, H, W, C] (or [B, T, C]), got {x.shape}")
+        if self.shortcut not in ("projection", "pad"):
+            raise ConfigError(f"shortcut: {self.shortcut!r} is neither 'projection' nor 'pad'")
         kind, counts = stages(self.depth, self.stem, self.block)
         width = self.width or (16 if self.stem == "cifar" else 64)
         shared = dict(normalization=self.normalization, activation=self.activation, dtype=self.dtype)

@@ -12,8 +12,8 @@ from flax import linen as nn
 from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Dropout, Normalization, Pooling, normalization, pool_sequence, repeat
-from foldax.models.recurrent import embedded
+from foldax.models.layers import Dropout, normalization, repeat
+from foldax.models.sequences import Pooling, check_pooling, embedded, pool_sequence, same_segment, segment_positions
 
 
 class Attention(nn.Module):
@@ -23,7 +23,6 @@ class Attention(nn.Module):
       num_heads: of queries; they divide D.
       num_kv_heads: of keys and values, each shared by `num_heads / num_kv_heads` queries (Ainslie et al., 2023).
       causal: a step sees only itself and what is before it.
-      max_length: of the cache.
       use_bias: whether the projections have biases.
       kernel_init: a name of `INITIALIZERS` or a function.
       dtype: type to compute in.
@@ -32,7 +31,6 @@ class Attention(nn.Module):
     num_heads: int
     num_kv_heads: int | None = None
     causal: bool = False
-    max_length: int = 1024
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: Any = None
@@ -52,14 +50,17 @@ class Attention(nn.Module):
         Args:
           x: `[B, T, D]`.
           context: what is attended to, `[B, S, D]`; `x` itself if None.
-          mask: bool `[B, T, S]`, who may see whom; None: all.
+          mask: bool `[B, T, S]` (or `[B, 1, S]`), who may see whom; None: all. An empty context gives zeros.
           angles: of the rotary positions, `[B, T, D / num_heads / 2]`; None: no rotation.
           decode: appends keys and values to the collection "cache", and attends to all that is there.
+
+        Raises:
+          ConfigError: the heads do not divide.
         """
         width, kv_heads = x.shape[-1], self.num_kv_heads or self.num_heads
         if width % self.num_heads or self.num_heads % kv_heads:
             raise ConfigError(
-                f"num_heads: {self.num_heads} must divide the width, {width}; num_kv_heads, {kv_heads}, must divide it"
+                f"num_heads: {self.num_heads} must divide the width, {width}; num_kv_heads: {kv_heads} must divide them"
             )
         size, source = width // self.num_heads, x if context is None else context
         dense = functools.partial(
@@ -75,22 +76,25 @@ class Attention(nn.Module):
         mask = None if mask is None else mask[:, None]
         causal = self.causal and context is None and not decode
         outputs = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+        if mask is not None and context is not None:
+            outputs = jnp.where(mask.any(axis=-1)[:, 0, :, None, None], outputs, 0)
         return dense(width, name="output")(outputs.reshape(*x.shape[:2], width))
 
     def _cached(self, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Appends to the cache, and returns all of it with who may see what, `[1, T, max_length]`."""
-        batch, length, heads, size = key.shape
+        """Appends to the cache, and returns all of it with who may see what, `[1, T, S]`.
+
+        It has room for as many steps, S, as the inputs had with which it was initialised (as in Flax's attention).
+        """
         ready = self.has_variable("cache", "key")
-        shape = (batch, self.max_length, heads, size)
-        keys = self.variable("cache", "key", jnp.zeros, shape, key.dtype)
-        values = self.variable("cache", "value", jnp.zeros, shape, value.dtype)
+        keys = self.variable("cache", "key", jnp.zeros, key.shape, key.dtype)
+        values = self.variable("cache", "value", jnp.zeros, value.shape, value.dtype)
         index = self.variable("cache", "index", jnp.zeros, (), jnp.int32)
-        start = index.value
+        start, length = index.value, key.shape[1]
         if ready:
             keys.value = jax.lax.dynamic_update_slice_in_dim(keys.value, key, start, axis=1)
             values.value = jax.lax.dynamic_update_slice_in_dim(values.value, value, start, axis=1)
             index.value = start + length
-        seen = jnp.arange(self.max_length)[None, :] <= start + jnp.arange(length)[:, None]
+        seen = jnp.arange(keys.value.shape[1])[None, :] <= start + jnp.arange(length)[:, None]
         return keys.value, values.value, seen[None]
 
 
@@ -100,6 +104,7 @@ class Block(nn.Module):
     Attributes:
       num_heads: see `Attention`, as the others that are not named here.
       mlp_width: of the hidden dense layer; None: four times the width.
+      gated: multiplies the hidden layer by another one (Shazeer, 2020).
       cross_attention: whether it attends to a context too.
       activation: of the hidden dense layer.
       dropout: rate after attention and dense layers, on what is added; may be traced.
@@ -109,12 +114,12 @@ class Block(nn.Module):
     num_heads: int
     num_kv_heads: int | None = None
     mlp_width: int | None = None
+    gated: bool = False
     causal: bool = False
     cross_attention: bool = False
-    max_length: int = 1024
     activation: Activation = "gelu"
     dropout: Any = 0.0
-    normalization: Normalization = "layer"
+    normalization: Literal["layer", "rms"] = "layer"
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: Any = None
@@ -133,8 +138,8 @@ class Block(nn.Module):
     ) -> jax.Array:
         width = x.shape[-1]
         init = initializer(self.kernel_init)
-        attend = functools.partial(Attention, self.num_heads, self.num_kv_heads, max_length=self.max_length)
-        attend = functools.partial(attend, use_bias=self.use_bias, kernel_init=self.kernel_init, dtype=self.dtype)
+        attend = functools.partial(Attention, self.num_heads, self.num_kv_heads, use_bias=self.use_bias)
+        attend = functools.partial(attend, kernel_init=self.kernel_init, dtype=self.dtype)
         dense = functools.partial(nn.Dense, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
 
         def normalized(x: jax.Array) -> jax.Array:
@@ -148,8 +153,17 @@ class Block(nn.Module):
         if self.cross_attention:
             attention = attend(name="cross_attention")
             x = add(x, attention(normalized(x), context, mask=context_mask))
-        hidden = dense(self.mlp_width or 4 * width, name="mlp_in")(normalized(x))
-        return add(x, dense(width, name="mlp_out")(activation(self.activation)(hidden)))
+        hidden_width = self.mlp_width or 4 * width
+        y = normalized(x)
+        hidden = activation(self.activation)(dense(hidden_width, name="mlp_in")(y))
+        if self.gated:
+            hidden = hidden * dense(hidden_width, name="mlp_gate")(y)
+        return add(x, dense(width, name="mlp_out")(hidden))
+
+
+SHARED: tuple[str, ...] = ("num_heads", "num_kv_heads", "mlp_width", "gated", "causal", "cross_attention")
+SHARED += ("activation", "dropout", "normalization", "use_bias", "kernel_init", "dtype")
+"""Settings of a Transformer that are its blocks' too."""
 
 
 class Transformer(nn.Module):
@@ -166,10 +180,11 @@ class Transformer(nn.Module):
       num_heads: of the queries; they divide the width.
       num_kv_heads: of keys and values, shared by groups of queries; None: as many as `num_heads`.
       mlp_width: of the hidden dense layers; None: four times the width.
+      gated: multiplies the hidden dense layers by others: SwiGLU with activation "silu" (Shazeer, 2020).
       causal: a step sees only itself and what is before it.
       cross_attention: whether the blocks attend to a `context` too.
       positions: "rotary" (Su et al., 2021), "learned", or None.
-      max_length: longest sequence with learned positions, and of the cache.
+      max_length: of a sequence; learned positions have as many parameters.
       pooling: "last", "mean" or "max" over time, or None: an output for every step.
       tie_embeddings: the output layer is the transposed embedding (Press & Wolf, 2017); `features` is the vocabulary.
       activation: of the hidden dense layers: a name of `ACTIVATIONS` or a function.
@@ -189,6 +204,7 @@ class Transformer(nn.Module):
     num_heads: int = 4
     num_kv_heads: int | None = None
     mlp_width: int | None = None
+    gated: bool = False
     causal: bool = False
     cross_attention: bool = False
     positions: Literal["rotary", "learned"] | None = "rotary"
@@ -197,7 +213,7 @@ class Transformer(nn.Module):
     tie_embeddings: bool = False
     activation: Activation = "gelu"
     dropout: Any = 0.0
-    normalization: Normalization = "layer"
+    normalization: Literal["layer", "rms"] = "layer"
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: Any = None
@@ -221,43 +237,52 @@ class Transformer(nn.Module):
           x: `[B, T, C]`, or int `[B, T]` with a `vocabulary_size`.
           mask: `[B, T]`; 0 or False is padding, which no step sees. Numbers above 0 are segments of packed sequences,
             which do not see each other and whose positions each start at 0.
-          context: `[B, S, width]`, for cross-attention.
+          context: `[B, S, C]`, for cross-attention.
           context_mask: `[B, S]`, 0 or False where the context is padding.
           train: whether dropout acts.
-          decode: `x` follows what is in the collection "cache"; without a mask.
+          decode: `x` follows what is in the collection "cache", without a mask. Initialised with `decode=True`, the
+            cache has room for as many steps as those inputs; whoever appends more gets wrong outputs.
 
         Raises:
-          ConfigError: inputs that are neither tokens nor floats as announced, a sequence longer than `max_length` where
-            that matters, a cache without `causal`, or a context missing.
+          ConfigError: inputs that are neither tokens nor floats as announced, a sequence longer than `max_length`, a
+            cache without `causal`, a context missing, or settings that do not fit each other.
         """
-        self._check(x, mask, context, decode)
-        tokens = x
-        x = embedded(self, x, self.vocabulary_size, self.width)
-        if self.vocabulary_size is None:
-            x = nn.Dense(self.width, dtype=self.dtype, name="input")(x)
-        x, positions = jnp.asarray(x, self.dtype), self._positions(tokens, mask, decode)
-        if self.positions == "learned":
-            x = x + nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")(positions)
-        x = Dropout(self.dropout)(x, train=train)
-        size = self.width // self.num_heads
+        check_settings(self)
+        hidden, positions = self._entrance(x, mask, train, decode)
+        self._check_inputs(x, mask, context, context_mask, decode)
+        if context is not None and context_mask is not None:
+            context = jnp.where((context_mask != 0)[..., None], context, 0)  # padding may be anything, NaN too
         inside = dict(
-            mask=None if mask is None else sees(mask, mask),
-            angles=rotary_angles(positions, size) if self.positions == "rotary" else None,
+            mask=None if mask is None else same_segment(mask, mask),
+            angles=rotary_angles(positions, self.width // self.num_heads) if self.positions == "rotary" else None,
             context=context,
             context_mask=None if context_mask is None else (context_mask != 0)[:, None, :],
         )
-        shared = ("num_heads", "num_kv_heads", "mlp_width", "causal", "cross_attention", "max_length", "activation")
-        more = ("dropout", "normalization", "use_bias", "kernel_init", "dtype")
-        options = {name: getattr(self, name) for name in shared + more}
-        x = repeat(
+        options = {name: getattr(self, name) for name in SHARED}
+        hidden = repeat(
             lambda x: Block(**options)(x, train=train, decode=decode, **inside),
-            x,
+            hidden,
             self.depth,
             scan=self.scan_layers,
             remat=self.remat,
             name="blocks",
         )
-        x = normalization(self.normalization, self.width, train, self.dtype)(x)
+        return self._exit(normalization(self.normalization, self.width, train, self.dtype)(hidden), mask)
+
+    def _entrance(self, x: jax.Array, mask: jax.Array | None, train: bool, decode: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns what the first block gets, `[B, T, width]`, and the positions, `[B, T]` or `[1, T]`."""
+        hidden = embedded(self, x, mask, self.vocabulary_size, self.width)
+        if x.shape[1] > self.max_length:
+            raise ConfigError(f"Transformer: {x.shape[1]} steps are more than its max_length, {self.max_length}")
+        if self.vocabulary_size is None:
+            hidden = nn.Dense(self.width, dtype=self.dtype, name="input")(hidden)
+        positions = self._positions(x, mask, decode)
+        if self.positions == "learned":
+            hidden = hidden + nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")(positions)
+        return Dropout(self.dropout)(hidden, train=train), positions
+
+    def _exit(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Returns the outputs of what the last block gave."""
         if self.pooling is not None:
             x = pool_sequence(x, self.pooling, mask)
         if self.tie_embeddings:
@@ -266,26 +291,32 @@ class Transformer(nn.Module):
             x = nn.Dense(self.features, dtype=self.dtype, name="output")(x)
         return x.astype(jnp.float32)
 
-    def _check(self, x: jax.Array, mask: jax.Array | None, context: jax.Array | None, decode: bool) -> None:
-        if self.positions not in ("rotary", "learned", None):
-            raise ConfigError(f"positions: {self.positions!r} is none of None, 'rotary' and 'learned'")
-        if self.width % self.num_heads or (self.positions == "rotary" and self.width // self.num_heads % 2):
-            raise ConfigError(f"num_heads: {self.num_heads} heads must share the width, {self.width}, in even parts")
-        if (self.positions == "learned" or decode) and x.shape[1] > self.max_length:
-            raise ConfigError(
-                f"the sequence is {x.shape[1]} steps long, but the model's max_length is {self.max_length}"
-            )
+    def _check_inputs(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        context: jax.Array | None,
+        context_mask: jax.Array | None,
+        decode: bool,
+    ) -> None:
         if decode and (not self.causal or mask is not None):
-            raise ConfigError("decode: needs a causal model, and sequences without a mask")
+            raise ConfigError("Transformer: decode needs a causal model, and sequences without a mask")
         if self.cross_attention != (context is not None):
+            said = "needs" if self.cross_attention else "takes no"
+            raise ConfigError(f"Transformer: with cross_attention={self.cross_attention} it {said} context")
+        if context is None:
+            return
+        if context.ndim != 3 or len(context) != len(x):
+            raise ConfigError(f"Transformer: the context must be [{len(x)}, S, C], got {list(context.shape)}")
+        if context_mask is not None and context_mask.shape != context.shape[:2]:
             raise ConfigError(
-                f"context: {'missing' if self.cross_attention else 'given'}, with {self.cross_attention=}"
+                f"Transformer: the context's mask must be {list(context.shape[:2])}, got {list(context_mask.shape)}"
             )
-        if self.tie_embeddings and self.features not in (None, self.vocabulary_size):
-            raise ConfigError(f"tie_embeddings: {self.features=} must be {self.vocabulary_size=}")
 
     def _positions(self, x: jax.Array, mask: jax.Array | None, decode: bool) -> jax.Array:
         """Returns the position of every step in its segment, `[B, T]` or `[1, T]`."""
+        if mask is not None:
+            return segment_positions(mask)
         steps = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
         if decode:
             ready = self.has_variable("cache", "position")
@@ -293,17 +324,24 @@ class Transformer(nn.Module):
             steps = steps + position.value
             if ready:
                 position.value = position.value + x.shape[1]
-        if mask is None:
-            return steps
-        segments = mask.astype(jnp.int32)
-        changed = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
-        return steps - jax.lax.cummax(jnp.where(changed, steps, 0), axis=1)
+        return steps
 
 
-def sees(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns bool `[B, T, S]`: steps of the same segment see each other, and nobody sees padding (0)."""
-    query, key = query.astype(jnp.int32)[:, :, None], key.astype(jnp.int32)[:, None, :]
-    return (query == key) & (key != 0)
+def check_settings(model: Transformer) -> None:
+    """Raises a ConfigError where a Transformer's settings do not fit each other."""
+    if model.positions not in ("rotary", "learned", None):
+        raise ConfigError(f"positions: {model.positions!r} is none of None, 'rotary' and 'learned'")
+    if model.normalization not in ("layer", "rms"):  # the others mix steps, padding too
+        raise ConfigError(f"normalization: {model.normalization!r} is neither 'layer' nor 'rms'")
+    check_pooling(model.pooling)
+    if model.width % model.num_heads:
+        raise ConfigError(f"num_heads: {model.num_heads} must divide the width, {model.width}")
+    if model.positions == "rotary" and model.width // model.num_heads % 2:
+        raise ConfigError(f"num_heads: rotary positions turn pairs, but {model.width} / {model.num_heads} is odd")
+    if model.tie_embeddings and (model.vocabulary_size is None or model.features not in (None, model.vocabulary_size)):
+        raise ConfigError(
+            f"tie_embeddings: {model.features} features must be the vocabulary's size, {model.vocabulary_size}"
+        )
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float = 10_000.0) -> jax.Array:
