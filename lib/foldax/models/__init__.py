@@ -3,10 +3,12 @@
 from foldax.models.activations import ACTIVATIONS, activation
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
+from foldax.models.fcn import FCN
 from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
 from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
 from foldax.models.mlp import MLP
+from foldax.models.patches import Patched
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
 from foldax.models.sequences import check_tokens, pool_sequence
@@ -16,12 +18,14 @@ from foldax.models.vit import MLPMixer, ViT
 __all__ = [
     "ACTIVATIONS",
     "CNN",
+    "FCN",
     "INITIALIZERS",
     "MLP",
     "Conv",
     "ConvTranspose",
     "Dropout",
     "MLPMixer",
+    "Patched",
     "Recurrent",
     "ResNet",
     "Transformer",
