@@ -22,9 +22,11 @@ from foldax.train.search import PBT, Halving
 from foldax.train.space import Range
 
 if TYPE_CHECKING:
-    from foldax import data, laws, learners, models, optim
+    from foldax import augment, data, laws, learners, models, optim
     from foldax.cli import run_experiment as main
-    from foldax.runs import plots
+    from foldax.runs import plots, transfer
+    from foldax.runs.export import export
+    from foldax.runs.saved import load_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,14 +43,17 @@ __all__ = [
     "Slurm",
     "Sweep",
     "Training",
+    "augment",
     "config",
     "config_hash",
     "data",
     "driver",
+    "export",
     "from_json",
     "laws",
     "learners",
     "load_experiment",
+    "load_run",
     "main",
     "models",
     "optim",
@@ -57,16 +62,21 @@ __all__ = [
     "sweep",
     "to_json",
     "train",
+    "transfer",
 ]
 
 _LAZY = {
+    "augment": ("foldax.augment", None),
     "data": ("foldax.data", None),
+    "export": ("foldax.runs.export", "export"),
     "laws": ("foldax.laws", None),
     "learners": ("foldax.learners", None),
+    "load_run": ("foldax.runs.saved", "load_run"),
     "main": ("foldax.cli", "run_experiment"),
     "models": ("foldax.models", None),
     "optim": ("foldax.optim", None),
     "plots": ("foldax.runs.plots", None),
+    "transfer": ("foldax.runs.transfer", None),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `foldax list | run | sweep | resume | reproduce | show | report | check | new`."""
+"""The command line: `foldax run`, `sweep`, `resume`, `show`, `export`, ...; `foldax --help` lists all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _guarded(command: Callable[[], int]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="foldax", description="Train, sweep, resume, reproduce and check experiments."
+        prog="foldax", description="Train, sweep, resume, reproduce, check and use experiments."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -83,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     add("report", _report, "write a sweep's page: curves, effects of fields, a table of all members", "SWEEP_DIR")
     swept = add("sweep", _sweep, "train with every combination of some values, and several seeds", "FILE")
     swept.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
+    says = add("predict", _predict, "print what a run predicts: classes with probabilities, or numbers", "RUN_DIR")
+    says.add_argument("input", metavar="INPUT", help="test or validation, or a .npy .npz .csv .json .png .jpg file")
+    says.add_argument("--out", type=Path, metavar="FILE", help="write it too: .npy .npz (as predicted) .csv .json")
+    out = add("export", _export, "write a run's parameters, and a program that predicts without foldax", "RUN_DIR")
+    out.add_argument("--out", type=Path, metavar="DIR", help="default: export in the run folder")
+    out.add_argument("--batch-size", metavar="N", help="examples a call, or `symbolic`: any (default, if possible)")
+    out.add_argument("--platforms", nargs="+", metavar="NAME", help="of cpu, cuda, rocm, tpu (default: cpu cuda tpu)")
+    out.add_argument("--shape", nargs="+", metavar="N", help="of one input, if not the dataset's; a name is any length")
+    out.epilog = "DIR gets params.safetensors, predict.jax, signature.json and example.py, which predicts with them."
     check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
@@ -172,6 +181,27 @@ def _show(command: argparse.Namespace, rest: list[str]) -> int:
 
     _no_more(rest)
     (summary.show if summary.is_sweep(command.run_dir) else show)(command.run_dir)
+    return 0
+
+
+def _predict(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.predict import predict
+
+    _no_more(rest)
+    predict(command.run_dir, command.input, command.out)
+    return 0
+
+
+def _export(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.export import PLATFORMS, export
+
+    def number(text: str) -> int | str:
+        return int(text) if text.isdigit() else text
+
+    _no_more(rest)
+    size = None if command.batch_size is None else number(command.batch_size)
+    shape = None if command.shape is None else [number(text) for text in command.shape]
+    export(command.run_dir, command.out, batch_size=size, platforms=command.platforms or PLATFORMS, shape=shape)
     return 0
 
 

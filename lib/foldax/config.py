@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from typing import Any, Literal, TypeVar, dataclass_transform
@@ -230,6 +231,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         if len(arms) != len(value):
             raise ConfigError(f"{where}: expected {len(arms)} values, got {len(value)} in {value!r}")
         return tuple(checked(item, arm, f"{where}[{i}]") for i, (item, arm) in enumerate(zip(value, arms)))
+    elif hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif hint is float and isinstance(value, (int, float, np.number, jax.Array)) and not isinstance(value, bool):
         return value if isinstance(value, jax.Array) else float(value)  # an array inside a traced program
     elif _fits(value, hint):
@@ -284,6 +287,8 @@ class Training:
     """Stop after this many evaluations without a new best; None: never."""
     keep: Literal["best", "last"] = driver("best")
     """Which state is tested and returned: that of the best evaluation, or the last one."""
+    init_from: str | None = driver(None)
+    """Run folder, or .safetensors file, whose parameters the run starts from, matched by path and shape."""
     devices: int = driver(1)
     """Number of devices that share each batch (data parallelism)."""
     dispatch: Literal["loop", "step"] = driver("loop")

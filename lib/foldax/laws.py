@@ -22,6 +22,7 @@ from foldax.config import kinds
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.learner import Average
+from foldax.runs import transfer
 from foldax.train import driver, programs
 from foldax.train import fold as folds
 from foldax.train.checkpoint import Checkpoints, flat, to_host
@@ -46,7 +47,7 @@ class Subject(NamedTuple):
     def begin(self, **changes: Any) -> driver.Run:
         """Returns a run before its first step, with some fields of the config changed."""
         config = dataclasses.replace(self.config, **changes)
-        return driver.begin(self.experiment, config, driver.Hooks(), self.dataset)
+        return driver.begin(self.experiment, config, _hooks(config), self.dataset)
 
 
 def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> Subject:
@@ -106,7 +107,7 @@ def sweep(subject: Subject) -> str | None:
 
     def work(member: Member, device: jax.Device) -> None:
         dataset = None if member.dataset is None else member.dataset.to(device)
-        run = lanes.begin(member._replace(dataset=dataset), device, driver.Hooks())
+        run = lanes.begin(member._replace(dataset=dataset), device, _hooks(config))
         with contextlib.closing(run.blocks):
             lanes.fold(member, run, device, driver.Hooks(), STEPS)
         exact[member.number] = to_host(run.fold.state)
@@ -118,7 +119,7 @@ def sweep(subject: Subject) -> str | None:
         _same_bits(to_host(lone.fold.state), exact[number], what, why)
     if alone[0].block.end is not None:
         return "its members have the bits of lone runs; side by side they cannot be, because this dataset streams"
-    together = Together(subject.experiment, members, jax.devices())
+    together = Together(subject.experiment, members, jax.devices(), _hooks(config).initial)
     together.fold(driver.Hooks(), STEPS)
     for number, lone in enumerate(alone):
         for name, value in lone.history[-1].items():
@@ -133,7 +134,7 @@ def sweep(subject: Subject) -> str | None:
 
 def _alone(subject: Subject, config: Any) -> driver.Run:
     """Returns a lone run after the laws' steps."""
-    run = driver.begin(subject.experiment, config, driver.Hooks(), subject.dataset)
+    run = driver.begin(subject.experiment, config, _hooks(config), subject.dataset)
     with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
         driver.fold_all(run, driver.Hooks(), STEPS)
     return run
@@ -252,6 +253,11 @@ def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
     if ratio > 1.3:
         return f"--dispatch step would be {ratio:.1f} times as fast here (a native convolution in a loop on the CPU?)"
     return None
+
+
+def _hooks(config: Any) -> driver.Hooks:
+    """Returns what the driver is to do beside the learner: start from other parameters, if the config says so."""
+    return driver.Hooks(initial=transfer.starting(transfer.begins(config)))
 
 
 def _fold(run: driver.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:

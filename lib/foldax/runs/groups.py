@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from foldax.experiment import Experiment
+from foldax.runs import folder, transfer
 from foldax.runs.members import MemberCheckpoints, Records
 from foldax.runs.plan import Group, Plan
 from foldax.runs.train import warn
@@ -36,9 +37,17 @@ def fold_groups(experiment: Experiment, made: Plan, watch: Watch) -> None:
 class Watch:
     """What members tell while they run: outcomes are recorded, steps are shown, checkpoints are kept."""
 
-    def __init__(self, path: Path | None, records: Records, progress: Any, interrupted: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        records: Records,
+        progress: Any,
+        interrupted: Callable[[], bool],
+        show: Callable[[transfer.Match], None] = lambda found: None,
+    ) -> None:
         self.records, self.interrupted = records, interrupted
-        self._path, self._progress = path, progress
+        self._path, self._progress, self._show, self._shown = path, progress, show, set[Any]()
+        self._source = functools.cache(self._read)
         self._steps = {number: found.steps for number, found in records.outcomes.items()}
 
     def step(self, number: int, step: int) -> None:
@@ -50,11 +59,33 @@ class Watch:
         self._steps.update(dict.fromkeys(numbers, step))
         self._progress.step(sum(list(self._steps.values())))
 
+    def initial(self, config: Any) -> Callable[[Any], Any] | None:
+        """Returns `Hooks.initial` of a member; what fitted is told once for all members that are alike in it."""
+        if config.init_from is None:
+            return None
+
+        def tell(found: transfer.Match) -> None:
+            key = found.source.facts["path"], found.rows
+            if key not in self._shown:
+                self._shown.add(key)
+                self._show(found)
+
+        return transfer.starting(functools.partial(self._source, config.init_from), tell)
+
+    def _read(self, path: str) -> transfer.Source:
+        found = transfer.read(path)
+        known = [] if self._path is None else folder.read_json(self._path / "sweep.json").get("init_from", [])
+        for facts in known:
+            if facts["path"] == found.facts["path"]:
+                transfer.check_same(found, facts)
+        return found
+
     @contextlib.contextmanager
     def hooks(self, members: Sequence[Member]) -> Iterator[Hooks]:
         """Gives the driver's hooks for a member, or for several side by side."""
         numbers = [member.number for member in members]
-        hooks = Hooks(progress=functools.partial(self.steps, numbers), interrupted=self.interrupted)
+        steps, initial = functools.partial(self.steps, numbers), self.initial(members[0].config)
+        hooks = Hooks(progress=steps, interrupted=self.interrupted, initial=initial)
         if self._path is None:
             yield hooks
             return

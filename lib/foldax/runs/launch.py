@@ -179,13 +179,19 @@ def jobs(
                 "slice": some[0].number,
                 "file": str(file),
                 "source": file.read_text(),
-                "members": [(member.number, to_json(member.config)) for member in some],
+                "members": [(member.number, _plain(member.config)) for member in some],
                 "group": group.members[0].group,
                 "way": group.way,
                 "at_once": min(cpus, group.at_once) if group.way == "exact" else len(some),
                 "devices": cpus,
                 "folder": None if path is None else str(path.resolve()),
             }
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Returns a config as JSON values, its one path such that a worker finds it from its own working directory."""
+    values = to_json(config)
+    return values | ({"init_from": str(Path(config.init_from).resolve())} if config.init_from else {})
 
 
 def take(event: Event, job: dict[str, Any], data: dict[int, str | None], watch: Watch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file
-from foldax.runs import folder
+from foldax.runs import folder, transfer
 from foldax.runs.members import read_lines
 from foldax.runs.progress import Progress
 from foldax.runs.train import as_json
@@ -30,7 +30,8 @@ def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
         raise RunError(f"{path} is not finished; `foldax resume {path}` goes on with it")
     before, made = folder.read_json(path / "result.json"), folder.read_json(path / "manifest.json")
     same_log = config.log_every == folder.read_json(path / "config.json")["log_every"]
-    return _again(path.name, before, made, experiment, config, same_log)
+    source = transfer.begins(config, facts=made.get("init_from"))
+    return _again(path.name, before, made, experiment, config, same_log, source)
 
 
 def reproduce_member(path: Path, number: int | None) -> bool:
@@ -55,16 +56,26 @@ def reproduce_member(path: Path, number: int | None) -> bool:
     if any(group["way"] == "fast" for group in facts.get("groups", [])):
         print("note: members of a fast sweep agree with lone runs to rounding at first, then drift")
     before |= {"tested": "last" if before["best_step"] is None else "best", **before["metrics"]}
-    return _again(f"{path.name}, member {number}", before, facts, experiment, configs[number], same_log=True)
+    known = {one["path"]: one for one in facts.get("init_from", [])}
+    source = transfer.begins(configs[number], facts=known.get(str(Path(configs[number].init_from or "").resolve())))
+    name = f"{path.name}, member {number}"
+    return _again(name, before, facts, experiment, configs[number], same_log=True, source=source)
 
 
 def _again(
-    name: str, before: dict[str, Any], made: dict[str, Any], experiment: Experiment, config: Any, same_log: bool
+    name: str,
+    before: dict[str, Any],
+    made: dict[str, Any],
+    experiment: Experiment,
+    config: Any,
+    same_log: bool,
+    source: Any,
 ) -> bool:
     for note in _changes(made, folder.manifest(experiment, config), experiment):
         print(f"note: {note}")
     with contextlib.closing(Progress(f"{name}, again", config.steps)) as progress:
-        after = as_json(fit(experiment, config, Hooks(progress=progress.step)))
+        hooks = Hooks(progress=progress.step, initial=transfer.starting(source))
+        after = as_json(fit(experiment, config, hooks))
     same = True
     for key in ["steps", "tested", "best_step", "validation", "test", "state_sha256", *(["train"] if same_log else [])]:
         old, new = _flat(key, before.get(key)), _flat(key, after.get(key))

@@ -90,7 +90,7 @@ def fold_population(
         kept = None if path is None else MemberCheckpoints(path / "members" / "population", warn)
         if kept is not None:
             stack.enter_context(contextlib.closing(kept))
-        population = Population(members, lanes, on_device, watch.step, kept)
+        population = Population(members, lanes, on_device, watch.step, kept, watch.initial)
         population.restore()
         numbers = [member.number for member in members]
         if isinstance(search, Halving):

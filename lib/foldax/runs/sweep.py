@@ -15,7 +15,7 @@ import jax
 from foldax.config import as_plain, to_json
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
-from foldax.runs import folder, hosts, tables
+from foldax.runs import folder, hosts, tables, transfer
 from foldax.runs.groups import Watch, fold_groups
 from foldax.runs.launch import check_launcher, launch
 from foldax.runs.members import Records
@@ -126,7 +126,7 @@ def sweep(
     hosts.check(search, launcher)
     planned = Planner(experiment, config, seeds, way, members_at_once)
     made = planned(checked, [] if isinstance(search, Optuna) else points(checked, samples, config.seed))
-    asked = {
+    asked: dict[str, Any] = {
         "search": "grid" if samples is None else "random",
         "space": {
             name: str(values) if isinstance(values, Range) else as_plain(values) for name, values in checked.items()
@@ -141,6 +141,7 @@ def sweep(
         asked |= {"search": type(search).__name__.lower(), "search_options": search._asdict() | {"sampler": None}}
     if launcher is not None:
         asked |= {"launcher": type(launcher).__name__.lower(), "launcher_options": launcher._asdict()}
+    asked |= {"init_from": sources(config, checked)} if not resume else {}
     if not save:
         return _run(None, experiment, config, checked, made, planned, search, launcher, verbose)
     path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
@@ -157,6 +158,16 @@ def sweep(
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.write_json(path / "sweep.json", folder.read_json(path / "sweep.json") | {"status": status})
             raise
+
+
+def sources(config: Any, space: Space) -> list[dict[str, Any]]:
+    """Returns the facts of all parameters that members start from; what cannot be read is said before any begins.
+
+    Raises:
+      RunError: see `transfer.read`.
+    """
+    named: Any = space.get("init_from", [config.init_from])
+    return [transfer.read(path).facts for path in named if path is not None]
 
 
 def _open(path: Path, experiment: Experiment, config: Any, asked: dict[str, Any], resume: bool) -> None:
@@ -200,7 +211,7 @@ def _run(
         signals() as interrupted,
     ):
         before = set(records.outcomes)
-        watch = Watch(path, records, progress, interrupted)
+        watch = Watch(path, records, progress, interrupted, transfer.show if verbose else lambda found: None)
 
         def fold(made: Plan) -> None:
             if launcher is None:
@@ -299,8 +310,9 @@ def frames(made: Plan, outcomes: dict[int, Outcome]) -> tuple[Any, Any]:
             ]
     results = pandas.DataFrame(rows)
     for name in made.configs and flat_values(made.configs[0]):
-        if len(results) and len({type(value) for value in results[name] if value is not None}) > 1:
-            results[name] = [None if value is None else str(value) for value in results[name]]  # one type a column
+        if len(results) and len({type(value) for value in results[name].dropna()}) > 1:
+            missing = results[name].isna()
+            results[name] = [None if none else str(x) for x, none in zip(results[name], missing)]  # one type a column
     if len(results):
         results["best_step"] = results["best_step"].astype("Int64")
     return results, pandas.DataFrame(points, columns=["member", "step", "split", "metric", "value"])

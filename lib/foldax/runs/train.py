@@ -14,7 +14,7 @@ from typing import Any
 
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
-from foldax.runs import folder, tables
+from foldax.runs import folder, tables, transfer
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.train import programs
@@ -31,6 +31,7 @@ def train(
     resume: bool = False,
     save: bool = True,
     dataset: Any = None,
+    initial: Any = None,
     verbose: bool = True,
 ) -> Result:
     """Trains, evaluates and tests an experiment, and keeps a record of it in a run folder.
@@ -42,6 +43,8 @@ def train(
       resume: go on from the newest checkpoint in `run_dir`.
       save: without it nothing is written to disk, and figures are not made.
       dataset: the data, if it is loaded already.
+      initial: parameters to start from, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by
+        path, a run folder, or what `foldax.transfer.renamed` made of one. Matched by path and shape.
       verbose: whether to show progress and tables.
 
     Returns:
@@ -49,13 +52,18 @@ def train(
 
     Raises:
       FoldaxError: see `foldax.train.driver.fit`; `Interrupted` after SIGINT or SIGTERM, when all is saved;
-        `RunError` if the folder is locked, another experiment's, or cannot be written.
+        `RunError` if the folder is locked, another experiment's, or cannot be written, or if no parameter to start
+        from fits the model.
     """
     config = experiment.config() if config is None else config
+    facts = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
+    source = transfer.begins(config, initial, facts)
+    if source is not None and not resume:
+        source()  # what cannot be read is said before a folder is made
     progress = Progress(experiment_name(experiment), config.steps, verbose)
     if not save:
         with contextlib.closing(progress), signals() as interrupted:
-            return fit(experiment, config, _hooks(progress, interrupted), dataset)
+            return fit(experiment, config, _hooks(progress, interrupted, source, verbose=verbose), dataset)
     if resume and run_dir is None:
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
     path = Path(run_dir) if run_dir is not None else folder.new_run_dir(experiment, config)
@@ -65,8 +73,10 @@ def train(
             folder.amend_manifest(path, status="running", ended=None)
         else:
             folder.create(path, experiment, config)
+            if source is not None:
+                folder.amend_manifest(path, init_from=source().facts)
         try:
-            return _train_in(path, experiment, config, dataset, progress, verbose)
+            return _train_in(path, experiment, config, dataset, source, progress, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
@@ -75,14 +85,14 @@ def train(
 
 
 def _train_in(
-    path: Path, experiment: Experiment, config: Any, dataset: Any, progress: Progress, verbose: bool
+    path: Path, experiment: Experiment, config: Any, dataset: Any, source: Any, progress: Progress, verbose: bool
 ) -> Result:
     with (
         contextlib.closing(Log(path)) as log,
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
         signals() as interrupted,
     ):
-        hooks = _hooks(progress, interrupted, log, checkpoints, path, verbose, config)
+        hooks = _hooks(progress, interrupted, source, log, checkpoints, path, verbose, config)
         result = fit(experiment, config, hooks, dataset)
     if result.status == "interrupted":
         raise Interrupted(
@@ -106,6 +116,7 @@ def warn(message: str) -> None:
 def _hooks(
     progress: Progress,
     interrupted: Any,
+    source: Any = None,
     log: Log | None = None,
     checkpoints: Checkpoints | None = None,
     path: Path | None = None,
@@ -123,9 +134,17 @@ def _hooks(
         if verbose:
             _print(tables.summary(run))
 
+    def tell(found: transfer.Match) -> None:
+        if path is not None:
+            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in transfer.HOWS})
+        if verbose:
+            transfer.show(found)
+
     profile = path / "profile" if path is not None and config.profile else None
     rewind = log.rewind if log is not None else lambda step: []
-    return Hooks(write, progress.step, interrupted, rewind, ready, checkpoints, profile)
+    return Hooks(
+        write, progress.step, interrupted, rewind, ready, transfer.starting(source, tell), checkpoints, profile
+    )
 
 
 @contextlib.contextmanager

@@ -197,6 +197,47 @@ class Checkpoints:
         return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {state}")
 
 
+def read(folder: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Reads some arrays of somebody's newest whole checkpoint, and changes nothing there; None if there is none at all.
+
+    Args:
+      folder: the checkpoints of a run.
+      wanted: of a path, as `0.state.params.Dense_0.kernel`: "0" is the fold, "1" the best state so far.
+
+    Returns:
+      `(arrays by path, meta)`; arrays without elements are left out.
+
+    Raises:
+      RunError: checkpoints are there but none can be read.
+    """
+    import orbax.checkpoint as ocp
+
+    if not folder.is_dir():
+        return None
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _silence_late_reads()
+    args, options = ocp.args, ocp.CheckpointManagerOptions(read_only=True)
+    handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    reasons: list[str] = []
+    with _ONE_AT_A_TIME, ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                meta = manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
+                sizes = manager.item_metadata(step).arrays
+                some = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sizes if wanted(name)}
+                item = args.PyTreeRestore(item=dict.fromkeys(some, 0), restore_args=some, partial_restore=True)
+                arrays = manager.restore(step, args=args.Composite(arrays=item)).arrays
+                for name, array in arrays.items():
+                    if _checksum(array) != meta["checksums"][name]:
+                        raise RunError(f"the checksum of `{name}` does not fit")
+                return arrays, meta
+            except Exception as error:
+                reasons.append(f"{step}: {textwrap.shorten(str(error) or type(error).__name__, 120)}")
+    if reasons:
+        raise RunError(f"none of the checkpoints in {folder} can be read ({'; '.join(reasons)})")
+    return None
+
+
 @functools.cache
 def _silence_late_reads() -> None:
     """Once a read of a damaged checkpoint has failed, those still under way have nobody to report to: no traceback."""

@@ -39,6 +39,7 @@ class Hooks(NamedTuple):
       interrupted: `()`, whether to save and stop at the next boundary.
       resumed: `(step) -> history`, the lines logged up to a checkpoint's step.
       ready: `(run)` once before the first chunk, for a summary.
+      initial: `(state) -> state` on the host, which changes the first state, such as to parameters of another run.
       checkpoints: `Checkpoints`, or what works like them: where to save, and to resume from; None: nowhere.
       profile: folder for a profile; None: none.
     """
@@ -48,6 +49,7 @@ class Hooks(NamedTuple):
     interrupted: Callable[[], bool] = lambda: False
     resumed: Callable[[int], list[dict[str, Any]]] = lambda step: []
     ready: Callable[[Run], None] = lambda run: None
+    initial: Callable[[Any], Any] | None = None
     checkpoints: Any = None
     profile: Path | None = None
 
@@ -194,6 +196,9 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any, devic
         keeps_best = config.keep == "best" and has(dataset, "validation")
         best = _place(program, device, first_best(programs.copy(fold.state) if keeps_best else None))
     restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
+    if restored is None and hooks.initial is not None:
+        fold = fold._replace(state=programs.copy(_place(program, device, hooks.initial(fold.state))))
+        best = best._replace(state=programs.copy(fold.state) if keeps_best else None)
     run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter(), began)
     if restored is not None:
         tree, meta = restored

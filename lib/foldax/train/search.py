@@ -68,13 +68,14 @@ class Population:
         on_device: Callable[[Member, Any], Member],
         progress: Callable[[int, int], None],
         checkpoints: Any,
+        initial: Callable[[Any], Any] = lambda config: None,
     ) -> None:
         self.members = {member.number: member for member in members}
         self.runs: dict[int, Run] = {}
         self.ended: dict[int, str] = {}
         self.round = 0
         self._lanes, self._on_device, self._progress, self._checkpoints = lanes, on_device, progress, checkpoints
-        self._saved_at, self._saves = time.perf_counter(), 0
+        self._initial, self._saved_at, self._saves = initial, time.perf_counter(), 0
 
     def _hooks(self, number: int) -> Hooks:
         step = functools.partial(self._progress, number)
@@ -88,7 +89,8 @@ class Population:
             if number in self.runs:
                 driver.move(self.runs[number], member.dataset, device)
             else:
-                self.runs[number] = self._lanes.begin(member, device, hooks)
+                first = hooks._replace(initial=self._initial(member.config))
+                self.runs[number] = self._lanes.begin(member, device, first)
             status = self._lanes.fold(member, self.runs[number], device, hooks, until)
             if status not in ("paused", "interrupted"):
                 self.ended[number] = status

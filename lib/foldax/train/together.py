@@ -96,14 +96,20 @@ class Together:
       frozen: how a member froze, and after how many steps, by its index.
     """
 
-    def __init__(self, experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device]) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        members: Sequence[Member],
+        devices: Sequence[jax.Device],
+        initial: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.experiment, self.members, self.devices = experiment, list(members), list(devices)
         self.histories: dict[int, list[dict[str, Any]]] = {member.number: [] for member in members}
         self.frozen: dict[int, tuple[str, int]] = {}
         self.mesh = jax.sharding.Mesh(np.array(devices), (MEMBERS,), axis_types=(jax.sharding.AxisType.Auto,))
-        self.run = self._begin()
+        self.run = self._begin(initial)
 
-    def _begin(self) -> Run:
+    def _begin(self, initial: Callable[[Any], Any] | None) -> Run:
         began, config = (time.perf_counter(), programs.compile_seconds()), self.members[0].config
         dataset = self.members[0].dataset
         if dataset is not None:
@@ -118,6 +124,11 @@ class Together:
         arguments = dict(config=traced, seed=seeds, examples=examples, data=block.data)
         with self._explained(program, examples, block.data):
             fold = _start(self.mesh, program, **arguments)
+        if initial is not None:
+            states = jax.device_get(fold.state)
+            changed = [initial(evaluate.taken(states, row)) for row in range(len(rows))]
+            state = jax.tree.map(lambda *leaves: np.stack(leaves), *changed)
+            fold = fold._replace(state=programs.copy(self._place(state)))
         keeps_best = config.keep == "best" and driver.has(dataset, "validation")
         best = jax.tree.map(lambda x: np.broadcast_to(x, (len(rows), *x.shape)), first_best(None))
         best = self._place(best)._replace(state=programs.copy(fold.state) if keeps_best else None)
@@ -283,7 +294,7 @@ def restored(
 
     found = None if hooks.checkpoints is None else hooks.checkpoints.restore(like)
     if found is None:
-        return Together(experiment, members, devices)
+        return Together(experiment, members, devices, hooks.initial)
     together, (tree, meta) = made[-1], found
     run = together.run
     run.fold, run.best = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, (run.fold, run.best))
@@ -293,7 +304,8 @@ def restored(
     return together
 
 
-def _first_arguments(experiment: Experiment, member: Member) -> tuple[Program, tuple[Any, ...]]:
+def first_arguments(experiment: Experiment, member: Member) -> tuple[Program, tuple[Any, ...]]:
+    """Returns what `programs.start` is given for a member: what is static, then config, seed, examples, and data."""
     dataset, config = member.dataset, member.config
     block = next(driver.blocks_of(dataset, config.seed, 0, None))
     examples = None if dataset is None else dataset.train.examples()
@@ -302,7 +314,7 @@ def _first_arguments(experiment: Experiment, member: Member) -> tuple[Program, t
 
 def can_be_divided(experiment: Experiment, member: Member) -> bool:
     """Whether members like this one can be divided over devices: on arrays without elements jaxlib 0.12 crashes."""
-    program, arguments = _first_arguments(experiment, member)
+    program, arguments = first_arguments(experiment, member)
     with programs.explained(program, *arguments):
         fold = jax.eval_shape(functools.partial(programs.start, program), *arguments)
     return all(leaf.size for leaf in jax.tree.leaves(fold))
@@ -310,7 +322,7 @@ def can_be_divided(experiment: Experiment, member: Member) -> bool:
 
 def members_in_memory(experiment: Experiment, member: Member) -> tuple[int, int]:
     """Returns the bytes that a member needs at most, the data aside, and how many fit into half of the free memory."""
-    program, arguments = _first_arguments(experiment, member)
+    program, arguments = first_arguments(experiment, member)
     with programs.explained(program, *arguments):
         size = programs.update_bytes(program, *arguments)
     device = jax.local_devices()[0]
