@@ -1,5 +1,6 @@
 """Datasets: by name or from arrays, on the device or streamed; text, sequences and series."""
 
+from foldax.data.cache import remembered
 from foldax.data.info import Info
 from foldax.data.load import Dataset, from_arrays, from_splits, load
 from foldax.data.sequences import Packed, pack, pad, windows
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "pack",
     "pad",
+    "remembered",
     "rolling_origins",
     "rolling_windows",
     "sunspots",

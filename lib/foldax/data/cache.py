@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +43,16 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps({"layout": LAYOUT, "value": value}, indent=1))
     partial.replace(path)
+
+
+def remembered(name: str, compute: Callable[[], Any]) -> Any:
+    """Returns what `compute` returned when it was first asked for this name: what JSON holds, kept in the cache folder.
+
+    For what costs more than to read it again, such as another package's result to compare with. Say in the name all
+    that it depends on: an `Info.fingerprint`, the package's version.
+    """
+    path = root() / "remembered" / f"{name}.json"
+    with locked(path.with_suffix(".lock")):
+        if read_json(path) is None:
+            write_json(path, compute())
+        return read_json(path)
