@@ -78,7 +78,12 @@ def experiment() -> foldax.Experiment:
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Path:
     """The same experiment as a file of its own, for the command line."""
-    path = tmp_path / "tiny_file.py"
+    return write_tiny_file(tmp_path)
+
+
+def write_tiny_file(folder: Path) -> Path:
+    """Writes it to a folder."""
+    path = folder / "tiny_file.py"
     path.write_text(
         '"""A tiny experiment."""\n'
         "import foldax\nimport numpy as np\nimport optax\nfrom foldax import data, learners, models\n\n\n"

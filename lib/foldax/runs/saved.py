@@ -40,6 +40,11 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
     """
     path = Path(path)
     parameters.check_run_folder(path)
+    if experiment is None and folder.read_json(path / "manifest.json")["file"] is None:
+        raise RunError(
+            f"{path} was made in a notebook or prompt, so there is no file to load; "
+            f"there: foldax.load_run({str(path)!r}, experiment), which foldax.export takes"
+        )
     if experiment is None:
         experiment, config = folder.load(path)
     else:
