@@ -363,7 +363,7 @@ def test_a_sweep_goes_on_only_from_the_same_parameters(copied, tmp_path) -> None
 # The laws
 
 
-@pytest.mark.parametrize("law", ["purity", "chunking", "resume", "sweep", "sharding", "tracing"])
+@pytest.mark.parametrize("law", ["chunking", "resume", "sweep", "tracing"])
 def test_a_run_that_begins_elsewhere_keeps_the_laws(source, law) -> None:
     subject = laws.subject(tiny, tiny.config(init_from=source.run_dir))
     same_params(subject.begin().fold.state, source.state)

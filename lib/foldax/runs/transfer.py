@@ -1,12 +1,19 @@
 """Transfer learning: parameters of a run, or of a file, as the start of another model, matched by path and shape.
 
-`--init-from RUN` (`Training.init_from`), or `foldax.train(..., initial=...)`, starts a run from the parameters and
-statistics of another one; step, optimizer and data start anew. What does not fit (a new head) keeps its
-initialisation and is listed. With the learners' `frozen` it is feature extraction, with `optim.by_path` and
-`optim.depth_decay` fine-tuning, and with the same model on new data continued training:
-
     foldax run first_year.py --run-dir runs/first
     foldax run second_year.py --init-from runs/first
+
+`--init-from RUN` (`Training.init_from`), or `foldax.train(..., initial=...)`, starts a run from the parameters and
+statistics of another one. What does not fit (a new head) keeps its initialisation and is listed. With the learners'
+`frozen` that is feature extraction, and with `optim.depth_decay` fine-tuning.
+
+Continued training on new data is the same experiment, or one with the same model, over other data: parameters,
+running statistics and a moving average go on; step, optimizer, schedule and early stopping start anew. So do the facts
+of the data: `info.standardize` uses the new data's means. Where old and new inputs must be scaled alike, scale them by
+constants of your own.
+
+In Python, `transfer.match` shows what would fit, `transfer.renamed` gives paths other names, and
+`transfer.from_safetensors` reads weights of other libraries.
 """
 
 from __future__ import annotations
