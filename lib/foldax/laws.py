@@ -22,7 +22,7 @@ from foldax.config import kinds
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.learner import Average
-from foldax.runs import transfer
+from foldax.runs import starts
 from foldax.train import driver, programs
 from foldax.train import fold as folds
 from foldax.train.checkpoint import Checkpoints, flat, to_host
@@ -257,7 +257,7 @@ def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
 
 def _hooks(config: Any) -> driver.Hooks:
     """Returns what the driver is to do beside the learner: start from other parameters, if the config says so."""
-    return driver.Hooks(initial=transfer.starting(transfer.begins(config)))
+    return driver.Hooks(initial=starts.starting(starts.begins(config)))
 
 
 def _fold(run: driver.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:

@@ -234,7 +234,7 @@ def test_bad_arguments(result, tmp_path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             foldax.export(result, tmp_path / "out", **options)
-    with pytest.raises(ExperimentError, match="predict cannot be exported at all"):
+    with pytest.raises(ExperimentError, match="predict cannot be exported: "):
         foldax.export(result, tmp_path / "out", shape=[7])
     assert not (tmp_path / "out").exists()
 

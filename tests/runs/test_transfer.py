@@ -292,6 +292,16 @@ def test_a_run_is_reproduced_from_another_folder(copied, tmp_path, monkeypatch, 
     assert "reproduced: all bits are the same" in capsys.readouterr().out
 
 
+def test_a_run_that_began_from_renamed_parameters_is_reproduced(source, tmp_path, capsys) -> None:
+    config = tiny.config()
+    renamed = transfer.renamed(source.run_dir, {"Dense_1": "head"})
+    result = run(config, tmp_path / "r", initial=renamed)
+    made = read(tmp_path / "r" / "manifest.json")["init_from"]
+    assert (made["rename"], made["matched"], made["left over"]) == ([["Dense_1", "head"]], 2, 2)
+    assert reproduce(tmp_path / "r", tiny, config)
+    assert state_digest(result.final) != state_digest(run(config, initial=source).final)
+
+
 # Sweeps
 
 

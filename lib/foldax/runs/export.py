@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def export(
     if batch_size not in (None, "symbolic") and not (isinstance(batch_size, int) and batch_size > 0):
         raise ConfigError(f"batch_size: {batch_size!r} is neither a number above 0 nor 'symbolic'")
     result = run if isinstance(run, Result) else load_run(run)
-    if out is None and result.run_dir is None:
-        raise ConfigError("out: the run has no folder, so say where to write")
-    folder = Path(out) if out is not None else Path(result.run_dir or "") / "export"
+    if out is None:
+        if result.run_dir is None:
+            raise ConfigError("out: the run has no folder, so say where to write")
+        out = result.run_dir / "export"
+    folder = Path(out)
     _check_free(folder)
     predict = result.learner.predict
     if predict is None:
@@ -107,6 +110,10 @@ def _program(
 ) -> tuple[jax_export.Exported, dict[str, Any], bool]:
     """Returns the program `(weights, inputs[, seed]) -> outputs`, its weights by name, and whether it takes a seed."""
     leaves = paths.leaves_by_path(result.state)
+    if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves.values()):
+        raise ExperimentError(
+            "the state holds random keys, which cannot be exported: use the key that predict is given"
+        )
     specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.state)
     structure = jax.tree.structure(result.state)
 
@@ -117,7 +124,7 @@ def _program(
 
     one = {name: (tuple(s if isinstance(s, int) else 8 for s in shape), d) for name, (shape, d) in expected.items()}
     arguments = (specs, _specs(one, 2), jax.ShapeDtypeStruct((), jnp.uint32))
-    kept = _exported(run, arguments, None, "at all").module_kept_var_idx
+    kept = _exported(run, arguments, None).module_kept_var_idx
     random = len(jax.tree.leaves(arguments)) - 1 in kept
     used = [path for index, path in enumerate(leaves) if index in kept]
     named = _names(leaves, used)
@@ -138,25 +145,25 @@ def _program(
         return _exported(called, (wanted, _specs(expected, batch, scope), *seed), platforms, told)
 
     if isinstance(batch_size, int):
-        return exported(batch_size, f"with a batch size of {batch_size}"), weights, random
+        return exported(batch_size, f" with a batch size of {batch_size}"), weights, random
     try:
-        return exported("batch", "with a symbolic batch size (a number may do: --batch-size 64)"), weights, random
+        return exported("batch", " with a symbolic batch size (a number may do: --batch-size 64)"), weights, random
     except ExperimentError as error:
         if batch_size == "symbolic":
             raise
         size = result.info.batch_size
         warn(f"{str(error).splitlines()[0]}; the program takes {size} examples at a time")
-        return exported(size, f"with a batch size of {size}"), weights, random
+        return exported(size, f" with a batch size of {size}"), weights, random
 
 
 def _exported(
-    function: Callable[..., Any], specs: Any, platforms: tuple[str, ...] | None, told: str
+    function: Callable[..., Any], specs: Any, platforms: tuple[str, ...] | None, told: str = ""
 ) -> jax_export.Exported:
     try:
         return jax_export.export(jax.jit(function), platforms=platforms)(*specs)
     except Exception as error:  # whatever JAX raises while it traces the model is about this experiment's
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ExperimentError(f"predict cannot be exported {told}: {reason}") from error
+        raise ExperimentError(f"predict cannot be exported{told}: {reason}") from error
 
 
 def _names(leaves: dict[str, Any], used: Sequence[str]) -> dict[str, str]:
@@ -177,12 +184,15 @@ def _check(
     Raises:
       ExperimentError: it gives something else.
     """
-    if jax.default_backend() not in [{"gpu": "cuda"}.get(name, name) for name in program.platforms]:
-        return f"not tried: this is {jax.default_backend()}"
+    here = jax.default_backend()
+    if not {"gpu": {"cuda", "rocm"}}.get(here, {here}) & set(program.platforms):
+        return f"not tried: this is {here}"
     batch = program.in_avals[len(weights)].shape[0]
     inputs = reading.samples(result, batch if isinstance(batch, int) else CHECKED, expected)
     ours = paths.leaves_by_path(result.predict(inputs))
     theirs = paths.leaves_by_path(program.call(weights, inputs, *([np.uint32(0)] if random else [])))
+    if all(np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes() for name, value in ours.items()):
+        return "same bits as `predict`"
     worst = 0.0
     for name, value in ours.items():
         mine, other = np.asarray(value, np.float64), np.asarray(theirs[name], np.float64)
@@ -190,13 +200,10 @@ def _check(
         worst = max(worst, float(np.abs(mine - other).max(initial=0.0)) / scale)
     if not worst <= TOLERANCE:
         raise ExperimentError(f"the exported program differs from `predict` by {worst:.2g}, relative to its outputs")
-    same = all(np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes() for name, value in ours.items())
-    return "same bits as `predict`" if same else f"differs from `predict` by {worst:.1g} at most"
+    return f"differs from `predict` by {worst:.1g} at most"
 
 
 def _signature(result: Result, program: jax_export.Exported, weights: dict[str, Any], random: bool) -> dict[str, Any]:
-    import foldax
-
     def described(aval: Any) -> dict[str, Any]:
         sizes = [size if isinstance(size, int) else str(size) for size in aval.shape]
         return {"shape": sizes, "dtype": str(aval.dtype)}
@@ -206,8 +213,9 @@ def _signature(result: Result, program: jax_export.Exported, weights: dict[str, 
     info = result.info
     return {
         "experiment": experiment_name(result.experiment),
-        "foldax": foldax.__version__,
+        "foldax": version("foldax"),
         "jax": jax.__version__,
+        "status": result.status,
         "state": "last" if result.best_step is None else "best",
         "step": result.step if result.best_step is None else result.best_step,
         "data_fingerprint": getattr(info, "fingerprint", None),
@@ -302,7 +310,8 @@ def _report(folder: Path, signature: dict[str, Any], said: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{signature['experiment']}: {signature['state']} state, step {signature['step']}")
+    run = f"{signature['experiment']}, {signature['status']}"
+    table = Table(title=f"{run}: {signature['state']} state, step {signature['step']}")
     for column in ("", "name", "shape", "dtype"):
         table.add_column(column)
     for side in ("inputs", "outputs"):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from foldax.experiment import Experiment
-from foldax.runs import folder, transfer
+from foldax.runs import folder, match, parameters, starts
 from foldax.runs.members import MemberCheckpoints, Records
 from foldax.runs.plan import Group, Plan
 from foldax.runs.train import warn
@@ -43,7 +43,7 @@ class Watch:
         records: Records,
         progress: Any,
         interrupted: Callable[[], bool],
-        show: Callable[[transfer.Match], None] = lambda found: None,
+        show: Callable[[match.Match], None] = lambda found: None,
     ) -> None:
         self.records, self.interrupted = records, interrupted
         self._path, self._progress, self._show, self._shown = path, progress, show, set[Any]()
@@ -64,20 +64,20 @@ class Watch:
         if config.init_from is None:
             return None
 
-        def tell(found: transfer.Match) -> None:
+        def tell(found: match.Match) -> None:
             key = found.source.facts["path"], found.rows
             if key not in self._shown:
                 self._shown.add(key)
                 self._show(found)
 
-        return transfer.starting(functools.partial(self._source, config.init_from), tell)
+        return starts.starting(functools.partial(self._source, config.init_from), tell)
 
-    def _read(self, path: str) -> transfer.Source:
-        found = transfer.read(path)
+    def _read(self, path: str) -> parameters.Source:
+        found = parameters.read(path)
         known = [] if self._path is None else folder.read_json(self._path / "sweep.json").get("init_from", [])
         for facts in known:
             if facts["path"] == found.facts["path"]:
-                transfer.check_same(found, facts)
+                starts.check_same(found, facts)
         return found
 
     @contextlib.contextmanager

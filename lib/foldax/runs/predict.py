@@ -68,8 +68,12 @@ def predicted(result: Result, inputs: reading.Arrays) -> Any:
         some = reading.as_given({name: array[rows] for name, array in inputs.items()})
         with programs.own_code(result.experiment):
             outputs = jax.device_get(result.predict(some, seed=number))
-        parts.append(jax.tree.map(lambda x: x[: count - start], outputs))  # noqa: B023  # called here and now
+        parts.append(_first(outputs, count - start))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _first(outputs: Any, count: int) -> Any:
+    return jax.tree.map(lambda x: x[:count], outputs)
 
 
 def probabilities(result: Result, outputs: Any) -> np.ndarray | None:

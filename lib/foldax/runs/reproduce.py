@@ -9,7 +9,7 @@ from typing import Any
 
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file
-from foldax.runs import folder, transfer
+from foldax.runs import folder, starts
 from foldax.runs.members import read_lines
 from foldax.runs.progress import Progress
 from foldax.runs.train import as_json
@@ -30,7 +30,7 @@ def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
         raise RunError(f"{path} is not finished; `foldax resume {path}` goes on with it")
     before, made = folder.read_json(path / "result.json"), folder.read_json(path / "manifest.json")
     same_log = config.log_every == folder.read_json(path / "config.json")["log_every"]
-    source = transfer.begins(config, facts=made.get("init_from"))
+    source = starts.begins(config, facts=made.get("init_from"))
     return _again(path.name, before, made, experiment, config, same_log, source)
 
 
@@ -57,7 +57,7 @@ def reproduce_member(path: Path, number: int | None) -> bool:
         print("note: members of a fast sweep agree with lone runs to rounding at first, then drift")
     before |= {"tested": "last" if before["best_step"] is None else "best", **before["metrics"]}
     known = {one["path"]: one for one in facts.get("init_from", [])}
-    source = transfer.begins(configs[number], facts=known.get(str(Path(configs[number].init_from or "").resolve())))
+    source = starts.begins(configs[number], facts=known.get(str(Path(configs[number].init_from or "").resolve())))
     name = f"{path.name}, member {number}"
     return _again(name, before, facts, experiment, configs[number], same_log=True, source=source)
 
@@ -74,7 +74,7 @@ def _again(
     for note in _changes(made, folder.manifest(experiment, config), experiment):
         print(f"note: {note}")
     with contextlib.closing(Progress(f"{name}, again", config.steps)) as progress:
-        hooks = Hooks(progress=progress.step, initial=transfer.starting(source))
+        hooks = Hooks(progress=progress.step, initial=starts.starting(source))
         after = as_json(fit(experiment, config, hooks))
     same = True
     for key in ["steps", "tested", "best_step", "validation", "test", "state_sha256", *(["train"] if same_log else [])]:

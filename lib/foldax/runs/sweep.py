@@ -15,7 +15,7 @@ import jax
 from foldax.config import as_plain, to_json
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
-from foldax.runs import folder, hosts, tables, transfer
+from foldax.runs import folder, hosts, match, parameters, tables
 from foldax.runs.groups import Watch, fold_groups
 from foldax.runs.launch import check_launcher, launch
 from foldax.runs.members import Records
@@ -164,10 +164,10 @@ def sources(config: Any, space: Space) -> list[dict[str, Any]]:
     """Returns the facts of all parameters that members start from; what cannot be read is said before any begins.
 
     Raises:
-      RunError: see `transfer.read`.
+      RunError: see `parameters.read`.
     """
     named: Any = space.get("init_from", [config.init_from])
-    return [transfer.read(path).facts for path in named if path is not None]
+    return [parameters.read(path).facts for path in named if path is not None]
 
 
 def _open(path: Path, experiment: Experiment, config: Any, asked: dict[str, Any], resume: bool) -> None:
@@ -211,7 +211,7 @@ def _run(
         signals() as interrupted,
     ):
         before = set(records.outcomes)
-        watch = Watch(path, records, progress, interrupted, transfer.show if verbose else lambda found: None)
+        watch = Watch(path, records, progress, interrupted, match.show if verbose else lambda found: None)
 
         def fold(made: Plan) -> None:
             if launcher is None:

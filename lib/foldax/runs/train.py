@@ -14,7 +14,7 @@ from typing import Any
 
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
-from foldax.runs import folder, tables, transfer
+from foldax.runs import folder, match, starts, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.train import programs
@@ -57,7 +57,7 @@ def train(
     """
     config = experiment.config() if config is None else config
     facts = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
-    source = transfer.begins(config, initial, facts)
+    source = starts.begins(config, initial, facts)
     if source is not None and not resume:
         source()  # what cannot be read is said before a folder is made
     progress = Progress(experiment_name(experiment), config.steps, verbose)
@@ -134,17 +134,15 @@ def _hooks(
         if verbose:
             _print(tables.summary(run))
 
-    def tell(found: transfer.Match) -> None:
+    def tell(found: match.Match) -> None:
         if path is not None:
-            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in transfer.HOWS})
+            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in match.HOWS})
         if verbose:
-            transfer.show(found)
+            match.show(found)
 
     profile = path / "profile" if path is not None and config.profile else None
     rewind = log.rewind if log is not None else lambda step: []
-    return Hooks(
-        write, progress.step, interrupted, rewind, ready, transfer.starting(source, tell), checkpoints, profile
-    )
+    return Hooks(write, progress.step, interrupted, rewind, ready, starts.starting(source, tell), checkpoints, profile)
 
 
 @contextlib.contextmanager
