@@ -1,4 +1,4 @@
-"""Augmentations of series `[B, T, C]`."""
+"""Augmentations of series `[B, T, C]`; `noise` is jitter."""
 
 from __future__ import annotations
 
@@ -7,66 +7,78 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from foldax.augment.steps import Augmentation, of_each
-from foldax.errors import ExperimentError
+from foldax.augment.images import Padding, moved
+from foldax.augment.steps import Augmentation, Batch, check_size, in_floats, inputs_of, on_inputs
+
+_SERIES = "[B, T, C]"
 
 
-def time_mask(max_length: int) -> Augmentation:
-    """Returns an augmentation that sets up to `max_length` steps in a row to 0 (Park et al., 2019).
+def time_mask(max_length: int, *, count: int = 1, fill: Any = 0.0) -> Augmentation:
+    """Returns the augmentation that covers stretches of time, all channels at once (SpecAugment: Park et al., 2019).
 
-    Raises:
-      ExperimentError: `max_length` is below 1; while tracing, it is more than the steps there are.
+    Args:
+      max_length: largest length of a stretch, in steps; lengths are uniform from 0, as are places.
+      count: number of stretches.
+      fill: the value that covers.
     """
-    return _masking(max_length, 0, "time_mask")
+    return _mask("time_mask", 1, max_length, count, fill)
 
 
-def channel_mask(max_length: int) -> Augmentation:
-    """Returns an augmentation that sets up to `max_length` neighbouring channels to 0, as the bands of a spectrogram.
+def channel_mask(max_length: int, *, count: int = 1, fill: Any = 0.0) -> Augmentation:
+    """Returns the augmentation that covers bands of neighbouring channels, such as frequencies (Park et al., 2019).
 
-    Raises:
-      ExperimentError: `max_length` is below 1; while tracing, it is more than the channels there are.
+    Args:
+      max_length: largest width of a band, in channels; widths are uniform from 0, as are places.
+      count: number of bands.
+      fill: the value that covers.
     """
-    return _masking(max_length, 1, "channel_mask")
+    return _mask("channel_mask", 2, max_length, count, fill)
 
 
-def random_shift(max_steps: int) -> Augmentation:
-    """Returns an augmentation that moves series by up to `max_steps` steps; the first or last value fills the gap.
+def random_shift(max_steps: int, *, mode: Padding = "edge", fill: Any = 0.0) -> Augmentation:
+    """Returns the augmentation that moves series in time, a batch's "mask" `[B, T]` with them.
 
-    Raises:
-      ExperimentError: `max_steps` is negative.
+    Args:
+      max_steps: largest number of steps, either way.
+      mode: what comes in, as in `jnp.pad`: by default the first or last value again; "wrap" turns series round.
+      fill: the value of "constant".
     """
-    if max_steps < 0:
-        raise ExperimentError(f"augment.random_shift: max_steps={max_steps} must be at least 0")
 
-    def shift(key: jax.Array, series: jax.Array) -> jax.Array:
-        steps = jax.random.randint(key, (), -max_steps, max_steps + 1)
-        return series[jnp.clip(jnp.arange(series.shape[0]) - steps, 0, series.shape[0] - 1)]
+    def step(key: jax.Array, batch: Batch) -> Batch:
+        x = inputs_of("random_shift", batch, _SERIES)
+        check_size("random_shift", "max_steps", max_steps, x.shape[1], f"series of {x.shape[1]} steps")
+        changed = {"inputs": moved(key, x, max_steps, mode, fill)}
+        if "mask" in batch:
+            mask = jnp.asarray(batch["mask"])[..., None]
+            changed["mask"] = moved(key, mask, max_steps, "wrap" if mode == "wrap" else "constant", 0)[..., 0]
+        return {**batch, **changed}
 
-    return of_each(shift, "random_shift", (3,))
+    return step
 
 
 def random_scaling(std: Any) -> Augmentation:
-    """Returns an augmentation that multiplies each channel by 1 plus normal noise of some deviation (may be traced)."""
+    """Returns the augmentation that multiplies each channel of each series by a normal factor (Um et al., 2017).
 
-    def scale(key: jax.Array, series: jax.Array) -> jax.Array:
-        return series * (1.0 + std * jax.random.normal(key, (1, series.shape[1])))
+    Args:
+      std: the factor's standard deviation about 1; may be traced.
+    """
 
-    return of_each(scale, "random_scaling", (3,))
+    def change(key: jax.Array, x: jax.Array) -> jax.Array:
+        factors = 1.0 + std * jax.random.normal(key, (x.shape[0], 1, x.shape[2]))
+        return in_floats(lambda x: x * factors, x)
+
+    return on_inputs("random_scaling", change, _SERIES)
 
 
-def _masking(max_length: int, axis: int, name: str) -> Augmentation:
-    if max_length < 1:
-        raise ExperimentError(f"augment.{name}: max_length={max_length} must be at least 1")
+def _mask(name: str, axis: int, max_length: int, count: int, fill: Any) -> Augmentation:
+    def change(key: jax.Array, x: jax.Array) -> jax.Array:
+        size = x.shape[axis]
+        check_size(name, "max_length", max_length, size, f"inputs {list(x.shape)}")
+        lengths, places = jax.random.split(key)
+        length = jax.random.randint(lengths, (x.shape[0], count, 1), 0, max_length + 1)
+        start = jax.random.randint(places, (x.shape[0], count, 1), 0, size - length + 1)
+        positions = jnp.arange(size)[None, None, :]
+        covered = ((positions >= start) & (positions < start + length)).any(axis=1)
+        return jnp.where(jnp.expand_dims(covered, 3 - axis), jnp.asarray(fill, x.dtype), x)
 
-    def mask(key: jax.Array, series: jax.Array) -> jax.Array:
-        size = series.shape[axis]
-        if max_length > size:
-            raise ExperimentError(f"augment.{name}: max_length={max_length} is more than there are, {size}")
-        length_key, start_key = jax.random.split(key)
-        length = jax.random.randint(length_key, (), 0, max_length + 1)
-        start = jax.random.randint(start_key, (), 0, size - length + 1)
-        places = jnp.arange(size)
-        hidden = (places >= start) & (places < start + length)
-        return jnp.where(jnp.expand_dims(hidden, 1 - axis), jnp.zeros((), series.dtype), series)
-
-    return of_each(mask, name, (3,))
+    return on_inputs(name, change, _SERIES)
