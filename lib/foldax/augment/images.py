@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from foldax.augment.steps import Augmentation, check_share, check_size, in_floats, on_inputs
+from foldax.augment.steps import Augmentation, check_share, check_size, computed_once, in_floats, on_inputs
 from foldax.errors import ConfigError, ExperimentError
 
 Padding = Literal["constant", "edge", "reflect", "wrap"]
@@ -36,7 +36,7 @@ def moved(key: jax.Array, x: jax.Array, most: int, mode: Padding, fill: Any) -> 
     pads = [(0, 0), *[(most, most)] * axes, (0, 0)]
     options = {"constant_values": jnp.asarray(fill, x.dtype)} if mode == "constant" else {}
     padded = jnp.pad(x, pads, mode=mode, **options)
-    starts = jax.random.randint(key, (x.shape[0], axes), 0, 2 * most + 1)
+    starts = computed_once(jax.random.randint(key, (x.shape[0], axes), 0, 2 * most + 1))
 
     # On CPUs a slice for each example is several times faster than selecting among rolled images or multiplying by
     # matrices of ones and zeros.
@@ -57,7 +57,7 @@ def random_flip(probability: Any = 0.5, axis: Literal["horizontal", "vertical"] 
         raise ConfigError(f"random_flip: axis {axis!r} is neither 'horizontal' nor 'vertical'")
 
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
-        chosen = jax.random.bernoulli(key, probability, (x.shape[0], 1, 1, 1))
+        chosen = computed_once(jax.random.bernoulli(key, probability, (x.shape[0], 1, 1, 1)))
         return jnp.where(chosen, jnp.flip(x, 2 if axis == "horizontal" else 1), x)
 
     return on_inputs("random_flip", change, _IMAGES)
@@ -89,16 +89,15 @@ def random_affine(
         height, width = x.shape[1:3]
         draws = jax.random.uniform(key, (5, x.shape[0], 1, 1), minval=-1.0, maxval=1.0)
         angle, slope = jnp.radians(rotation) * draws[0], jnp.tan(jnp.radians(shear) * draws[1])
-        smaller = jnp.reciprocal(1.0 + scale * draws[2])
-        down, right = translation * height * draws[3], translation * width * draws[4]
-        # Each pixel looks up where it comes from, so everything is undone in the opposite order.
+        cosine, sine, smaller = jnp.cos(angle), jnp.sin(angle), jnp.reciprocal(1.0 + scale * draws[2])
+        # Each pixel looks up where it comes from, so that all is undone in the opposite order.
+        undone = [cosine, sine, -sine - slope * cosine, cosine - slope * sine]
+        moves = [translation * height * draws[3], translation * width * draws[4]]
+        a, b, c, d, down, right = computed_once(jnp.stack([smaller * one for one in undone] + moves))
         center = ((height - 1) / 2, (width - 1) / 2)
         row = jnp.arange(height, dtype=jnp.float32)[None, :, None] - center[0] - down
         column = jnp.arange(width, dtype=jnp.float32)[None, None, :] - center[1] - right
-        turned_row = jnp.cos(angle) * row + jnp.sin(angle) * column
-        turned_column = jnp.cos(angle) * column - jnp.sin(angle) * row
-        rows = turned_row * smaller + center[0]
-        columns = (turned_column - slope * turned_row) * smaller + center[1]
+        rows, columns = a * row + b * column + center[0], c * row + d * column + center[1]
         return in_floats(lambda x: resample(x, rows, columns, fill), x)
 
     return on_inputs("random_affine", change, _IMAGES)
@@ -147,7 +146,7 @@ def color(
             raise ExperimentError(f"color: saturation and hue need 3 channels, and the images have {x.shape[-1]}")
         own = 1.0 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).max
         high = own if white is None else white
-        draws = jax.random.uniform(key, (4, x.shape[0]), minval=-1.0, maxval=1.0)
+        draws = computed_once(jax.random.uniform(key, (4, x.shape[0]), minval=-1.0, maxval=1.0))
 
         def one(image: jax.Array, draws: jax.Array) -> jax.Array:
             if brightness is not None:
@@ -174,7 +173,8 @@ def cutout(size: int, *, fill: Any = 0) -> Augmentation:
 
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
         check_size("cutout", "size", size, min(x.shape[1:3]), f"images {x.shape[1]} x {x.shape[2]}")
-        centers = jax.random.randint(key, (2, x.shape[0], 1), 0, jnp.asarray(x.shape[1:3])[:, None, None])
+        sides = jnp.asarray(x.shape[1:3])[:, None, None]
+        centers = computed_once(jax.random.randint(key, (2, x.shape[0], 1), 0, sides))
         rows, columns = (
             (jnp.arange(side)[None, :] >= start) & (jnp.arange(side)[None, :] < start + size)
             for side, start in zip(x.shape[1:3], centers - size // 2)

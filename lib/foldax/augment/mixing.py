@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.augment.steps import Augmentation, Batch, in_floats, inputs_of
+from foldax.augment.steps import Augmentation, Batch, computed_once, in_floats, inputs_of
 from foldax.errors import ConfigError, DataError, ExperimentError
 
 
@@ -73,8 +73,8 @@ def cutmix(alpha: Any, num_classes: int) -> Augmentation:
         taken, share = jnp.ones((x.shape[0], *[1] * (x.ndim - 1)), bool), jnp.ones(x.shape[0])
         for axis, (side, place) in enumerate(zip(sides, places), start=1):
             length, center = jnp.round(part * side), jnp.floor(place * side)
-            first = jnp.clip(center - jnp.floor(length * 0.5), 0, side)[:, None]
-            last = jnp.clip(center - jnp.floor(length * 0.5) + length, 0, side)[:, None]
+            start = center - jnp.floor(length * 0.5)
+            first, last = computed_once(jnp.clip(jnp.stack([start, start + length])[..., None], 0, side))
             positions = jnp.arange(side, dtype=jnp.float32)[None, :]
             inside = (positions >= first) & (positions < last)
             taken = taken & jnp.expand_dims(inside, [one for one in range(1, x.ndim) if one != axis])
@@ -88,7 +88,7 @@ def cutmix(alpha: Any, num_classes: int) -> Augmentation:
 def _own_share(key: jax.Array, alpha: Any, count: int) -> jax.Array:
     alpha = jnp.asarray(alpha, jnp.float32)
     drawn = jax.random.beta(key, jnp.maximum(alpha, 1e-3), jnp.maximum(alpha, 1e-3), (count,))
-    return jnp.where(alpha > 0, drawn, 1.0)
+    return computed_once(jnp.where(alpha > 0, drawn, 1.0))
 
 
 def _mixed(x: jax.Array, own: jax.Array) -> jax.Array:

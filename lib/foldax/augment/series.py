@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from foldax.augment.images import Padding, moved
-from foldax.augment.steps import Augmentation, Batch, check_size, in_floats, inputs_of, on_inputs
+from foldax.augment.steps import Augmentation, Batch, check_size, computed_once, in_floats, inputs_of, on_inputs
 
 _SERIES = "[B, T, C]"
 
@@ -64,7 +64,7 @@ def random_scaling(std: Any) -> Augmentation:
     """
 
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
-        factors = 1.0 + std * jax.random.normal(key, (x.shape[0], 1, x.shape[2]))
+        factors = computed_once(1.0 + std * jax.random.normal(key, (x.shape[0], 1, x.shape[2])))
         return in_floats(lambda x: x * factors, x)
 
     return on_inputs("random_scaling", change, _SERIES)
@@ -77,8 +77,9 @@ def _mask(name: str, axis: int, max_length: int, count: int, fill: Any) -> Augme
         lengths, places = jax.random.split(key)
         length = jax.random.randint(lengths, (x.shape[0], count, 1), 0, max_length + 1)
         start = jax.random.randint(places, (x.shape[0], count, 1), 0, size - length + 1)
+        start, last = computed_once(jnp.stack([start, start + length]))
         positions = jnp.arange(size)[None, None, :]
-        covered = ((positions >= start) & (positions < start + length)).any(axis=1)
+        covered = ((positions >= start) & (positions < last)).any(axis=1)
         return jnp.where(jnp.expand_dims(covered, 3 - axis), jnp.asarray(fill, x.dtype), x)
 
     return on_inputs(name, change, _SERIES)
