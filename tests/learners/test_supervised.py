@@ -92,10 +92,12 @@ def test_smoothing_and_weights_are_for_training_only():
 
 def test_penalties_have_their_closed_form():
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([7.0]), "scale": jnp.array([3.0])}
+    params["layers"] = {"bias": jnp.ones((2, 2))}  # of layers that are stacked for a scan
     value, gradient = jax.value_and_grad(penalty)(params, l1=0.1, l2=0.5)
     assert value == pytest.approx(0.1 * 3 + 0.5 * 0.5 * 5)
     np.testing.assert_allclose(gradient["kernel"], [[0.1 + 0.5, -0.1 - 1.0]], rtol=1e-6)
     assert gradient["bias"] == gradient["scale"] == 0.0
+    assert not gradient["layers"]["bias"].any()
 
 
 def test_penalty_is_reported_beside_the_loss_and_learned():

@@ -18,6 +18,7 @@ from foldax.errors import ExperimentError
 from foldax.learner import Learner
 from foldax.learners import gradients
 from foldax.learners.gradients import TrainState
+from foldax.optim import decayed
 
 Batch = dict[str, jax.Array]
 Values = dict[str, Any]
@@ -50,8 +51,8 @@ class Options(TypedDict, total=False):
       augment: `(key, batch) -> batch`, changes training batches before all else (see `foldax.augment`).
       frozen: regular expressions of parameters' paths: "Dense_0" means "Dense_0/kernel" and "Dense_0/bias". They stay
         as they are, and so do statistics of these names; their gradients are not computed.
-      l1: adds `l1 * sum |w|` over kernels (leaves of rank 2 or more; no biases, no norms).
-      l2: adds `l2 / 2 * sum w^2` over kernels.
+      l1: adds `l1 * sum |w|` over kernels and embeddings (no biases, no norms: see `optim.decayed`).
+      l2: adds `l2 / 2 * sum w^2` over the same.
       ema_decay: evaluate with an exponential moving average of the parameters that weighs the past by this.
       accumulate: number of microbatches that a batch is worked through in.
     """
@@ -129,8 +130,9 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
 
 
 def penalty(params: Any, l1: Any = None, l2: Any = None) -> jax.Array:
-    """Returns `l1 * sum |w| + l2 / 2 * sum w^2` over kernels: leaves of rank 2 or more."""
-    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2]
+    """Returns `l1 * sum |w| + l2 / 2 * sum w^2` over kernels: the leaves that `optim.decayed` names."""
+    chosen = zip(jax.tree.leaves(params), jax.tree.leaves(decayed(params)), strict=True)
+    kernels = [leaf for leaf, is_kernel in chosen if is_kernel]
     total = jnp.zeros(())
     if l1 is not None:
         total += l1 * sum(jnp.abs(kernel).sum() for kernel in kernels)
