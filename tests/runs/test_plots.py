@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from foldax.runs import plots
@@ -65,3 +66,46 @@ def test_learning_curves_have_an_axis_per_metric_and_a_line_per_split() -> None:
     assert [line.get_label() for line in axes[0].lines] == ["train", "validation"]
     assert axes[0].get_yscale() == "log"  # it spans more than a factor of 20
     assert [len(axis.lines) for axis in axes] == [2, 1, 1, 1]
+
+
+def test_coverage_is_what_a_normal_distribution_holds() -> None:
+    """Against SciPy's interval, at targets a little inside and a little outside of it."""
+    low, high = stats.norm.interval(0.9, loc=2.0, scale=3.0)
+    targets, mean, std = np.array([low + 1e-6, low - 1e-6, high - 1e-6, high + 1e-6]), np.full(4, 2.0), np.full(4, 3.0)
+    assert plots.coverage(targets, mean, std, 0.9) == 0.5
+    assert plots.coverage(targets, mean, std, 0.91) == 1.0
+
+
+def lines_of(axis) -> dict[str, np.ndarray]:
+    return {line.get_label(): np.asarray(line.get_xydata()) for line in axis.get_lines()}
+
+
+def test_intervals_are_sorted_and_tell_what_is_outside() -> None:
+    targets, mean, std = np.array([5.0, 0.0, 1.0]), np.array([2.0, 0.0, 1.0]), np.ones(3)
+    axis = plots.intervals(targets, mean, std, unit="mm").axes[0]
+    lines = lines_of(axis)
+    assert axis.get_title() == "66.7% of 3 inside"
+    np.testing.assert_array_equal(lines["inside: 2"], [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(lines["outside: 1"], [[2, 5]])
+    assert axis.get_ylabel() == "mm"
+
+
+def test_calibration_draws_the_diagonal_for_what_is_calibrated() -> None:
+    random = np.random.default_rng(0)
+    mean, std = random.normal(size=(4_000, 2)), random.uniform(1, 2, (4_000, 2))
+    targets = mean + std * random.normal(size=mean.shape)
+    drawn = {"right": (targets, mean, std), "too sure": (targets, mean, std / 3)}
+    lines = lines_of(plots.calibration(drawn, independent=4_000).axes[0])
+    np.testing.assert_allclose(lines["right"][:, 1], lines["right"][:, 0], atol=0.03)
+    assert (lines["too sure"][5:, 1] < lines["too sure"][5:, 0] - 0.05).all()
+
+
+def test_fans_stand_where_they_were_forecast() -> None:
+    years = np.arange(1990, 2000).astype(str).astype("datetime64[Y]")
+    fans = [(4, np.array([1.0, 2.0]), np.ones(2)), (7, np.array([3.0, 4.0]), np.ones(2))]
+    figure = plots.forecast_fans(years, np.arange(10.0), fans, "title", "ppm", naive=np.array([[5, 6], [7, 8]]))
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].get_lines()]
+    assert [1.0, 2.0] in drawn
+    assert [7.0, 8.0] in drawn
+    assert len(figure.axes[0].collections) == 4  # two intervals of each
+    figure.canvas.draw()

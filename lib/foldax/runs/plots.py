@@ -207,8 +207,8 @@ def calibration(
 
     Args:
       predictions: targets, means and standard deviations, each `[N]` or `[N, H]`, by name.
-      independent: number of targets that count for the grey band, which 9 of 10 well calibrated predictions would not
-        leave at a point (binomial); by default all; fewer where targets depend on each other.
+      independent: number of targets, where they do not depend on each other: a grey band shows where 9 of 10 shares
+        lie if all is well (binomial).
     """
     from scipy import stats
 
@@ -216,9 +216,11 @@ def calibration(
     figure, axes = new_figure(width=4.2, height=4.0)
     axis = axes[0, 0]
     axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
-    count = min(np.size(targets) for targets, _, _ in predictions.values()) if independent is None else independent
-    low, high = (stats.binom.ppf(tail, count, probabilities) / count for tail in (0.05, 0.95))
-    axis.fill_between(probabilities, low, high, color="0.6", alpha=0.25, lw=0, label=f"chance, {count} examples")
+    if independent:
+        low, high = (stats.binom.ppf(tail, independent, probabilities) / independent for tail in (0.05, 0.95))
+        axis.fill_between(
+            probabilities, low, high, color="0.6", alpha=0.25, lw=0, label=f"chance, {independent} targets"
+        )
     for (name, (targets, mean, std)), color in zip(predictions.items(), CYCLE, strict=False):
         shares = [coverage(targets, mean, std, probability) for probability in probabilities]
         axis.plot(probabilities, shares, color=color, label=name)
@@ -235,6 +237,7 @@ def forecast_fans(
     values: np.ndarray,
     fans: Sequence[tuple[int, np.ndarray, np.ndarray]],
     title: str = "",
+    unit: str = "",
     **lines: Any,
 ) -> Any:
     """Draws a series and normal forecasts of it, each with its central intervals of 50% and 90%.
@@ -244,6 +247,7 @@ def forecast_fans(
       values: of the series, `[T]`.
       fans: for each forecast its first step, and its means and standard deviations `[H]`.
       title: of the figure.
+      unit: of the values.
       **lines: other forecasts to compare with, by name: for each of `fans` an array `[H]`.
     """
     figure, axes = new_figure(width=9.0, height=3.8)
@@ -259,7 +263,7 @@ def forecast_fans(
         axis.axvline(times[start], color="0.7", lw=0.6, ls=":")
         for (name, forecasts), color, style in zip(lines.items(), CYCLE[1:], ("--", "-.", ":")):
             axis.plot(steps, forecasts[number], color=color, lw=1.2, ls=style, label=None if number else name)
-    axis.set(title=title)
+    axis.set(title=title, ylabel=unit)
     axis.legend(frameon=False, fontsize=8, ncols=2)
     axis.grid(alpha=0.25)
     return figure
