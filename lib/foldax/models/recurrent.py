@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from foldax.errors import ConfigError, nearest
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Dropout
+from foldax.models.layers import Dense, Dropout
 from foldax.models.sequences import Pooling, check_pooling, embedded, pool_both_ways, pool_sequence, segment_starts
 
 Carry = tuple[jax.Array, ...]  # each [B, width]
@@ -89,20 +89,20 @@ class RecurrentLayer(nn.Module):
         self, x: jax.Array, mask: jax.Array | None = None, carry: Carry | None = None
     ) -> tuple[jax.Array, Carry]:
         step, gates, states = cell_named(self.cell)
-        dense = nn.Dense(
+        dense = Dense(
             gates * self.width,
             dtype=self.dtype,
             kernel_init=initializer(self.kernel_init),
             bias_init=_forget_one if self.cell == "lstm" else nn.initializers.zeros,
             name="input",
         )
-        projected = dense(x)
+        projected = dense(x.swapaxes(0, 1))  # [T, B, gates * width]
         kernel = self.param("kernel", _orthogonal_gates, (self.width, gates * self.width)).astype(projected.dtype)
         bias = None
         if self.cell == "gru":
             bias = self.param("candidate_bias", nn.initializers.zeros, (self.width,)).astype(projected.dtype)
             bias = jnp.pad(bias, (2 * self.width, 0))[None, :]
-        zeros = (jnp.zeros((x.shape[0], self.width), projected.dtype),) * states
+        zeros = (jnp.zeros((len(x), self.width), projected.dtype),) * states
         begin: Carry = zeros if carry is None else carry
 
         def product(hidden: jax.Array) -> jax.Array:
@@ -119,7 +119,7 @@ class RecurrentLayer(nn.Module):
 
         if self.remat:
             one = jax.checkpoint(one, prevent_cse=False)
-        steps = (projected.swapaxes(0, 1), *_turned(mask, self.reverse))
+        steps = (projected, *_turned(mask, self.reverse))
         end, outputs = jax.lax.scan(one, begin, steps, reverse=self.reverse)
         return outputs.swapaxes(0, 1), end
 
@@ -212,7 +212,7 @@ class Recurrent(nn.Module):
             x = pool_both_ways(x, self.pooling, mask) if self.bidirectional else pool_sequence(x, self.pooling, mask)
         if self.features is not None:
             x = Dropout(self.dropout)(x, train=train)
-            x = nn.Dense(self.features, dtype=self.dtype, name="output")(x)
+            x = Dense(self.features, dtype=self.dtype, name="output")(x)
         x = x.astype(jnp.float32)
         return x if given is None else (x, tuple(ends))
 

@@ -11,8 +11,9 @@ from flax import linen as nn
 
 from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
+from foldax.models.attention import dot_product_attention
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Dropout, normalization, repeat
+from foldax.models.layers import Dense, Dropout, flat_dot_general, normalization, repeat
 from foldax.models.sequences import Pooling, check_pooling, embedded, pool_sequence, same_segment, segment_positions
 
 
@@ -64,7 +65,7 @@ class Attention(nn.Module):
             )
         size, source = width // self.num_heads, x if context is None else context
         dense = functools.partial(
-            nn.Dense, use_bias=self.use_bias, kernel_init=initializer(self.kernel_init), dtype=self.dtype
+            Dense, use_bias=self.use_bias, kernel_init=initializer(self.kernel_init), dtype=self.dtype
         )
         query = dense(width, name="query")(x).reshape(*x.shape[:2], self.num_heads, size)
         both = dense(2 * kv_heads * size, name="key_value")(source).reshape(*source.shape[:2], 2 * kv_heads, size)
@@ -75,7 +76,7 @@ class Attention(nn.Module):
             key, value, mask = self._cached(key, value)
         mask = None if mask is None else mask[:, None]
         causal = self.causal and context is None and not decode
-        outputs = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+        outputs = dot_product_attention(query, key, value, mask, causal)
         if mask is not None and context is not None:
             outputs = jnp.where(mask.any(axis=-1)[:, 0, :, None, None], outputs, 0)
         return dense(width, name="output")(outputs.reshape(*x.shape[:2], width))
@@ -140,7 +141,7 @@ class Block(nn.Module):
         init = initializer(self.kernel_init)
         attend = functools.partial(Attention, self.num_heads, self.num_kv_heads, use_bias=self.use_bias)
         attend = functools.partial(attend, kernel_init=self.kernel_init, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
+        dense = functools.partial(Dense, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
 
         def normalized(x: jax.Array) -> jax.Array:
             return normalization(self.normalization, width, train, self.dtype)(x)
@@ -275,7 +276,7 @@ class Transformer(nn.Module):
         if x.shape[1] > self.max_length:
             raise ConfigError(f"Transformer: {x.shape[1]} steps are more than its max_length, {self.max_length}")
         if self.vocabulary_size is None:
-            hidden = nn.Dense(self.width, dtype=self.dtype, name="input")(hidden)
+            hidden = Dense(self.width, dtype=self.dtype, name="input")(hidden)
         positions = self._positions(x, mask, decode)
         if self.positions == "learned":
             hidden = hidden + nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")(positions)
@@ -286,9 +287,9 @@ class Transformer(nn.Module):
         if self.pooling is not None:
             x = pool_sequence(x, self.pooling, mask)
         if self.tie_embeddings:
-            x = x @ self.get_variable("params", "embedding")["embedding"].astype(x.dtype).T
+            x = flat_dot_general(x, self.get_variable("params", "embedding")["embedding"].astype(x.dtype).T)
         elif self.features is not None:
-            x = nn.Dense(self.features, dtype=self.dtype, name="output")(x)
+            x = Dense(self.features, dtype=self.dtype, name="output")(x)
         return x.astype(jnp.float32)
 
     def _check_inputs(

@@ -11,7 +11,7 @@ from flax import linen as nn
 from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Conv, Dropout, repeat
+from foldax.models.layers import Conv, Dense, Dropout, repeat
 from foldax.models.transformer import Block
 
 
@@ -84,7 +84,7 @@ class ViT(nn.Module):
         )
         x = nn.LayerNorm(dtype=self.dtype)(x)
         x = x[:, 0] if self.pooling == "class" else x.mean(axis=1)
-        return nn.Dense(self.features, dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        return Dense(self.features, dtype=self.dtype, name="output")(x).astype(jnp.float32)
 
 
 class MLPMixer(nn.Module):
@@ -119,8 +119,8 @@ class MLPMixer(nn.Module):
         init = initializer(self.kernel_init)
 
         def mixed(x: jax.Array, hidden: int) -> jax.Array:
-            y = activation(self.activation)(nn.Dense(hidden, dtype=self.dtype, kernel_init=init)(x))
-            return Dropout(self.dropout)(nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init)(y), train=train)
+            y = activation(self.activation)(Dense(hidden, dtype=self.dtype, kernel_init=init)(x))
+            return Dropout(self.dropout)(Dense(x.shape[-1], dtype=self.dtype, kernel_init=init)(y), train=train)
 
         def block(x: jax.Array) -> jax.Array:
             y = nn.LayerNorm(dtype=self.dtype)(x).swapaxes(1, 2)
@@ -129,4 +129,4 @@ class MLPMixer(nn.Module):
 
         x = repeat(block, x, self.depth, scan=self.scan_layers, remat=self.remat, name="blocks")
         x = nn.LayerNorm(dtype=self.dtype)(x).mean(axis=1)
-        return nn.Dense(self.features, dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        return Dense(self.features, dtype=self.dtype, name="output")(x).astype(jnp.float32)

@@ -1,0 +1,51 @@
+"""Compile times of deep and shallow networks: what is compiled, and what is made of the seconds."""
+
+import importlib.util
+from typing import Any
+
+import jax
+import pytest
+
+from tests.conftest import ROOT
+from tests.models.shared import parameter_count
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    spec = importlib.util.spec_from_file_location("compile_times", ROOT / "research/throughput/compile_times.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_networks_are_those_that_are_named(study):
+    counts = {case.name: parameter_count(case.model, case.inputs) for case in study.CASES}
+    assert counts["ResNet-56"] == 853_018
+    assert counts["ResNet-1001"] == 10_327_706
+    block = 4 * (128 + 1) * 128 + (128 + 1) * 512 + (512 + 1) * 128 + 4 * 128
+    assert counts["Transformer, 200 layers"] - counts["Transformer, 4 layers"] == 196 * block
+
+
+def test_every_round_compiles_anew_and_leaves_the_cache_as_it_was(study):
+    tokens = jax.ShapeDtypeStruct((2, 4), "int32")
+    small = [
+        study.Case("shallow", study.models.Transformer(8, 8, 8, 1, 2, causal=True, scan_layers=True), tokens, None),
+        study.Case("deep", study.models.Transformer(8, 8, 8, 50, 2, causal=True, scan_layers=True), tokens, "shallow"),
+    ]
+    before = jax.config.jax_enable_compilation_cache
+    found = study.measure(small, 1)
+    assert jax.config.jax_enable_compilation_cache == before
+    assert all(len(pairs) == 1 and min(map(min, pairs)) > 0.05 for pairs in found.values())
+    assert study.table(small, found).row_count == 2
+
+
+def test_ratios_are_medians_of_rounds(study):
+    cases = [study.Case("a", None, None, None), study.Case("b", None, None, "a")]
+    found = {"a": [(1.0, 1.0), (1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 3.0), (2.0, 2.0), (3.0, 3.0)]}
+    assert study.ratios(cases, found) == {"b": 1.5}
+
+
+def test_no_rounds_say_so(study, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--rounds", "0"])
+    assert "at least 1" in capsys.readouterr().err
