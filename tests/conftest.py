@@ -1,6 +1,7 @@
 """Shared by all tests: strict JAX settings, one compilation cache, one data cache, tiny experiments."""
 
 import dataclasses
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -62,10 +63,13 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     """Returns an experiment of the checkout and a config with which it takes a few small steps."""
     if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    package = {"time_series": "aeon", "forecast": "statsmodels"}.get(path.stem)
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'foldax[series]'")
     experiment = foldax.load_experiment(path)
     config = experiment.config(steps=12)
     fields = {field.name for field in dataclasses.fields(config)}
-    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8}
+    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
     return experiment, dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
 
 

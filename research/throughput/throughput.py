@@ -187,18 +187,14 @@ def swept(experiment: foldax.Experiment, config: Config, way: str) -> float:
         return sweep.facts["member_steps"] / (time.perf_counter() - began)
 
 
-def torch_loop(config: Config, dataset: data.Dataset, image: bool, threads: int, fused: bool) -> Callable[[], float]:
-    """The same in PyTorch: batches from a shuffled index, standardised before the loop; the loss read every log."""
-    inputs = np.asarray(dataset.info.standardize(dataset.train.examples()["inputs"]))  # [N, H, W, C]
-    inputs = torch.tensor(np.moveaxis(inputs, -1, 1) if image else inputs.reshape(len(inputs), -1))
-    targets = torch.tensor(np.asarray(dataset.train.examples()["targets"]), dtype=torch.long)
-    make, size, steps_per_epoch = torch.nn, config.batch_size, len(inputs) // config.batch_size
-    layers = [make.Linear(64, 32), make.ReLU(), make.Linear(32, 32), make.ReLU(), make.Linear(32, 10)]
-    if image:
-        layers = [make.Conv2d(1, 32, 3, padding=1), make.ReLU(), make.MaxPool2d(2)]
-        layers += [make.Conv2d(32, 64, 3, padding=1), make.ReLU(), make.MaxPool2d(2)]
-        layers += [make.Flatten(), make.Linear(3136, 256), make.ReLU(), make.Linear(256, 10)]
-    network, criterion = make.Sequential(*layers), make.CrossEntropyLoss()
+def torch_loop(
+    config: Config, count: int, network: Any, loss: Callable[[Any, Any], Any], threads: int, fused: bool
+) -> Callable[[], float]:
+    """The same in PyTorch: batches from a shuffled index of `count` examples; the loss is read every log.
+
+    `loss` is given the network and the rows of a batch.
+    """
+    size, steps_per_epoch = config.batch_size, count // config.batch_size
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=1e-4, fused=fused)
 
     def speed() -> float:
@@ -207,27 +203,53 @@ def torch_loop(config: Config, dataset: data.Dataset, image: bool, threads: int,
         while steps < config.steps and time.perf_counter() - began < TORCH_SECONDS:
             position = steps % steps_per_epoch
             if position == 0:
-                order = torch.randperm(len(inputs))
-            rows = order[position * size : (position + 1) * size]
+                order = torch.randperm(count)
             optimizer.zero_grad()
-            loss = criterion(network(inputs[rows]), targets[rows])
-            loss.backward()
+            value = loss(network, order[position * size : (position + 1) * size])
+            value.backward()
             optimizer.step()
             steps += 1
             if steps % config.log_every == 0:
-                loss.item()
+                value.item()
         return steps / (time.perf_counter() - began)
 
     return speed
 
 
-def torch_contenders(config: Config, dataset: data.Dataset, image: bool) -> Contenders:
+def torch_contenders(
+    config: Config, count: int, make: Callable[[], Any], loss: Callable[[Any, Any], Any]
+) -> Contenders:
     """PyTorch with all cores and with one (tiny layers lose by sharing), AdamW's default form and its fused one."""
     kinds = [(threads, fused) for threads in sorted({CORES, 1}, reverse=True) for fused in (False, True)]
+    name = "PyTorch, threads: {}{}".format
+    return {name(n, ", fused AdamW" * fused): torch_loop(config, count, make(), loss, n, fused) for n, fused in kinds}
+
+
+def torch_classifiers(config: Config, dataset: data.Dataset, make: Callable[[], Any], image: bool) -> Contenders:
+    """Contenders that classify the dataset's examples, standardised before the loop; none without PyTorch."""
     if torch is None:
         return {}
-    name = "PyTorch, threads: {}{}".format
-    return {name(n, ", fused AdamW" * fused): torch_loop(config, dataset, image, n, fused) for n, fused in kinds}
+    inputs = np.asarray(dataset.info.standardize(dataset.train.examples()["inputs"]))  # [N, H, W, C]
+    inputs = torch.tensor(np.moveaxis(inputs, -1, 1).copy() if image else inputs.reshape(len(inputs), -1))
+    targets = torch.tensor(np.asarray(dataset.train.examples()["targets"]), dtype=torch.long)
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def loss(network: Any, rows: Any) -> Any:
+        return criterion(network(inputs[rows]), targets[rows])
+
+    return torch_contenders(config, len(inputs), make, loss)
+
+
+def torch_mlp() -> Any:
+    make = torch.nn
+    return make.Sequential(make.Linear(64, 32), make.ReLU(), make.Linear(32, 32), make.ReLU(), make.Linear(32, 10))
+
+
+def torch_cnn() -> Any:
+    make = torch.nn
+    layers = [make.Conv2d(1, 32, 3, padding=1), make.ReLU(), make.MaxPool2d(2)]
+    layers += [make.Conv2d(32, 64, 3, padding=1), make.ReLU(), make.MaxPool2d(2)]
+    return make.Sequential(*layers, make.Flatten(), make.Linear(3136, 256), make.ReLU(), make.Linear(256, 10))
 
 
 def matmul_rate(times: int = 20) -> float:
@@ -282,7 +304,7 @@ def measure_digits() -> dict[str, Any]:
     contenders = {
         "foldax.train": functools.partial(trained, digits, DIGITS, dataset),
         "hand-written scan": hand_written(DIGITS, arrays, learner.init, learner.update),
-        **torch_contenders(DIGITS, dataset, image=False),
+        **torch_classifiers(DIGITS, dataset, torch_mlp, image=False),
     }
     flops = operations([(1, 64, 32), (1, 32, 32), (1, 32, 10)], DIGITS.batch_size)
     return compare("digits: 64-32-32-10, batch 64", contenders, ROUNDS["digits"], flops)
@@ -291,7 +313,7 @@ def measure_digits() -> dict[str, Any]:
 def measure_fashion() -> dict[str, Any]:
     dataset = data.load("fashion_mnist", batch_size=FASHION.batch_size)
     contenders = {"foldax.train": functools.partial(trained, fashion, FASHION, dataset)}
-    contenders |= torch_contenders(FASHION, dataset, image=True)
+    contenders |= torch_classifiers(FASHION, dataset, torch_cnn, image=True)
     flops = operations([(784, 9, 32), (196, 9 * 32, 64), (1, 3136, 256), (1, 256, 10)], FASHION.batch_size)
     return compare("Fashion-MNIST: CNN 32-64, dense 256, batch 128", contenders, ROUNDS["fashion"], flops)
 
@@ -319,7 +341,7 @@ def measure_sweep() -> dict[str, Any]:
         "foldax.train, one run": functools.partial(trained, digits, DIGITS, dataset),
         "hand-written, one after another": hand_written_members(MEMBER, dataset, side_by_side=False),
         "hand-written, side by side": hand_written_members(MEMBER, dataset, side_by_side=True),
-        **torch_contenders(DIGITS, dataset, image=False),
+        **torch_classifiers(DIGITS, dataset, torch_mlp, image=False),
     }
     flops = operations([(1, 64, 32), (1, 32, 32), (1, 32, 10)], MEMBER.batch_size)
     return compare(f"digits: {MEMBERS} members of {MEMBER.steps:,} steps", contenders, ROUNDS["sweep"], flops)

@@ -188,6 +188,32 @@ def test_gradients_survive_nan_in_padding_and_remat_changes_nothing(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_first_and_second_order_are_differences_of_what_they_are_of(cell):
+    model, x = Recurrent(2, (3,), cell, pooling="last"), inputs()
+    variables = random_variables(model, x)
+    random = np.random.default_rng(5)
+    direction = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), variables)
+
+    def loss(variables):
+        return jnp.square(model.apply(variables, x, mask=MASKS["packed"])).sum()
+
+    def steepness(variables):
+        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(jax.grad(loss)(variables)))
+
+    for function in (loss, steepness):
+
+        @jax.jit
+        def both(step, function=function):
+            value, gradient = jax.value_and_grad(function)(
+                jax.tree.map(lambda a, b: a + step * b, variables, direction)
+            )
+            return value, sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+
+        (high, _), (low, _), (_, slope) = both(3e-3), both(-3e-3), both(0.0)
+        np.testing.assert_allclose(slope, (high - low) / 6e-3, rtol=3e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_bfloat16_computes_with_float32_parameters(cell):
     x = inputs()
     model, exact = (Recurrent(3, (8,), cell, dtype=dtype) for dtype in (jnp.bfloat16, None))

@@ -410,7 +410,9 @@ def test_training_goes_on_with_new_data(tmp_path) -> None:
 def test_a_frozen_body_is_that_of_the_source(source) -> None:
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         model = models.MLP((8, 2))
-        return learners.classifier(model, optax.adam(config.learning_rate), preprocess=info.standardize, frozen=("Dense_0",))
+        return learners.classifier(
+            model, optax.adam(config.learning_rate), preprocess=info.standardize, frozen=("Dense_0",)
+        )
 
     config = tiny.config(init_from=source.run_dir, keep="last")
     result = foldax.train(tiny._replace(learner=learner), config, save=False, verbose=False)

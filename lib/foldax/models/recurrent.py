@@ -1,13 +1,12 @@
 """Recurrent networks: vanilla, LSTM and GRU.
 
-A layer's product with all its inputs `[B, T, C]` is one matrix product before the loop over time, which does
-the product of the state alone; Flax's cells do both, step by step.
+A layer's product with all its inputs `[B, T, C]` is one matrix product before the loop over time (see `recurrence`),
+which does the product of the state alone; Flax's cells do both, step by step.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -17,44 +16,38 @@ from flax import linen as nn
 from foldax.errors import ConfigError, nearest
 from foldax.models.initializers import Initializer, initializer
 from foldax.models.layers import Dense, Dropout
+from foldax.models.recurrence import Carry, Loop, Step, recurrence
 from foldax.models.sequences import Pooling, check_pooling, embedded, pool_both_ways, pool_sequence, segment_starts
 
-Carry = tuple[jax.Array, ...]  # each [B, width]
 CellKind = Literal["rnn", "lstm", "gru"]
 
 
-def rnn_step(carry: Carry, projected: jax.Array, product: Callable[[jax.Array], jax.Array]) -> Carry:
+def rnn_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
     """The simple recurrent cell of Elman (1990) with tanh."""
-    return (jnp.tanh(projected + product(carry[0])),)
+    return (jnp.tanh(inputs + product),)
 
 
-def lstm_step(carry: Carry, projected: jax.Array, product: Callable[[jax.Array], jax.Array]) -> Carry:
+def lstm_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
     """Long short-term memory (Hochreiter & Schmidhuber, 1997) with a forget gate (Gers et al., 2000)."""
-    hidden, memory = carry
-    enter, forget, candidate, leave = jnp.split(projected + product(hidden), 4, axis=-1)
-    memory = jax.nn.sigmoid(forget) * memory + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
+    enter, forget, candidate, leave = jnp.split(inputs + product, 4, axis=-1)
+    memory = jax.nn.sigmoid(forget) * carry[1] + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
     return jax.nn.sigmoid(leave) * jnp.tanh(memory), memory
 
 
-def gru_step(carry: Carry, projected: jax.Array, product: Callable[[jax.Array], jax.Array]) -> Carry:
+def gru_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
     """The gated recurrent unit (Cho et al., 2014), its reset gate after the product as in cuDNN."""
-    (hidden,) = carry
-    reset, update, candidate = jnp.split(projected, 3, axis=-1)
-    reset_state, update_state, candidate_state = jnp.split(product(hidden), 3, axis=-1)
-    update = jax.nn.sigmoid(update + update_state)
-    candidate = jnp.tanh(candidate + jax.nn.sigmoid(reset + reset_state) * candidate_state)
-    return ((1 - update) * candidate + update * hidden,)
+    gates, candidate = jnp.split(inputs, [product.shape[-1]], axis=-1)
+    reset, update, state = jnp.split(gates + product, 3, axis=-1)
+    update = jax.nn.sigmoid(update)
+    candidate = jnp.tanh(candidate + jax.nn.sigmoid(reset) * state)
+    return ((1 - update) * candidate + update * carry[0],)
 
 
-CELLS: dict[str, tuple[Callable[..., Carry], int, int]] = {
-    "rnn": (rnn_step, 1, 1),
-    "lstm": (lstm_step, 4, 2),
-    "gru": (gru_step, 3, 1),
-}
+CELLS: dict[str, tuple[Step, int, int]] = {"rnn": (rnn_step, 1, 1), "lstm": (lstm_step, 4, 2), "gru": (gru_step, 3, 1)}
 """By name: a step, its number of gates, and of arrays in its carry (the first one is the output)."""
 
 
-def cell_named(name: str) -> tuple[Callable[..., Carry], int, int]:
+def cell_named(name: str) -> tuple[Step, int, int]:
     """Returns the entry of `CELLS`; ConfigError if there is none."""
     if name not in CELLS:
         raise ConfigError(f"cell: there is no {name!r}{nearest(str(name), CELLS)} (known: {', '.join(CELLS)})")
@@ -98,29 +91,16 @@ class RecurrentLayer(nn.Module):
         )
         projected = dense(x.swapaxes(0, 1))  # [T, B, gates * width]
         kernel = self.param("kernel", _orthogonal_gates, (self.width, gates * self.width)).astype(projected.dtype)
-        bias = None
         if self.cell == "gru":
             bias = self.param("candidate_bias", nn.initializers.zeros, (self.width,)).astype(projected.dtype)
-            bias = jnp.pad(bias, (2 * self.width, 0))[None, :]
+            bias = jnp.broadcast_to(bias[None, None, :], (*projected.shape[:2], self.width))
+            resets, candidate = jnp.split(projected, [2 * self.width], axis=-1)
+            projected = jnp.concatenate([resets, bias, candidate], axis=-1)
         zeros = (jnp.zeros((len(x), self.width), projected.dtype),) * states
-        begin: Carry = zeros if carry is None else carry
-
-        def product(hidden: jax.Array) -> jax.Array:
-            return hidden @ kernel if bias is None else hidden @ kernel + bias
-
-        def one(carry: Carry, now: tuple[jax.Array, jax.Array | None, jax.Array | None]) -> tuple[Carry, jax.Array]:
-            inputs, real, starts = now
-            before = carry if starts is None else jax.tree.map(lambda c: jnp.where(starts[:, None], 0, c), carry)
-            after = step(before, inputs, product)
-            if real is None:
-                return after, after[0]
-            after = jax.tree.map(lambda new, old: jnp.where(real[:, None], new, old), after, carry)
-            return after, jnp.where(real[:, None], after[0], 0)
-
-        if self.remat:
-            one = jax.checkpoint(one, prevent_cse=False)
-        steps = (projected, *_turned(mask, self.reverse))
-        end, outputs = jax.lax.scan(one, begin, steps, reverse=self.reverse)
+        loop = Loop(step, self.reverse, self.remat)
+        end, outputs = recurrence(
+            loop, kernel, projected, zeros if carry is None else tuple(carry), *_turned(mask, self.reverse)
+        )
         return outputs.swapaxes(0, 1), end
 
 

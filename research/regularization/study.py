@@ -1,0 +1,296 @@
+"""What do L1, L2, dropout, batch norm, early stopping and augmentation each buy as the training set shrinks?
+
+    python research/regularization/study.py            # all numbers, tables and figures again; goes on if killed
+    python research/regularization/study.py --quick    # the same on two small sets, in half a minute
+
+README.md beside this file has the answer. Dropout: Srivastava et al. (2014). Batch normalisation: Ioffe & Szegedy
+(2015). Early stopping: Prechelt (1998). Images that are turned and moved: Simard et al. (2003).
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optax
+import pandas
+
+import foldax
+from foldax import augment, data, learners, models, plots
+from foldax.runs import summary
+
+HERE = Path(__file__).resolve().parent
+CLASSES = 10
+GUESS = {"accuracy": 1 / CLASSES, "loss": math.log(CLASSES)}
+TRACED = ("L1", "L2", "dropout", "augmentation")  # the regularisers that are a strength of one program
+CONTENDERS = ("none", *TRACED, "batch norm", "early stopping", "all together")
+COLORS = ("#000000", "#0072B2", "#009E73", "#E69F00", "#D55E00")  # Okabe & Ito's, told apart by the colour-blind
+MARKERS = "o^sDv"
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 500
+    log_every = 250
+    evaluate_every = 0  # only at the end: the last state is tested, unless a contender stops early
+    checkpoint_every = 0  # a member takes a second; those that are done are kept
+    keep = "last"
+    batch_size: int = 50
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    per_class: int = 100
+    """Training images of each of the ten classes, drawn anew by every seed."""
+    batch_norm: bool = False
+    """Whether hidden layers are normalised over the batch."""
+    strengths: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Of `TRACED`; traced, so that all of these regularisers, and none, share a program."""
+    learning_rate: float = 0.03
+
+
+class Grid(NamedTuple):
+    """What is compared.
+
+    Attributes:
+      config: what all members have in common.
+      per_class: sizes of the training set, a tenth of it.
+      strengths: of each of `TRACED`, to choose from, as the learning rate, in each cell by validation accuracy.
+      patience: likewise of early stopping, in evaluations.
+      every: steps between two evaluations where a run may stop early.
+      shares: of the chosen strengths, where all regularisers act together.
+      learning_rates: likewise to choose from.
+      seeds: runs of each.
+      members_at_once: None is one for each device.
+    """
+
+    config: Config = Config()
+    per_class: tuple[int, ...] = (100, 50, 20, 10, 5)
+    strengths: tuple[tuple[float, ...], ...] = (
+        (1e-4, 3e-4, 1e-3, 3e-3),
+        (1e-3, 3e-3, 1e-2, 3e-2),
+        (0.1, 0.3, 0.5, 0.7),
+        (0.25, 0.5, 1.0, 1.5),
+    )
+    patience: tuple[int, ...] = (1, 3, 10)
+    every: int = 20
+    shares: tuple[float, ...] = (0.25, 0.5, 1.0)
+    learning_rates: tuple[float, ...] = (0.03, 0.1)
+    seeds: int = 8
+    members_at_once: int | None = None
+
+
+QUICK = Grid(Config(steps=20, hidden=(8,)), (10, 5), ((1e-4,), (1e-3,), (0.3,), (0.5,)), (1,), 10, (0.5,), (0.1,), 2, 1)
+
+
+def dataset(config: Config) -> data.Dataset:
+    return data.load("digits", batch_size=config.batch_size, validation=0.15, test=0.25)
+
+
+def learner(config: Config, info: data.Info) -> foldax.Learner:
+    """Stochastic gradient descent with momentum: Adam would rescale the gradients of the penalties.
+
+    Augmentation of strength 1 turns an image by up to 20 degrees, moves it by up to a pixel, resizes it by up to 15%.
+    """
+    l1, l2, dropout, amount = config.strengths
+    model = models.MLP(
+        (*config.hidden, info.num_classes), dropout=dropout, normalization="batch" if config.batch_norm else None
+    )
+    made = learners.classifier(
+        model,
+        optax.sgd(config.learning_rate, momentum=0.9),
+        preprocess=info.standardize,
+        augment=augment.random_affine(rotation=20 * amount, translation=amount / 8, scale=0.15 * amount),
+        l1=l1,
+        l2=l2,
+    )
+    return learners.subset(made, config.per_class, info)
+
+
+experiment = foldax.Experiment(Config, learner, dataset, name="regularization")
+
+
+def alone(regularizer: str, strength: float) -> tuple[float, ...]:
+    """Returns the strengths of which all but one are 0."""
+    return tuple(strength if name == regularizer else 0.0 for name in TRACED)
+
+
+def run(grid: Grid, path: Path, space: dict[str, Any], **changes: Any) -> pandas.DataFrame:
+    """Trains the members of a sweep, or those that are not done yet; returns a row for each."""
+    return foldax.sweep(
+        experiment,
+        space | {"learning_rate": grid.learning_rates},
+        seeds=grid.seeds,
+        config=dataclasses.replace(grid.config, **changes),
+        members_at_once=grid.members_at_once,
+        sweep_dir=path,
+        resume=(path / "sweep.json").exists(),
+    ).results
+
+
+def train_all(grid: Grid, runs: Path) -> pandas.DataFrame:
+    """Trains every contender; returns a row for each member, with its contender and strength."""
+    stop = {"keep": "best", "evaluate_every": grid.every}
+    listed = [(name, value) for name, values in zip(TRACED, grid.strengths, strict=True) for value in values]
+    labels = {json.dumps(alone(*label)): label for label in [("none", 0.0), *listed]}
+    traced = {"per_class": grid.per_class, "strengths": [alone(*label) for label in labels.values()]}
+    plain = run(grid, runs / "traced", traced)
+    normal = run(grid, runs / "batch-norm", {"per_class": grid.per_class}, batch_norm=True)
+    early = run(grid, runs / "early-stopping", {"per_class": grid.per_class, "patience": grid.patience}, **stop)
+    found = plain["strengths"].map(labels)
+    members = [
+        plain.assign(contender=found.str[0], strength=found.str[1]),
+        normal.assign(contender="batch norm", strength=1.0),
+        early.assign(contender="early stopping", strength=early["patience"].astype(float)),
+    ]
+    chosen = choose(pandas.concat(members, ignore_index=True)).set_index(["contender", "per_class"])["strength"]
+    for size in grid.per_class:
+        full = [chosen[name, size] for name in TRACED]
+        mixed = {json.dumps([share * value for value in full]): share for share in grid.shares}
+        space = {"per_class": [size], "strengths": [tuple(json.loads(text)) for text in mixed]}
+        patience = int(chosen["early stopping", size])
+        together = run(grid, runs / f"together-{size}", space, batch_norm=True, patience=patience, **stop)
+        members.append(together.assign(contender="all together", strength=together["strengths"].map(mixed)))
+    return pandas.concat(members, ignore_index=True)
+
+
+def scored(members: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns the members with columns as "test accuracy"; one that is not finite counts as a guess."""
+    lost = members["status"] == summary.NOT_FINITE
+    scores = {
+        f"{split} {metric}": members[f"{split}/{metric}"].mask(lost, guess)
+        for split in ("validation", "test")
+        for metric, guess in GUESS.items()
+    }
+    return members.assign(lost=lost, **scores)
+
+
+def choose(members: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns a row for each contender and size: what validates best by mean accuracy, and what that tests at.
+
+    For accuracy and loss there are the mean over seeds and its 95% bootstrap interval (low, high), and the same of the
+    difference (gain) to the contender "none" with the same seed: the same images, and weights where they have one form.
+    """
+    rows, plain = [], {}
+    for (contender, size), group in scored(members).groupby(["contender", "per_class"], sort=False):
+        validation = group.groupby(["strength", "learning_rate"])["validation accuracy"].mean()
+        strength, rate = validation.idxmax()
+        chosen = group[(group["strength"] == strength) & (group["learning_rate"] == rate)].set_index("seed")
+        row = {"contender": contender, "per_class": size, "strength": strength, "learning_rate": rate}
+        row |= {"validation": validation.max(), "seeds": len(chosen), "not_finite": int(group["lost"].sum())}
+        row["steps"] = chosen["steps_done"].mean()
+        for metric in GUESS:
+            test = chosen[f"test {metric}"]
+            if contender == "none":
+                plain[size, metric] = test
+            for name, values in ((metric, test), (f"{metric}_gain", test - plain[size, metric])):
+                low, high = summary.interval(values.to_numpy())
+                row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    order = {name: index for index, name in enumerate(CONTENDERS)}
+    return pandas.DataFrame(rows).sort_values("contender", key=lambda names: names.map(order), kind="stable")
+
+
+def draw_gains(results: pandas.DataFrame, metric: str) -> Any:
+    """Draws the test metric of none and of all, and what each adds to none, against the number of images."""
+    percent = 100.0 if metric == "accuracy" else 1.0
+    figure, axes = plots.new_figure(2, 4, width=2.9, height=2.7)
+    for axis, contender in zip(axes.flat, CONTENDERS, strict=True):
+        lines = ("none", "all together") if contender == "none" else (contender,)
+        for name, color, marker in zip(lines, COLORS[:2] if contender == "none" else COLORS[1:], "os", strict=False):
+            rows = results[results["contender"] == name].sort_values("per_class")
+            column = metric if contender == "none" else f"{metric}_gain"
+            middle, low, high = (percent * rows[f"{column}{end}"].to_numpy() for end in ("", "_low", "_high"))
+            style = {"color": color, "marker": marker, "ms": 5, "lw": 1.5, "capsize": 3}
+            sizes = rows["per_class"] * CLASSES
+            axis.errorbar(sizes, middle, yerr=(middle - low, high - middle), label=name, **style)
+        axis.set_title("test " + metric if contender == "none" else f"{contender}, minus none", fontsize=10)
+        if contender == "none":
+            axis.legend(frameon=False, fontsize=8)
+        else:
+            axis.axhline(0.0, color="0.4", lw=1, ls="--")
+            axis.sharey(axes.flat[1])
+        unit = " (points)" if metric == "accuracy" else " (nats)"
+        axis.set_ylabel(metric + unit if axis in (axes[0, 0], axes[0, 1], axes[1, 0]) else "")
+        _size_axis(axis, results)
+    return figure
+
+
+def draw_strengths(members: pandas.DataFrame, results: pandas.DataFrame) -> Any:
+    """Draws validation accuracy against the strength of a regulariser, at the best rate, a line for each size."""
+    names = (*TRACED, "early stopping", "all together")
+    figure, axes = plots.new_figure(2, 3, width=3.4, height=2.8)
+    labels = {"early stopping": "patience in evaluations", "all together": "share of each chosen strength"}
+    for axis, contender in zip(axes.flat, names, strict=True):
+        group = scored(members[members["contender"] == contender])
+        cells = group.groupby(["per_class", "strength", "learning_rate"])["validation accuracy"].mean()
+        best = cells.groupby(["per_class", "strength"]).max()
+        none = results[results["contender"] == "none"].set_index("per_class")["validation"]
+        for size, color, marker in zip(none.index, COLORS, MARKERS, strict=False):
+            axis.plot(best[size], color=color, marker=marker, ms=4, lw=1.4, label=f"{size * CLASSES:,}")
+            axis.axhline(none[size], color=color, lw=0.8, ls=":")
+        if contender in ("L1", "L2", "augmentation", "early stopping", "all together"):
+            axis.set_xscale("log")
+        axis.set_title(contender, fontsize=10)
+        axis.set_xlabel(labels.get(contender, "strength"))
+        axis.set_ylabel("validation accuracy" if axis in axes[:, 0] else "")
+        axis.grid(alpha=0.25)
+    title = {"title": "training images (dotted: none)"}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, **title)
+    return figure
+
+
+def _size_axis(axis: Any, results: pandas.DataFrame) -> None:
+    sizes = sorted({size * CLASSES for size in results["per_class"]})
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel("training images")
+    axis.grid(alpha=0.25)
+
+
+def readme_table(results: pandas.DataFrame, metric: str) -> str:
+    """Returns a table of the README: the metric without regulariser, and what each adds, with intervals, by size."""
+    sizes = sorted(set(results["per_class"]), reverse=True)
+    scale, digits = (100.0, 1) if metric == "accuracy" else (1.0, 3)
+    lines = [["regulariser", *(f"{size * CLASSES:,} images" for size in sizes)], ["---", *["---:"] * len(sizes)]]
+    cells = results.set_index(["contender", "per_class"])
+    for name in CONTENDERS:
+        column, sign = (metric, "") if name == "none" else (f"{metric}_gain", "+")
+        line = [name]
+        for size in sizes:
+            middle, low, high = (scale * cells.loc[(name, size), f"{column}{end}"] for end in ("", "_low", "_high"))
+            line.append(f"{middle:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two small training sets; writes into its runs folder")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="sweeps, kept to go on from (default runs/...)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="table and figures (default beside this file)")
+    options = parser.parse_args(arguments)
+    grid = QUICK if options.quick else Grid()
+    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
+    out = options.out or (runs if options.quick else HERE)
+    members = train_all(grid, runs)
+    results = choose(members)
+    out.mkdir(parents=True, exist_ok=True)
+    results.to_csv(out / "results.csv", index=False, float_format="%.6g")
+    figures = {f"{metric}_gains": draw_gains(results, metric) for metric in GUESS}
+    figures["strengths"] = draw_strengths(members, results)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=110)
+    print(f"\n{readme_table(results, 'accuracy')}\n\n{readme_table(results, 'loss')}\n")
+    lost, steps = (members["status"] == summary.NOT_FINITE).sum(), members["steps_done"].sum()
+    print(f"{len(members):,} members ({lost:,} not finite), {steps:,} steps; table and figures: {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except foldax.FoldaxError as error:
+        sys.exit(f"study: {error}\nthe same command goes on with what is done")

@@ -1,0 +1,179 @@
+"""How fast do a residual network and a language model train, against the same in PyTorch?
+
+    python research/throughput/networks.py [resnet] [transformer] [lstm] [--json FILE]
+
+All contenders of a section run in turn in one process, in several rounds after one that is not counted. README.md
+beside this file has the numbers and says what is compared.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from throughput import CONSOLE, CORES, Config, Contenders, compare, torch, torch_classifiers, torch_contenders, trained
+
+import foldax
+from foldax import data, learners, models
+
+ROUNDS = 3
+RESNET = Config(steps=60, batch_size=64, log_every=20)
+LANGUAGE = Config(steps=60, batch_size=16, log_every=20)
+VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH = 256, 128, 4, 4, 256  # of the language models; the LSTM has 2 layers of 256
+
+
+def resnet_learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.ResNet(info.num_classes, depth=20, shortcut="projection")
+    return learners.classifier(model, optax.adamw(config.learning_rate), preprocess=info.standardize)
+
+
+def transformer_learner(config: Config, info: data.Info) -> foldax.Learner:
+    shape = dict(width=WIDTH, depth=DEPTH, num_heads=HEADS, max_length=LENGTH)
+    model = models.Transformer(VOCABULARY, VOCABULARY, causal=True, **shape)
+    return learners.language_model(model, optax.adamw(config.learning_rate))
+
+
+def lstm_learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.Recurrent(VOCABULARY, (256, 256), vocabulary_size=VOCABULARY)
+    return learners.language_model(model, optax.adamw(config.learning_rate))
+
+
+def torch_resnet() -> Any:
+    """ResNet-20 for CIFAR as `models.ResNet` has it: projections in the shortcuts, one input channel."""
+    make = torch.nn
+
+    def convolve(inputs: int, outputs: int, size: int, stride: int) -> list[Any]:
+        layers = make.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+        return [layers, make.BatchNorm2d(outputs)]
+
+    class Block(make.Module):
+        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+            super().__init__()
+            first, second = convolve(inputs, outputs, 3, stride), convolve(outputs, outputs, 3, 1)
+            self.inner = make.Sequential(*first, make.ReLU(), *second)
+            same = stride == 1 and inputs == outputs
+            self.short = make.Identity() if same else make.Sequential(*convolve(inputs, outputs, 1, stride))
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.inner(x) + self.short(x))
+
+    blocks, width = [], 16
+    for stage in range(3):
+        for index in range(3):
+            outputs = 16 * 2**stage
+            blocks.append(Block(width, outputs, 2 if stage and not index else 1))
+            width = outputs
+    head = [make.AdaptiveAvgPool2d(1), make.Flatten(), make.Linear(64, 10)]
+    return make.Sequential(*convolve(1, 16, 3, 1), make.ReLU(), *blocks, *head)
+
+
+def torch_transformer() -> Any:
+    """The decoder as `models.Transformer` has it: pre-norm, rotary positions, GELU by tanh, fused attention."""
+    make, size = torch.nn, WIDTH // HEADS
+    angles = torch.arange(LENGTH)[:, None] * 10_000.0 ** (-torch.arange(size // 2) * 2 / size)
+    cosine, sine = angles.cos(), angles.sin()
+
+    def rotated(x: Any) -> Any:  # [B, heads, T, size]
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+    class Block(make.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = make.ModuleList([make.LayerNorm(WIDTH, eps=1e-6) for _ in range(2)])
+            self.query_key_value, self.output = make.Linear(WIDTH, 3 * WIDTH), make.Linear(WIDTH, WIDTH)
+            self.mlp = make.Sequential(
+                make.Linear(WIDTH, 4 * WIDTH), make.GELU(approximate="tanh"), make.Linear(4 * WIDTH, WIDTH)
+            )
+
+        def forward(self, x: Any) -> Any:
+            batch, length, _ = x.shape
+            heads = self.query_key_value(self.norms[0](x)).view(batch, length, 3, HEADS, size).permute(2, 0, 3, 1, 4)
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                rotated(heads[0]), rotated(heads[1]), heads[2], is_causal=True
+            )
+            x = x + self.output(attended.transpose(1, 2).reshape(batch, length, WIDTH))
+            return x + self.mlp(self.norms[1](x))
+
+    blocks = [Block() for _ in range(DEPTH)]
+    ends = [make.LayerNorm(WIDTH, eps=1e-6), make.Linear(WIDTH, VOCABULARY)]
+    return make.Sequential(make.Embedding(VOCABULARY, WIDTH), *blocks, *ends)
+
+
+def torch_lstm() -> Any:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(VOCABULARY, 256)
+            self.lstm = torch.nn.LSTM(256, 256, num_layers=2, batch_first=True)
+            self.output = torch.nn.Linear(256, VOCABULARY)
+
+        def forward(self, x: Any) -> Any:
+            return self.output(self.lstm(self.embedding(x))[0])
+
+    return Network()
+
+
+def measure_resnet() -> dict[str, Any]:
+    dataset = data.load("fashion_mnist", batch_size=RESNET.batch_size)
+    experiment = foldax.Experiment(Config, resnet_learner, name="resnet")
+    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, RESNET, dataset)}
+    contenders |= torch_classifiers(RESNET, dataset, torch_resnet, image=True)
+    title = f"Fashion-MNIST: ResNet-20, width 16, batch {RESNET.batch_size}"
+    return compare(title, contenders, ROUNDS, step_flops(resnet_learner, RESNET, dataset))
+
+
+def measure_language(learner: Any, make: Any, title: str) -> dict[str, Any]:
+    tokens = data.Bytes().encode(data.topics_text())
+    arrays = data.windows(tokens, LENGTH, LENGTH)
+    whole = {"inputs": arrays["inputs"][:-1]}
+    dataset = data.from_arrays(whole, batch_size=LANGUAGE.batch_size, name="topics", validation=0.02, test=0.02)
+    experiment = foldax.Experiment(Config, learner, name="language")
+    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, LANGUAGE, dataset)}
+    if torch is not None:
+        rows = torch.tensor(np.asarray(dataset.train.examples()["inputs"]), dtype=torch.long)
+        criterion = torch.nn.CrossEntropyLoss()
+
+        def loss(network: Any, chosen: Any) -> Any:
+            batch = rows[chosen]
+            return criterion(network(batch[:, :-1]).reshape(-1, VOCABULARY), batch[:, 1:].reshape(-1))
+
+        contenders |= torch_contenders(LANGUAGE, len(rows), make, loss)
+    title = f"{title}, {LANGUAGE.batch_size} windows of {LENGTH} bytes"
+    return compare(title, contenders, ROUNDS, step_flops(learner, LANGUAGE, dataset))
+
+
+def step_flops(learner: Any, config: Config, dataset: data.Dataset) -> float:
+    """Returns XLA's count of one update's floating-point operations, before it optimises anything."""
+    made = learner(config, dataset.info)
+    batch = {name: values[: config.batch_size] for name, values in dataset.train.examples().items()}
+    state = jax.eval_shape(made.init, jax.random.key(0), batch)
+    return jax.jit(made.update).lower(state, batch, jax.random.key(0)).cost_analysis()["flops"]
+
+
+def main() -> None:
+    about = f"{DEPTH} layers of {WIDTH}"
+    sections = {
+        "resnet": measure_resnet,
+        "transformer": lambda: measure_language(transformer_learner, torch_transformer, f"Transformer, {about}"),
+        "lstm": lambda: measure_language(lstm_learner, torch_lstm, "LSTM, 2 layers of 256"),
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")
+    chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.sections) - set(sections)):
+        parser.error(f"unknown section {unknown[0]!r}; choose from {', '.join(sections)}")
+    version = f"torch {torch.__version__}" if torch else "no PyTorch rows (pip install 'foldax\\[benchmark]')"
+    CONSOLE.print(f"{CORES} cores, {jax.devices()[0].platform}, jax {jax.__version__}, {version}")
+    found = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
