@@ -11,7 +11,7 @@ network.
 
     co2       94 origins   skill 0.726 +- 0.003 (0.681 to 0.763)   90% interval holds 96.6%
       ARIMA (0,1,1)(0,1,1)12     0.735 (0.682 to 0.779)                               89.9%
-    sunspots  52 origins   skill 0.210 +- 0.016 (0.067 to 0.342)   90% interval holds 90.8%
+    sunspots  52 origins   skill 0.210 +- 0.016 (0.104 to 0.373)   90% interval holds 90.8%
       AR(9)                      0.210 (-0.045 to 0.395)                               82.0%
 
 19 s a series on 2 CPU cores.

@@ -3,8 +3,15 @@
     foldax run experiments/supervised/time_series.py
     foldax run experiments/supervised/time_series.py --series OSULeaf --model transformer
 
-With the archive's own split; the run prints the accuracy of aeon's 1-NN with dynamic time warping beside its own.
-Means over seeds: not measured yet.
+With the archive's own split; the run prints the accuracy of aeon's 1-NN with dynamic time warping beside its own. Three
+that differ: GunPoint is short and easy, OSULeaf long, JapaneseVowels has 12 channels and varies in length. Test accuracy
+of the CNN so far, beside 1-NN with DTW in any window and in the one that is best on the training series:
+
+    GunPoint         CNN 1.000 (seed 0)                           DTW 0.907, 0.913
+    JapaneseVowels   CNN 0.988 (mean of seeds 0 and 1: +- 0.001)  DTW 0.949, 0.946
+    OSULeaf          not measured yet                             DTW 0.591, 0.620
+
+LSTM and Transformer are not measured yet.
 """
 
 import warnings
@@ -144,8 +151,9 @@ def figures(result: foldax.Result) -> dict:
         f"{result.config.model}, seed {result.config.seed}": result.metrics["test"]["accuracy"],
         "1-NN, DTW": known["dtw"],
         f"1-NN, DTW in a window of {known['window']:.0%} (chosen on train)": known["dtw_window"],
-        "1-NN, Euclidean": known["euclidean"],
     }
+    if "mask" not in info.shapes:
+        rows["1-NN, Euclidean"] = known["euclidean"]
     lines = [f"{name:<50}{accuracy:.4f}" for name, accuracy in rows.items()]
     return {
         "comparison": f"{info.name}: accuracy on {len(predictions)} test series\n" + "\n".join(lines),
