@@ -96,7 +96,7 @@ class RecurrentLayer(nn.Module):
             bias = jnp.broadcast_to(bias[None, None, :], (*projected.shape[:2], self.width))
             resets, candidate = jnp.split(projected, [2 * self.width], axis=-1)
             projected = jnp.concatenate([resets, bias, candidate], axis=-1)
-        zeros = (jnp.zeros((len(x), self.width), projected.dtype),) * states
+        zeros = (jnp.zeros((x.shape[0], self.width), projected.dtype),) * states
         loop = Loop(step, self.reverse, self.remat)
         end, outputs = recurrence(
             loop, kernel, projected, zeros if carry is None else tuple(carry), *_turned(mask, self.reverse)

@@ -307,8 +307,8 @@ class Transformer(nn.Module):
             raise ConfigError(f"Transformer: with cross_attention={self.cross_attention} it {said} context")
         if context is None:
             return
-        if context.ndim != 3 or len(context) != len(x):
-            raise ConfigError(f"Transformer: the context must be [{len(x)}, S, C], got {list(context.shape)}")
+        if context.ndim != 3 or context.shape[0] != x.shape[0]:
+            raise ConfigError(f"Transformer: the context must be [{x.shape[0]}, S, C], got {list(context.shape)}")
         if context_mask is not None and context_mask.shape != context.shape[:2]:
             raise ConfigError(
                 f"Transformer: the context's mask must be {list(context.shape[:2])}, got {list(context_mask.shape)}"
