@@ -4,8 +4,8 @@
     foldax run experiments/supervised/time_series.py --series OSULeaf --model transformer
 
 With the archive's own split; the run prints the accuracy of aeon's 1-NN with dynamic time warping beside its own. Three
-that differ: GunPoint is short and easy, OSULeaf long, JapaneseVowels has 12 channels and varies in length. Test accuracy
-of the CNN so far, beside 1-NN with DTW in any window and in the one that is best on the training series:
+that differ: GunPoint is short and easy, OSULeaf long, JapaneseVowels has 12 channels and varies in length. Accuracy on
+the test series so far, beside 1-NN with DTW without a window and in the one that is best on the training series:
 
     GunPoint         CNN 1.000 (seed 0)                           DTW 0.907, 0.913
     JapaneseVowels   CNN 0.988 (mean of seeds 0 and 1: +- 0.001)  DTW 0.949, 0.946
