@@ -4,8 +4,10 @@
     foldax run experiments/supervised/text_bytes.py --model transformer
 
 The last tenth of the text, its topics in sorted order, is the test. The run prints the bits per byte of a 5-gram with
-Witten-Bell smoothing (1.906) and of `xz -9e` given the training text (1.410, because topics quote each other) beside
-its own. Its own over whole runs and seeds: not measured yet.
+Witten-Bell smoothing (1.906) and of `xz -9e` given the training text (1.411, because topics quote each other) beside
+its own. Whole runs of this file, over seeds and with the Transformer, are not measured yet. The LSTM with these
+settings (seed 0) reached 1.789 in a plain loop over the same model and optimizer, on the text without the topics'
+names, where bytes of the test were predicted from 257 to 512 bytes before them; here it is 97 to 128.
 """
 
 import lzma
@@ -34,7 +36,7 @@ class Config(foldax.Training):
     """Windows per step."""
     length: int = 128
     """Bytes of a window, at most the context of a prediction."""
-    hidden: tuple[int, ...] = (512,)
+    hidden: tuple[int, ...] = (384,)
     """Widths of the LSTM's layers."""
     width: int = 128
     """Of the Transformer."""
@@ -42,10 +44,10 @@ class Config(foldax.Training):
     """Number of the Transformer's blocks."""
     num_heads: int = 2
     """Heads of the Transformer's attention; they divide the width."""
-    dropout: float | None = None
-    """Rate inside the model; None: no dropout (one or two minutes of training do not overfit)."""
+    dropout: float | None = 0.1
+    """Rate inside the model; None: no dropout, whose random numbers are not drawn then."""
     optimizer: optim.Optimizer = optim.Optimizer(
-        learning_rate=5e-3, schedule="linear", warmup=0.05, weight_decay=0.1, beta2=0.99, clip_norm=1.0
+        learning_rate=4e-3, schedule="linear", warmup=0.05, weight_decay=0.1, beta2=0.99, clip_norm=1.0
     )
 
 
@@ -67,10 +69,8 @@ def dataset(config: Config) -> data.Dataset:
     """Windows that overlap: in the training all of a window is learnt, else each byte is predicted once."""
     pieces, stride = split_bytes(), max(1, config.length // 4)
     splits = {name: data.windows(pieces[name][0], config.length, stride) for name in ("validation", "test")}
-    rows = [
-        data.windows(piece, config.length, stride)["inputs"][:-1] for piece in pieces["train"]
-    ]  # the last is padded
-    train = np.concatenate(rows)
+    rows = [data.windows(piece, config.length, stride)["inputs"] for piece in pieces["train"]]
+    train = np.concatenate([windows[:-1] for windows in rows])  # the last of each is padded
     splits["train"] = {"inputs": train, "weights": np.ones(train.shape, np.float32)}
     return data.from_splits(splits, name="topics", vocabulary_size=TOKENS.vocabulary_size, batch_size=config.batch_size)
 

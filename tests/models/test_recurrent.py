@@ -187,7 +187,7 @@ def test_gradients_survive_nan_in_padding_and_remat_changes_nothing(cell):
     assert_close(gradient(True), plain)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_gradients_of_first_and_second_order_are_differences_of_what_they_are_of(cell):
     model, x = Recurrent(2, (3,), cell, pooling="last"), inputs()
     variables = random_variables(model, x)

@@ -96,11 +96,10 @@ class RecurrentLayer(nn.Module):
             bias = jnp.broadcast_to(bias[None, None, :], (*projected.shape[:2], self.width))
             resets, candidate = jnp.split(projected, [2 * self.width], axis=-1)
             projected = jnp.concatenate([resets, bias, candidate], axis=-1)
-        zeros = (jnp.zeros((x.shape[0], self.width), projected.dtype),) * states
+        begin = (jnp.zeros((x.shape[0], self.width)),) * states if carry is None else carry
+        begin = tuple(jnp.asarray(part, projected.dtype) for part in begin)
         loop = Loop(step, self.reverse, self.remat)
-        end, outputs = recurrence(
-            loop, kernel, projected, zeros if carry is None else tuple(carry), *_turned(mask, self.reverse)
-        )
+        end, outputs = recurrence(loop, kernel, projected, begin, *_turned(mask, self.reverse))
         return outputs.swapaxes(0, 1), end
 
 
