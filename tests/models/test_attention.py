@@ -45,6 +45,7 @@ def segments(batch, length):
         ((1, 6, 6, 3, 1, 2), False, False),
         ((2, 2 * BLOCK, 2 * BLOCK, 2, 1, 4), True, False),  # two blocks
         ((2, 2 * BLOCK + 3, 2 * BLOCK + 3, 2, 2, 4), True, True),
+        ((1, 5 * BLOCK + 2, 5 * BLOCK + 2, 2, 2, 4), True, False),  # as many blocks as there may be
     ],
 )
 def test_outputs_and_gradients_are_those_of_jax(shape, causal, masked):

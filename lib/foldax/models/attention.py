@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-BLOCK = 64  # queries; shorter sequences are attended to in one piece
+BLOCK, BLOCKS = 64, 4  # queries of a block, at least, of causal attention; and as many blocks at most
 
 
 def dot_product_attention(
@@ -30,10 +30,12 @@ def dot_product_attention(
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
     length = query.shape[1]
-    if not causal or length < 2 * BLOCK or length != key.shape[1]:
+    blocks = min(length // BLOCK, BLOCKS) if causal and length == key.shape[1] else 1
+    if blocks < 2:
         return _attend(query, key, value, mask, causal, 0)
-    half, parts = -(-length // 2), []
-    for start, end in ((0, half), (half, length)):
+    parts, size = [], -(-length // blocks)
+    for start in range(0, length, size):
+        end = min(start + size, length)  # what comes after a block is no matter of its queries
         seen = None if mask is None else mask[:, :, start if mask.shape[2] > 1 else 0 : end, :end]
         parts.append(_attend(query[:, start:end], key[:, :end], value[:, :end], seen, causal, start))
     return jnp.concatenate(parts, axis=1)
