@@ -30,7 +30,10 @@ from foldax.train.members import Lanes, Member, own_devices
 from foldax.train.together import Together
 
 STEPS = 10
-FAST_TOLERANCE = 1e-4
+# A ReLU or an argmax that stands on its edge turns rounding into another activation or one more right answer. That is
+# at most about a hundredth of a metric or of a step; a learner that is wrong is out by tens of hundredths.
+FAST_TOLERANCE = 0.01
+STEP_TOLERANCE = 0.05
 
 
 class LawBroken(FoldaxError):
@@ -147,13 +150,18 @@ def sharding(subject: Subject) -> str | None:
     count = max((n for n in range(1, count + 1) if batch_size % n == 0), default=1)
     if count < 2:
         return f"needs two devices that divide the batch size ({batch_size}); this machine has {jax.device_count()}"
-    one, many = _fold(subject.begin(), [3]), _fold(subject.begin(devices=count), [3])
+    run = subject.begin()
+    start = to_host(run.fold.state)
+    one, many = _fold(run, [3]), _fold(subject.begin(devices=count), [3])
     for name, array in one.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.allclose(many[name], array, rtol=1e-3, atol=1e-4):
-            worst = float(np.nanmax(np.abs(many[name] - array)))
+        if not np.issubdtype(array.dtype, np.floating) or np.allclose(many[name], array, rtol=1e-3, atol=1e-4):
+            continue
+        apart, moved = np.linalg.norm(many[name] - array), np.linalg.norm(array - start[name])
+        if not apart <= STEP_TOLERANCE * moved:
             raise LawBroken(
-                f"after 3 steps on {count} devices, `{name}` differs by {worst:.3g} from one device's: more than "
-                "rounding (the learner depends on how a batch is divided, or amplifies rounding)"
+                f"after 3 steps on {count} devices, `{name}` differs from one device's by "
+                f"{apart / max(moved, 1e-30):.1%} of how far it went: more than rounding (the learner depends on how a "
+                "batch is divided, or amplifies rounding)"
             )
     return None
 

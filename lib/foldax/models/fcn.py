@@ -11,7 +11,7 @@ from flax import linen as nn
 from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.initializers import Initializer, initializer
-from foldax.models.layers import Conv, Dropout, Normalization, normalization
+from foldax.models.layers import Conv, Dropout, Normalization, largest, normalization
 from foldax.models.sequences import Pooling, pool_sequence
 
 
@@ -101,7 +101,7 @@ def max_windows(x: jax.Array, real: jax.Array | None, size: int) -> tuple[jax.Ar
     missing = -x.shape[1] % size
     pairs = ((0, 0), (0, missing), (0, 0))
     x = jnp.pad(x, pairs, constant_values=jnp.finfo(x.dtype).min)
-    x = x.reshape(x.shape[0], -1, size, x.shape[-1]).max(axis=2)
+    x = largest(x.reshape(x.shape[0], -1, size, x.shape[-1]), 2)
     if real is None:
         return x, None
     real = jnp.pad(real, pairs).reshape(real.shape[0], -1, size, 1).any(axis=2)

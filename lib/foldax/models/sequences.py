@@ -116,7 +116,9 @@ def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) ->
         pooled = jnp.where(real[..., None], x, 0).sum(axis=1, dtype=jnp.float32) * jnp.reciprocal(count)
         pooled = pooled.astype(x.dtype)
     else:
-        pooled = jnp.where(real[..., None], x, jnp.finfo(x.dtype).min).max(axis=1)
+        # By index, because the gradient of `max` may find no maximum: see `layers.largest`.
+        index = jnp.where(real[..., None], x, jnp.finfo(x.dtype).min).argmax(axis=1, keepdims=True)
+        pooled = jnp.take_along_axis(x, index, axis=1)[:, 0]
     return jnp.where(real.any(axis=1, keepdims=True), pooled, jnp.zeros((), x.dtype))
 
 
