@@ -156,7 +156,7 @@ def sharding(subject: Subject) -> str | None:
     for name, array in one.items():
         if not np.issubdtype(array.dtype, np.floating) or np.allclose(many[name], array, rtol=1e-3, atol=1e-4):
             continue
-        apart, moved = np.linalg.norm(many[name] - array), np.linalg.norm(array - start[name])
+        apart, moved = (float(np.linalg.norm(array - other[name])) for other in (many, start))
         if not apart <= STEP_TOLERANCE * moved:
             raise LawBroken(
                 f"after 3 steps on {count} devices, `{name}` differs from one device's by "
