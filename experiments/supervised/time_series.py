@@ -26,8 +26,8 @@ from foldax import augment, data, learners, models, optim, plots
 
 @foldax.config
 class Config(foldax.Training):
-    steps = 400
-    log_every = 50
+    steps = 1_500
+    log_every = 100
     series: Literal[
         "ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels", "OSULeaf"
     ] = "GunPoint"
@@ -36,7 +36,7 @@ class Config(foldax.Training):
     """What reads the series."""
     batch_size: int = 16
     """Series per step."""
-    width: int = 32
+    width: int = 64
     """Channels of the convolutions, or features of the recurrent state (each way) and of the Transformer."""
     learning_rate: float = 5e-3
     """Highest rate of AdamW, which falls as a cosine."""

@@ -69,9 +69,9 @@ class Grid(NamedTuple):
     config: Config = Config()
     per_class: tuple[int, ...] = (100, 50, 20, 10, 5)
     strengths: tuple[tuple[float, ...], ...] = (
-        (1e-4, 3e-4, 1e-3, 3e-3),
-        (1e-3, 3e-3, 1e-2, 3e-2),
-        (0.1, 0.3, 0.5, 0.7),
+        (1e-5, 1e-4, 3e-4, 1e-3),
+        (1e-4, 1e-3, 3e-3, 1e-2),
+        (0.05, 0.1, 0.3, 0.5),
         (0.25, 0.5, 1.0, 1.5),
     )
     patience: tuple[int, ...] = (1, 3, 10)

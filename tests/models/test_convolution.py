@@ -80,6 +80,14 @@ def test_input_dilation(strides):
     assert_same_gradients(*case, strides, ((2, 1), (0, 1)), lhs_dilation=(2, 3), rhs_dilation=(1, 2))
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((-1, 3), (2, 0))])
+@pytest.mark.parametrize("dilations", [((1, 1), (1, 1)), ((2, 1), (1, 2))])
+def test_few_channels(padding, dilations):
+    padding = ((1, 1), (0, 2)) if isinstance(padding, str) and max(dilations[0]) > 1 else padding
+    case = arrays((3, 6, 7, 9), (3, 2), 8)
+    assert_same_gradients(*case, (1, 1), padding, lhs_dilation=dilations[0], rhs_dilation=dilations[1])
+
+
 def test_groups_are_native():
     lhs, rhs = arrays((2, 6, 6, 4), (3, 3), 4)
     assert_same_gradients(lhs, rhs[:, :, :2], (1, 1), "SAME", feature_group_count=2)

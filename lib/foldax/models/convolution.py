@@ -3,7 +3,8 @@
 XLA's CPU code for a convolution's own weight gradient is 20 to 100 times slower in a loop body (`scan`) than outside,
 and for its input gradient 2 to 4 times. Here both are made of what is fast in either place: the weight gradient is a
 product of shifted input slices with the output gradient, the input gradient a plain convolution with the flipped
-kernel. Other platforms keep their native forms.
+kernel. Of few channels, the weight gradient is a convolution again, with the batch as channels. Other platforms keep
+their native forms.
 """
 
 from __future__ import annotations
@@ -118,6 +119,29 @@ def _input_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometr
 
 
 def _kernel_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+    channels, features = rhs.shape[-2:]
+    if max(geometry.strides) == 1 and channels >= 8 and channels * features <= 256:
+        return _by_convolution(lhs, rhs, gradient, geometry)
+    return _by_products(lhs, rhs, gradient, geometry)
+
+
+def _by_convolution(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+    """The input, its batch as channels, convolved with the output gradient, its strides as dilation.
+
+    Of thin matrices it saves the copies: a ResNet-20 of width 16 takes 0.8 of the time. With more channels it loses.
+    """
+    strides, padding, spread, dilation, precision = geometry
+    axes, pairs = tuple(range(1, lhs.ndim - 1)), []
+    for axis, (low, _) in enumerate(padding):
+        given = (lhs.shape[axis + 1] - 1) * spread[axis] + 1
+        reach = (gradient.shape[axis + 1] - 1) * strides[axis] + (rhs.shape[axis] - 1) * dilation[axis] + 1
+        pairs.append((low, reach - given - low))
+    images, kernel = lhs.transpose(lhs.ndim - 1, *axes, 0), gradient.transpose(*axes, 0, lhs.ndim - 1)
+    turned = Geometry(dilation, tuple(pairs), spread, strides, precision)
+    return _convolve(images, kernel, turned).transpose(*axes, 0, lhs.ndim - 1).astype(rhs.dtype)
+
+
+def _by_products(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
     """The input's slice at every kernel offset, a matrix `[positions, channels]`, times the output gradient."""
     strides, padding, spread, dilation, precision = geometry
     edges = [(low, high, step - 1) for (low, high), step in zip(padding, spread)]
