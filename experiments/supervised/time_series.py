@@ -5,13 +5,16 @@
 
 With the archive's own split; the run prints the accuracy of aeon's 1-NN with dynamic time warping beside its own. Three
 that differ: GunPoint is short and easy, OSULeaf long, JapaneseVowels has 12 channels and varies in length. Accuracy on
-the test series so far, beside 1-NN with DTW without a window and in the one that is best on the training series:
+the test series, mean and standard deviation over seeds 0 to 7, beside 1-NN with DTW without a window and in the one
+that is best on the training series:
 
-    GunPoint         CNN 1.000 (seed 0)                           DTW 0.907, 0.913
-    JapaneseVowels   CNN 0.988 (mean of seeds 0 and 1: +- 0.001)  DTW 0.949, 0.946
-    OSULeaf          not measured yet                             DTW 0.591, 0.620
+                        CNN              LSTM             Transformer      DTW    in a window
+    GunPoint            0.999 +- 0.002   0.985 +- 0.007   0.976 +- 0.015   0.907  0.913
+    JapaneseVowels      0.993 +- 0.001   0.980 +- 0.006   0.986 +- 0.004   0.949  0.946
+    OSULeaf             0.841 +- 0.012   0.796 +- 0.010   0.751 +- 0.021   0.591  0.620
 
-LSTM and Transformer are not measured yet.
+    foldax sweep experiments/supervised/time_series.py --exact --seeds 8 \\
+        --series GunPoint JapaneseVowels OSULeaf --model cnn lstm transformer    # 72 runs in 6 minutes on 2 CPU cores
 """
 
 import warnings

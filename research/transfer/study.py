@@ -127,6 +127,7 @@ def draw(results: pandas.DataFrame, sources: Sequence[str]) -> Any:
     """Draws test accuracy on the digits 5 to 9 against the labels of each, a panel for each source."""
     figure, axes = plots.new_figure(1, len(sources), width=4.4, height=3.9)
     for axis, source in zip(axes[0], sources, strict=True):
+        axis.sharey(axes[0, 0])
         for index, (method, rows) in enumerate(lines(results, source).items()):
             color, marker, line = STYLES[method]
             labels = rows["per_class"] * 1.04 ** (
@@ -140,7 +141,6 @@ def draw(results: pandas.DataFrame, sources: Sequence[str]) -> Any:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.set(xlabel="labels of each class", title=f"before: {SOURCES[source]}")
-        axis.sharey(axes[0, 0])
         axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel("test accuracy on the digits 5 to 9")
     axes[0, 0].legend(frameon=False, loc="lower right")
