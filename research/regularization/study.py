@@ -198,6 +198,8 @@ def draw_gains(results: pandas.DataFrame, metric: str) -> Any:
     percent = 100.0 if metric == "accuracy" else 1.0
     figure, axes = plots.new_figure(2, 4, width=2.9, height=2.7)
     for axis, contender in zip(axes.flat, CONTENDERS, strict=True):
+        if contender != "none":
+            axis.sharey(axes.flat[1])
         lines = ("none", "all together") if contender == "none" else (contender,)
         for name, color, marker in zip(lines, COLORS[:2] if contender == "none" else COLORS[1:], "os", strict=False):
             rows = results[results["contender"] == name].sort_values("per_class")
@@ -211,7 +213,6 @@ def draw_gains(results: pandas.DataFrame, metric: str) -> Any:
             axis.legend(frameon=False, fontsize=8)
         else:
             axis.axhline(0.0, color="0.4", lw=1, ls="--")
-            axis.sharey(axes.flat[1])
         unit = " (points)" if metric == "accuracy" else " (nats)"
         axis.set_ylabel(metric + unit if axis in (axes[0, 0], axes[0, 1], axes[1, 0]) else "")
         _size_axis(axis, results)
@@ -233,6 +234,9 @@ def draw_strengths(members: pandas.DataFrame, results: pandas.DataFrame) -> Any:
             axis.axhline(none[size], color=color, lw=0.8, ls=":")
         if contender in ("L1", "L2", "augmentation", "early stopping", "all together"):
             axis.set_xscale("log")
+        values = sorted(set(group["strength"]))
+        axis.set_xticks(values, [f"{value:g}" for value in values], fontsize=8)
+        axis.minorticks_off()
         axis.set_title(contender, fontsize=10)
         axis.set_xlabel(labels.get(contender, "strength"))
         axis.set_ylabel("validation accuracy" if axis in axes[:, 0] else "")
