@@ -4,8 +4,8 @@
     foldax run experiments/supervised/fashion_resnet.py \\
         --train-examples 10000 --steps 1560 --batch-size 64 --depth 14 --width 16 --optimizer.learning-rate 0.1
 
-Made to reach a test accuracy of 0.945 on a GPU; neither that nor the second command's score is measured yet: 60 steps
-of the second one reach 0.696 (seed 0).
+Made to reach a test accuracy of 0.945 on a GPU, which is not measured yet. The second command, ten epochs of 10,000
+images, reaches 0.8993 (seed 0, 10,000 test images) in 108 s on 2 CPU cores.
 """
 
 from typing import Literal
