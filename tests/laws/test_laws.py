@@ -127,6 +127,19 @@ def uncertain(config: Config, info: data.Info) -> foldax.Learner:
     return learners.gaussian_regressor(model, optax.adam(config.learning_rate), ema_decay=0.9, **facts)
 
 
+def denoising(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.Autoencoder(models.MLP((8, 2), dropout=config.dropout), models.MLP((8, 4)), (4,))
+    options = dict(corruption=noisy, corrupted_evaluation=True, sparsity=config.learning_rate)
+    return learners.autoencoder(model, optax.adam(config.learning_rate), preprocess=info.standardize, **options)
+
+
+def variational(config: Config, info: data.Info) -> foldax.Learner:
+    likelihood = learners.likelihoods.categorical(17)
+    model = learners.VAE(models.MLP((8, 4), dropout=config.dropout), models.MLP((8, 17 * 36)), likelihood, 3)
+    optimizer = optax.adam(config.learning_rate)
+    return learners.vae(model, optimizer, beta=0.9, free_nats=0.01, importance_samples=3, ema_decay=0.9)
+
+
 def few(config: Config, info: data.Info) -> foldax.Learner:
     return learners.subset(tiny_learner(config, info), 6, info)
 
@@ -139,6 +152,8 @@ LEARNERS = {
     "sequence_classifier": foldax.Experiment(Config, recurrent, series, name="sequence_classifier"),
     "forecaster": foldax.Experiment(Config, forecasting, futures, name="forecaster"),
     "gaussian_regressor": foldax.Experiment(Config, uncertain, numbers, name="gaussian_regressor"),
+    "autoencoder": foldax.Experiment(Config, denoising, numbers, name="autoencoder"),
+    "vae": foldax.Experiment(Config, variational, images, name="vae"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),

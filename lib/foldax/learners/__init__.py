@@ -1,16 +1,21 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, losses, network
+from foldax.learners import gradients, likelihoods, losses, network
+from foldax.learners.autoencoder import autoencoder
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
+from foldax.learners.vae import VAE, vae
 
 __all__ = [
+    "VAE",
+    "autoencoder",
     "classifier",
     "forecaster",
     "gaussian_regressor",
     "gradients",
     "language_model",
+    "likelihoods",
     "losses",
     "network",
     "perplexity",
@@ -18,4 +23,5 @@ __all__ = [
     "sequence_classifier",
     "step_classifier",
     "subset",
+    "vae",
 ]

@@ -24,6 +24,11 @@ Batch = dict[str, jax.Array]
 Values = dict[str, Any]
 
 
+def mask_of(batch: Batch) -> dict[str, Any]:
+    """Returns the mask of sequences as a keyword argument, if the batch has one."""
+    return {"mask": batch["mask"]} if "mask" in batch else {}
+
+
 class Task(NamedTuple):
     """What a network learns to do, in terms of batches and the model's outputs.
 
@@ -34,6 +39,7 @@ class Task(NamedTuple):
       evaluation: `(outputs, batch) -> values`, as `Learner.evaluate` returns.
       finish: `(outputs, batch) -> what predict returns`; the batch has no targets.
       prepare: `batch -> batch` with targets, before all else, such as what must see it before it is cut into parts.
+      extras: `batch -> keyword arguments` of the model beside its inputs.
     """
 
     fields: tuple[str, ...]
@@ -42,6 +48,7 @@ class Task(NamedTuple):
     evaluation: Callable[[Any, Batch], Values]
     finish: Callable[[Any, Batch], Any] = lambda outputs, batch: outputs
     prepare: Callable[[Batch], Batch] = lambda batch: batch
+    extras: Callable[[Batch], dict[str, Any]] = mask_of
 
 
 class Options(TypedDict, total=False):
@@ -85,7 +92,7 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
     def init(key: jax.Array, examples: Any) -> TrainState:
         first = task.prepare({name: leaf[:1] for name, leaf in _checked(examples, task.fields).items()})
         streams = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        model_state = dict(model.init(streams, task.inputs(first), train=False, **_mask(first)))
+        model_state = dict(model.init(streams, task.inputs(first), train=False, **task.extras(first)))
         params = model_state.pop("params")
         return gradients.create(params, optimizer, model_state, ema_decay=ema_decay, frozen=frozen)
 
@@ -96,7 +103,7 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
             train=True,
             rngs={"dropout": key},
             mutable=list(model_state),
-            **_mask(batch),
+            **task.extras(batch),
         )
         metrics = {name: value.mean() for name, value in task.training(outputs, batch).items()}
         total = metrics["loss"]
@@ -114,17 +121,17 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
         settings: dict[str, Any] = dict(accumulate=accumulate, ema_decay=ema_decay, frozen=frozen)
         return gradients.step(state, loss, optimizer, task.prepare(batch), key, **settings)
 
-    def outputs_of(state: TrainState, batch: Batch) -> Any:
+    def outputs_of(state: TrainState, batch: Batch, key: jax.Array) -> Any:
         variables = {"params": state.averaged, **state.model_state}
-        return model.apply(variables, task.inputs(batch), train=False, **_mask(batch))
+        return model.apply(variables, task.inputs(batch), train=False, rngs={"dropout": key}, **task.extras(batch))
 
     def evaluate(state: TrainState, batch: Any, key: jax.Array) -> Values:
         batch = task.prepare(_checked(batch, task.fields))
-        return task.evaluation(outputs_of(state, batch), batch)
+        return task.evaluation(outputs_of(state, batch, key), batch)
 
     def predict(state: TrainState, inputs: Any, key: jax.Array) -> Any:
         batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
-        return task.finish(outputs_of(state, batch), batch)
+        return task.finish(outputs_of(state, batch, key), batch)
 
     return Learner(init, update, evaluate, predict)
 
@@ -149,10 +156,6 @@ def inputs_of(model: Any, preprocess: Callable[[jax.Array], jax.Array] | None) -
         return jnp.asarray(batch["inputs"], dtype) if preprocess is None else preprocess(batch["inputs"])
 
     return inputs
-
-
-def _mask(batch: Batch) -> dict[str, jax.Array]:
-    return {"mask": batch["mask"]} if "mask" in batch else {}
 
 
 def _checked(batch: Any, fields: tuple[str, ...]) -> Batch:

@@ -1,6 +1,7 @@
 """Flax Linen modules; every network is called as `model(x, train=...)`, one of sequences also with `mask=...`."""
 
 from foldax.models.activations import ACTIVATIONS, activation
+from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
 from foldax.models.fcn import FCN
@@ -17,7 +18,9 @@ from foldax.models.vit import MLPMixer, ViT
 
 __all__ = [
     "ACTIVATIONS",
+    "Autoencoder",
     "CNN",
+    "Coded",
     "FCN",
     "INITIALIZERS",
     "MLP",
@@ -29,6 +32,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "Transformer",
+    "Upsampler",
     "ViT",
     "activation",
     "check_tokens",

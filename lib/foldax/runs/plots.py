@@ -277,3 +277,36 @@ def coverage(targets: np.ndarray, mean: np.ndarray, std: np.ndarray, probability
 def reach_of(probability: float) -> float:
     """Returns how many standard deviations to each side a normal distribution's central interval reaches."""
     return statistics.NormalDist().inv_cdf(0.5 + probability / 2)
+
+
+def embedding(codes: np.ndarray, targets: np.ndarray | None = None, class_names: Sequence[str] | None = None) -> Any:
+    """Draws codes in the plane: as they are if there are two, else by t-SNE (van der Maaten & Hinton, 2008).
+
+    Args:
+      codes: `[N, D]`; of more than 2,000 the first.
+      targets: int `[N]`, classes to colour by.
+      class_names: of all classes.
+    """
+    codes = np.asarray(codes, np.float32).reshape(len(codes), -1)[:2000]
+    if codes.shape[1] > 2:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, max(1.0, (len(codes) - 1) / 3))
+        codes = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(codes)
+    elif codes.shape[1] == 1:
+        codes = np.concatenate([codes, np.zeros_like(codes)], axis=1)
+    figure, axes = new_figure(width=5.6, height=4.6)
+    axis = axes[0, 0]
+    axis.set(xticks=[], yticks=[])
+    if targets is None:
+        axis.scatter(*codes.T, s=8, color=COLORS["train"])
+        return figure
+    from matplotlib import colormaps
+
+    targets, colors = np.asarray(targets)[: len(codes)], colormaps["tab10"]
+    for label in np.unique(targets):
+        chosen, name = targets == label, str(label) if class_names is None else class_names[label]
+        axis.scatter(*codes[chosen].T, s=10, color=colors(int(label) % 10), alpha=0.7, lw=0, label=name)
+        axis.text(*np.median(codes[chosen], axis=0), name, fontsize=10, weight="bold", ha="center", va="center")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+    return figure
