@@ -1,7 +1,15 @@
 """Handwritten digits through a few numbers and back: an autoencoder beside principal components.
 
-foldax run experiments/unsupervised/digits_autoencoder.py
-foldax run experiments/unsupervised/digits_autoencoder.py --codes 16
+    foldax run experiments/unsupervised/digits_autoencoder.py
+    foldax run experiments/unsupervised/digits_autoencoder.py --codes 16
+
+Mean squared error of 359 test images (pixels from 0 to 1), mean and standard deviation over seeds 0 to 7, beside that
+of as many principal components; 12 s a run on 2 CPU cores:
+
+    8 codes     0.01128 +- 0.00011    PCA 0.0237
+    16 codes    0.00558 +- 0.00020    PCA 0.0113
+
+    foldax sweep experiments/unsupervised/digits_autoencoder.py --exact --codes 8 16 --seeds 8
 """
 
 from typing import Any

@@ -140,6 +140,10 @@ def variational(config: Config, info: data.Info) -> foldax.Learner:
     return learners.vae(model, optimizer, beta=0.9, free_nats=0.01, importance_samples=3, ema_decay=0.9)
 
 
+def clusters(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.kmeans.minibatch(4, preprocess=info.standardize)
+
+
 def few(config: Config, info: data.Info) -> foldax.Learner:
     return learners.subset(tiny_learner(config, info), 6, info)
 
@@ -154,6 +158,7 @@ LEARNERS = {
     "gaussian_regressor": foldax.Experiment(Config, uncertain, numbers, name="gaussian_regressor"),
     "autoencoder": foldax.Experiment(Config, denoising, numbers, name="autoencoder"),
     "vae": foldax.Experiment(Config, variational, images, name="vae"),
+    "kmeans": foldax.Experiment(Config, clusters, images, name="kmeans"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),

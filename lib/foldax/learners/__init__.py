@@ -1,6 +1,6 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, likelihoods, losses, network
+from foldax.learners import gradients, kmeans, likelihoods, losses, network
 from foldax.learners.autoencoder import autoencoder
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
@@ -14,6 +14,7 @@ __all__ = [
     "forecaster",
     "gaussian_regressor",
     "gradients",
+    "kmeans",
     "language_model",
     "likelihoods",
     "losses",
