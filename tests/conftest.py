@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
@@ -23,6 +24,7 @@ import pytest
 
 import foldax
 from foldax import data, learners, models
+from foldax.train import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
@@ -75,6 +77,13 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         # Without a warmup to speak of, a rate for large batches makes of rounding another run within ten steps.
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=2e-3))
     return experiment, config
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Drops the programs of earlier tests, also of those that use no driver, before XLA runs out of mappings."""
+    yield
+    programs.make_room()
 
 
 @pytest.fixture
