@@ -74,8 +74,8 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
     config = dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
-        # Without a warmup to speak of, a rate for large batches makes of rounding another run within ten steps.
-        config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=2e-3))
+        # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.
+        config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-4))
     return experiment, config
 
 

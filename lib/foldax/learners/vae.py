@@ -27,14 +27,12 @@ class Bound(NamedTuple):
       log_likelihood: `[B]`, of the inputs given sampled codes, in nats.
       divergence: `[B, D]`, of the codes' posterior from their prior (Kullback & Leibler), in nats.
       codes: `[B, D]`, the posterior's means.
-      means: `[B, N]`, of the inputs given the sampled codes.
       importance: `[B]`, log of the inputs' probability as these sampled codes alone estimate it.
     """
 
     log_likelihood: jax.Array
     divergence: jax.Array
     codes: jax.Array
-    means: jax.Array
     importance: jax.Array
 
 
@@ -64,7 +62,7 @@ class VAE(nn.Module):
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
         ratio = 0.5 * (jnp.square(noise) - jnp.square(codes)) + log_std  # prior over posterior, at the codes
         importance = likelihood + ratio.sum(axis=-1)
-        return Bound(likelihood, divergence, mean, self.likelihood.mean(outputs), importance)
+        return Bound(likelihood, divergence, mean, importance)
 
     def encode(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Any:
         """Returns the posterior's means and log deviations, both `[B, D]`."""
@@ -143,10 +141,8 @@ def vae(
 
     def importance(state: Any, batch: Batch, key: jax.Array) -> jax.Array:
         def estimate(step: jax.Array) -> jax.Array:
-            variables, streams = (
-                {"params": state.averaged, **state.model_state},
-                {"dropout": jax.random.fold_in(key, step)},
-            )
+            variables = {"params": state.averaged, **state.model_state}
+            streams = {"dropout": jax.random.fold_in(key, step)}
             return model.apply(variables, task.inputs(batch), **labels(batch), train=False, rngs=streams).importance
 
         def add(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:

@@ -113,8 +113,8 @@ def largest(x: jax.Array, *axes: int) -> jax.Array:
     """Returns the maxima over short axes, by comparing one after the other; of equals the first has the gradient.
 
     The gradient of `jnp.max` compares its operand with the maximum. XLA may compute the operand anew for that, such as
-    a batch normalisation, and round it otherwise, so that nothing is equal: on a CPU two thirds of the gradient were
-    lost. Nothing here must be equal to anything.
+    a batch normalisation, and round it otherwise, so that nothing is equal: on a CPU gradients of an `FCN` were out by
+    66 to 121% of their largest number. Nothing here must be equal to anything.
     """
     for axis in sorted(axes, reverse=True):
         first, *others = (jax.lax.index_in_dim(x, index, axis, keepdims=False) for index in range(x.shape[axis]))
