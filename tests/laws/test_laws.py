@@ -140,6 +140,16 @@ def variational(config: Config, info: data.Info) -> foldax.Learner:
     return learners.vae(model, optimizer, beta=0.9, free_nats=0.01, importance_samples=3, ema_decay=0.9)
 
 
+def denoised(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.DiT(1, 2, 8, 2, 2, num_classes=3, dropout=config.dropout, scan_layers=True)
+    how = learners.Sampler(3, eta=config.dropout, guidance=1.5)
+    process = learners.processes.flow(10)
+    options = dict(unconditional_rate=config.dropout, samples=2, levels=17, evaluation_times=3, ema_decay=0.9)
+    options |= dict(prediction="velocity", preprocess=lambda x: x * (1 / 8) - 1.0)
+    optimizer = optax.adam(config.learning_rate)
+    return learners.diffusion(model, optimizer, shape=(6, 6, 1), process=process, sampler=how, **options)
+
+
 def clusters(config: Config, info: data.Info) -> foldax.Learner:
     return learners.kmeans.minibatch(4, preprocess=info.standardize)
 
@@ -158,6 +168,7 @@ LEARNERS = {
     "gaussian_regressor": foldax.Experiment(Config, uncertain, numbers, name="gaussian_regressor"),
     "autoencoder": foldax.Experiment(Config, denoising, numbers, name="autoencoder"),
     "vae": foldax.Experiment(Config, variational, images, name="vae"),
+    "diffusion": foldax.Experiment(Config, denoised, images, name="diffusion"),
     "kmeans": foldax.Experiment(Config, clusters, images, name="kmeans"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),

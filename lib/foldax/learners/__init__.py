@@ -1,7 +1,8 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, kmeans, likelihoods, losses, network
+from foldax.learners import gradients, kmeans, likelihoods, losses, network, processes
 from foldax.learners.autoencoder import autoencoder
+from foldax.learners.diffusion import Sampler, diffusion
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
@@ -9,8 +10,10 @@ from foldax.learners.vae import VAE, vae
 
 __all__ = [
     "VAE",
+    "Sampler",
     "autoencoder",
     "classifier",
+    "diffusion",
     "forecaster",
     "gaussian_regressor",
     "gradients",
@@ -20,6 +23,7 @@ __all__ = [
     "losses",
     "network",
     "perplexity",
+    "processes",
     "regressor",
     "sequence_classifier",
     "step_classifier",

@@ -4,6 +4,7 @@ from foldax.models.activations import ACTIVATIONS, activation
 from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
+from foldax.models.denoisers import DiT, UNet
 from foldax.models.fcn import FCN
 from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
@@ -25,6 +26,7 @@ __all__ = [
     "INITIALIZERS",
     "MLP",
     "Conv",
+    "DiT",
     "ConvTranspose",
     "Dropout",
     "MLPMixer",
@@ -32,6 +34,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "Transformer",
+    "UNet",
     "Upsampler",
     "ViT",
     "activation",
