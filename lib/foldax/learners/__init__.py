@@ -2,16 +2,19 @@
 
 from foldax.learners import gradients, kmeans, likelihoods, losses, network
 from foldax.learners.autoencoder import autoencoder
+from foldax.learners.gan import GAN, gan
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
 from foldax.learners.vae import VAE, vae
 
 __all__ = [
+    "GAN",
     "VAE",
     "autoencoder",
     "classifier",
     "forecaster",
+    "gan",
     "gaussian_regressor",
     "gradients",
     "kmeans",
