@@ -5,13 +5,16 @@
 seed
 """
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import foldax
-from foldax import augment, data, learners, models
+from foldax import augment, data, learners, models, plots
 from foldax.evaluation import generative
 
 
@@ -64,18 +67,12 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     critic = models.MLP((*config.hidden, info.num_classes), "leaky_relu", dropout=config.dropout)
     if config.spectral:
         critic = models.SpectralNorm(critic)
-    adam = [
-        optax.adam(optax.cosine_decay_schedule(rate, steps), b1=0.0, b2=0.9)
-        for rate, steps in (
-            (config.learning_rate, config.steps),
-            (config.critic_rate, config.steps * config.critic_steps),
-        )
-    ]
+    adam = [optax.adam(rate, b1=0.0, b2=0.9) for rate in (config.learning_rate, config.critic_rate)]
     made = learners.gan(
         learners.GAN(maker, critic, shape, config.codes, info.num_classes, jnp.tanh),
         *adam,
         game=config.game,
-        gradient_penalty=None if config.spectral else config.gradient_penalty,
+        gradient_penalty=config.gradient_penalty if config.game == "wasserstein" and not config.spectral else None,
         discriminator_steps=config.critic_steps,
         preprocess=unit,
         finish=lambda images: 8 * (images + 1),
@@ -86,7 +83,38 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return generative.with_images(made)
 
 
-experiment = foldax.Experiment(Config, learner, dataset, summarize=generative.summarize)
+def between(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
+    """Returns images `[N, steps, H, W, C]` on the way from one code to another, a pair for each label."""
+    ends = np.random.default_rng(result.config.seed).standard_normal((2, len(labels), 1, result.config.codes))
+    angle = np.linspace(0, np.pi / 2, steps)[:, None]  # codes on the way are as long as those that are drawn
+    codes = np.cos(angle) * ends[0] + np.sin(angle) * ends[1]
+    given = {"inputs": np.repeat(labels, steps), "codes": codes.reshape(-1, result.config.codes).astype(np.float32)}
+    return np.asarray(result.predict(given)).reshape(len(labels), steps, *result.info.shapes["inputs"])
+
+
+def figures(result: foldax.Result) -> dict[str, Any]:
+    names = result.info.class_names
+    train = {name: np.asarray(leaf) for name, leaf in result.dataset.train.examples().items()}
+    made = np.asarray(result.predict(np.repeat(np.arange(10), 12))).reshape(10, 12, *result.info.shapes["inputs"])
+    shown = made[:, :2].reshape(-1, *made.shape[2:])
+    nearest, distances = generative.nearest_neighbours(shown, train["inputs"])
+    drawn = {
+        "samples": plots.image_rows(made, names, title="samples of each class"),
+        "interpolation": plots.image_rows(between(result, np.arange(10)), names, title="from one code to another"),
+        "neighbours": plots.neighbours(
+            shown, train["inputs"][nearest], distances, "samples and their nearest training images"
+        ),
+    }
+    if not result.config.samples:
+        return drawn
+    digits = foldax.load_experiment(Path(__file__).parents[1] / "supervised" / "digits.py")
+    classifier = foldax.train(digits, save=False, verbose=False)
+    samples, labels = generative.drawn(result.values["test"], 2000)
+    comparison = generative.comparison(samples, labels, train, result.examples("test"), classifier)
+    return {"comparison": comparison, **drawn}
+
+
+experiment = foldax.Experiment(Config, learner, dataset, generative.summarize, figures)
 
 if __name__ == "__main__":
     foldax.main(experiment)

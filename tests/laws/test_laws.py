@@ -142,7 +142,7 @@ def variational(config: Config, info: data.Info) -> foldax.Learner:
 
 def adversarial(config: Config, info: data.Info) -> foldax.Learner:
     critic = models.SpectralNorm(models.MLP((8, 3), "tanh", dropout=config.dropout))
-    model = learners.GAN(models.MLP((8, 36), normalization="batch"), critic, (6, 6, 1), codes=2, num_classes=3)
+    model = learners.GAN(models.MLP((8, 36)), critic, (6, 6, 1), codes=2, num_classes=3)
     optimizers = optax.adam(config.learning_rate), optax.adam(config.learning_rate)
     options = dict(game="wasserstein", gradient_penalty=config.dropout, discriminator_steps=2, ema_decay=0.9, samples=3)
     return learners.gan(model, *optimizers, preprocess=info.standardize, **options)

@@ -188,7 +188,7 @@ def test_both_are_told_the_class():
     ("game", "options"),
     [
         ("non_saturating", {}),
-        ("wasserstein", dict(gradient_penalty=1.0, discriminator_steps=2)),
+        ("wasserstein", dict(gradient_penalty=10.0, discriminator_steps=4)),
         ("hinge", {"spectral": True}),
     ],
     ids=["non-saturating", "WGAN-GP", "hinge with spectral normalisation"],
@@ -211,7 +211,7 @@ def test_a_generator_learns_the_distribution_of_each_class(game, options):
     @jax.jit
     def train(state):
         def one(state, step):
-            rows = jax.random.permutation(jax.random.fold_in(KEY, step), 256)[:64]
+            rows = jax.random.permutation(jax.random.fold_in(KEY, step), 256)[:128]
             part = {name: leaf[rows] for name, leaf in batch.items()}
             state, metrics = learner.update(state, part, jax.random.fold_in(KEY, step))
             return state, metrics["loss"]

@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from foldax.errors import ConfigError, ExperimentError
+from foldax.experiment import experiment_name
 from foldax.learner import Learner
 
 BLOCK = 500  # examples at a time, so that distances and activations need little memory
@@ -223,23 +224,25 @@ def comparison(
     for images, targets, near in ((samples, labels, samples), (real, train["targets"], unseen)):
         found = features(classifier, images[:count])
         precision, recall = precision_recall(expected, found)
-        columns.append({
-            f"accuracy, trained on {len(samples)} and {len(real)}": train_on_generated(
-                images, targets, unseen, test["targets"]
-            ),
-            "Frechet distance*": frechet_distance(expected, found),
-            "precision*": precision,
-            "recall*": recall,
-            "distance to nearest training image**": float(np.median(nearest_neighbours(near[:count], real)[1])),
-        })  # fmt: skip
-    lines = [f"{f'against {count} test images':<40}{'generated':>12}{'real':>12}"]
-    lines += [f"{name:<40}{value:>12.4f}{columns[1][name]:>12.4f}" for name, value in columns[0].items()]
-    name = classifier.experiment.name or "classifier"
-    return "\n".join([
-        *lines,
-        f"* in features of our own {name}: not comparable with Inception scores; real: training images",
-        "** median, in the units of the images; real: the test images",
-    ])  # fmt: skip
+        columns.append(
+            {
+                "accuracy": train_on_generated(images, targets, unseen, test["targets"]),
+                "Frechet distance": frechet_distance(expected, found),
+                "precision": precision,
+                "recall": recall,
+                "distance": float(np.median(nearest_neighbours(near[:count], real)[1])),
+            }
+        )
+    says = {
+        "accuracy": f"on {len(unseen)} test images of an SVC trained on {len(samples)} and {len(real)}",
+        "distance": "median, of generated and of test images to the nearest training image",
+    }
+    lines = [f"{'':<18}{'generated':>12}{'real':>12}"]
+    for name, value in columns[0].items():
+        lines.append(f"{name:<18}{value:>12.4f}{columns[1][name]:>12.4f}   {says.get(name, '')}".rstrip())
+    lines.append(f"Frechet distance, precision, recall: {count} images generated, or of training, against as many")
+    judge = experiment_name(classifier.experiment)
+    return "\n".join([*lines, f"in features of our own classifier ({judge}): not comparable with Inception scores"])
 
 
 def _within(points: np.ndarray, centers: np.ndarray, k: int) -> float:
