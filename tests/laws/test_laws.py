@@ -150,6 +150,14 @@ def denoised(config: Config, info: data.Info) -> foldax.Learner:
     return learners.diffusion(model, optimizer, shape=(6, 6, 1), process=process, sampler=how, **options)
 
 
+def adversarial(config: Config, info: data.Info) -> foldax.Learner:
+    critic = models.SpectralNorm(models.MLP((8, 3), "tanh", dropout=config.dropout))
+    model = learners.GAN(models.MLP((8, 36)), critic, (6, 6, 1), codes=2, num_classes=3)
+    optimizers = optax.adam(config.learning_rate), optax.adam(config.learning_rate)
+    options = dict(game="wasserstein", gradient_penalty=config.dropout, discriminator_steps=2, ema_decay=0.9, samples=3)
+    return learners.gan(model, *optimizers, preprocess=info.standardize, **options)
+
+
 def clusters(config: Config, info: data.Info) -> foldax.Learner:
     return learners.kmeans.minibatch(4, preprocess=info.standardize)
 
@@ -169,6 +177,7 @@ LEARNERS = {
     "autoencoder": foldax.Experiment(Config, denoising, numbers, name="autoencoder"),
     "vae": foldax.Experiment(Config, variational, images, name="vae"),
     "diffusion": foldax.Experiment(Config, denoised, images, name="diffusion"),
+    "gan": foldax.Experiment(Config, adversarial, images, name="gan"),
     "kmeans": foldax.Experiment(Config, clusters, images, name="kmeans"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),

@@ -3,18 +3,21 @@
 from foldax.learners import gradients, kmeans, likelihoods, losses, network, processes
 from foldax.learners.autoencoder import autoencoder
 from foldax.learners.diffusion import Sampler, diffusion
+from foldax.learners.gan import GAN, gan
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
 from foldax.learners.vae import VAE, vae
 
 __all__ = [
+    "GAN",
     "VAE",
     "Sampler",
     "autoencoder",
     "classifier",
     "diffusion",
     "forecaster",
+    "gan",
     "gaussian_regressor",
     "gradients",
     "kmeans",

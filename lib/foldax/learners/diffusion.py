@@ -74,9 +74,9 @@ def diffusion(
 
     `update` reports "loss", the mean squared error of the prediction at a random time, and "gradient_norm". `evaluate`
     reports "loss" `[B]`, with `levels` also "elbo" in nats and "bits_per_dimension" (a bound by all of the process's
-    steps: Kingma et al., 2021), and with `samples` "samples" `[B, samples, ...]` of each example's class, "images"
-    `[B, ...]` and "targets". `predict` takes classes int `[B]`, of which only the number counts if the model has none,
-    and gives samples `[B, ...]`.
+    steps: Kingma et al., 2021), and with `samples` "samples" `[B, samples, ...]` of each example's class; "targets",
+    where there are some. `predict` takes classes int `[B]`, of which only the number counts if the model has none, and
+    gives samples `[B, ...]`.
 
     Args:
       model: `(x, times, labels, train=...)` with `num_classes`, such as `models.UNet` or `models.DiT`.
@@ -135,7 +135,6 @@ def diffusion(
             labels = batch["targets"] if task_of.conditional else jnp.zeros(len(batch["inputs"]), jnp.int32)
             drawn = draw(task_of, state, jnp.repeat(labels, samples), of_samples, shape, sampler)
             values["samples"] = finish(drawn).reshape(len(labels), samples, *shape)
-            values["images"] = batch["inputs"].astype(jnp.float32)
         return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
 
     def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
     l1, l2, ema_decay = options.get("l1"), options.get("l2"), options.get("ema_decay")
 
     def init(key: jax.Array, examples: Any) -> TrainState:
-        first = task.prepare({name: leaf[:1] for name, leaf in _checked(examples, task.fields).items()})
+        first = task.prepare({name: leaf[:1] for name, leaf in checked(examples, task.fields).items()})
         streams = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
         model_state = dict(model.init(streams, task.inputs(first), train=False, **task.extras(first)))
         params = model_state.pop("params")
@@ -113,7 +113,7 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
         return total, ({**model_state, **changed}, metrics)
 
     def update(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Values]:
-        batch = _checked(batch, task.fields)
+        batch = checked(batch, task.fields)
         if augment is not None:
             key, changes = jax.random.split(key)
             batch = augment(changes, batch)
@@ -126,7 +126,7 @@ def learner(model: Any, optimizer: optax.GradientTransformation, task: Task, **o
         return model.apply(variables, task.inputs(batch), train=False, rngs={"dropout": key}, **task.extras(batch))
 
     def evaluate(state: TrainState, batch: Any, key: jax.Array) -> Values:
-        batch = task.prepare(_checked(batch, task.fields))
+        batch = task.prepare(checked(batch, task.fields))
         return task.evaluation(outputs_of(state, batch, key), batch)
 
     def predict(state: TrainState, inputs: Any, key: jax.Array) -> Any:
@@ -158,7 +158,12 @@ def inputs_of(model: Any, preprocess: Callable[[jax.Array], jax.Array] | None) -
     return inputs
 
 
-def _checked(batch: Any, fields: tuple[str, ...]) -> Batch:
+def checked(batch: Any, fields: tuple[str, ...]) -> Batch:
+    """Returns a batch as arrays.
+
+    Raises:
+      ExperimentError: it lacks one of the fields.
+    """
     for name in fields:
         if not isinstance(batch, Mapping) or name not in batch:
             got = f"the keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"

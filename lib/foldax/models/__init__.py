@@ -14,6 +14,7 @@ from foldax.models.patches import Patched
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
 from foldax.models.sequences import check_tokens, pool_sequence
+from foldax.models.spectral import SpectralNorm
 from foldax.models.transformer import Transformer
 from foldax.models.vit import MLPMixer, ViT
 
@@ -33,6 +34,7 @@ __all__ = [
     "Patched",
     "Recurrent",
     "ResNet",
+    "SpectralNorm",
     "Transformer",
     "UNet",
     "Upsampler",

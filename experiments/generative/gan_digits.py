@@ -1,0 +1,120 @@
+"""Handwritten digits by two players: a generator told which digit to write, and a critic of what it wrote.
+
+    foldax run experiments/generative/gan_digits.py
+
+seed
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import foldax
+from foldax import augment, data, learners, models, plots
+from foldax.evaluation import generative
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 20_000
+    log_every = 500
+    evaluate_every = 0  # only at the end
+    keep = "last"  # the loss is no more than a hint
+    game: str = "wasserstein"
+    """Or "non_saturating" or "hinge"."""
+    codes: int = 32
+    """Numbers that an image is made of, beside its class."""
+    batch_size: int = 128
+    """Real images per step, shared among the critic's."""
+    critic_steps: int = 2
+    """Steps of the critic within one update."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of both networks."""
+    spectral: bool = False
+    """Whether the critic's kernels are divided by their largest singular values."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine schedule of the generator's Adam."""
+    critic_rate: float = 1e-3
+    """Of the critic's."""
+    gradient_penalty: float = 1.0
+    """Weight."""
+    ema_decay: float = 0.999
+    """Of the generator that is evaluated."""
+    amount: float = 0.2
+    """Of augmentation."""
+    dropout: float = 0.0
+    """Rate of the critic."""
+    samples: int = 12
+    """Drawn for each example of an evaluation."""
+
+
+def dataset(config: Config) -> data.Dataset:
+    return data.load("digits", batch_size=config.batch_size)
+
+
+def unit(images: jax.Array) -> jax.Array:
+    """Returns images of 0 to 16 as floats from -1 to 1."""
+    return jnp.asarray(images, jnp.float32) * (1 / 8) - 1
+
+
+def learner(config: Config, info: data.Info) -> foldax.Learner:
+    shape, amount = info.shapes["inputs"], config.amount
+    maker = models.MLP((*config.hidden, int(np.prod(shape))), "gelu")
+    critic = models.MLP((*config.hidden, info.num_classes), "leaky_relu", dropout=config.dropout)
+    if config.spectral:
+        critic = models.SpectralNorm(critic)
+    adam = [optax.adam(rate, b1=0.0, b2=0.9) for rate in (config.learning_rate, config.critic_rate)]
+    made = learners.gan(
+        learners.GAN(maker, critic, shape, config.codes, info.num_classes, jnp.tanh),
+        *adam,
+        game=config.game,
+        gradient_penalty=config.gradient_penalty if config.game == "wasserstein" and not config.spectral else None,
+        discriminator_steps=config.critic_steps,
+        preprocess=unit,
+        finish=lambda images: 8 * (images + 1),
+        augment=augment.random_affine(rotation=20 * amount, translation=amount / 8, scale=0.15 * amount),
+        ema_decay=config.ema_decay,
+        samples=config.samples,
+    )
+    return generative.with_images(made)
+
+
+def between(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
+    """Returns images `[N, steps, H, W, C]` on the way from one code to another, a pair for each label."""
+    ends = np.random.default_rng(result.config.seed).standard_normal((2, len(labels), 1, result.config.codes))
+    angle = np.linspace(0, np.pi / 2, steps)[:, None]  # codes on the way are as long as those that are drawn
+    codes = np.cos(angle) * ends[0] + np.sin(angle) * ends[1]
+    given = {"inputs": np.repeat(labels, steps), "codes": codes.reshape(-1, result.config.codes).astype(np.float32)}
+    return np.asarray(result.predict(given)).reshape(len(labels), steps, *result.info.shapes["inputs"])
+
+
+def figures(result: foldax.Result) -> dict[str, Any]:
+    names = result.info.class_names
+    train = {name: np.asarray(leaf) for name, leaf in result.dataset.train.examples().items()}
+    made = np.asarray(result.predict(np.repeat(np.arange(10), 12))).reshape(10, 12, *result.info.shapes["inputs"])
+    shown = made[:, :2].reshape(-1, *made.shape[2:])
+    nearest, distances = generative.nearest_neighbours(shown, train["inputs"])
+    drawn = {
+        "samples": plots.image_rows(made, names, title="samples of each class"),
+        "interpolation": plots.image_rows(between(result, np.arange(10)), names, title="from one code to another"),
+        "neighbours": plots.neighbours(
+            shown, train["inputs"][nearest], distances, "samples and their nearest training images"
+        ),
+    }
+    if not result.config.samples:
+        return drawn
+    digits = foldax.load_experiment(Path(__file__).parents[1] / "supervised" / "digits.py")
+    classifier = foldax.train(digits, save=False, verbose=False)
+    samples, labels = generative.drawn(result.values["test"], 2000)
+    comparison = generative.comparison(samples, labels, train, result.examples("test"), classifier)
+    return {"comparison": comparison, **drawn}
+
+
+experiment = foldax.Experiment(Config, learner, dataset, generative.summarize, figures)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
