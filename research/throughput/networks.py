@@ -1,6 +1,6 @@
-"""How fast do a residual network and a language model train, against the same in PyTorch?
+"""How fast do a residual network, language models and a diffusion model train, against the same in PyTorch?
 
-    python research/throughput/networks.py [resnet] [transformer] [lstm] [--json FILE]
+    python research/throughput/networks.py [resnet] [transformer] [lstm] [diffusion] [--json FILE]
 
 All contenders of a section run in turn in one process, in several rounds after one that is not counted. README.md
 beside this file has the numbers and says what is compared.
@@ -23,6 +23,7 @@ from foldax import data, learners, models
 ROUNDS = 3
 RESNET = Config(steps=120, batch_size=64, log_every=20)
 LANGUAGE = Config(steps=60, batch_size=16, log_every=20)
+DENOISING = Config(steps=600, batch_size=64, log_every=100)
 VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH = 256, 128, 4, 4, 256  # of the language models; the LSTM has 2 layers of 256
 
 
@@ -40,6 +41,12 @@ def transformer_learner(config: Config, info: data.Info) -> foldax.Learner:
 def lstm_learner(config: Config, info: data.Info) -> foldax.Learner:
     model = models.Recurrent(VOCABULARY, (256, 256), vocabulary_size=VOCABULARY)
     return learners.language_model(model, optax.adamw(config.learning_rate))
+
+
+def diffusion_learner(config: Config, info: data.Info) -> foldax.Learner:
+    model = models.DiT(1, 2, 64, 3, num_classes=info.num_classes, scan_layers=True)
+    options = dict(shape=info.shapes["inputs"], preprocess=lambda x: x * (1 / 8) - 1.0, evaluation_times=1)
+    return learners.diffusion(model, optax.adamw(config.learning_rate), **options)
 
 
 def torch_resnet() -> Any:
@@ -118,6 +125,64 @@ def torch_lstm() -> Any:
     return Network()
 
 
+def torch_denoiser(width: int = 64, depth: int = 3, heads: int = 4, classes: int = 10) -> Any:
+    """The Diffusion Transformer as `models.DiT` has it, for images 8 x 8 in patches of 2 x 2."""
+    make, size = torch.nn, width // heads
+    frequencies = torch.exp(torch.linspace(0.0, float(np.log(1000.0)), width // 2))
+
+    def closed(inputs: int, outputs: int) -> Any:
+        layer = make.Linear(inputs, outputs)
+        make.init.zeros_(layer.weight)
+        make.init.zeros_(layer.bias)
+        return layer
+
+    class Modulated(make.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = make.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+        def forward(self, x: Any, scale: Any, shift: Any) -> Any:
+            return self.norm(x) * (1 + scale) + shift
+
+    class Block(make.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.condition, self.norms = closed(width, 6 * width), make.ModuleList([Modulated(), Modulated()])
+            self.query_key_value, self.output = make.Linear(width, 3 * width), make.Linear(width, width)
+            self.mlp = make.Sequential(
+                make.Linear(width, 4 * width), make.GELU(approximate="tanh"), make.Linear(4 * width, width)
+            )
+
+        def forward(self, x: Any, told: Any) -> Any:
+            parts = self.condition(told)[:, None].chunk(6, -1)
+            y = self.query_key_value(self.norms[0](x, *parts[:2]))
+            query, key, value = y.view(*x.shape[:2], 3, heads, size).permute(2, 0, 3, 1, 4)
+            y = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+            x = x + parts[2] * self.output(y.reshape(x.shape))
+            return x + parts[5] * self.mlp(self.norms[1](x, *parts[3:5]))
+
+    class Network(make.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time = make.Sequential(make.Linear(width, width), make.SiLU(), make.Linear(width, width))
+            self.classes, self.patches = make.Embedding(classes + 1, width), make.Conv2d(1, width, 2, 2)
+            self.positions = make.Parameter(0.02 * torch.randn(16, width))
+            self.blocks = make.ModuleList([Block() for _ in range(depth)])
+            self.norm, self.condition, self.output = Modulated(), closed(width, 2 * width), closed(width, 4)
+
+        def forward(self, x: Any, times: Any, labels: Any) -> Any:
+            angles = times[:, None] * frequencies
+            told = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.classes(labels)
+            told = torch.nn.functional.silu(told)
+            x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+            for block in self.blocks:
+                x = block(x, told)
+            x = self.output(self.norm(x, *self.condition(told)[:, None].chunk(2, -1)))
+            return x.view(-1, 4, 4, 2, 2).transpose(2, 3).reshape(-1, 1, 8, 8)
+
+    return Network()
+
+
 def measure_resnet() -> dict[str, Any]:
     # PyTorch evaluates nothing here, so that there is little to evaluate at the end.
     dataset = data.load("fashion_mnist", batch_size=RESNET.batch_size, validation=0.002)
@@ -148,6 +213,29 @@ def measure_language(learner: Any, make: Any, title: str) -> dict[str, Any]:
     return compare(title, contenders, ROUNDS, step_flops(learner, LANGUAGE, dataset))
 
 
+def measure_diffusion() -> dict[str, Any]:
+    dataset = data.load("digits", batch_size=DENOISING.batch_size)
+    experiment = foldax.Experiment(Config, diffusion_learner, name="diffusion")
+    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, DENOISING, dataset)}
+    if torch is not None:
+        examples, process = dataset.train.examples(), learners.processes.cosine()
+        images = torch.tensor(np.asarray(examples["inputs"], np.float32)[..., 0][:, None]) / 8 - 1
+        targets = torch.tensor(np.asarray(examples["targets"]), dtype=torch.long)
+        signals, noises = torch.tensor(process.signal), torch.tensor(process.noise)
+
+        def loss(network: Any, chosen: Any) -> Any:
+            x, times = images[chosen], torch.randint(1, process.steps + 1, (len(chosen),))
+            noise, shape = torch.randn_like(x), (-1, 1, 1, 1)
+            labels = torch.where(torch.rand(len(chosen)) < 0.1, 10, targets[chosen])
+            signal, share = signals[times].view(shape), noises[times].view(shape)
+            outputs = network(signal * x + share * noise, times / process.steps, labels)
+            return torch.nn.functional.mse_loss(outputs, signal * noise - share * x)
+
+        contenders |= torch_contenders(DENOISING, len(images), torch_denoiser, loss)
+    title = f"digits: diffusion, a DiT of 3 layers of 64, batch {DENOISING.batch_size}"
+    return compare(title, contenders, ROUNDS, step_flops(diffusion_learner, DENOISING, dataset))
+
+
 def step_flops(learner: Any, config: Config, dataset: data.Dataset) -> float:
     """Returns XLA's count of one update's floating-point operations, before it optimises anything."""
     made = learner(config, dataset.info)
@@ -162,6 +250,7 @@ def main() -> None:
         "resnet": measure_resnet,
         "transformer": lambda: measure_language(transformer_learner, torch_transformer, f"Transformer, {about}"),
         "lstm": lambda: measure_language(lstm_learner, torch_lstm, "LSTM, 2 layers of 256"),
+        "diffusion": measure_diffusion,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")

@@ -75,8 +75,8 @@ def diffusion(
     `update` reports "loss", the mean squared error of the prediction at a random time, and "gradient_norm". `evaluate`
     reports "loss" `[B]`, with `levels` also "elbo" in nats and "bits_per_dimension" (a bound by all of the process's
     steps: Kingma et al., 2021), and with `samples` "samples" `[B, samples, ...]` of each example's class; "targets",
-    where there are some. `predict` takes classes int `[B]`, of which only the number counts if the model has none, and
-    gives samples `[B, ...]`.
+    where there are some. `predict` takes classes int `[B]`, of which only the number counts if the model has none, or
+    a mapping {"inputs": classes, "noise": `[B, ...]` to begin with}, and gives samples `[B, ...]`.
 
     Args:
       model: `(x, times, labels, train=...)` with `num_classes`, such as `models.UNet` or `models.DiT`.
@@ -133,16 +133,22 @@ def diffusion(
             values["bits_per_dimension"] = -values["elbo"] * (1 / (math.prod(shape) * math.log(2)))
         if samples:
             labels = batch["targets"] if task_of.conditional else jnp.zeros(len(batch["inputs"]), jnp.int32)
-            drawn = draw(task_of, state, jnp.repeat(labels, samples), of_samples, shape, sampler)
-            values["samples"] = finish(drawn).reshape(len(labels), samples, *shape)
+            start, of_steps = standard_noise(of_samples, len(labels) * samples)
+            drawn = finish(draw(task_of, state, jnp.repeat(labels, samples), of_steps, start, sampler))
+            values["samples"] = drawn.reshape(len(labels), samples, *shape)
         return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
 
     def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:
-        labels = inputs["targets"] if isinstance(inputs, Mapping) and "targets" in inputs else inputs
-        labels = labels["inputs"] if isinstance(labels, Mapping) else jnp.asarray(labels)
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+        labels = jnp.asarray(given["inputs"])
         if task_of.conditional and (labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer)):
             raise ExperimentError(f"samples are of classes, int [B]; got {labels.dtype}{list(labels.shape)}")
-        return finish(draw(task_of, state, labels, key, shape, sampler))
+        start, of_steps = standard_noise(key, len(labels))
+        return finish(draw(task_of, state, labels, of_steps, jnp.asarray(given.get("noise", start)), sampler))
+
+    def standard_noise(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        of_start, of_steps = jax.random.split(key)
+        return jax.random.normal(of_start, (count, *shape)), of_steps
 
     return Learner(inner.init, inner.update, evaluate, predict)
 
@@ -163,10 +169,10 @@ def at_times(task: Denoising, batch: Batch, times: jax.Array, key: jax.Array, hi
 
 
 def draw(
-    task: Denoising, state: Any, labels: jax.Array, key: jax.Array, shape: tuple[int, ...], sampler: Sampler
+    task: Denoising, state: Any, labels: jax.Array, key: jax.Array, noise: jax.Array, sampler: Sampler
 ) -> jax.Array:
     """Returns preprocessed samples `[B, ...]` of classes int `[B]`, which a model without classes does not see."""
-    of_start, of_steps, of_network = jax.random.split(key, 3)
+    of_steps, of_network = jax.random.split(key)
     variables = {"params": state.averaged, **state.model_state}
     nobody = jnp.full(len(labels), task.model.num_classes or 0)
 
@@ -181,9 +187,8 @@ def draw(
         free = outputs(noisy, times, nobody)
         return free + sampler.guidance * (conditional - free)
 
-    start = jax.random.normal(of_start, (len(labels), *shape))
     how = dict(steps=sampler.steps, eta=sampler.eta, clip=sampler.clip)
-    return processes.sample(denoise, task.process, task.prediction, of_steps, start, **how)
+    return processes.sample(denoise, task.process, task.prediction, of_steps, noise, **how)
 
 
 def _task(task: Denoising, shape: tuple[int, ...]) -> Task:
