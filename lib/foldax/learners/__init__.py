@@ -2,6 +2,10 @@
 
 from foldax.learners import gradients, kmeans, likelihoods, losses, network
 from foldax.learners.autoencoder import autoencoder
+from foldax.learners.byol import byol, slowing
+from foldax.learners.contrastive import nt_xent, simclr
+from foldax.learners.masked import masked_autoencoder
+from foldax.learners.probe import probed
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
@@ -10,6 +14,7 @@ from foldax.learners.vae import VAE, vae
 __all__ = [
     "VAE",
     "autoencoder",
+    "byol",
     "classifier",
     "forecaster",
     "gaussian_regressor",
@@ -18,10 +23,15 @@ __all__ = [
     "language_model",
     "likelihoods",
     "losses",
+    "masked_autoencoder",
     "network",
+    "nt_xent",
     "perplexity",
+    "probed",
     "regressor",
     "sequence_classifier",
+    "simclr",
+    "slowing",
     "step_classifier",
     "subset",
     "vae",
