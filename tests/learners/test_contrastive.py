@@ -70,22 +70,21 @@ def test_views_of_an_image_lie_side_by_side_and_differ():
 
 def test_an_update_descends_the_loss_of_its_two_views():
     learner = learners.simclr(MODEL, optax.sgd(0.1), views=lambda key, batch: batch, temperature=0.3)
-    state = learner.init(KEY, BATCH)
-    after, metrics = learner.update(state, BATCH, KEY)
+    state = jax.jit(learner.init)(KEY, BATCH)
+    after, metrics = jax.jit(learner.update)(state, BATCH, KEY)
     variables = {"params": state.params, **state.model_state}
     made, _ = MODEL.apply(variables, ROWS, train=True, mutable=["batch_stats"])
     z = np.asarray(made.projections, np.float64)
     assert float(metrics["loss"]) == pytest.approx(loop(z, z, 0.3).mean(), rel=1e-3)
     assert float(metrics["alignment"]) == pytest.approx(0.0, abs=1e-6)
-    assert float(metrics["matched"]) == 1.0
-    assert float(learner.update(after, BATCH, KEY)[1]["loss"]) < float(metrics["loss"])
+    assert float(jax.jit(learner.update)(after, BATCH, KEY)[1]["loss"]) < float(metrics["loss"])
 
 
 @pytest.mark.parametrize("make", [learners.simclr, learners.byol])
 def test_evaluation_gives_features_projections_and_how_far_views_are_apart(make):
     learner = make(MODEL, optax.sgd(0.1), views=VIEWS)
-    state = learner.init(KEY, BATCH)
-    values, made = learner.evaluate(state, BATCH, KEY), learner.predict(state, ROWS, KEY)
+    state = jax.jit(learner.init)(KEY, BATCH)
+    values, made = jax.jit(learner.evaluate)(state, BATCH, KEY), jax.jit(learner.predict)(state, ROWS, KEY)
     np.testing.assert_array_equal(values["features"], made.features)
     np.testing.assert_array_equal(values["projections"], made.projections)
     assert values["features"].shape == (12, 6)
@@ -102,10 +101,10 @@ def test_the_distance_of_normalised_views_is_two_minus_twice_the_cosine(scale):
 
 def test_byol_foretells_what_the_target_makes_of_the_other_view():
     learner = learners.byol(MODEL, optax.sgd(0.1), views=VIEWS, decay=0.9)
-    state = learner.init(KEY, BATCH)
+    state = jax.jit(learner.init)(KEY, BATCH)
     target = jax.tree.map(lambda leaf: leaf + 0.1, state.online.ema_params)
     state = state._replace(online=state.online._replace(ema_params=target))
-    after, metrics = learner.update(state, BATCH, KEY)
+    after, metrics = jax.jit(learner.update)(state, BATCH, KEY)
     both = contrastive.pairs(VIEWS)(jax.random.split(KEY, 4)[1], BATCH)["inputs"]
 
     def outputs(params):
@@ -126,8 +125,8 @@ def test_byol_foretells_what_the_target_makes_of_the_other_view():
 def test_no_gradient_reaches_the_target():
     """With a rate of 0 nothing moves but the target, and it only towards the online network."""
     learner = learners.byol(MODEL, optax.sgd(0.0), views=VIEWS, decay=0.5)
-    state = learner.init(KEY, BATCH)
-    after, _ = learner.update(state, BATCH, KEY)
+    state = jax.jit(learner.init)(KEY, BATCH)
+    after, _ = jax.jit(learner.update)(state, BATCH, KEY)
     jax.tree.map(np.testing.assert_array_equal, after.online.params, state.online.params)
     jax.tree.map(np.testing.assert_array_equal, after.online.ema_params, state.online.params)
 
@@ -136,7 +135,9 @@ def test_the_targets_decay_rises_to_one():
     decay = learners.slowing(0.99, 100)
     assert [float(decay(jnp.int32(step))) for step in (0, 50, 100, 200)] == pytest.approx([0.99, 0.995, 1.0, 1.0])
     learner = learners.byol(MODEL, optax.sgd(0.1), views=VIEWS, decay=learners.slowing(0.0, 10))
-    after, _ = learner.update(learner.init(KEY, BATCH), BATCH, KEY)  # a decay of 0: the target is the online network
+    after, _ = jax.jit(learner.update)(
+        jax.jit(learner.init)(KEY, BATCH), BATCH, KEY
+    )  # a decay of 0: the target is the online network
     jax.tree.map(np.testing.assert_array_equal, after.online.ema_params, after.online.params)
 
 

@@ -30,10 +30,13 @@ def simclr(
 ) -> Learner:
     """Returns a learner of features that tell an image's views from those of others.
 
-    `update` reports "loss" (`nt_xent`, in nats), "matched" (the share of views whose likest is their pair's other one),
-    "alignment" and "gradient_norm". `evaluate` reports what does not depend on the rest of a batch: "alignment" `[B]`
-    (the squared distance of two views' normalised projections, 0 to 4: Wang & Isola, 2020), "features" `[B, D]`,
-    "projections" `[B, P]` and "targets" where there are some. `predict` gives a `Represented`.
+    `update` reports "loss" (`nt_xent`, in nats), "alignment" and "gradient_norm". `evaluate` reports what does not
+    depend on the rest of a batch: "alignment" `[B]` (the squared distance of two views' normalised projections, 0 to 4:
+    Wang & Isola, 2020), "features" `[B, D]`, "projections" `[B, P]` and "targets" where there are some. `predict` gives
+    a `Represented`.
+
+    A bias before a batch normalisation has a gradient of rounding errors, of which Adam with its usual `eps` of 1e-8
+    makes steps as large as all others; 1e-5 keeps it still.
 
     Args:
       model: a `models.Projected`, or what gives a `Represented` likewise.
@@ -50,10 +53,7 @@ def simclr(
 
     def training(outputs: Any, batch: Batch) -> Values:
         first, second = apart(outputs.projections)
-        likeness = similarities(first, second)
-        values = {"loss": cross_entropy(likeness * jnp.reciprocal(jnp.asarray(temperature, jnp.float32)))}
-        values["matched"] = (likeness.argmax(axis=1) == others(len(likeness))).astype(jnp.float32)
-        return values | {"alignment": alignment(first, second)}
+        return {"loss": nt_xent(first, second, temperature), "alignment": alignment(first, second)}
 
     task = Task(("inputs",), network.inputs_of(model, preprocess), training, passed_on)
     options["augment"] = chain(*(step for step in (options.get("augment"), pairs(views)) if step is not None))
@@ -73,32 +73,16 @@ def nt_xent(first: jax.Array, second: jax.Array, temperature: Any = 0.5) -> jax.
     Raises:
       ConfigError: B is 1.
     """
-    return cross_entropy(similarities(first, second) * jnp.reciprocal(jnp.asarray(temperature, jnp.float32)))
-
-
-def similarities(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns the cosines `[2 * B, 2 * B]` of all views, minus infinity on the diagonal.
-
-    Raises:
-      ConfigError: B is 1.
-    """
     if len(first) < 2:
         raise ConfigError(
             "contrastive: a batch of one image has no other to tell it from; batch_size (or what `accumulate` leaves "
             "of it) must be 2 or more"
         )
     views = normalized(jnp.concatenate([first, second]))
-    return jnp.where(jnp.eye(len(views), dtype=bool), -jnp.inf, views @ views.T)
-
-
-def others(count: int) -> jax.Array:
-    """Returns where each of `count` views, `[first, second]`, has its pair's other one."""
-    return jnp.roll(jnp.arange(count), count // 2)
-
-
-def cross_entropy(logits: jax.Array) -> jax.Array:
-    """Returns what it costs `[2 * B]` to tell each view's pair by logits `[2 * B, 2 * B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, others(len(logits)))
+    others = jnp.where(jnp.eye(len(views), dtype=bool), -jnp.inf, views @ views.T)
+    logits = others * jnp.reciprocal(jnp.asarray(temperature, jnp.float32))
+    pair = jnp.roll(jnp.arange(len(views)), len(first))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, pair)
 
 
 # -- views, which other learners draw too ----------------------------------------------------------

@@ -30,9 +30,8 @@ def masked_autoencoder(
     """Returns a learner of what is hidden.
 
     `update` reports "loss", the squared error of the hidden patches' pixels, and "gradient_norm". `evaluate` reports
-    "loss" `[B]`, "features" `[B, width]` of whole images, and, in units of `preprocess` `[B, H, W, C]`,
-    "reconstructions" and "masked", the images with 0 where patches were hidden, with "masks" `[B, H, W, C]`, 1 there;
-    and "targets" where there are some. `predict` gives features.
+    "loss" `[B]`, "features" `[B, width]` of whole images, "reconstructions" `[B, H, W, C]` in units of `preprocess`,
+    "masks" of that shape, 1 where patches were hidden, and "targets" where there are some. `predict` gives features.
 
     Args:
       model: inputs become what `preprocess` makes of them.
@@ -59,11 +58,9 @@ def masked_autoencoder(
 
     def evaluation(made: Masked, batch: Batch) -> Values:
         _, mean, deviation = pixels(batch)
-        x = prepared(batch)
         hidden = jnp.broadcast_to(made.mask[..., None], made.outputs.shape)
-        masks = unpatched(hidden, x.shape[1:])
-        values = training(made, batch) | {"masks": masks, "masked": x * (1 - masks)}
-        values["reconstructions"] = unpatched(made.outputs * deviation + mean, x.shape[1:])
+        values = training(made, batch) | {"masks": unpatched(hidden, tuple(model.shape))}
+        values["reconstructions"] = unpatched(made.outputs * deviation + mean, tuple(model.shape))
         return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
 
     inner = network.learner(model, optimizer, Task(("inputs",), prepared, training, evaluation), **options)

@@ -60,8 +60,8 @@ def probed(
 
     After each of its updates the features of the batch as it is in the data, made as in evaluation, take the place of
     the oldest ones in a memory, and the classifier (Alain & Bengio, 2017) takes a step on them, standardised by the
-    memory's mean and deviation. `update` also reports "probe_loss" (nats) and "probe_accuracy" of the batch, and
-    `evaluate` "probe_loss", "probe_accuracy" and "knn_accuracy" `[B]`. The vote of the `neighbors` likest in the memory
+    memory's mean and deviation. `update` also reports "probe_loss" (nats), and `evaluate` "probe_loss",
+    "probe_accuracy" and "knn_accuracy" `[B]`. The vote of the `neighbors` likest in the memory
     (by cosine) weighs them by exp(cosine / temperature) (Wu et al., 2018).
 
     Args:
@@ -100,19 +100,13 @@ def probed(
         made = features_of(inner, batch, draws)
         kept = remember(state.memory, made, targets)
 
-        def loss(linear: Any) -> tuple[jax.Array, jax.Array]:
-            logits = _logits(linear, kept, made)
-            return losses.softmax_cross_entropy(logits, targets).mean(), logits
+        def loss(linear: Any) -> jax.Array:
+            return losses.softmax_cross_entropy(_logits(linear, kept, made), targets).mean()
 
-        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(state.linear)
+        value, gradients = jax.value_and_grad(loss)(state.linear)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.linear)
         linear = optax.apply_updates(state.linear, updates)
-        right = (logits.argmax(axis=1) == targets).astype(jnp.float32).mean()
-        return ProbedState(inner, linear, optimizer_state, kept), {
-            **metrics,
-            "probe_loss": value,
-            "probe_accuracy": right,
-        }
+        return ProbedState(inner, linear, optimizer_state, kept), {**metrics, "probe_loss": value}
 
     def evaluate(state: ProbedState, batch: Any, key: jax.Array) -> dict[str, Any]:
         values = learner.evaluate(state.learner, batch, key)
