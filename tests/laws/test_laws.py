@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import io_callback
 
 import foldax
-from foldax import data, laws, learners, models
+from foldax import augment, data, laws, learners, models
 from foldax.learners import losses
 from tests.conftest import EXPERIMENTS, Config, shrunk, tiny, tiny_dataset, tiny_learner
 
@@ -162,6 +162,45 @@ def clusters(config: Config, info: data.Info) -> foldax.Learner:
     return learners.kmeans.minibatch(4, preprocess=info.standardize)
 
 
+@foldax.config
+class ByNeighbors(Config):
+    monitor = "knn_accuracy"  # contrastive losses are of batches
+    mode = "max"
+
+
+def steady(config: Config) -> optax.GradientTransformation:
+    """Adam that makes nothing of gradients that only rounding tells from 0, as before a batch normalisation."""
+    return optax.adam(config.learning_rate, eps=1e-5)
+
+
+def measured(learner: foldax.Learner, config: Config) -> foldax.Learner:
+    return learners.probed(
+        learner, 3, optax.adam(config.learning_rate), memory=40, neighbors=5, temperature=config.dropout + 0.1
+    )
+
+
+def contrasting(config: Config, info: data.Info) -> foldax.Learner:
+    encoder = models.MLP((8, 6), dropout=config.dropout, normalization="batch")
+    model, views = models.Projected(encoder, models.MLP((8, 4))), augment.noise(2.0)
+    options = dict(views=views, temperature=config.dropout + 0.3, preprocess=info.standardize, accumulate=2)
+    return measured(learners.simclr(model, steady(config), **options), config)
+
+
+def foretelling(config: Config, info: data.Info) -> foldax.Learner:
+    heads = [models.MLP((8, 4), normalization="batch") for _ in range(2)]
+    model, decay = models.Projected(models.MLP((8, 6)), *heads), learners.slowing(config.dropout + 0.8, config.steps)
+    options = dict(views=augment.noise(2.0), decay=decay, preprocess=info.standardize)
+    return measured(learners.byol(model, steady(config), **options), config)
+
+
+def hiding(config: Config, info: data.Info) -> foldax.Learner:
+    sizes = dict(patch_size=2, visible=4, width=8, depth=1, num_heads=2, decoder_width=4, decoder_heads=2)
+    model = models.MaskedAutoencoder((6, 6, 1), **sizes, dropout=config.dropout)
+    optimizer = steady(config)
+    options = dict(normalized=True, preprocess=info.standardize, ema_decay=0.9)
+    return measured(learners.masked_autoencoder(model, optimizer, **options), config)
+
+
 def few(config: Config, info: data.Info) -> foldax.Learner:
     return learners.subset(tiny_learner(config, info), 6, info)
 
@@ -179,6 +218,9 @@ LEARNERS = {
     "diffusion": foldax.Experiment(Config, denoised, images, name="diffusion"),
     "gan": foldax.Experiment(Config, adversarial, images, name="gan"),
     "kmeans": foldax.Experiment(Config, clusters, images, name="kmeans"),
+    "simclr": foldax.Experiment(ByNeighbors, contrasting, images, name="simclr"),
+    "byol": foldax.Experiment(ByNeighbors, foretelling, images, name="byol"),
+    "masked_autoencoder": foldax.Experiment(Config, hiding, images, name="masked_autoencoder"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),

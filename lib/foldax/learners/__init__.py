@@ -2,8 +2,12 @@
 
 from foldax.learners import gradients, kmeans, likelihoods, losses, network, processes
 from foldax.learners.autoencoder import autoencoder
+from foldax.learners.byol import byol, slowing
+from foldax.learners.contrastive import nt_xent, simclr
 from foldax.learners.diffusion import Sampler, diffusion
 from foldax.learners.gan import GAN, gan
+from foldax.learners.masked import masked_autoencoder
+from foldax.learners.probe import probed
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
@@ -14,6 +18,7 @@ __all__ = [
     "VAE",
     "Sampler",
     "autoencoder",
+    "byol",
     "classifier",
     "diffusion",
     "forecaster",
@@ -24,11 +29,16 @@ __all__ = [
     "language_model",
     "likelihoods",
     "losses",
+    "masked_autoencoder",
     "network",
+    "nt_xent",
     "perplexity",
     "processes",
+    "probed",
     "regressor",
     "sequence_classifier",
+    "simclr",
+    "slowing",
     "step_classifier",
     "subset",
     "vae",

@@ -9,8 +9,10 @@ from foldax.models.fcn import FCN
 from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
 from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
+from foldax.models.masked import Masked, MaskedAutoencoder, patched, unpatched
 from foldax.models.mlp import MLP
 from foldax.models.patches import Patched
+from foldax.models.projected import Projected, Represented
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
 from foldax.models.sequences import check_tokens, pool_sequence
@@ -31,8 +33,12 @@ __all__ = [
     "ConvTranspose",
     "Dropout",
     "MLPMixer",
+    "Masked",
+    "MaskedAutoencoder",
     "Patched",
+    "Projected",
     "Recurrent",
+    "Represented",
     "ResNet",
     "SpectralNorm",
     "Transformer",
@@ -45,8 +51,10 @@ __all__ = [
     "generate",
     "initializer",
     "normalization",
+    "patched",
     "pool",
     "pool_sequence",
     "repeat",
     "sample",
+    "unpatched",
 ]
