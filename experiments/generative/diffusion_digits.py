@@ -3,7 +3,11 @@
     foldax run experiments/generative/diffusion_digits.py
     foldax run experiments/generative/diffusion_digits.py --process flow --prediction velocity
 
-seed
+An SVC that has seen 2,000 generated digits alone reads 0.9687 +- 0.0032 of 359 test images, mean and standard deviation
+over seeds 0 to 7 (trained on the 1,258 real ones: 0.983). Bits per pixel of the 17 grey levels, a bound by the 1,000
+steps of the process, estimated at 32 of them: 2.25 +- 0.04. About two minutes a run on 2 CPU cores.
+
+    foldax sweep experiments/generative/diffusion_digits.py --exact --seeds 8
 """
 
 import dataclasses
