@@ -243,6 +243,22 @@ def test_evaluation_and_prediction_use_the_average_and_the_datas_units():
     assert 0 < float(values["samples"].min()) < float(values["samples"].max()) < 16
 
 
+def test_statistics_of_the_generator_move_with_its_own_step():
+    model = pair()._replace(generator=models.MLP((8, 6), normalization="batch"))
+    learner = made(model, discriminator_steps=2)
+    state = learner.init(KEY, BATCH)
+    after, _ = learner.update(state, BATCH, jax.random.key(3))
+    labels = jnp.asarray(BATCH["targets"][6:])
+    codes = jax.random.normal(
+        jax.random.split(jax.random.split(jax.random.split(jax.random.key(3), 4)[2])[0])[0], (6, 2)
+    )
+    layer = state.generator.params["Dense_0"]
+    sums = model.told(codes, labels) @ layer["kernel"] + layer["bias"]
+    moved = after.generator.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(moved, 0.1 * sums.mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert learner.evaluate(after, BATCH, KEY)["loss"].shape == (12,)
+
+
 def test_nobody_needs_classes():
     learner = made(pair(None))
     batch = {"inputs": BATCH["inputs"]}
@@ -272,6 +288,10 @@ BAD = [
     (
         lambda: wrong(pair()._replace(discriminator=models.MLP((1,)))),
         r"the discriminator must give \[24, 3\], got \[24, 1\]",
+    ),
+    (
+        lambda: wrong(pair()._replace(discriminator=models.MLP((8, 3), normalization="batch"))),
+        "has batch normalisation",
     ),
     (lambda: wrong(batch={"inputs": BATCH["inputs"]}), "'targets' is missing"),
     (lambda: made().predict(made().init(KEY, BATCH), BATCH["inputs"], KEY), r"predict takes classes, integers \[B\]"),

@@ -85,6 +85,11 @@ class Players(NamedTuple):
     generator: TrainState
     discriminator: TrainState
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What is learned, of both."""
+        return {"generator": self.generator.params, "discriminator": self.discriminator.params}
+
 
 def gan(
     model: GAN,
@@ -129,7 +134,8 @@ def gan(
 
     Raises:
       ConfigError: there is no such game, or a number is too small; while tracing, a network gives another number of
-        numbers than it must, inputs have another shape, or the steps do not divide the batch.
+        numbers than it must, the discriminator has batch normalisation, inputs have another shape, or the steps do not
+        divide the batch.
     """
     _check(model, game, discriminator_steps, samples)
     fields = ("inputs",) if model.num_classes is None else ("inputs", "targets")
@@ -140,7 +146,12 @@ def gan(
         codes, one, other = jnp.zeros((1, model.codes)), *jax.random.split(key)
         inputs = model.told(codes, model.labels(first))
         maker = _initialized(one, model.generator, inputs, generator_optimizer, ema_decay)
-        return Players(maker, _initialized(other, model.discriminator, prepared(first), discriminator_optimizer))
+        judge = _initialized(other, model.discriminator, prepared(first), discriminator_optimizer)
+        if "batch_stats" in judge.model_state:
+            raise ConfigError(
+                "GAN: the discriminator has batch normalisation, which makes an image's score depend on the others"
+            )
+        return Players(maker, judge)
 
     def update(state: Players, batch: Any, key: jax.Array) -> tuple[Players, Values]:
         batch, keys = network.checked(batch, fields), jax.random.split(key, 4)
