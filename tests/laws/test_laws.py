@@ -144,6 +144,10 @@ def clusters(config: Config, info: data.Info) -> foldax.Learner:
     return learners.kmeans.minibatch(4, preprocess=info.standardize)
 
 
+def gaussians(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.mixture.stepwise(3, preprocess=info.standardize, regularization=config.learning_rate)
+
+
 def few(config: Config, info: data.Info) -> foldax.Learner:
     return learners.subset(tiny_learner(config, info), 6, info)
 
@@ -159,6 +163,7 @@ LEARNERS = {
     "autoencoder": foldax.Experiment(Config, denoising, numbers, name="autoencoder"),
     "vae": foldax.Experiment(Config, variational, images, name="vae"),
     "kmeans": foldax.Experiment(Config, clusters, images, name="kmeans"),
+    "mixture": foldax.Experiment(Config, gaussians, images, name="mixture"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),

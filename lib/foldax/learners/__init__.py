@@ -1,6 +1,6 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, kmeans, likelihoods, losses, network
+from foldax.learners import gradients, kmeans, likelihoods, losses, mixture, network
 from foldax.learners.autoencoder import autoencoder
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
@@ -18,6 +18,7 @@ __all__ = [
     "language_model",
     "likelihoods",
     "losses",
+    "mixture",
     "network",
     "perplexity",
     "regressor",
