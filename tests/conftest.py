@@ -72,7 +72,7 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     config = experiment.config(steps=12)
     fields = {field.name for field in dataclasses.fields(config)}
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
-    small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2}
+    small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
     config = dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from foldax import augment, data, evaluation, laws, learners, models, optim
     from foldax.cli import run_experiment as main
     from foldax.runs import plots, transfer
+    from foldax.runs.cluster import cluster
     from foldax.runs.export import export
     from foldax.runs.saved import load_run
 
@@ -44,6 +45,7 @@ __all__ = [
     "Sweep",
     "Training",
     "augment",
+    "cluster",
     "config",
     "config_hash",
     "data",
@@ -68,6 +70,7 @@ __all__ = [
 
 _LAZY = {
     "augment": ("foldax.augment", None),
+    "cluster": ("foldax.runs.cluster", "cluster"),
     "data": ("foldax.data", None),
     "evaluation": ("foldax.evaluation", None),
     "export": ("foldax.runs.export", "export"),

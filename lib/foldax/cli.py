@@ -92,6 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--platforms", nargs="+", metavar="NAME", help="of cpu, cuda, rocm, tpu (default: cpu cuda tpu)")
     out.add_argument("--shape", nargs="+", metavar="N", help="of one input, if not the dataset's; a name is any length")
     out.epilog = "DIR gets params.safetensors, predict.jax, signature.json and example.py, which predicts with them."
+    group = add(
+        "cluster", _cluster, "group a run's examples by what it makes of them; write groups, scores, figures", "RUN_DIR"
+    )
+    group.add_argument(
+        "--of", metavar="NAME", help="inputs, or a value of `evaluate`, as codes (default: what there is)"
+    )
+    group.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (default)")
+    group.add_argument("--method", metavar="NAME", help="kmeans (default), mixture or hierarchical")
+    group.add_argument("--clusters", type=int, metavar="K", help="default: the number of classes")
+    group.add_argument("--normalize", action="store_true", help="scale what is clustered to length 1")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of kmeans and mixture")
+    group.add_argument("--out", type=Path, metavar="DIR", help="default: a folder in RUN_DIR/clusters")
     check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
@@ -202,6 +214,15 @@ def _export(command: argparse.Namespace, rest: list[str]) -> int:
     size = None if command.batch_size is None else number(command.batch_size)
     shape = None if command.shape is None else [number(text) for text in command.shape]
     export(command.run_dir, command.out, batch_size=size, platforms=command.platforms or PLATFORMS, shape=shape)
+    return 0
+
+
+def _cluster(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.cluster import cluster
+
+    _no_more(rest)
+    options = ("of", "split", "method", "clusters", "normalize", "seed", "out")
+    cluster(command.run_dir, **{name: getattr(command, name) for name in options})
     return 0
 
 

@@ -201,6 +201,10 @@ def hiding(config: Config, info: data.Info) -> foldax.Learner:
     return measured(learners.masked_autoencoder(model, optimizer, **options), config)
 
 
+def gaussians(config: Config, info: data.Info) -> foldax.Learner:
+    return learners.mixture.stepwise(3, preprocess=info.standardize, regularization=config.learning_rate)
+
+
 def few(config: Config, info: data.Info) -> foldax.Learner:
     return learners.subset(tiny_learner(config, info), 6, info)
 
@@ -221,6 +225,7 @@ LEARNERS = {
     "simclr": foldax.Experiment(ByNeighbors, contrasting, images, name="simclr"),
     "byol": foldax.Experiment(ByNeighbors, foretelling, images, name="byol"),
     "masked_autoencoder": foldax.Experiment(Config, hiding, images, name="masked_autoencoder"),
+    "mixture": foldax.Experiment(Config, gaussians, images, name="mixture"),
     "subset": foldax.Experiment(Config, few, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),

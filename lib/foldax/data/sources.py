@@ -180,6 +180,11 @@ class Split:
         starts = range(0, self.num_examples, self._batches * self.batch_size)
         yield from [self._first] if len(starts) == 1 else map(self._block, starts)
 
+    def examples(self) -> dict[str, np.ndarray]:
+        """Returns every example, arrays `[N, ...]` on the host by key."""
+        blocks = [(jax.device_get(block.batches), np.asarray(block.mask)) for block in self.blocks()]
+        return {key: np.concatenate([batches[key][mask] for batches, mask in blocks]) for key in blocks[0][0]}
+
     def _block(self, start: int) -> EvalBlock:
         positions = start + np.arange(self._batches * self.batch_size).reshape(self._batches, self.batch_size)
         mask = positions < self.num_examples

@@ -1,6 +1,6 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, kmeans, likelihoods, losses, network, processes
+from foldax.learners import gradients, kmeans, likelihoods, losses, mixture, network, processes
 from foldax.learners.autoencoder import autoencoder
 from foldax.learners.byol import byol, slowing
 from foldax.learners.contrastive import nt_xent, simclr
@@ -30,6 +30,7 @@ __all__ = [
     "likelihoods",
     "losses",
     "masked_autoencoder",
+    "mixture",
     "network",
     "nt_xent",
     "perplexity",

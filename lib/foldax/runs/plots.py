@@ -320,34 +320,85 @@ def reach_of(probability: float) -> float:
     return statistics.NormalDist().inv_cdf(0.5 + probability / 2)
 
 
+def plane(codes: np.ndarray) -> np.ndarray:
+    """Returns codes `[N, D]` in the plane: as they are if D is 2, else by t-SNE (van der Maaten & Hinton, 2008)."""
+    codes = np.asarray(codes, np.float32).reshape(len(codes), -1)
+    if codes.shape[1] == 1:
+        return np.concatenate([codes, np.zeros_like(codes)], axis=1)
+    if codes.shape[1] == 2 or len(codes) < 4:
+        return codes[:, :2]
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(codes) - 1) / 3))
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(codes)
+
+
 def embedding(codes: np.ndarray, targets: np.ndarray | None = None, class_names: Sequence[str] | None = None) -> Any:
-    """Draws codes in the plane: as they are if there are two, else by t-SNE (van der Maaten & Hinton, 2008).
+    """Draws codes in the plane (see `plane`).
 
     Args:
       codes: `[N, D]`; of more than 2,000 the first.
       targets: int `[N]`, classes to colour by.
       class_names: of all classes.
     """
-    codes = np.asarray(codes, np.float32).reshape(len(codes), -1)[:2000]
-    if codes.shape[1] > 2:
-        from sklearn.manifold import TSNE
+    return embeddings(codes, {"": (targets, class_names)})
 
-        perplexity = min(30.0, max(1.0, (len(codes) - 1) / 3))
-        codes = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(codes)
-    elif codes.shape[1] == 1:
-        codes = np.concatenate([codes, np.zeros_like(codes)], axis=1)
-    figure, axes = new_figure(width=5.6, height=4.6)
-    axis = axes[0, 0]
-    axis.set(xticks=[], yticks=[])
-    if targets is None:
-        axis.scatter(*codes.T, s=8, color=COLORS["train"])
-        return figure
+
+def embeddings(codes: np.ndarray, labels: dict[str, tuple[np.ndarray | None, Sequence[str] | None]]) -> Any:
+    """Draws codes in the plane (see `plane`), once for each way to colour them, side by side.
+
+    Args:
+      codes: `[N, D]`; of more than 2,000 the first.
+      labels: by title, labels int `[N]` to colour by (or None), and the names of all labels (or None).
+    """
+    points = plane(codes[:2000])
+    figure, axes = new_figure(columns=len(labels), width=5.6, height=4.6)
+    for axis, (title, (values, names)) in zip(axes.flat, labels.items(), strict=True):
+        axis.set(xticks=[], yticks=[], title=title)
+        _scatter(axis, points, values, names)
+    return figure
+
+
+def _scatter(axis: Any, points: np.ndarray, labels: np.ndarray | None, names: Sequence[str] | None) -> None:
+    if labels is None:
+        axis.scatter(*points.T, s=8, color=COLORS["train"])
+        return
     from matplotlib import colormaps
 
-    targets, colors = np.asarray(targets)[: len(codes)], colormaps["tab10"]
-    for label in np.unique(targets):
-        chosen, name = targets == label, str(label) if class_names is None else class_names[label]
-        axis.scatter(*codes[chosen].T, s=10, color=colors(int(label) % 10), alpha=0.7, lw=0, label=name)
-        axis.text(*np.median(codes[chosen], axis=0), name, fontsize=10, weight="bold", ha="center", va="center")
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+    labels, few = np.asarray(labels)[: len(points)], colormaps["tab10"]
+    present = np.unique(labels)
+    for number, label in enumerate(present):
+        chosen, name = labels == label, str(label) if names is None else names[label]
+        color = few(int(label) % 10) if len(present) <= 10 else colormaps["turbo"](number / (len(present) - 1))
+        axis.scatter(*points[chosen].T, s=10, color=color, alpha=0.7, lw=0, label=name)
+        axis.text(*np.median(points[chosen], axis=0), name, fontsize=10, weight="bold", ha="center", va="center")
+    if len(present) <= 20:
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+
+
+def members(images: np.ndarray, assignments: np.ndarray, distances: np.ndarray | None = None, columns: int = 12) -> Any:
+    """Draws images of every cluster, a row each.
+
+    Args:
+      images: `[N, H, W, C]`.
+      assignments: int `[N]`, the images' clusters.
+      distances: `[N]`, how far each is from the middle of its cluster: from the nearest to the farthest, evenly. None:
+        the first of every cluster.
+      columns: images in a row.
+    """
+    clusters, counts = np.unique(assignments, return_counts=True)
+    figure, axes = new_figure(len(clusters), columns, width=0.62, height=0.66)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, cluster, count in zip(axes, clusters, counts, strict=True):
+        mine = np.flatnonzero(assignments == cluster)
+        if distances is not None:
+            mine = mine[np.argsort(distances[mine], kind="stable")]
+            mine = mine[np.linspace(0, count - 1, min(count, columns)).round().astype(int)]
+        row[0].set_ylabel(f"{cluster}\n({count:,})", fontsize=7, rotation=0, ha="right", va="center")
+        for axis, index in zip(row, mine, strict=False):
+            axis.imshow(np.squeeze(images[index]), cmap="gray_r", interpolation="nearest")
+    order = "" if distances is None else ", from the nearest to its middle to the farthest"
+    figure.suptitle(f"members of each cluster (and their number){order}", fontsize=9)
     return figure

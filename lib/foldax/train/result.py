@@ -69,10 +69,7 @@ class Result:
 
     def examples(self, split: str) -> dict[str, np.ndarray]:
         """Returns the examples of an evaluation split, `[N, ...]` by key, in the order of `values`."""
-        blocks = [
-            (jax.device_get(block.batches), np.asarray(block.mask)) for block in self.dataset.splits[split].blocks()
-        ]
-        return {key: np.concatenate([batches[key][mask] for batches, mask in blocks]) for key in blocks[0][0]}
+        return self.dataset.splits[split].examples()
 
     def predict(self, inputs: Any, seed: int = 0) -> Any:
         """Returns the learner's `predict` of `inputs` `[B, ...]` with the final state.
