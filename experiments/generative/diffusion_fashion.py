@@ -2,9 +2,11 @@
 
     foldax run experiments/generative/diffusion_fashion.py                   # made for a GPU: a U-Net, 150 epochs
     foldax run experiments/generative/diffusion_fashion.py --network dit --width 64 --depth 4 \\
-        --steps 3000 --batch-size 64 --learning-rate 2e-3 --ema-decay 0.995 --process flow --prediction velocity
+        --steps 2500 --batch-size 64 --learning-rate 2e-3 --ema-decay 0.995 --process flow --prediction velocity
 
-seed
+The first command is not measured yet: it is made for a GPU. After the second one, 2.7 epochs of a small Transformer, an
+SVC that has seen 2,000 generated images alone knows 0.741 of the 10,000 test images (seed 0; 2,000 real ones: 0.833);
+five minutes on 2 CPU cores that others used too.
 """
 
 from typing import Any, Literal
