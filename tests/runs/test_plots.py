@@ -49,6 +49,13 @@ FIGURES = {
     "grey images": lambda: plots.image_grid(IMAGES, ["Ankle boot taken for T-shirt/top"] * 12, title="wrong"),
     "colour images": lambda: plots.image_grid(np.repeat(IMAGES[..., None], 3, axis=-1), columns=5),
     "one channel": lambda: plots.image_grid(IMAGES[:1, ..., None], ["one"]),
+    "members": lambda: plots.members(IMAGES, np.arange(12) % 3, np.arange(12.0), columns=3),
+    "members of one cluster": lambda: plots.members(IMAGES[..., None], np.zeros(12, int)),
+    "embeddings": lambda: plots.embeddings(
+        np.random.RandomState(0).randn(30, 3),
+        {"by cluster": (np.arange(30), None), "by class": (np.arange(30) % 3, NAMES)},
+    ),
+    "few codes": lambda: plots.embedding(np.eye(3)),
     "no images": lambda: plots.image_grid(IMAGES[:0]),
 }
 
