@@ -52,6 +52,13 @@ FIGURES = {
     "rows": lambda: plots.image_rows(IMAGES.reshape(2, 6, 8, 8, 1), ["one", "two"], "abcdef", "title"),
     "rows in colour": lambda: plots.image_rows(np.repeat(IMAGES.reshape(2, 6, 8, 8, 1), 3, axis=-1)),
     "neighbours": lambda: plots.neighbours(IMAGES[:4, ..., None], IMAGES[4:8, ..., None], np.arange(4)),
+    "members": lambda: plots.members(IMAGES, np.arange(12) % 3, np.arange(12.0), columns=3),
+    "members of one cluster": lambda: plots.members(IMAGES[..., None], np.zeros(12, int)),
+    "embeddings": lambda: plots.embeddings(
+        np.random.RandomState(0).randn(30, 3),
+        {"by cluster": (np.arange(30), None), "by class": (np.arange(30) % 3, NAMES)},
+    ),
+    "few codes": lambda: plots.embedding(np.eye(3)),
     "no images": lambda: plots.image_grid(IMAGES[:0]),
 }
 

@@ -310,7 +310,7 @@ def _show(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title))
+    table = Table()
     table.add_column("cluster", justify="right")
     table.add_column("examples", justify="right")
     if classes is not None:
@@ -324,6 +324,7 @@ def _show(
                 ", ".join(f"{names[found[i]]} {numbers[i]:,}" for i in most) + (" ..." if len(found) > 4 else "")
             )
         table.add_row(*map(Text, row))
+    print(title)
     console = Console()
     console.print(table)
     console.print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False)
