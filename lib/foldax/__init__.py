@@ -22,7 +22,7 @@ from foldax.train.search import PBT, Halving
 from foldax.train.space import Range
 
 if TYPE_CHECKING:
-    from foldax import augment, data, laws, learners, models, optim
+    from foldax import augment, data, evaluation, laws, learners, models, optim
     from foldax.cli import run_experiment as main
     from foldax.runs import plots, transfer
     from foldax.runs.export import export
@@ -48,6 +48,7 @@ __all__ = [
     "config_hash",
     "data",
     "driver",
+    "evaluation",
     "export",
     "from_json",
     "laws",
@@ -68,6 +69,7 @@ __all__ = [
 _LAZY = {
     "augment": ("foldax.augment", None),
     "data": ("foldax.data", None),
+    "evaluation": ("foldax.evaluation", None),
     "export": ("foldax.runs.export", "export"),
     "laws": ("foldax.laws", None),
     "learners": ("foldax.learners", None),

@@ -49,6 +49,9 @@ FIGURES = {
     "grey images": lambda: plots.image_grid(IMAGES, ["Ankle boot taken for T-shirt/top"] * 12, title="wrong"),
     "colour images": lambda: plots.image_grid(np.repeat(IMAGES[..., None], 3, axis=-1), columns=5),
     "one channel": lambda: plots.image_grid(IMAGES[:1, ..., None], ["one"]),
+    "rows": lambda: plots.image_rows(IMAGES.reshape(2, 6, 8, 8, 1), ["one", "two"], "abcdef", "title"),
+    "rows in colour": lambda: plots.image_rows(np.repeat(IMAGES.reshape(2, 6, 8, 8, 1), 3, axis=-1)),
+    "neighbours": lambda: plots.neighbours(IMAGES[:4, ..., None], IMAGES[4:8, ..., None], np.arange(4)),
     "no images": lambda: plots.image_grid(IMAGES[:0]),
 }
 

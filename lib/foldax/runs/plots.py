@@ -141,6 +141,47 @@ def image_grid(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8,
     return figure
 
 
+def image_rows(rows: np.ndarray, names: Sequence[str] = (), columns: Sequence[str] = (), title: str = "") -> Any:
+    """Draws images in named rows and columns: samples by class, steps between two codes, images above each other.
+
+    Args:
+      rows: `[R, S, H, W, C]`, C of 1 or 3; all in one scale of grey, colours from 0 to 1.
+      names: one per row.
+      columns: one per column.
+      title: of the figure.
+    """
+    count, wide, height, width, channels = rows.shape
+    gap = max(1, round(0.08 * height))
+    edges = [(0, 0), (0, 0), (gap, 0), (gap, 0), (0, 0)]
+    tiles = np.pad(np.asarray(rows, np.float32), edges, constant_values=np.nan)
+    picture = tiles.transpose(0, 2, 1, 3, 4).reshape(count * (height + gap), wide * (width + gap), channels)[gap:, gap:]
+    side = 0.6 * max(1.0, width / height)
+    figure, axes = new_figure(
+        width=side * wide + 0.12 * max(map(len, names), default=0) + 0.2, height=0.6 * count + 0.5
+    )
+    axis = axes[0, 0]
+    axis.imshow(np.nan_to_num(picture, nan=1.0) if channels == 3 else picture[..., 0], cmap="gray_r")
+    axis.set_xticks(np.arange(wide) * (width + gap) + (width - 1) / 2 if columns else [], columns, fontsize=7)
+    axis.set_yticks(np.arange(count) * (height + gap) + (height - 1) / 2 if names else [], names, fontsize=8)
+    axis.tick_params(length=0)
+    axis.xaxis.tick_top()
+    axis.spines[:].set_visible(False)
+    axis.set_title(title, fontsize=9)
+    return figure
+
+
+def neighbours(samples: np.ndarray, nearest: np.ndarray, distances: np.ndarray, title: str = "") -> Any:
+    """Draws generated images above their nearest training images, with their distances.
+
+    Args:
+      samples: `[N, H, W, C]`.
+      nearest: of the training images (see `evaluation.generative.nearest_neighbours`), `[N, H, W, C]`.
+      distances: `[N]`.
+      title: of the figure.
+    """
+    return image_rows(np.stack([samples, nearest]), ("generated", "nearest"), [f"{d:.1f}" for d in distances], title)
+
+
 def mistakes(images: np.ndarray, targets: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> Any:
     """Draws the images that were taken for another class, the most certain mistakes first.
 
