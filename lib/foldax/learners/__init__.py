@@ -5,12 +5,13 @@ from foldax.learners.autoencoder import autoencoder
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
-from foldax.learners.vae import VAE, vae
+from foldax.learners.vae import VAE, decoded_images, vae
 
 __all__ = [
     "VAE",
     "autoencoder",
     "classifier",
+    "decoded_images",
     "forecaster",
     "gaussian_regressor",
     "gradients",

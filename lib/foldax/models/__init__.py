@@ -9,6 +9,7 @@ from foldax.models.generate import generate, sample
 from foldax.models.initializers import INITIALIZERS, initializer
 from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
 from foldax.models.mlp import MLP
+from foldax.models.neighbours import Neighbours
 from foldax.models.patches import Patched
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
@@ -28,6 +29,7 @@ __all__ = [
     "ConvTranspose",
     "Dropout",
     "MLPMixer",
+    "Neighbours",
     "Patched",
     "Recurrent",
     "ResNet",
