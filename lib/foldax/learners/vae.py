@@ -50,6 +50,7 @@ class VAE(nn.Module):
         `[B, N, width]`, each of which depends on inputs before its own alone (see `models.Neighbours`): codes need not
         tell what a pixel's neighbours tell already (Gulrajani et al., 2017, PixelVAE). None: pixels are independent,
         given the codes.
+      preprocess: pure function of the inputs that the encoder is given, such as `info.standardize`.
     """
 
     encoder: Any
@@ -57,6 +58,7 @@ class VAE(nn.Module):
     likelihood: Likelihood
     num_classes: int | None = None
     neighbours: Any = None
+    preprocess: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Bound:
         """Encodes, draws codes (from the stream "dropout") and decodes."""
@@ -73,6 +75,7 @@ class VAE(nn.Module):
 
     def encode(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Any:
         """Returns the posterior's means and log deviations, both `[B, D]`."""
+        x = x if self.preprocess is None else self.preprocess(x)
         if self.num_classes is not None:
             x = jnp.concatenate([x.reshape(x.shape[0], -1), self._shares(labels)], axis=-1)
         outputs = self.encoder(x, train=train)
