@@ -1,6 +1,6 @@
 """How many steps a second do `foldax.train` and `foldax.sweep` make, against hand-written scans and PyTorch?
 
-    python research/throughput/throughput.py [digits] [fashion] [checkpoints] [sweep] [--json FILE]
+    python research/throughput/throughput.py [digits] [fashion] [checkpoints] [sweep] [vae] [--json FILE]
 
 All contenders of a section run in turn in one process, in several rounds after one that is not counted. README.md
 beside this file has the numbers and says what is compared.
@@ -35,7 +35,7 @@ except ImportError:
     torch = None
 
 Contenders = dict[str, Callable[[], float]]  # by name; each returns steps per second
-ROUNDS = {"digits": 7, "fashion": 3, "checkpoints": 3, "sweep": 5}
+ROUNDS = {"digits": 7, "fashion": 3, "checkpoints": 3, "sweep": 5, "vae": 5}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 TORCH_SECONDS = 2.0  # of a round, after which PyTorch's loop ends
 CHECKPOINTED_SECONDS = 9.0  # of a run with a checkpoint every second
@@ -51,6 +51,7 @@ class Config(foldax.Training):
 
 
 DIGITS, FASHION, MEMBER = Config(steps=30_000), Config(steps=150, batch_size=128), Config(steps=3_800)
+VAE, VAE_MEMBER = Config(steps=12_000), Config(steps=1_000)
 
 
 def digits_learner(config: Config, info: data.Info) -> foldax.Learner:
@@ -63,8 +64,16 @@ def fashion_learner(config: Config, info: data.Info) -> foldax.Learner:
     return learners.classifier(model, optax.adamw(config.learning_rate), preprocess=info.standardize)
 
 
+def vae_learner(config: Config, info: data.Info) -> foldax.Learner:
+    each = learners.likelihoods.discretized_logistic(17)
+    encoder, decoder = models.MLP((64, 2 * 8)), models.MLP((64, 64 * each.width))
+    model = learners.VAE(encoder, decoder, each, preprocess=info.standardize)
+    return learners.vae(model, optax.adamw(config.learning_rate))
+
+
 digits = foldax.Experiment(Config, digits_learner, name="digits")
 fashion = foldax.Experiment(Config, fashion_learner, name="fashion")
+vae = foldax.Experiment(Config, vae_learner, name="vae")
 
 
 def trained(experiment: foldax.Experiment, config: Config, dataset: data.Dataset) -> float:
@@ -347,9 +356,21 @@ def measure_sweep() -> dict[str, Any]:
     return compare(f"digits: {MEMBERS} members of {MEMBER.steps:,} steps", contenders, ROUNDS["sweep"], flops)
 
 
+def measure_vae() -> dict[str, Any]:
+    dataset = data.load("digits", batch_size=VAE_MEMBER.batch_size)
+    experiment = vae._replace(dataset=lambda config: dataset)
+    contenders = {
+        "foldax.sweep, exact": functools.partial(swept, experiment, VAE_MEMBER, "exact"),
+        "foldax.sweep, fast": functools.partial(swept, experiment, VAE_MEMBER, "fast"),
+        "foldax.train, one run": functools.partial(trained, vae, VAE, dataset),
+    }
+    title = f"digits: {MEMBERS} members of {VAE_MEMBER.steps:,} steps, VAE 64-64-8-64-64"
+    return compare(title, contenders, ROUNDS["vae"])
+
+
 def main() -> None:
     sections = {"digits": measure_digits, "fashion": measure_fashion, "checkpoints": measure_checkpoints}
-    sections |= {"sweep": measure_sweep}
+    sections |= {"sweep": measure_sweep, "vae": measure_vae}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")

@@ -134,10 +134,11 @@ def denoising(config: Config, info: data.Info) -> foldax.Learner:
 
 
 def variational(config: Config, info: data.Info) -> foldax.Learner:
-    likelihood = learners.likelihoods.categorical(17)
-    model = learners.VAE(models.MLP((8, 4), dropout=config.dropout), models.MLP((8, 17 * 36)), likelihood, 3)
-    optimizer = optax.adam(config.learning_rate)
-    return learners.vae(model, optimizer, beta=0.9, free_nats=0.01, importance_samples=3, ema_decay=0.9)
+    likelihood, encoder = learners.likelihoods.discretized_logistic(17), models.MLP((8, 4), dropout=config.dropout)
+    near = models.Neighbours(2, info.shapes["inputs"], reach=1, width=3, scale=16)
+    model = learners.VAE(encoder, models.MLP((8, 3 * 36)), likelihood, 3, near, info.standardize)
+    options = dict(beta=0.9, free_nats=0.01, importance_samples=3, samples=2, ema_decay=0.9)
+    return learners.vae(model, optax.adam(config.learning_rate), **options)
 
 
 def denoised(config: Config, info: data.Info) -> foldax.Learner:

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from foldax import learners
 from foldax.errors import ConfigError
 from foldax.learners import VAE, likelihoods
-from foldax.models import MLP
+from foldax.models import MLP, Neighbours
 
 KEY = jax.random.key(0)
 NOISE = 0.5
@@ -122,9 +122,44 @@ def test_likelihoods_are_those_of_scipy():
     np.testing.assert_allclose(mean, shares @ np.arange(4), rtol=1e-5)
 
 
-@pytest.mark.parametrize("likelihood", [likelihoods.bernoulli(), likelihoods.gaussian(0.5), likelihoods.categorical(3)])
+@pytest.mark.parametrize("mixture", [1, 3])
+def test_discretized_logistic_is_that_of_scipy(mixture):
+    levels, likelihood = 17, likelihoods.discretized_logistic(17, mixture)
+    outputs = np.random.RandomState(0).randn(5, 4, likelihood.width) * 0.8
+    means, log_scales = outputs[..., :mixture], outputs[..., mixture : 2 * mixture]
+    logits = outputs[..., 2 * mixture :] if mixture > 1 else np.zeros_like(means)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    edges = np.concatenate([[-np.inf], np.arange(levels - 1) + 0.5, [np.inf]])[:, None, None, None]
+    below = (stats.logistic(8 + 8 * means, 8 * np.exp(log_scales)).cdf(edges) * shares).sum(-1)
+    by_hand = np.diff(below, axis=0)  # [levels, 5, 4]
+
+    def of_level(level):
+        return likelihood.log_probability(jnp.asarray(outputs).reshape(20, 1, -1), jnp.full((20, 1), level))
+
+    ours = np.exp(jax.lax.map(of_level, jnp.arange(levels, dtype=jnp.float32))).reshape(by_hand.shape)
+    np.testing.assert_allclose(ours.sum(axis=0), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(ours, by_hand, rtol=2e-4, atol=1e-6)
+    mean = likelihood.mean(jnp.asarray(outputs))
+    np.testing.assert_allclose(mean, np.einsum("lbn,l->bn", by_hand, np.arange(levels)), rtol=1e-4)
+
+
+def test_a_discretized_logistic_far_from_the_input_still_has_a_gradient():
+    likelihood = likelihoods.discretized_logistic(17)
+    outputs = jnp.asarray([[[-20.0, -6.0]], [[20.0, -9.0]], [[0.0, 9.0]]])
+    gradient = jax.grad(lambda outputs: likelihood.log_probability(outputs, jnp.full((3, 1), 9.0)).sum())(outputs)
+    assert np.isfinite(gradient).all()
+    assert float(gradient[0, 0, 0]) > 0 > float(gradient[1, 0, 0])
+
+
+KINDS = [likelihoods.bernoulli(), likelihoods.gaussian(0.5), likelihoods.categorical(3)]
+
+
+@pytest.mark.parametrize(
+    "likelihood", [*KINDS, likelihoods.discretized_logistic(5), likelihoods.discretized_logistic(5, 2)]
+)
 def test_samples_have_their_mean(likelihood):
-    outputs = jnp.broadcast_to(jnp.asarray([0.3, -1.0, 0.6])[: likelihood.width], (4000, 1, likelihood.width))
+    outputs = jnp.resize(jnp.asarray([0.3, -1.0, 0.6]), likelihood.width)
+    outputs = jnp.broadcast_to(outputs, (4000, 1, likelihood.width))
     drawn = likelihood.sample(KEY, outputs)
     assert float(drawn.mean()) == pytest.approx(float(likelihood.mean(outputs)[0, 0]), abs=0.05)
 
@@ -153,12 +188,46 @@ def test_a_conditional_one_is_told_the_class():
         model.init({"params": KEY, "dropout": KEY}, rows)
 
 
+def near_vae():
+    """Images 2 x 2 x 1 of 0 and 1, each pixel of which depends on those before it and on one code."""
+    near = Neighbours(1, (2, 2, 1), reach=1, width=3, activation="tanh")
+    model = VAE(MLP((2,)), MLP((12,)), likelihoods.bernoulli(), neighbours=near)
+    params = model.init({"params": KEY, "dropout": KEY}, jnp.zeros((1, 2, 2, 1)))["params"]
+    return model, {"params": jax.tree.map(lambda leaf: 3 * leaf, params)}
+
+
+def test_probabilities_of_all_images_given_a_code_sum_to_one_and_draws_have_them():
+    model, variables = near_vae()
+    images = jnp.asarray(list(np.ndindex(2, 2, 2, 2)), jnp.float32)
+    decoded = model.apply(variables, jnp.ones((16, 1)), method=VAE.decode)
+    outputs = model.apply(variables, decoded, images, method=VAE.outputs)
+    shares = np.exp(model.likelihood.log_probability(outputs, images))
+    assert shares.sum() == pytest.approx(1.0, rel=1e-5)
+    drawn = learners.decoded_images(model, variables, jnp.ones((4000, 1)), (2, 2, 1), key=KEY)
+    counts = np.bincount(np.asarray(drawn).reshape(-1, 4).astype(int) @ [8, 4, 2, 1], minlength=16)
+    expected = shares.astype(np.float64)
+    assert stats.chisquare(counts, 4000 * expected / expected.sum()).pvalue > 1e-3
+
+
+def test_samples_are_as_many_as_asked_for_and_of_the_class():
+    rows, labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.array([0, 1, 2, 0])
+    model = VAE(MLP((2,)), MLP((3,)), likelihoods.bernoulli(), num_classes=3)
+    learner = learners.vae(model, optax.sgd(0.0), samples=5)
+    state = learner.init(KEY, {"inputs": rows, "targets": labels})
+    told = jnp.concatenate([jnp.zeros((1, 3)), 60 * jnp.eye(3) - 30])  # the class alone decides
+    state = state._replace(params={**state.params, "decoder": {"Dense_0": {"kernel": told, "bias": jnp.zeros(3)}}})
+    made = jax.jit(learner.evaluate)(state, {"inputs": rows, "targets": labels}, KEY)["samples"]
+    np.testing.assert_array_equal(made, np.broadcast_to(rows[:, None], (4, 5, 3)))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: likelihoods.gaussian(0.0), "above 0"),
         (lambda: likelihoods.categorical(1), "at least 2"),
+        (lambda: likelihoods.discretized_logistic(17, 0), "1 or more parts"),
         (lambda: learners.vae(None, None, importance_samples=-1), "0 or more"),
+        (lambda: learners.vae(None, None, samples=-1), "0 or more"),
     ],
 )
 def test_wrong_numbers_say_so(make, said):

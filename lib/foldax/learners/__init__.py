@@ -11,7 +11,7 @@ from foldax.learners.probe import probed
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
 from foldax.learners.supervised import classifier, gaussian_regressor, regressor
-from foldax.learners.vae import VAE, vae
+from foldax.learners.vae import VAE, decoded_images, vae
 
 __all__ = [
     "GAN",
@@ -20,6 +20,7 @@ __all__ = [
     "autoencoder",
     "byol",
     "classifier",
+    "decoded_images",
     "diffusion",
     "forecaster",
     "gan",

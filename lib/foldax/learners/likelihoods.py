@@ -80,3 +80,51 @@ def categorical(levels: int) -> Likelihood:
         return jax.random.categorical(key, outputs).astype(jnp.float32)
 
     return Likelihood(levels, log_probability, mean, sample)
+
+
+def discretized_logistic(levels: int, mixture: int = 1) -> Likelihood:
+    """Inputs are grey levels 0 to `levels` - 1, each the share of a density that lies nearest to it.
+
+    The density is a mixture of logistic ones (Salimans et al., 2017, PixelCNN++): what lies beyond the first or the
+    last level is theirs. Outputs are, for each of the `mixture`, a mean and a log scale, both in halves of the range
+    (0 and 0: centre and half width), and with more than one of them logits.
+    """
+    if levels < 2 or mixture < 1:
+        raise ConfigError(f"discretized_logistic: needs 2 or more levels and 1 or more parts, got {levels}, {mixture}")
+    half = (levels - 1) / 2
+
+    def parts(outputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns means and inverse scales in levels, and log shares, each `[B, N, mixture]`."""
+        means, log_scales, *logits = jnp.split(outputs, 2 if mixture == 1 else 3, axis=-1)
+        inverse = jnp.exp(-jnp.clip(log_scales, -6.0, 6.0)) * (1 / half)
+        shares = jax.nn.log_softmax(logits[0]) if logits else jnp.zeros_like(means)
+        return half * (1 + means), inverse, shares
+
+    def log_shares(outputs: jax.Array, inputs: jax.Array) -> jax.Array:
+        """Returns the log probability `[B, N]` of each input."""
+        means, inverse, shares = parts(outputs)
+        distance = inputs[..., None] - means
+        above, below = (distance + 0.5) * inverse, (distance - 0.5) * inverse
+        # The difference of two sigmoids, as a product that keeps its precision where both are nearly equal.
+        within = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-inverse))
+        first, last = (inputs <= 0)[..., None], (inputs >= levels - 1)[..., None]
+        within = jnp.where(first, jax.nn.log_sigmoid(above), jnp.where(last, jax.nn.log_sigmoid(-below), within))
+        return jax.nn.logsumexp(within + shares, axis=-1)
+
+    def log_probability(outputs: jax.Array, inputs: jax.Array) -> jax.Array:
+        return log_shares(outputs, inputs).sum(axis=-1)
+
+    def mean(outputs: jax.Array) -> jax.Array:
+        def add(total: jax.Array, level: jax.Array) -> tuple[jax.Array, None]:
+            return total + level * jnp.exp(log_shares(outputs, jnp.full(outputs.shape[:-1], level))), None
+
+        return jax.lax.scan(add, jnp.zeros(outputs.shape[:-1]), jnp.arange(1, levels, dtype=jnp.float32))[0]
+
+    def sample(key: jax.Array, outputs: jax.Array) -> jax.Array:
+        means, inverse, shares = parts(outputs)
+        part, own = jax.random.split(key)
+        chosen = jax.nn.one_hot(jax.random.categorical(part, shares), mixture)
+        mean, scale = (means * chosen).sum(axis=-1), (chosen * jnp.reciprocal(inverse)).sum(axis=-1)
+        return jnp.clip(jnp.round(mean + scale * jax.random.logistic(own, mean.shape)), 0, levels - 1)
+
+    return Likelihood(2 if mixture == 1 else 3 * mixture, log_probability, mean, sample)

@@ -6,6 +6,7 @@ Batches are `{"inputs": [B, ...]}`; a conditional one also needs integer "target
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -41,23 +42,31 @@ class VAE(nn.Module):
 
     Attributes:
       encoder: any network `[B, ...]` to `[B, 2 * D]`, means and log deviations.
-      decoder: any network of codes `[B, D]` to as many outputs as the likelihood wants for all numbers of an input.
+      decoder: any network of codes `[B, D]` to as many outputs as the likelihood wants for all numbers of an input, or
+        as many as `neighbours` wants for each of them.
       likelihood: of `foldax.learners.likelihoods`.
       num_classes: where both are told the class; inputs are flattened then. None: not told.
+      neighbours: a network of what the decoder says and of the inputs `[B, N]`, to the likelihood's outputs
+        `[B, N, width]`, each of which depends on inputs before its own alone (see `models.Neighbours`): codes need not
+        tell what a pixel's neighbours tell already (Gulrajani et al., 2017, PixelVAE). None: pixels are independent,
+        given the codes.
+      preprocess: pure function of the inputs that the encoder is given, such as `info.standardize`.
     """
 
     encoder: Any
     decoder: Any
     likelihood: Likelihood
     num_classes: int | None = None
+    neighbours: Any = None
+    preprocess: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Bound:
         """Encodes, draws codes (from the stream "dropout") and decodes."""
         mean, log_std = self.encode(x, labels, train=train)
         noise = jax.random.normal(self.make_rng("dropout"), mean.shape)
         codes = mean + jnp.exp(log_std) * noise
-        outputs = self.decode(codes, labels, train=train)
         flat = x.reshape(x.shape[0], -1)
+        outputs = self.outputs(self.decode(codes, labels, train=train), flat)
         likelihood = self.likelihood.log_probability(outputs, flat)
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
         ratio = 0.5 * (jnp.square(noise) - jnp.square(codes)) + log_std  # prior over posterior, at the codes
@@ -66,6 +75,7 @@ class VAE(nn.Module):
 
     def encode(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Any:
         """Returns the posterior's means and log deviations, both `[B, D]`."""
+        x = x if self.preprocess is None else self.preprocess(x)
         if self.num_classes is not None:
             x = jnp.concatenate([x.reshape(x.shape[0], -1), self._shares(labels)], axis=-1)
         outputs = self.encoder(x, train=train)
@@ -75,16 +85,56 @@ class VAE(nn.Module):
         return mean, jnp.clip(log_std, -7.0, 7.0)
 
     def decode(self, codes: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Returns the likelihood's outputs `[B, N, width]` of codes `[B, D]`."""
+        """Returns what the decoder says `[B, ...]` of codes `[B, D]`, of which `outputs` makes the likelihood's."""
         if self.num_classes is not None:
             codes = jnp.concatenate([codes, self._shares(labels)], axis=-1)
-        outputs = self.decoder(codes, train=train)
-        return outputs.reshape(outputs.shape[0], -1, self.likelihood.width)
+        return self.decoder(codes, train=train)
+
+    def outputs(self, decoded: jax.Array, inputs: jax.Array) -> jax.Array:
+        """Returns the likelihood's outputs `[B, N, width]` of what the decoder says, and of the inputs `[B, N]`."""
+        if self.neighbours is not None:
+            return self.neighbours(decoded, inputs)
+        return decoded.reshape(decoded.shape[0], -1, self.likelihood.width)
 
     def _shares(self, labels: jax.Array | None) -> jax.Array:
         if labels is None or self.num_classes is None:
             raise ConfigError("VAE: a conditional one (num_classes) needs labels")
         return jax.nn.one_hot(labels, self.num_classes)
+
+
+def decoded_images(
+    model: VAE,
+    variables: Any,
+    codes: jax.Array,
+    shape: tuple[int, ...],
+    labels: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns inputs `[B, *shape]` of codes: drawn with a key, else their means, of each number given those before it.
+
+    Args:
+      model: a `VAE`.
+      variables: its parameters, `{"params": ...}`.
+      codes: `[B, D]`.
+      shape: of one input.
+      labels: int `[B]`, classes where the model is conditional.
+      key: randomness of the draws; None: no draws.
+    """
+    decoded = model.apply(variables, codes, labels, method=VAE.decode)
+    count = math.prod(shape)
+
+    def chosen(flat: jax.Array, key: jax.Array | None) -> jax.Array:
+        outputs = model.apply(variables, decoded, flat, method=VAE.outputs)
+        return model.likelihood.mean(outputs) if key is None else model.likelihood.sample(key, outputs)
+
+    def add(flat: jax.Array, place: jax.Array) -> tuple[jax.Array, None]:
+        own = None if key is None else jax.random.fold_in(key, place)
+        here = (jnp.arange(count) == place)[None, :]
+        return jnp.where(here, chosen(flat, own), flat), None
+
+    flat = jnp.zeros((codes.shape[0], count))
+    flat = chosen(flat, key) if model.neighbours is None else jax.lax.scan(add, flat, jnp.arange(count))[0]
+    return flat.reshape(-1, *shape)
 
 
 def vae(
@@ -94,6 +144,7 @@ def vae(
     beta: Any = 1.0,
     free_nats: Any = 0.0,
     importance_samples: int = 0,
+    samples: int = 0,
     **options: Unpack[Options],
 ) -> Learner:
     """Returns a learner of the evidence lower bound (ELBO).
@@ -101,8 +152,9 @@ def vae(
     `update` and `evaluate` report "loss", "reconstruction" (minus the log likelihood given the codes) and "divergence"
     in nats for an input, "elbo" (minus their sum) and "bits_per_dimension" (the ELBO's, of each number of an input).
     `evaluate` also gives "codes" `[B, D]`, "divergences" `[B, D]`, "targets" where there are some and, with
-    `importance_samples`, "importance_bound" in nats and "importance_bits_per_dimension". `predict` gives the inputs'
-    means given the means of their codes, `[B, ...]`.
+    `importance_samples`, "importance_bound" in nats and "importance_bits_per_dimension"; with `samples`, "samples"
+    `[B, samples, ...]`, drawn from codes of the prior, for each example's class by a conditional model. `predict` gives
+    the inputs' means given the means of their codes, `[B, ...]`.
 
     Args:
       model: its inputs become float32, in the units of its likelihood.
@@ -110,13 +162,14 @@ def vae(
       beta: weight of the divergence in the loss (Higgins et al., 2017); may be traced.
       free_nats: least divergence of each code, a mean over the batch, that the loss sees (Kingma et al., 2016).
       importance_samples: k of the importance-weighted bound (Burda et al., 2016) in evaluation; 0: none.
+      samples: inputs to draw for each example in evaluation.
       **options: those of `network.Options`: augment, frozen, l1, l2, ema_decay, accumulate.
 
     Raises:
-      ConfigError: `importance_samples` is negative; while tracing, a conditional model has no targets.
+      ConfigError: `importance_samples` or `samples` is negative; while tracing, a conditional model has no targets.
     """
-    if importance_samples < 0:
-        raise ConfigError(f"importance_samples: {importance_samples} must be 0 or more")
+    if min(importance_samples, samples) < 0:
+        raise ConfigError(f"importance_samples and samples: {importance_samples}, {samples} must be 0 or more")
     conditional = model.num_classes is not None
 
     def labels(batch: Batch) -> dict[str, Any]:
@@ -139,37 +192,48 @@ def vae(
     task = Task(fields, network.inputs_of(model, None), training, evaluation, extras=labels)
     inner = network.learner(model, optimizer, task, **options)
 
-    def importance(state: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        def estimate(step: jax.Array) -> jax.Array:
-            variables = {"params": state.averaged, **state.model_state}
-            streams = {"dropout": jax.random.fold_in(key, step)}
-            return model.apply(variables, task.inputs(batch), **labels(batch), train=False, rngs=streams).importance
-
-        def add(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
-            return jnp.logaddexp(total, estimate(step)), None
-
-        begin = jnp.full(len(batch["inputs"]), -jnp.inf)
-        return jax.lax.scan(add, begin, jnp.arange(importance_samples))[0] - math.log(importance_samples)
+    def variables(state: Any) -> Any:
+        return {"params": state.averaged, **state.model_state}
 
     def evaluate(state: Any, batch: Any, key: jax.Array) -> Values:
         first, own = jax.random.split(key)
         values = inner.evaluate(state, batch, first)
         if importance_samples:
-            bound = importance(state, batch, own)
+
+            def estimate(step: jax.Array) -> jax.Array:
+                streams = {"dropout": jax.random.fold_in(own, step)}
+                return model.apply(variables(state), task.inputs(batch), **labels(batch), rngs=streams).importance
+
+            bound = _log_mean(estimate, len(batch["inputs"]), importance_samples)
             values |= {"importance_bound": bound, "importance_bits_per_dimension": _bits(bound, batch)}
+        if samples:
+
+            def draw(key: jax.Array) -> jax.Array:
+                prior, pixels = jax.random.split(key)
+                codes = jax.random.normal(prior, values["codes"].shape)
+                return decoded_images(model, variables(state), codes, shape, **labels(batch), key=pixels)
+
+            shape = batch["inputs"].shape[1:]
+            keys = jax.random.split(jax.random.fold_in(own, importance_samples), samples)
+            values["samples"] = jnp.moveaxis(jax.lax.map(draw, keys), 0, 1)
         return values
 
     def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:
         batch = dict(inputs) if isinstance(inputs, dict) else {"inputs": jnp.asarray(inputs)}
-
-        def means(module: VAE) -> jax.Array:
-            x = task.inputs(batch)
-            codes, _ = module.encode(x, **labels(batch))
-            return module.likelihood.mean(module.decode(codes, **labels(batch))).reshape(x.shape)
-
-        return nn.apply(means, model)({"params": state.averaged, **state.model_state})
+        x = task.inputs(batch)
+        codes, _ = model.apply(variables(state), x, **labels(batch), method=VAE.encode)
+        return decoded_images(model, variables(state), codes, x.shape[1:], **labels(batch))
 
     return Learner(inner.init, inner.update, evaluate, predict)
+
+
+def _log_mean(estimate: Callable[[jax.Array], jax.Array], size: int, count: int) -> jax.Array:
+    """Returns the log `[B]` of the mean of `count` numbers, whose logs `estimate(0)`, `estimate(1)`, ... gives."""
+
+    def add(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.logaddexp(total, estimate(step)), None
+
+    return jax.lax.scan(add, jnp.full(size, -jnp.inf), jnp.arange(count))[0] - math.log(count)
 
 
 def _bits(nats: jax.Array, batch: Batch) -> jax.Array:

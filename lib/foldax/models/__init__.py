@@ -11,6 +11,7 @@ from foldax.models.initializers import INITIALIZERS, initializer
 from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
 from foldax.models.masked import Masked, MaskedAutoencoder, patched, unpatched
 from foldax.models.mlp import MLP
+from foldax.models.neighbours import Neighbours
 from foldax.models.patches import Patched
 from foldax.models.projected import Projected, Represented
 from foldax.models.recurrent import Recurrent
@@ -35,6 +36,7 @@ __all__ = [
     "MLPMixer",
     "Masked",
     "MaskedAutoencoder",
+    "Neighbours",
     "Patched",
     "Projected",
     "Recurrent",
