@@ -1,0 +1,69 @@
+"""The study of generators: its table is whole, all have the same budget, and real images have what they must."""
+
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas
+import pytest
+
+from tests.conftest import ROOT
+
+STUDY = ROOT / "research" / "generators" / "study.py"
+
+
+@pytest.fixture(scope="module")
+def study() -> Any:
+    spec = importlib.util.spec_from_file_location("generators_study", STUDY)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {"GAN": study.GENERATORS["GAN"]}  # the others take long to compile, and each keeps the laws
+    monkeypatch.setattr(study, "GENERATORS", some)
+    arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    study.main(arguments)
+    table = pandas.read_csv(tmp_path / "out" / "results.csv")
+    assert list(table["generator"]) == ["training images", *["GAN"] * study.QUICK.seeds]
+    real, made = table[table["generator"] == "training images"].iloc[0], table[table["generator"] == "GAN"]
+    assert real["generated_accuracy"] > 0.97
+    assert (made["generated_accuracy"] < real["generated_accuracy"]).all()
+    assert (made["frechet_distance"] > real["frechet_distance"]).all()
+    assert made["operations"].iloc[0] == pytest.approx(study.QUICK.operations, rel=0.1)
+    assert (made["sampling_seconds"] > 0).all()
+    assert made["bits"].isna().all()
+    assert (tmp_path / "out" / "generators.png").read_bytes().startswith(b"\x89PNG")
+    first = table.drop(columns="sampling_seconds")
+    study.main(arguments)
+    again = pandas.read_csv(tmp_path / "out" / "results.csv").drop(columns="sampling_seconds")
+    pandas.testing.assert_frame_equal(first, again)
+
+
+def test_operations_of_loops_and_convolutions_are_counted(study: Any) -> None:
+    def program(x, w, k):
+        x = jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=3)[0]
+        image = jax.lax.conv_general_dilated(
+            jnp.ones((2, 4, 4, 5)), k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ w, lambda x: x, x), image
+
+    made = jax.make_jaxpr(program)(jnp.ones((7, 8)), jnp.ones((8, 8)), jnp.ones((3, 3, 5, 6)))
+    product, convolution = 2 * 7 * 8 * 8, 2 * (2 * 4 * 4 * 6) * (3 * 3 * 5)
+    assert study.operations_of(made.jaxpr) == 4 * product + convolution
+    gradient = jax.make_jaxpr(jax.grad(lambda w, x: jnp.square(x @ w).sum()))(jnp.ones((8, 8)), jnp.ones((7, 8)))
+    assert study.operations_of(gradient.jaxpr) == 2 * product
+
+
+@pytest.mark.parametrize("name", ["VAE", "GAN", "diffusion", "flow matching", "autoregression"])
+def test_a_budget_is_as_many_steps_as_cost_it(study: Any, name: str) -> None:
+    generator = study.GENERATORS[name]
+    _, config, operations = study.prepared(generator, study.Sizes())
+    assert config.steps == round(study.Sizes().operations / operations)
+    assert config.samples == study.Sizes().samples
+    for field, value in generator.fields.items():
+        assert getattr(config, field) == value
+    assert np.isfinite(operations)
