@@ -18,7 +18,7 @@ from foldax.learners import kmeans
 
 @foldax.config
 class Config(foldax.Training):
-    steps: int = 3_000
+    steps: int = 2_000
     log_every = 100
     evaluate_every = 500
     monitor = "knn_accuracy"  # a contrastive loss is of batches, and there is none of an example
@@ -38,7 +38,7 @@ class Config(foldax.Training):
     """Peak of the cosine schedule of AdamW."""
     weight_decay: float = 1e-2
     """Of AdamW."""
-    temperature: float = 0.5
+    temperature: float = 1.0
     """Of SimCLR's cross-entropy."""
     decay: float = 0.99
     """Of BYOL's target network at the start; it rises to 1."""

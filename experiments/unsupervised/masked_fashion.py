@@ -16,9 +16,9 @@ from foldax import augment, data, learners, models, optim, plots
 
 @foldax.config
 class Config(foldax.Training):
-    steps: int = 3_000
+    steps: int = 2_000
     log_every = 100
-    evaluate_every = 1_000
+    evaluate_every = 0  # only at the end
     keep = "last"  # the rate decays to 0
     batch_size: int = 128
     """Images per step."""

@@ -191,7 +191,7 @@ def foretelling(config: Config, info: data.Info) -> foldax.Learner:
     heads = [models.MLP((8, 4), normalization="batch") for _ in range(2)]
     model, decay = models.Projected(models.MLP((8, 6)), *heads), learners.slowing(config.dropout + 0.8, config.steps)
     options = dict(views=augment.noise(2.0), decay=decay, preprocess=info.standardize)
-    return measured(learners.byol(model, steady(config), **options), config)
+    return measured(learners.byol(model, optax.sgd(config.learning_rate, momentum=0.9), **options), config)
 
 
 def hiding(config: Config, info: data.Info) -> foldax.Learner:
