@@ -59,7 +59,8 @@ def byol(
         raise ConfigError("byol: the model needs a predictor: models.Projected(encoder, head, predictor)")
     if options.get("ema_decay") is not None:
         raise ConfigError("byol: ema_decay is `decay` here; the moving average is the target network")
-    augment = options.pop("augment", None)
+    others: dict[str, Any] = dict(options)
+    augment = others.pop("augment", None)
 
     def training(outputs: Any, batch: Batch) -> Values:
         foretold, goals = apart(outputs.predictions), apart(batch["goals"])
@@ -69,7 +70,7 @@ def byol(
     task = Task(("inputs",), network.inputs_of(model, preprocess), training, passed_on)
 
     def online(decay: Any) -> Learner:
-        return network.learner(model, optimizer, task, ema_decay=decay, **options)
+        return network.learner(model, optimizer, task, **{**others, "ema_decay": decay})
 
     def init(key: jax.Array, examples: Any) -> ByolState:
         return ByolState(online(1.0).init(key, examples), jnp.zeros((), jnp.int32))

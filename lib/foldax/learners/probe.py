@@ -27,7 +27,7 @@ class Memory(NamedTuple):
 
     features: jax.Array
     targets: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
 class ProbedState(NamedTuple):
