@@ -2,7 +2,15 @@
 
     foldax run experiments/generative/gan_digits.py
 
-seed
+Accuracy on 359 test images of a support vector machine that was trained on 2,000 generated ones: 0.978 (mean of seeds 0
+to 7, standard deviation 0.006; trained on the 1,258 real ones 0.983). A run takes 35 s of CPU time; 72 s went by on 2
+cores that others kept busy too.
+
+    foldax sweep experiments/generative/gan_digits.py --exact --seeds 8
+
+The other games, seeds 0 and 1, with the settings of this one: hinge with spectral normalisation 0.983, the
+non-saturating one 0.935. Samples are less diverse than real digits (seed 0: recall 0.55, and 0.79 of training images);
+twice the steps help (0.69).
 """
 
 from pathlib import Path
@@ -22,8 +30,8 @@ from foldax.evaluation import generative
 class Config(foldax.Training):
     steps: int = 4_000
     log_every = 200
-    evaluate_every = 0  # only at the end
-    keep = "last"
+    evaluate_every = 1_000
+    keep = "last"  # the generator is an average already
     game: Literal["non_saturating", "wasserstein", "hinge"] = "wasserstein"
     """What both play for."""
     critic_steps: int = 2
