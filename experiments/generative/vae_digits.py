@@ -1,10 +1,21 @@
 """Handwritten digits by a variational autoencoder: bits per pixel of the 17 grey levels, and images that nobody wrote.
 
     foldax run experiments/generative/vae_digits.py
-    foldax run experiments/generative/vae_digits.py --conditional true
+    foldax run experiments/generative/vae_digits.py --conditional
 
-Bits per pixel of 359 test images (seed 0, 16 s on 2 CPU cores): 2.337 by the ELBO, 2.260 by the importance-weighted
-bound with k = 500; pixels that are independent have 2.413.
+Codes say what an image is; the decoder also looks at the pixels beside and above each one (Gulrajani et al., 2017), and
+each grey level is the share of a logistic density. Bits per pixel of 359 test images, where independent pixels have
+2.413, mean and standard deviation over seeds 0 to 3 (a run takes some 60 s of processor time):
+
+    ELBO                                  2.038 +- 0.010
+    importance-weighted bound, k = 500    1.975 +- 0.009
+    divergence, nats of an image          9.6 +- 0.2
+
+    foldax sweep experiments/generative/vae_digits.py --exact --seeds 8
+
+With --conditional (seed 0 alone) the ELBO is 1.957, and a support vector machine that has seen only 2,000 generated
+images tells 96.1% of the test images right. While settings were chosen, on the validation split: 2.19 without a look at
+neighbours (--reach 0) and 2.07 with it; 2.19 with it and a free logit for each level in place of logistic densities.
 """
 
 from typing import Any
