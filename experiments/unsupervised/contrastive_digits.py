@@ -1,7 +1,21 @@
 """Handwritten digits without labels: what stays the same when an image is turned, moved and blurred by noise.
 
-foldax run experiments/unsupervised/contrastive_digits.py
-foldax run experiments/unsupervised/contrastive_digits.py --method byol
+    foldax run experiments/unsupervised/contrastive_digits.py
+    foldax run experiments/unsupervised/contrastive_digits.py --method byol
+
+SimCLR on 359 test images, mean and standard deviation over seeds 0 to 7, beside the pixels themselves (seed 0 and
+`comparison.txt` for those):
+
+                                              SimCLR               pixels
+    linear probe, accuracy                    0.9878 +- 0.0047     0.975
+    20 neighbours, accuracy                   0.9784 +- 0.0044     0.972
+    10 clusters of projections, Rand index    0.8919 +- 0.0168
+    10 clusters of features, Rand index       0.8792 +- 0.0251     0.627
+
+    foldax sweep experiments/unsupervised/contrastive_digits.py --exact --seeds 8
+
+The Rand index is adjusted for chance: k-means on rows of length 1. Temperature and layer matter most to clusters.
+About a minute and a half a run on 2 CPU cores.
 """
 
 from typing import Any, Literal
@@ -97,7 +111,7 @@ def summarize(values: dict[str, Any]) -> dict[str, float]:
 
 def clustered(rows: np.ndarray, targets: np.ndarray) -> float:
     """Returns the adjusted Rand index of k-means on rows `[N, D]` of length 1 and classes `[N]`."""
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    rows = unit_rows(rows)
     count = min(10, len(rows))
     centers, _ = jax.jit(kmeans.fit, static_argnums=2)(jax.random.key(0), rows, count)
     found = {"targets": targets, "assignments": np.asarray(kmeans.assign(rows, centers))}
@@ -109,11 +123,12 @@ def figures(result: foldax.Result) -> dict[str, Any]:
     images, seen = result.examples("test")["inputs"], np.asarray(train["inputs"])
     labels, names = np.asarray(train["targets"]), result.info.class_names
     features = np.asarray(result.predict(seen).features)
+    shown = np.unique(test["targets"], return_index=True)[1][:6]  # the first image of each of six classes
     return {
         "comparison": comparison(result, seen.reshape(len(seen), -1), features, labels, images),
         "projections": plots.embedding(test["projections"], test["targets"], names),
-        "neighbors": neighbors(images, test["features"], seen, features, labels, names),
-        "views": drawn_views(result, images[:6]),
+        "neighbors": neighbors(images[shown], test["features"][shown], seen, features, labels, names),
+        "views": drawn_views(result, images[shown]),
     }
 
 
@@ -158,14 +173,15 @@ def neighbors(
     known: np.ndarray,
     labels: np.ndarray,
     names: Any,
-    rows: int = 6,
     columns: int = 8,
 ) -> Any:
-    """Draws test images, and behind each the training images whose features are likest."""
-    cosines = unit_rows(features[:rows]) @ unit_rows(known).T
+    """Draws test images `[R, ...]`, and behind each the training images whose features are likest."""
+    cosines = unit_rows(features) @ unit_rows(known).T
     likest = np.argsort(-cosines, axis=1)[:, : columns - 1]
-    shown = np.concatenate([np.concatenate([images[i : i + 1], seen[likest[i]]]) for i in range(rows)])
-    titles = [text for i in range(rows) for text in ("test image", *(names[label] for label in labels[likest[i]]))]
+    shown = np.concatenate([np.concatenate([images[i : i + 1], seen[likest[i]]]) for i in range(len(images))])
+    titles = [
+        text for i in range(len(images)) for text in ("test image", *(names[label] for label in labels[likest[i]]))
+    ]
     return plots.image_grid(shown, titles, columns=columns, title="nearest training images by features, with class")
 
 
