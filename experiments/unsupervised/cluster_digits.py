@@ -4,8 +4,7 @@
     foldax run experiments/unsupervised/cluster_digits.py --method mixture
 
 How clusters of 359 test images agree with their classes, mean and standard deviation over seeds 0 to 7: adjusted Rand
-index (ARI) and normalised mutual information (NMI); the 16 runs
-of the sweep took 23 s of processor time together:
+index (ARI) and normalised mutual information (NMI); the 16 runs of the sweep took 23 s of processor time together:
 
     k-means, batch by batch              0.610 +- 0.026    0.738 +- 0.024
     mixture, batch by batch              0.728 +- 0.047    0.828 +- 0.024
