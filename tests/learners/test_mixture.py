@@ -86,6 +86,14 @@ def test_densities_are_those_of_normal_distributions(covariance):
     np.testing.assert_array_equal(mixture.assign(state, POINTS), members.argmax(axis=1))
 
 
+def test_inverse_roots_are_those_of_cholesky():
+    rows = np.random.RandomState(0).randn(3, 12, 8).astype(np.float32)
+    matrices = rows.transpose(0, 2, 1) @ rows + 0.01 * np.eye(8, dtype=np.float32)[None]
+    inverse, volume = jax.vmap(mixture.inverse_root)(matrices)
+    np.testing.assert_allclose(inverse, np.linalg.inv(np.linalg.cholesky(matrices)), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(volume, np.linalg.slogdet(matrices)[1], rtol=1e-4)
+
+
 def test_em_ends_where_it_gains_nothing_and_fit_keeps_the_best_start():
     found, likelihood = jax.jit(lambda key: mixture.fit(key, jnp.asarray(POINTS), 3, restarts=4))(KEY)
     theirs = GaussianMixture(3, reg_covar=REGULARIZATION, n_init=10, random_state=0).fit(POINTS).score(POINTS)

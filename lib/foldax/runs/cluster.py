@@ -22,6 +22,7 @@ from foldax.train.result import Result
 
 REPRESENTATIONS = ("projections", "features", "codes", "assignments")  # by default the first that `evaluate` gives
 AT_ONCE = 256  # examples in a call
+WIDE = 128  # numbers of a point whose covariances are full
 PAIRS = 20_000  # points whose pairs all fit into memory
 LOOKED_AT = 2_000  # points of a silhouette
 
@@ -213,9 +214,10 @@ def _kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _mixture(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Clusters by a Gaussian mixture: with full covariances where every one has the points that it takes."""
+    """Clusters by a Gaussian mixture: of full covariances where they are small and have the points that they take."""
     scaled = points / np.sqrt(points.var(axis=0).mean())
-    kind: mixture.Covariance = "full" if len(points) >= 2 * count * points.shape[1] else "diagonal"
+    small = points.shape[1] <= min(WIDE, len(points) // (2 * count))
+    kind: mixture.Covariance = "full" if small else "diagonal"
     fit = jax.jit(lambda key, points: mixture.fit(key, points, count, covariance=kind, restarts=5)[0])
     return np.asarray(mixture.assign(fit(jax.random.key(seed), scaled), jnp.asarray(scaled)))
 
