@@ -2,7 +2,8 @@
 
     foldax run experiments/generative/vae_fashion.py
 
-SCORES
+Settings are a first guess, and no seed has been trained to its end yet: after 60 steps the bound is 5.36 bits per pixel
+of the validation split.
 """
 
 from typing import Any
