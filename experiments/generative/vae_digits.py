@@ -5,11 +5,11 @@
 
 Codes say what an image is; the decoder also looks at the pixels beside and above each one (Gulrajani et al., 2017), and
 each grey level is the share of a logistic density. Bits per pixel of 359 test images, where independent pixels have
-2.413, mean and standard deviation over seeds 0 to 3 (a run takes some 60 s of processor time):
+2.413, mean and standard deviation over seeds 0 to 7 (a run takes some 60 s of processor time):
 
-    ELBO                                  2.038 +- 0.010
-    importance-weighted bound, k = 500    1.975 +- 0.009
-    divergence, nats of an image          9.6 +- 0.2
+    ELBO                                  2.035 +- 0.007
+    importance-weighted bound, k = 500    1.973 +- 0.007
+    divergence, nats of an image          9.6 +- 0.3
 
     foldax sweep experiments/generative/vae_digits.py --exact --seeds 8
 

@@ -54,7 +54,7 @@ GENERATORS = {
     "flow matching": Generator(
         "diffusion_digits", {"process": "flow", "prediction": "velocity"}, "bits_per_dimension", False, "#CC79A7"
     ),
-    "autoregression": Generator("pixels_digits", {"conditional": True}, "bits_per_token", True, "#000000"),
+    "autoregression": Generator("pixels_digits", {"conditional": True}, "bits_per_byte", True, "#000000"),
 }
 MEASURES = {
     "bits": "bits per pixel",
