@@ -239,7 +239,7 @@ def readme_table(results: pandas.DataFrame) -> str:
             cells.append(f"{values.mean():.{digits}f}{spread}" if len(values) else "")
         steps, seconds = rows["steps"].iloc[0], rows["sampling_seconds"].iloc[0]
         none = np.isnan(steps)
-        made.append([name, "" if none else f"{steps:,.0f}", *cells, "" if none else f"{seconds:.2f}"])
+        made.append([name, "" if none else f"{steps:,.0f}", *cells, "" if none else f"{seconds:.2g}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in made)
 
 
