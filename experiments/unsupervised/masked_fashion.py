@@ -1,6 +1,16 @@
 """Fashion-MNIST without labels: a Transformer sees a quarter of an image's patches and tells the others.
 
-foldax run experiments/unsupervised/masked_fashion.py
+    foldax run experiments/unsupervised/masked_fashion.py
+
+Accuracy on 10,000 test images with 10,000 labels (seed 0), of the image's 784 pixels and of the 64 features:
+
+                                        pixels    features
+    logistic regression                 0.834     0.743
+    20 neighbours                       0.796     0.775
+
+On this budget, five epochs of a small network, the features know less of the classes than the pixels do; what is hidden
+is told well (`hidden.png`). The squared error of hidden pixels, in units of their patch's deviation, is 0.486. Some four
+minutes on 2 CPU cores that others used too.
 """
 
 from typing import Any
@@ -122,9 +132,7 @@ def hidden(test: dict[str, np.ndarray], images: np.ndarray, columns: int = 10) -
     masks, told = test["masks"][rows], test["reconstructions"][rows]
     seen = np.where(masks > 0, 0.5, images[rows])  # what is hidden is grey
     whole = np.where(masks > 0, told, images[rows])
-    shown = np.concatenate([seen, whole, images[rows]]).clip(0, 1)
-    titles = [name for name in ("seen", "told", "there") for _ in rows]
-    return plots.image_grid(shown, titles, columns=len(rows))
+    return plots.image_rows(np.stack([seen, whole, images[rows]]).clip(0, 1), ("seen", "told", "there"))
 
 
 experiment = foldax.Experiment(Config, learner, dataset, figures=figures)
