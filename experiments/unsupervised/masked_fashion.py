@@ -8,9 +8,9 @@ Accuracy on 10,000 test images with 10,000 labels (seed 0), of the image's 784 p
     logistic regression                 0.834     0.743
     20 neighbours                       0.796     0.775
 
-On this budget, five epochs of a small network, the features know less of the classes than the pixels do; what is hidden
-is told well (`hidden.png`). The squared error of hidden pixels, in units of their patch's deviation, is 0.486. Some four
-minutes on 2 CPU cores that others used too.
+On this budget, not quite five epochs of a small network, the features know less of the classes than the pixels do. The
+squared error of hidden pixels, in units of their patch's deviation, is 0.486; `hidden.png` shows what was told. Some
+four minutes on 2 CPU cores that others used too.
 """
 
 from typing import Any
