@@ -1,7 +1,7 @@
 """Handwritten digits by a variational autoencoder: bits per pixel of the 17 grey levels, and images that nobody wrote.
 
     foldax run experiments/generative/vae_digits.py
-    foldax run experiments/generative/vae_digits.py --conditional
+    foldax run experiments/generative/vae_digits.py --conditional true
 
 Codes say what an image is; the decoder also looks at the pixels beside and above each one (Gulrajani et al., 2017), and
 each grey level is the share of a logistic density. Bits per pixel of 359 test images, where independent pixels have
@@ -13,8 +13,8 @@ each grey level is the share of a logistic density. Bits per pixel of 359 test i
 
     foldax sweep experiments/generative/vae_digits.py --exact --seeds 8
 
-With --conditional (seed 0 alone) the ELBO is 1.957, and a support vector machine that has seen only 2,000 generated
-images tells 96.1% of the test images right. While settings were chosen, on the validation split: 2.19 without a look at
+With --conditional true the ELBO is 1.952 +- 0.007, and an SVC that has seen 2,000 generated images alone reads 0.967 +-
+0.005 of the test images (seeds 0 to 7; trained on the 1,258 real ones: 0.983). While settings were chosen, on the validation split: 2.19 without a look at
 neighbours (--reach 0) and 2.07 with it; 2.19 with it and a free logit for each level in place of logistic densities.
 """
 

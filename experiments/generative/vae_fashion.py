@@ -1,9 +1,11 @@
 """Clothes by a convolutional variational autoencoder: bits per pixel of 256 grey levels, and clothes that nobody made.
 
     foldax run experiments/generative/vae_fashion.py
+    foldax run experiments/generative/vae_fashion.py --reach 1      # the decoder also sees neighbouring pixels
 
-Settings are a first guess, and no seed has been trained to its end yet: after 60 steps the bound is 5.36 bits per pixel
-of the validation split.
+Bits per pixel of 10,000 test images by the ELBO after 2,000 steps, seed 0: 3.63, and 3.38 with --reach 1; independent
+pixels have 4.59. Reconstructions and what lies between two of them are clothes; codes drawn from the prior hardly are
+yet, and with --reach 1 less so. Some three minutes on 2 CPU cores that others used too.
 """
 
 from typing import Any
@@ -34,7 +36,7 @@ class Config(foldax.Training):
     """Of the encoder's convolutions, each followed by pooling; of the decoder's, in reverse, before each doubling."""
     dense: int = 256
     """Width of the encoder's hidden dense layer."""
-    reach: int = 1
+    reach: int = 0
     """How far, in pixels, the decoder looks at those before each; 0: they are independent, given the codes."""
     width: int = 16
     """Numbers that the codes say of each pixel, for what looks at its neighbours."""
@@ -78,24 +80,23 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     )
 
 
-def images_of(result: foldax.Result, codes: Any, key: jax.Array | None = None) -> np.ndarray:
-    """Returns images `[N, H, W, C]` of codes `[N, D]`: drawn with a key, else the means of each pixel."""
+def images_of(result: foldax.Result, codes: Any) -> np.ndarray:
+    """Returns the means of images `[N, H, W, C]` of codes `[N, D]`."""
     variables, shape = {"params": result.state.averaged}, result.info.shapes["inputs"]
     model = network(result.config, result.info)
-    made = jax.jit(lambda codes: learners.decoded_images(model, variables, codes, shape, key=key))
+    made = jax.jit(lambda codes: learners.decoded_images(model, variables, codes, shape))
     return np.asarray(made(jnp.asarray(codes, jnp.float32)))
 
 
 def figures(result: foldax.Result) -> dict[str, Any]:
     test, images = result.values["test"], result.examples("test")["inputs"]
     train = np.asarray(result.dataset.train.examples()["inputs"])
-    prior, pixels = jax.random.split(jax.random.key(result.config.seed))
-    samples = images_of(result, jax.random.normal(prior, (40, result.config.codes)), pixels)
+    samples = images_of(result, jax.random.normal(jax.random.key(result.config.seed), (40, result.config.codes)))
     index, distances = generative.nearest_neighbours(samples[:10], train)
     back = np.stack([images[:10], images_of(result, test["codes"][:10])])
     return {
         "comparison": comparison(result, train, images),
-        "samples": plots.image_rows(samples.reshape(4, 10, *samples.shape[1:]), title="drawn from codes of the prior"),
+        "samples": plots.image_rows(samples.reshape(4, 10, *samples.shape[1:]), title="means, codes from the prior"),
         "reconstructions": plots.image_rows(back, ("given", "means")),
         "interpolations": interpolations(result, test["codes"], test["targets"]),
         "neighbours": plots.neighbours(samples[:10], train[index], distances, "nearest training images, and how far"),
