@@ -17,8 +17,8 @@ images; one run of contrastive_digits (seed 0). Rates are the best by validation
     from scratch, the same network            0.917 +- 0.011    --encoder-rate 1e-2 (1e-3, 3e-3, 3e-2)
     from scratch, without SimCLR's head       0.921 +- 0.013    --layer features, --encoder-rate 1e-2 (3e-3)
 
-After 2,000 steps of SimCLR the probe has 0.966 +- 0.010, after 10,000 0.973 +- 0.016. `foldax sweep ... --exact --seeds 8`
-with the options of a row makes it; 10 to 20 s a run on 2 CPU cores.
+After 2,000 steps of SimCLR the probe has 0.966 +- 0.010, after 10,000 0.973 +- 0.016. A row is made by `foldax sweep`
+with its options, `--exact --seeds 8`; 10 to 20 s a run on 2 CPU cores.
 """
 
 from typing import Any, Literal
