@@ -14,8 +14,15 @@ SimCLR on 359 test images, mean and standard deviation over seeds 0 to 7, beside
 
     foldax sweep experiments/unsupervised/contrastive_digits.py --exact --seeds 8
 
-The Rand index is adjusted for chance: k-means on rows of length 1. Temperature and layer matter most to clusters.
-About a minute and a half a run on 2 CPU cores.
+The Rand index is adjusted for chance: k-means on rows of length 1. Temperature and layer matter to clusters, and little
+to a probe: means of seeds 0 to 3 (`--temperature 0.1 0.3 0.5`; 1.0 is the table above):
+
+    temperature                      0.1      0.3      0.5      1.0
+    linear probe, accuracy           0.987    0.990    0.987    0.988
+    Rand index of features           0.754    0.829    0.856    0.879
+    Rand index of projections        0.339    0.860    0.907    0.892
+
+About a minute a run on 2 CPU cores.
 """
 
 from typing import Any, Literal
@@ -100,7 +107,7 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
         model = models.Projected(encoder(config), head(config), head(config))
         decay = learners.slowing(config.decay, config.steps)
         made = learners.byol(model, optimizer, decay=decay, **common)
-    probe = optax.adam(optax.cosine_decay_schedule(config.probe_rate, config.steps))
+    probe = optax.adam(optax.cosine_decay_schedule(config.probe_rate, config.steps), eps=1e-4)
     return learners.probed(made, info.num_classes, probe)
 
 

@@ -52,6 +52,8 @@ class Config(foldax.Training):
     """Peak of the cosine schedule of the linear probe's Adam."""
     memory: int = 4_096
     """Images among which neighbours are looked for."""
+    compared: int = 10_000
+    """Training images with which pixels and features are compared in the end."""
 
 
 def dataset(config: Config) -> data.Dataset:
@@ -80,7 +82,7 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
         preprocess=unit,
         augment=augment.random_flip(),
     )
-    probe = optax.adam(optax.cosine_decay_schedule(config.probe_rate, config.steps))
+    probe = optax.adam(optax.cosine_decay_schedule(config.probe_rate, config.steps), eps=1e-4)
     return learners.probed(made, info.num_classes, probe, memory=config.memory)
 
 
@@ -93,7 +95,7 @@ def figures(result: foldax.Result) -> dict[str, Any]:
     }
 
 
-def comparison(result: foldax.Result, most: int = 10_000) -> str:
+def comparison(result: foldax.Result) -> str:
     """Returns a table of what a linear probe and neighbours make of pixels and of what was learned."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -101,7 +103,7 @@ def comparison(result: foldax.Result, most: int = 10_000) -> str:
     from sklearn.preprocessing import StandardScaler
 
     train, scores, test = result.dataset.train.examples(), result.metrics["test"], result.values["test"]
-    chosen = slice(0, most)
+    chosen = slice(0, result.config.compared)
     labels, images = np.asarray(train["targets"][chosen]), np.asarray(train["inputs"][chosen])
     blocks = [np.asarray(result.predict(images[i : i + 500])) for i in range(0, len(images), 500)]
     pixels = images.reshape(len(images), -1).astype(np.float32)
@@ -109,7 +111,7 @@ def comparison(result: foldax.Result, most: int = 10_000) -> str:
     both = ((pixels, rows), (np.concatenate(blocks), test["features"]))
     makers = {
         f"logistic regression, {len(labels):,} labels": lambda: make_pipeline(
-            StandardScaler(), LogisticRegression(C=0.01, max_iter=200)
+            StandardScaler(), LogisticRegression(C=0.01, max_iter=1_000)
         ),
         f"20 neighbours, {len(labels):,} labels": lambda: KNeighborsClassifier(20, metric="cosine", weights="distance"),
     }
