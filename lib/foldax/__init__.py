@@ -22,7 +22,7 @@ from foldax.train.search import PBT, Halving
 from foldax.train.space import Range
 
 if TYPE_CHECKING:
-    from foldax import augment, data, evaluation, laws, learners, models, optim
+    from foldax import augment, data, evaluation, laws, learners, models, optim, rl
     from foldax.cli import run_experiment as main
     from foldax.runs import plots, transfer
     from foldax.runs.cluster import cluster
@@ -61,6 +61,7 @@ __all__ = [
     "models",
     "optim",
     "plots",
+    "rl",
     "structural",
     "sweep",
     "to_json",
@@ -81,6 +82,7 @@ _LAZY = {
     "models": ("foldax.models", None),
     "optim": ("foldax.optim", None),
     "plots": ("foldax.runs.plots", None),
+    "rl": ("foldax.rl", None),
     "transfer": ("foldax.runs.transfer", None),
 }
 

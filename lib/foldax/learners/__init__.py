@@ -1,12 +1,14 @@
 """Learners: one file per way to learn, all of them `foldax.Learner`s."""
 
-from foldax.learners import gradients, kmeans, likelihoods, losses, mixture, network, processes
+from foldax.learners import gradients, kmeans, likelihoods, losses, mixture, network, processes, returns
 from foldax.learners.autoencoder import autoencoder
 from foldax.learners.byol import byol, slowing
 from foldax.learners.contrastive import nt_xent, simclr
 from foldax.learners.diffusion import Sampler, diffusion
+from foldax.learners.dqn import Memory, dqn
 from foldax.learners.gan import GAN, gan
 from foldax.learners.masked import masked_autoencoder
+from foldax.learners.ppo import Surrogate, ppo
 from foldax.learners.probe import probed
 from foldax.learners.sequences import forecaster, language_model, perplexity, sequence_classifier, step_classifier
 from foldax.learners.subset import subset
@@ -15,13 +17,16 @@ from foldax.learners.vae import VAE, decoded_images, vae
 
 __all__ = [
     "GAN",
+    "Memory",
     "VAE",
     "Sampler",
+    "Surrogate",
     "autoencoder",
     "byol",
     "classifier",
     "decoded_images",
     "diffusion",
+    "dqn",
     "forecaster",
     "gan",
     "gaussian_regressor",
@@ -36,8 +41,10 @@ __all__ = [
     "nt_xent",
     "perplexity",
     "processes",
+    "ppo",
     "probed",
     "regressor",
+    "returns",
     "sequence_classifier",
     "simclr",
     "slowing",

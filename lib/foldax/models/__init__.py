@@ -1,6 +1,7 @@
 """Flax Linen modules; every network is called as `model(x, train=...)`, one of sequences also with `mask=...`."""
 
 from foldax.models.activations import ACTIVATIONS, activation
+from foldax.models.actor_critic import ActorCritic, Opinion
 from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
@@ -14,6 +15,7 @@ from foldax.models.mlp import MLP
 from foldax.models.neighbours import Neighbours
 from foldax.models.patches import Patched
 from foldax.models.projected import Projected, Represented
+from foldax.models.q_network import NoisyDense, QNetwork
 from foldax.models.recurrent import Recurrent
 from foldax.models.resnet import ResNet
 from foldax.models.sequences import check_tokens, pool_sequence
@@ -23,6 +25,7 @@ from foldax.models.vit import MLPMixer, ViT
 
 __all__ = [
     "ACTIVATIONS",
+    "ActorCritic",
     "Autoencoder",
     "CNN",
     "Coded",
@@ -34,6 +37,9 @@ __all__ = [
     "ConvTranspose",
     "Dropout",
     "MLPMixer",
+    "NoisyDense",
+    "Opinion",
+    "QNetwork",
     "Masked",
     "MaskedAutoencoder",
     "Neighbours",

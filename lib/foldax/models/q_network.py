@@ -1,0 +1,96 @@
+"""The network of value-based learners: what each action is worth."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from foldax.models.activations import Activation, activation
+from foldax.models.layers import Dense
+
+
+class NoisyDense(nn.Module):
+    """A dense layer whose parameters are disturbed by factorised noise, as much as it learns (Fortunato et al., 2018).
+
+    The noise is drawn from the stream "dropout", once a call, for all examples; without `train` there is none.
+
+    Attributes:
+      features: width of the output.
+      std: of the noise at first, for a layer of one input.
+    """
+
+    features: int
+    std: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        inputs = x.shape[-1]
+        bound = 1.0 / math.sqrt(inputs)
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        spread = nn.initializers.constant(self.std * bound)
+        kernel, bias = (
+            self.param("kernel", uniform, (inputs, self.features)),
+            self.param("bias", uniform, (self.features,)),
+        )
+        kernel_std = self.param("kernel_std", spread, (inputs, self.features))
+        bias_std = self.param("bias_std", spread, (self.features,))
+        if train:
+            rows, columns = jax.random.split(self.make_rng("dropout"))
+            left, right = (
+                jnp.sign(e) * jnp.sqrt(jnp.abs(e))
+                for e in (jax.random.normal(rows, (inputs, 1)), jax.random.normal(columns, (1, self.features)))
+            )
+            kernel, bias = kernel + kernel_std * left * right, bias + bias_std * right[0]
+        return x @ kernel + bias[None, :]
+
+
+class QNetwork(nn.Module):
+    """Dense layers to what actions are worth: `[B, ...]` to float32 `[B, actions, width]`.
+
+    Attributes:
+      actions: number of actions.
+      width: numbers that describe an action's return, see `learners.returns`.
+      hidden: widths of the hidden layers.
+      dueling: what the state is worth, and what each action adds to it, from hidden layers of their own after the first
+        one (Wang et al., 2016).
+      noisy: whether all but an encoder are `NoisyDense`.
+      activation: a name of `ACTIVATIONS` or a function.
+      encoder: any network `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
+    """
+
+    actions: int
+    width: int = 1
+    hidden: tuple[int, ...] = (120, 84)
+    dueling: bool = False
+    noisy: bool = False
+    activation: Activation = "relu"
+    encoder: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = jnp.asarray(x, jnp.float32)
+        x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
+
+        def dense(x: jax.Array, features: int, name: str) -> jax.Array:
+            return NoisyDense(features, name=name)(x, train=train) if self.noisy else Dense(features, name=name)(x)
+
+        def hidden(x: jax.Array, widths: tuple[int, ...], name: str) -> jax.Array:
+            for index, width in enumerate(widths):
+                x = activation(self.activation)(dense(x, width, f"{name}_{index}"))
+            return x
+
+        if not self.dueling:
+            outputs = dense(hidden(x, self.hidden, "hidden"), self.actions * self.width, "output")
+            return outputs.reshape(-1, self.actions, self.width)
+        x = hidden(x, self.hidden[:1], "hidden")
+        value = dense(hidden(x, self.hidden[1:], "value"), self.width, "value_output")
+        gain = dense(hidden(x, self.hidden[1:], "gain"), self.actions * self.width, "gain_output")
+        gain = gain.reshape(-1, self.actions, self.width)
+        return value[:, None, :] + gain - gain.mean(axis=1, keepdims=True)

@@ -1,0 +1,41 @@
+"""Reinforcement learning's world: environments as pure functions, acting in many of them at once, and returns."""
+
+from foldax.rl import priorities, replay, wrappers
+from foldax.rl.environment import (
+    Actors,
+    Box,
+    Discrete,
+    Environment,
+    Finished,
+    Policy,
+    Step,
+    Transition,
+    act,
+    begin,
+    episodes,
+    rollout,
+)
+from foldax.rl.gymnax_worlds import gymnax
+from foldax.rl.returns import generalized_advantages, n_step_targets, one_step_targets
+
+__all__ = [
+    "Actors",
+    "Box",
+    "Discrete",
+    "Environment",
+    "Finished",
+    "Policy",
+    "Step",
+    "Transition",
+    "act",
+    "begin",
+    "episodes",
+    "generalized_advantages",
+    "gymnax",
+    "n_step_targets",
+    "one_step_targets",
+    "priorities",
+    "replay",
+    "rollout",
+    "wrappers",
+]
