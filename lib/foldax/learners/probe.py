@@ -14,6 +14,7 @@ import optax
 from foldax.errors import ConfigError, ExperimentError
 from foldax.learner import Learner
 from foldax.learners import losses
+from foldax.learners.contrastive import normalized
 
 
 class Memory(NamedTuple):
@@ -146,7 +147,7 @@ def remember(memory: Memory, features: jax.Array, targets: jax.Array) -> Memory:
 def vote(memory: Memory, features: jax.Array, num_classes: int, neighbors: int, temperature: Any) -> jax.Array:
     """Returns the weight `[B, C]` that each class has among the memory's likest examples; 0 for all if it is empty."""
     filled = jnp.arange(len(memory.targets)) < memory.count
-    cosines = _unit(features) @ _unit(memory.features).T
+    cosines = normalized(features) @ normalized(memory.features).T
     nearest, places = jax.lax.top_k(jnp.where(filled[None, :], cosines, -jnp.inf), neighbors)
     # Relative to the largest possible, so that no temperature makes them overflow. What is not there has exp(-inf).
     weights = jnp.exp((nearest - 1.0) * jnp.reciprocal(jnp.asarray(temperature, jnp.float32)))
@@ -164,10 +165,6 @@ def standardized(memory: Memory, features: jax.Array) -> jax.Array:
 
 def _logits(linear: dict[str, jax.Array], memory: Memory, features: jax.Array) -> jax.Array:
     return standardized(memory, features) @ linear["kernel"] + linear["bias"][None, :]
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
 
 
 def _checked(values: dict[str, Any], features: str) -> jax.Array:
