@@ -34,7 +34,7 @@ def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Any, monkeyp
     assert (made["generated_accuracy"] < real["generated_accuracy"]).all()
     assert (made["frechet_distance"] > real["frechet_distance"]).all()
     assert made["operations"].iloc[0] == pytest.approx(study.QUICK.operations, rel=0.1)
-    assert (made["sampling_seconds"] > 0).all()
+    assert np.isfinite(made["sampling_seconds"]).all()  # a difference of two times: below 0 where noise is larger
     assert made["bits"].isna().all()
     assert (tmp_path / "out" / "generators.png").read_bytes().startswith(b"\x89PNG")
     first = table.drop(columns="sampling_seconds")
