@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foldax
-from foldax.config import kinds, parse_every, traced, type_name
+from foldax.config import kinds, parse_every, traced, type_name, with_steps
 from foldax.errors import ConfigError
 
 
@@ -351,3 +351,25 @@ def test_the_hash_is_the_same_in_every_process() -> None:
     ]
     assert lines[0][0] != lines[1][0]  # Python's own hash differs
     assert lines[0][1] == lines[1][1]
+
+
+@foldax.config
+class Acting(foldax.Interaction):
+    environment_steps: int = 1_000
+    start_steps: int = 100
+    num_envs: int = 3
+    rollout_steps: int = 10
+
+
+def test_steps_of_an_agent_follow_from_the_environments() -> None:
+    assert Acting().steps == 30
+    assert Acting(environment_steps=190).steps == 3
+    assert dataclasses.replace(Acting(), num_envs=9).steps == 10
+    assert Acting().acted(30) == 1_000
+    assert with_steps(Acting(), 7).steps == 7
+    assert with_steps(Config(), 7).steps == 7
+    with pytest.raises(ConfigError, match="environment_steps: 120 is too small; an update takes 3 x 10, after 100"):
+        Acting(environment_steps=120)
+    with pytest.raises(ConfigError, match="Acting has no field 'steps'"):
+        Acting(steps=3)
+    assert foldax.from_json(Acting, foldax.to_json(Acting(environment_steps=500))).steps == 13

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from foldax.config import Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.config import Interaction, Training, config, config_hash, driver, from_json, structural, to_json
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.learner import Average, Learner
@@ -35,6 +35,7 @@ __all__ = [
     "Experiment",
     "FoldaxError",
     "Halving",
+    "Interaction",
     "Learner",
     "Optuna",
     "PBT",

@@ -266,11 +266,9 @@ def type_name(hint: Any) -> str:
 
 
 @config
-class Training:
-    """What the driver needs to know; inherit from it and add the fields of your experiment."""
+class Loop:
+    """What the driver needs to know, but for `steps`, the number of updates: see `Training` and `Interaction`."""
 
-    steps: int = 1_000
-    """Number of updates; one consumes one batch."""
     seed: int = driver(0)
     """Source of all randomness: initialisation, data order, updates, evaluation."""
     log_every: int = driver(100)
@@ -297,12 +295,81 @@ class Training:
     """Record a profile of a few steps, for TensorBoard, in the run folder."""
 
     def __post_init__(self) -> None:
-        for name, least in dict(steps=1, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1).items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{type(self).__name__}.{name}: {value} is too small; it must be at least {least}")
+        at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1)
         if self.seed >= 2**32:
             raise ConfigError(f"{type(self).__name__}.seed: {self.seed} is too large; it must be below 2**32")
         steps, seconds = parse_every(self.checkpoint_every)
         if steps < 0 or not seconds > 0:
             raise ConfigError(f"{type(self).__name__}.checkpoint_every: {self.checkpoint_every!r} must not be negative")
+
+
+@config
+class Training(Loop):
+    """A run over batches of data; inherit from it and add the fields of your experiment."""
+
+    steps: int = 1_000
+    """Number of updates; one consumes one batch."""
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=1)
+
+
+@config
+class Interaction(Loop):
+    """A run of an agent in environments, measured in their steps; inherit from it and add the fields of your experiment.
+
+    `steps`, the number of updates, follows from the fields, and is no field itself.
+    """
+
+    environment_steps: int = 100_000
+    """Steps of all copies of the environment together, those before the first update included."""
+    start_steps: int = 0
+    """Of these, how many are acted at random before the first update."""
+    num_envs: int = 4
+    """Copies of the environment that are acted in at once."""
+    rollout_steps: int = 128
+    """Steps of each copy in an update."""
+    evaluate_every: int = driver(0)
+    """Updates between two evaluations; 0: only at the end."""
+    monitor: str = driver("return")
+    """Evaluation metric that says which evaluation was the best."""
+    mode: Literal["min", "max"] = driver("max")
+    """Whether the best value of `monitor` is the smallest or the largest."""
+    keep: Literal["best", "last"] = driver("last")
+    """Which state is tested and returned: that of the best evaluation, or the last one."""
+
+    def __post_init__(self) -> None:
+        at_least(self, environment_steps=1, start_steps=0, num_envs=1, rollout_steps=1)
+        if self.steps < 1:
+            raise ConfigError(
+                f"{type(self).__name__}.environment_steps: {self.environment_steps} is too small; an update takes "
+                f"{self.num_envs} x {self.rollout_steps}, after {self.start_steps} at the start"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return (self.environment_steps - self.start_steps) // (self.num_envs * self.rollout_steps)
+
+    def acted(self, steps: int) -> int:
+        """Returns the steps of the environments after as many updates."""
+        return self.start_steps + steps * self.num_envs * self.rollout_steps
+
+
+def with_steps(config: T, steps: int) -> T:
+    """Returns the config with this number of updates."""
+    if isinstance(config, Interaction):
+        return dataclasses.replace(config, environment_steps=config.acted(steps))
+    return dataclasses.replace(config, steps=steps)  # type: ignore[type-var]
+
+
+def at_least(config: Any, **least: int) -> None:
+    """Checks that fields by name are no smaller than these numbers; None passes.
+
+    Raises:
+      ConfigError: one is.
+    """
+    for name, number in least.items():
+        value = getattr(config, name)
+        if value is not None and value < number:
+            raise ConfigError(f"{type(config).__name__}.{name}: {value} is too small; it must be at least {number}")

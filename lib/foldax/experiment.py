@@ -18,7 +18,7 @@ class Experiment(NamedTuple):
     """What an experiment file states; `foldax.train`, `foldax run` and `foldax check` take it.
 
     Attributes:
-      config: the config class (see `foldax.config`), a subclass of `Training`.
+      config: the config class (see `foldax.config`), a subclass of `Training` or `Interaction`.
       learner: `(config, info) -> Learner`; called inside the traced program, so the config's floats
         are arrays there. `info` holds static facts of the training split (None without a dataset).
       dataset: `(config) -> data.Dataset`, usually `data.load(...)`; None where the learner makes its

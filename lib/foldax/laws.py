@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.config import kinds
+from foldax.config import kinds, with_steps
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.learner import Average
@@ -56,7 +56,7 @@ class Subject(NamedTuple):
 def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> Subject:
     """Returns what the laws take; the config has at least as many steps as they need."""
     config = experiment.config() if config is None else config
-    config = dataclasses.replace(config, steps=max(config.steps, STEPS + 2), devices=1)
+    config = dataclasses.replace(with_steps(config, max(config.steps, STEPS + 2)), devices=1)
     if dataset is None and experiment.dataset is not None:
         dataset = experiment.dataset(config)
     return Subject(experiment, config, dataset)

@@ -41,7 +41,7 @@ def q_learner(world, **options):
     described = options.pop("described", returns.expected())
     shape = dict(dueling=options.pop("dueling", False), noisy=options.pop("noisy", False))
     model = models.QNetwork(2, described.width, (16, 16), **shape)
-    settings = dict(described=described, memory=Memory(400), num_envs=2, act_steps=2, start=64, batch_size=32)
+    settings = dict(described=described, memory=Memory(400), num_envs=2, rollout_steps=2, start=64, batch_size=32)
     settings |= dict(epsilon=0.1, epsilon_steps=100.0, target_period=20, evaluation_episodes=4, evaluation_steps=20)
     return learners.dqn(world, model, optax.adam(1e-2), **{**settings, **options})
 

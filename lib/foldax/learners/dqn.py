@@ -1,6 +1,6 @@
 """Deep Q-networks (Mnih et al., 2015) and what came after, each a switch; all of them together are Rainbow.
 
-An update acts `act_steps` times in `num_envs` copies of the environment, remembers it, and takes one step of descent on
+An update acts `rollout_steps` times in `num_envs` copies of the environment, remembers it, and takes one step of descent on
 a batch of what it remembers. The memory and the copies are part of the state; it begins with `start` transitions of
 random actions, so that every update learns.
 """
@@ -70,7 +70,7 @@ def dqn(
     described: returns.Returns | None = None,
     memory: Memory = Memory(),
     num_envs: int = 1,
-    act_steps: int = 10,
+    rollout_steps: int = 10,
     start: int = 10_000,
     batch_size: int = 128,
     discount: Any = 0.99,
@@ -95,7 +95,7 @@ def dqn(
       described: how `width` numbers describe a return; `returns.expected()` if None.
       memory: how it remembers.
       num_envs: copies of the environment.
-      act_steps: of each in an update.
+      rollout_steps: of each in an update.
       start: transitions of random actions before the first update, and at least a batch.
       batch_size: transitions in an update's descent.
       discount: of a reward one step later; may be traced.
@@ -110,7 +110,7 @@ def dqn(
       ConfigError: actions are no choices, or a number does not fit the others.
     """
     described = returns.expected() if described is None else described
-    _check(environment, memory, num_envs, act_steps, start, batch_size, target_period)
+    _check(environment, memory, num_envs, rollout_steps, start, batch_size, target_period)
     num_actions = environment.actions.num  # type: ignore[union-attr]
 
     def worth(params: Any, observation: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -152,7 +152,7 @@ def dqn(
     def update(state: DQNState, batch: Any, key: jax.Array) -> tuple[DQNState, dict[str, Any]]:
         of_actions, of_draws, own = jax.random.split(key, 3)
         before = state.environment_steps
-        state, finished = acted(state, None, of_actions, act_steps)
+        state, finished = acted(state, None, of_actions, rollout_steps)
         drawn, weights, places = _drawn(state, memory, of_draws, batch_size, discount)
         descend = loss(worth, described, double)
         network, metrics = gradients.step(state.network, descend, optimizer, (drawn, state.target, weights), own)
@@ -243,14 +243,14 @@ def _check(
     environment: rl.Environment,
     memory: Memory,
     num_envs: int,
-    act_steps: int,
+    rollout_steps: int,
     start: int,
     batch_size: int,
     target_period: int,
 ) -> None:
     if not isinstance(environment.actions, rl.Discrete):
         raise ConfigError(f"dqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
-    counts = dict(num_envs=num_envs, act_steps=act_steps, batch_size=batch_size, target_period=target_period)
+    counts = dict(num_envs=num_envs, rollout_steps=rollout_steps, batch_size=batch_size, target_period=target_period)
     for name, value in (counts | {"memory.steps": memory.steps}).items():
         if value < 1:
             raise ConfigError(f"{name}: {value} must be 1 or more")

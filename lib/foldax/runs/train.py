@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from foldax.config import Interaction
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, match, starts, tables
@@ -192,9 +193,11 @@ def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, 
 
 def as_json(result: Result) -> dict[str, Any]:
     """Returns what `result.json` holds."""
+    config = result.config
     return {
         "status": result.status,
         "steps": result.step,
+        **({"environment_steps": config.acted(result.step)} if isinstance(config, Interaction) else {}),
         "tested": "last" if result.best_step is None else "best",
         "best_step": result.best_step,
         **result.metrics,
@@ -209,7 +212,8 @@ def as_json(result: Result) -> dict[str, Any]:
 def report(result: Result) -> None:
     """Prints the final table, and where things are."""
     which = "last state" if result.best_step is None else f"best state, step {result.best_step}"
-    title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps ({which})"
+    acted = f", {result.config.acted(result.step):,} of environments" if isinstance(result.config, Interaction) else ""
+    title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps{acted} ({which})"
     _print(tables.metrics(title, {k: v for k, v in result.metrics.items() if k != "train"} or result.metrics))
     speed = f"{result.steps_per_second:,.0f} steps/s, " if result.steps_per_second else ""
     print(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")

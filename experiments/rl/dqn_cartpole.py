@@ -1,0 +1,66 @@
+"""CartPole by a deep Q-network, with the settings that CleanRL reports.
+
+foldax run experiments/rl/dqn_cartpole.py
+"""
+
+import optax
+
+import foldax
+from foldax import learners, models, rl
+
+
+@foldax.config
+class Config(foldax.Interaction):
+    environment_steps: int = 500_000
+    start_steps: int = 10_000
+    num_envs: int = 1
+    rollout_steps: int = 10
+    batch_size: int = 128
+    """Transitions in an update's descent."""
+    capacity: int = 10_000
+    """Transitions that are remembered."""
+    hidden: tuple[int, ...] = (120, 84)
+    """Widths of the hidden layers."""
+    learning_rate: float = 2.5e-4
+    """Of Adam."""
+    discount: float = 0.99
+    """Of a reward one step later."""
+    epsilon: float = 0.05
+    """Probability of a random action in the end."""
+    exploration: float = 0.5
+    """Share of the environment's steps in which it falls from 1 to that."""
+    target_period: int = 500
+    """Steps of the environment between copies of the network to the target."""
+    double: bool = False
+    """Whether the network chooses the next action that the target judges."""
+    dueling: bool = False
+    """Whether the network tells what the state is worth from what each action adds to it."""
+
+
+def environment(config: Config) -> rl.Environment:
+    return rl.gymnax("CartPole-v1")
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    world = environment(config)
+    return learners.dqn(
+        world,
+        models.QNetwork(world.actions.num, hidden=config.hidden, dueling=config.dueling),
+        optax.adam(config.learning_rate),
+        memory=learners.Memory(config.capacity),
+        num_envs=config.num_envs,
+        rollout_steps=config.rollout_steps,
+        start=config.start_steps,
+        batch_size=config.batch_size,
+        discount=config.discount,
+        epsilon=config.epsilon,
+        epsilon_steps=config.exploration * config.environment_steps,
+        target_period=config.target_period,
+        double=config.double,
+    )
+
+
+experiment = foldax.Experiment(Config, learner)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
