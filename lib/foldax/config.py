@@ -316,7 +316,7 @@ class Training(Loop):
 
 @config
 class Interaction(Loop):
-    """A run of an agent in environments, measured in their steps; inherit from it and add the fields of your experiment.
+    """A run of an agent, measured in steps of its environments; inherit from it and add the fields of your experiment.
 
     `steps`, the number of updates, follows from the fields, and is no field itself.
     """

@@ -7,11 +7,9 @@ README.md beside this file has the answer. Dropout: Srivastava et al. (2014). Ba
 (2015). Early stopping: Prechelt (1998). Images that are turned and moved: Simard et al. (2003).
 """
 
-import argparse
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +19,8 @@ import pandas
 
 import foldax
 from foldax import augment, data, learners, models, plots
-from foldax.runs import summary
+from foldax.runs import studies, summary
 
-HERE = Path(__file__).resolve().parent
 CLASSES = 10
 GUESS = {"accuracy": 1 / CLASSES, "loss": math.log(CLASSES)}
 TRACED = ("L1", "L2", "dropout", "augmentation")  # the regularisers that are a strength of one program
@@ -272,29 +269,17 @@ def readme_table(results: pandas.DataFrame, metric: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small training sets; writes into its runs folder")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="sweeps, kept to go on from (default runs/...)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="table and figures (default beside this file)")
-    options = parser.parse_args(arguments)
-    grid = QUICK if options.quick else Grid()
-    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
-    out = options.out or (runs if options.quick else HERE)
-    members = train_all(grid, runs)
+    places = studies.places(__file__, __doc__, arguments, "two small training sets")
+    grid = QUICK if places.quick else Grid()
+    members = train_all(grid, places.runs)
     results = choose(members)
-    out.mkdir(parents=True, exist_ok=True)
-    results.to_csv(out / "results.csv", index=False, float_format="%.6g")
     figures = {f"{metric}_gains": draw_gains(results, metric) for metric in GUESS}
     figures["strengths"] = draw_strengths(members, results)
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=110)
+    places.save({"results": results}, figures)
     print(f"\n{readme_table(results, 'accuracy')}\n\n{readme_table(results, 'loss')}\n")
     lost, steps = (members["status"] == summary.NOT_FINITE).sum(), members["steps_done"].sum()
-    print(f"{len(members):,} members ({lost:,} not finite), {steps:,} steps; table and figures: {out}")
+    print(f"{len(members):,} members ({lost:,} not finite), {steps:,} steps; table and figures: {places.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except foldax.FoldaxError as error:
-        sys.exit(f"study: {error}\nthe same command goes on with what is done")
+    studies.run(main)

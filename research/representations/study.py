@@ -6,8 +6,6 @@
 README.md beside this file has the answer.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import pandas
 
 import foldax
 from foldax import data, learners, models, plots
-from foldax.runs import summary
+from foldax.runs import studies, summary
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE.parents[1] / "experiments"
@@ -262,24 +260,13 @@ def readme_table(results: pandas.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps and labels; writes into its runs folder")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="runs, kept to go on from (default runs/...)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="table and figure (default beside this file)")
-    options = parser.parse_args(arguments)
-    sizes = QUICK if options.quick else Sizes()
-    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
-    out = options.out or (runs if options.quick else HERE)
-    results = summarized(study(sizes, runs))
-    out.mkdir(parents=True, exist_ok=True)
-    results.to_csv(out / "results.csv", index=False, float_format="%.6g")
-    draw(results).savefig(out / "representations.png", dpi=110)
+    places = studies.places(__file__, __doc__, arguments, "few steps and labels")
+    sizes = QUICK if places.quick else Sizes()
+    results = summarized(study(sizes, places.runs))
+    places.save({"results": results}, {"representations": draw(results)})
     print(f"\n{readme_table(results)}\n")
-    print(f"table and figure: {out}")
+    print(f"table and figure: {places.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except foldax.FoldaxError as error:
-        sys.exit(f"study: {error}\nthe same command goes on with what is done")
+    studies.run(main)

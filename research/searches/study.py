@@ -7,8 +7,6 @@ README.md beside this file has the answer. Successive halving: Jamieson & Talwal
 Jaderberg et al. (2017).
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ import pandas
 
 import foldax
 from foldax import plots
+from foldax.runs import studies
 
 HERE = Path(__file__).resolve().parent
 DIGITS = HERE.parents[1] / "experiments" / "supervised" / "digits.py"
@@ -124,23 +123,12 @@ def readme_table(table: pandas.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few members and steps; writes into its runs folder")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="sweeps, kept to go on from (default runs/...)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="table and figure (default beside this file)")
-    options = parser.parse_args(arguments)
-    sizes = QUICK if options.quick else Sizes()
-    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
-    out = options.out or (runs if options.quick else HERE)
-    table = run_all(sizes, runs)
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "results.csv", index=False, float_format="%.6g")
-    draw(table).savefig(out / "searches.png", dpi=110)
-    print(f"\n{readme_table(table)}\n\n{table['seconds'].sum() / 60:.1f} minutes; table and figure: {out}")
+    places = studies.places(__file__, __doc__, arguments, "few members and steps")
+    sizes = QUICK if places.quick else Sizes()
+    table = run_all(sizes, places.runs)
+    places.save({"results": table}, {"searches": draw(table)})
+    print(f"\n{readme_table(table)}\n\n{table['seconds'].sum() / 60:.1f} minutes; table and figure: {places.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except foldax.FoldaxError as error:
-        sys.exit(f"study: {error}\nthe same command goes on with what is done")
+    studies.run(main)

@@ -6,8 +6,6 @@
 README.md beside this file has the answer. How features lose their generality with depth: Yosinski et al. (2014).
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ import pandas
 
 import foldax
 from foldax import plots
-from foldax.runs import summary
+from foldax.runs import studies, summary
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE.parents[1] / "experiments" / "supervised" / "transfer_digits.py"
@@ -175,28 +173,17 @@ def readme_table(results: pandas.DataFrame, sources: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps and labels; writes into its runs folder")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="runs, kept to go on from (default runs/...)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="table and figure (default beside this file)")
-    options = parser.parse_args(arguments)
-    sizes = QUICK if options.quick else Sizes()
-    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
-    out = options.out or (runs if options.quick else HERE)
-    members = train_all(sizes, runs)
+    places = studies.places(__file__, __doc__, arguments, "few steps and labels")
+    sizes = QUICK if places.quick else Sizes()
+    members = train_all(sizes, places.runs)
     results = choose(members)
-    out.mkdir(parents=True, exist_ok=True)
-    results.to_csv(out / "results.csv", index=False, float_format="%.6g")
     sources = [source for source, _ in sizes.sources]
-    draw(results, sources).savefig(out / "transfer.png", dpi=110)
+    places.save({"results": results}, {"transfer": draw(results, sources)})
     trained, frozen = update_flops(False), update_flops(True)
     print(f"\n{readme_table(results, sources)}\n")
     print(f"one update: {trained / 1e6:.1f} MFLOP with all parameters, {frozen / 1e6:.1f} with frozen convolutions")
-    print(f"{len(members):,} members, {members['steps_done'].sum():,} steps; table and figure: {out}")
+    print(f"{len(members):,} members, {members['steps_done'].sum():,} steps; table and figure: {places.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except foldax.FoldaxError as error:
-        sys.exit(f"study: {error}\nthe same command goes on with what is done")
+    studies.run(main)

@@ -8,11 +8,9 @@ README.md beside this file has the answer. The question: Hochreiter (1991), Beng
 Ba et al. (2016) of layers.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +24,8 @@ import pandas
 import foldax
 from foldax import data, learners, models, plots
 from foldax.learners import losses
-from foldax.runs import summary
+from foldax.runs import studies, summary
 
-HERE = Path(__file__).resolve().parent
 CHANCE = 0.1  # accuracy of a guess among ten classes
 TRAINED = 0.9  # test accuracy from which a network counts as trained
 CELL = ["cure", "activation", "initializer", "depth"]
@@ -329,19 +326,10 @@ def readme_table(results: pandas.DataFrame, ratios: pandas.DataFrame, grid: Grid
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few and small networks; writes into its runs folder")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="sweeps, kept to go on from (default runs/...)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="tables and figures (default beside this file)")
-    options = parser.parse_args(arguments)
-    grid = QUICK if options.quick else Grid()
-    runs = options.runs or HERE.parents[1] / "runs" / (HERE.name + ("-quick" if options.quick else ""))
-    out = options.out or (runs if options.quick else HERE)
-    members, programs = train_all(grid, runs)
+    places = studies.places(__file__, __doc__, arguments, "few and small networks")
+    grid = QUICK if places.quick else Grid()
+    members, programs = train_all(grid, places.runs)
     results, (gradients, ratios) = choose(members), measure_gradients(grid)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in {"results": results, "gradients": gradients, "ratios": ratios}.items():
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     plain, shown = (table[table["cure"] == "plain"] for table in (results, ratios))
     deepest = gradients[(gradients["cure"] == "plain") & (gradients["depth"] == max(grid.depths))]
     ratio_label = "first layer's gradient / output's"
@@ -351,16 +339,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "accuracy": draw_panels(plain, "depth", "hidden layers", "test accuracy", log=False),
         "cures": draw_cures(results, grid),
     }
-    for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=110)
+    places.save({"results": results, "gradients": gradients, "ratios": ratios}, figures)
     print(f"\n{readme_table(results, ratios, grid)}\n")
     lost = (members["status"] == summary.NOT_FINITE).sum()
     steps = members["steps_done"].sum()
-    print(f"{len(members):,} members ({lost:,} not finite) of {programs} programs, {steps:,} steps; see {out}")
+    print(f"{len(members):,} members ({lost:,} not finite) of {programs} programs, {steps:,} steps; see {places.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except foldax.FoldaxError as error:
-        sys.exit(f"study: {error}\nthe same command goes on with what is done")
+    studies.run(main)
