@@ -1,11 +1,13 @@
 """Proximal policy optimisation (Schulman et al., 2017).
 
 An update plays `rollout_steps` steps in `num_envs` copies of the environment, then works through what was seen
-`epochs` times, in `minibatches` parts. The copies, in the midst of their episodes, are part of the state.
+`epochs` times, in `minibatches` parts. The copies, in the midst of their episodes, are part of the state. Where the
+environment is on the host, its steps come as the batch, played by the same policy.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +27,11 @@ class PPOState(NamedTuple):
 
     Attributes:
       network: an actor and a critic.
-      actors: copies of the environment.
+      actors: copies of the environment; None where they are on the host.
     """
 
     network: TrainState
-    actors: rl.Actors
+    actors: Any
 
 
 class Surrogate(NamedTuple):
@@ -51,7 +53,7 @@ class Surrogate(NamedTuple):
 
 
 def ppo(
-    environment: rl.Environment,
+    environment: rl.Environment | None,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -70,10 +72,11 @@ def ppo(
     `update` reports "loss", "policy_loss", "value_loss", "entropy", "clipped" (share of actions), "divergence" (from
     the policy that played, estimated in nats), "gradient_norm" and, of episodes that ended, "return" and "length".
     `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of each; those that take longer
-    than `evaluation_steps` are left off there. `predict` gives the likeliest actions of observations `[B, ...]`.
+    than `evaluation_steps` are left off there. `predict` gives the likeliest actions of observations `[B, ...]`, and
+    draws those of `rl.Explore`.
 
     Args:
-      environment: where.
+      environment: where; None: on the host, so that a batch is `rl.Played`, and evaluation's is finished episodes.
       model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
       optimizer: of optax; takes `epochs * minibatches` steps an update; its rates may be traced.
       num_envs: copies of the environment.
@@ -94,35 +97,23 @@ def ppo(
     _check(steps, counts | {"evaluation_episodes": evaluation_episodes})
     descend = loss(model, surrogate)
 
-    def opinion(network: TrainState, observation: jax.Array) -> Any:
-        return model.apply({"params": network.params}, observation)
+    act = functools.partial(acting, model)
 
     def init(key: jax.Array, examples: Any) -> PPOState:
         of_network, of_world = jax.random.split(key)
-        actors = rl.begin(environment, of_world, num_envs)
-        variables = model.init({"params": of_network}, actors.observation[:1])
+        actors = None if environment is None else rl.begin(environment, of_world, num_envs)
+        observation = examples if actors is None else actors.observation
+        variables = model.init({"params": of_network}, observation[:1])
         return PPOState(gradients.create(variables["params"], optimizer), actors)
 
     def update(state: PPOState, batch: Any, key: jax.Array) -> tuple[PPOState, dict[str, Any]]:
         of_play, of_order = jax.random.split(key)
-        network = state.network
-
-        def play(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            said = opinion(network, observation)
-            chances = policy(said.policy, said.log_std)
-            action = chances.sample(key)
-            return action, {"log_probability": chances.log_probability(action), "value": said.value}
-
-        actors, seen, finished = rl.rollout(environment, play, state.actors, of_play, rollout_steps)
-        # Values of what came next are asked for anew: at an episode's end it is not the next row's observation.
-        nexts = jax.vmap(lambda observation: opinion(network, observation).value)(seen.next_observation)
-        ends = (seen.terminated, seen.truncated)
-        advantages = rl.generalized_advantages(
-            seen.reward, seen.extras["value"], nexts, *ends, discount=discount, trace_decay=trace_decay
-        )
-        rows = {"observation": seen.observation, "action": seen.action, **seen.extras}
-        rows |= {"advantage": advantages, "target": advantages + seen.extras["value"]}
-        rows = jax.tree.map(lambda x: x.reshape(steps, *x.shape[2:]), rows)
+        if environment is None:
+            actors, seen, finished = None, judged(model, state.network, batch.seen), batch.finished
+        else:
+            play = functools.partial(act, state.network)
+            actors, seen, finished = rl.rollout(environment, play, state.actors, of_play, rollout_steps)
+        rows = targets(model, state.network, seen, discount, trace_decay)
 
         def epoch(network: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
             order = jax.random.permutation(key, steps).reshape(minibatches, -1)
@@ -133,29 +124,59 @@ def ppo(
 
             return jax.lax.scan(one, network, order)
 
-        network, metrics = jax.lax.scan(epoch, network, jax.random.split(of_order, epochs))
+        network, metrics = jax.lax.scan(epoch, state.network, jax.random.split(of_order, epochs))
         means = {name: value.mean() for name, value in metrics.items()}
-        return PPOState(network, actors), {
-            **means,
-            "return": finished.episode_return,
-            "length": finished.episode_length,
-        }
-
-    def act(network: TrainState, observation: jax.Array) -> jax.Array:
-        said = opinion(network, observation)
-        return policy(said.policy, said.log_std).mode()
+        ended = jax.tree.map(jnp.sum, {"return": finished.episode_return, "length": finished.episode_length})
+        return PPOState(network, actors), means | ended
 
     def evaluate(state: PPOState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        def greedy(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return act(state.network, observation), {}
-
-        found = rl.episodes(environment, greedy, key, evaluation_episodes, evaluation_steps)
+        if environment is None:
+            return batch
+        play = functools.partial(act, state.network, greedy=True)
+        found = rl.episodes(environment, play, key, evaluation_episodes, evaluation_steps)
         return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
 
     def predict(state: PPOState, inputs: Any, key: jax.Array) -> jax.Array:
-        return act(state.network, jnp.asarray(inputs))
+        if isinstance(inputs, rl.Explore):
+            return act(state.network, inputs.observation, key)[0]
+        return act(state.network, jnp.asarray(inputs), key, greedy=True)[0]
 
     return Learner(init, update, evaluate, predict)
+
+
+def acting(
+    model: Any, network: TrainState, observation: jax.Array, key: jax.Array, greedy: bool = False
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns actions for observations `[N, ...]`, drawn or the likeliest, and what the network says of them."""
+    said = model.apply({"params": network.params}, observation)
+    chances = policy(said.policy, said.log_std)
+    action = chances.mode() if greedy else chances.sample(key)
+    return action, {"log_probability": chances.log_probability(action), "value": said.value}
+
+
+def judged(model: Any, network: TrainState, seen: rl.Transition) -> rl.Transition:
+    """Adds to actions `[T, N, ...]` what the network says of them; it must be the one that took them."""
+
+    def one(observation: jax.Array, action: jax.Array) -> dict[str, jax.Array]:
+        said = model.apply({"params": network.params}, observation)
+        return {"log_probability": policy(said.policy, said.log_std).log_probability(action), "value": said.value}
+
+    return seen._replace(extras=jax.vmap(one)(seen.observation, seen.action))
+
+
+def targets(
+    model: Any, network: TrainState, seen: rl.Transition, discount: Any, trace_decay: Any
+) -> dict[str, jax.Array]:
+    """Returns what was seen `[T, N, ...]` with advantages, and targets of its values, as rows `[T * N, ...]`."""
+    # Values of what came next are asked for anew: at an episode's end it is not the next row's observation.
+    nexts = jax.vmap(lambda observation: model.apply({"params": network.params}, observation).value)
+    values, ends = seen.extras["value"], (seen.terminated, seen.truncated)
+    advantages = rl.generalized_advantages(
+        seen.reward, values, nexts(seen.next_observation), *ends, discount=discount, trace_decay=trace_decay
+    )
+    rows = {"observation": seen.observation, "action": seen.action, **seen.extras}
+    rows |= {"advantage": advantages, "target": advantages + values}
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:

@@ -121,6 +121,28 @@ class Finished(NamedTuple):
     episode_length: Average
 
 
+class Played(NamedTuple):
+    """What was played outside of the learner, by its own policy: the batch of an update that acts nowhere itself.
+
+    Attributes:
+      seen: `[T, N, ...]`.
+      finished: `[T]`, of the episodes that ended with each of the steps.
+    """
+
+    seen: Transition
+    finished: Finished
+
+
+class Explore(NamedTuple):
+    """Observations that a learner's `predict` is to answer as it acts while it learns, not as well as it can.
+
+    Attributes:
+      observation: `[N, ...]`.
+    """
+
+    observation: jax.Array
+
+
 Policy = Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """`(observation [N, ...], key) -> (action [N, ...], extras by name)`."""
 
