@@ -113,12 +113,10 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return generative.with_images(made)
 
 
-def between(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
+def interpolated(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
     """Returns images `[N, steps, H, W, C]` of noise on the way from one to another, a pair for each label."""
     shape = result.info.shapes["inputs"]
-    ends = np.random.default_rng(result.config.seed).standard_normal((2, len(labels), 1, *shape))
-    angle = np.linspace(0, np.pi / 2, steps).reshape(-1, 1, 1, 1)
-    noise = (np.cos(angle) * ends[0] + np.sin(angle) * ends[1]).reshape(-1, *shape).astype(np.float32)
+    noise = generative.between(shape, len(labels), steps, result.config.seed).reshape(-1, *shape)
     made = result.predict({"inputs": np.repeat(labels, steps), "noise": noise})
     return np.asarray(made).reshape(len(labels), steps, *shape)
 
@@ -142,7 +140,7 @@ def figures(result: foldax.Result) -> dict[str, Any]:
     steps, weights = (1, 2, 4, 10, 50), (0.0, 1.0, 2.0, 4.0)
     drawn = {
         "samples": plots.image_rows(made, names, title="samples of each class"),
-        "interpolation": plots.image_rows(between(result, np.arange(10)), names, title="from one noise to another"),
+        "interpolation": plots.image_rows(interpolated(result, np.arange(10)), names, title="from one noise to another"),
         "steps": plots.image_rows(
             by_sampler(result, "sampling_steps", steps),
             [f"in {n}" for n in steps],

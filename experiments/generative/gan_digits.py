@@ -90,12 +90,10 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return generative.with_images(made)
 
 
-def between(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
+def interpolated(result: foldax.Result, labels: np.ndarray, steps: int = 10) -> np.ndarray:
     """Returns images `[N, steps, H, W, C]` on the way from one code to another, a pair for each label."""
-    ends = np.random.default_rng(result.config.seed).standard_normal((2, len(labels), 1, result.config.codes))
-    angle = np.linspace(0, np.pi / 2, steps)[:, None]  # codes on the way are as long as those that are drawn
-    codes = np.cos(angle) * ends[0] + np.sin(angle) * ends[1]
-    given = {"inputs": np.repeat(labels, steps), "codes": codes.reshape(-1, result.config.codes).astype(np.float32)}
+    codes = generative.between((result.config.codes,), len(labels), steps, result.config.seed)
+    given = {"inputs": np.repeat(labels, steps), "codes": codes.reshape(-1, result.config.codes)}
     return np.asarray(result.predict(given)).reshape(len(labels), steps, *result.info.shapes["inputs"])
 
 
@@ -108,7 +106,7 @@ def figures(result: foldax.Result) -> dict[str, Any]:
     closest = np.argsort(distances)[:12]
     drawn = {
         "samples": plots.image_rows(made, names, title="samples of each class"),
-        "interpolation": plots.image_rows(between(result, np.arange(10)), names, title="from one code to another"),
+        "interpolation": plots.image_rows(interpolated(result, np.arange(10)), names, title="from one code to another"),
         "neighbours": plots.neighbours(
             flat[closest],
             train["inputs"][nearest[closest]],

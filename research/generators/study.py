@@ -7,7 +7,6 @@ README.md beside this file has the answer.
 """
 
 import dataclasses
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import foldax
 from foldax import plots
 from foldax.evaluation import generative
 from foldax.runs import studies
+from foldax.train.operations import operations_of
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE.parents[1] / "experiments"
@@ -100,34 +100,6 @@ def step_operations(experiment: foldax.Experiment, config: Any) -> float:
     batch = {name: values[: config.batch_size] for name, values in dataset.train.examples().items()}
     state = jax.eval_shape(learner.init, jax.random.key(0), batch)
     return operations_of(jax.make_jaxpr(learner.update)(state, batch, jax.random.key(0)).jaxpr)
-
-
-def operations_of(program: Any) -> float:
-    """Returns the operations of a program's products and convolutions, those in a loop as often as it runs.
-
-    (XLA's own count has the body of a loop once.)
-    """
-    total = 0.0
-    for equation in program.eqns:
-        name, settings = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = settings["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            numbers, kernel = settings["dimension_numbers"], equation.invars[1].aval.shape
-            weights = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # of one output
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * weights
-        inner = [leaf for leaf in jax.tree.leaves(list(settings.values()), is_leaf=is_program) if is_program(leaf)]
-        counts = [operations_of(getattr(leaf, "jaxpr", leaf)) for leaf in inner]
-        # Of several branches one runs; of several programs of another kind, such as a custom gradient's, the first.
-        total += (max(counts[:1] if name != "cond" else counts, default=0.0)) * settings.get("length", 1)
-    return total
-
-
-def is_program(value: Any) -> bool:
-    """Whether a value among an operation's settings is a program."""
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def measured(classifier: foldax.Result, train: np.ndarray) -> Any:

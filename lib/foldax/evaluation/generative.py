@@ -184,6 +184,16 @@ def precision_recall(real: Any, generated: Any, k: int = 3) -> tuple[float, floa
     return _within(generated, real, k), _within(real, generated, k)
 
 
+def between(shape: tuple[int, ...], count: int, steps: int, seed: int) -> np.ndarray:
+    """Returns `count` ways from one normal draw to another, float32 `[count, steps, *shape]`.
+
+    They run along circles, so that what is on the way is as long as what is drawn (White, 2016).
+    """
+    first, second = np.random.default_rng(seed).standard_normal((2, count, 1, *shape))
+    angle = np.linspace(0, np.pi / 2, steps).reshape(-1, *[1] * len(shape))
+    return (np.cos(angle) * first + np.sin(angle) * second).astype(np.float32)
+
+
 def nearest_neighbours(samples: Any, training_images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns the index int `[N]` of every sample's nearest training image, and its Euclidean distance `[N]`.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from foldax.train import programs
 from foldax.train.checkpoint import flat
 from foldax.train.driver import Run
@@ -17,19 +15,21 @@ def summary(run: Run) -> Any:
     from rich.table import Table
 
     state = run.fold.state
-    params = state.get("params", state) if isinstance(state, dict) else getattr(state, "params", state)
-    leaves = flat(params)
+    every = flat(state)
+    # Of a learner that wraps others, or has a world of its own: what is below a field `params`, wherever that is.
+    leaves = {name: leaf for name, leaf in every.items() if "params" in name.split(".")} or every
     table = Table(title="Model", caption_justify="left")
     for column in ("array", "shape", "numbers"):
         table.add_column(column, justify="left" if column == "array" else "right")
     for name, leaf in list(leaves.items())[:24]:
-        table.add_row(name.removeprefix("params."), "x".join(map(str, leaf.shape)) or "scalar", f"{leaf.size:,}")
+        shown_name = ".".join(part for part in name.split(".") if part != "params")
+        table.add_row(shown_name, "x".join(map(str, leaf.shape)) or "scalar", f"{leaf.size:,}")
     if len(leaves) > 24:
         table.add_row(f"... and {len(leaves) - 24} more", "", "")
     flops = programs.update_flops(run.program, run.arguments["config"], run.arguments["seed"], run.fold, run.block.data)
     table.add_section()
-    table.add_row("parameters", "", f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}")
-    table.add_row("FLOPs of one update", "", f"{flops:,.0f}" if flops else "unknown")
+    table.add_row("parameters", "", f"{sum(leaf.size for leaf in leaves.values()):,}")
+    table.add_row("FLOPs of one update", "", f"{flops:,.0f}")
     table.add_row("bytes of the state", "", f"{programs.state_bytes(state):,}")
     return table
 
