@@ -1,5 +1,5 @@
 """Measures of what was learned that need more than an example at a time, on NumPy arrays."""
 
-from foldax.evaluation import generative, likelihood
+from foldax.evaluation import agents, generative, likelihood
 
-__all__ = ["generative", "likelihood"]
+__all__ = ["agents", "generative", "likelihood"]
