@@ -106,7 +106,7 @@ def probability_of_improvement(x: Any, y: Any) -> float:
 def improvement(
     x: Any, y: Any, *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Returns `probability_of_improvement` with its bootstrap interval; arguments and errors as there and in `interval`."""
+    """Returns `probability_of_improvement` with its bootstrap interval; arguments and errors as of both functions."""
     x, y = _pair(x, y)
     for scores in (x, y):
         _check_seeds(scores)
@@ -182,8 +182,8 @@ def _scores(scores: Any) -> np.ndarray:
     if not np.isfinite(found).all():
         seed, task = np.argwhere(~np.isfinite(found))[0][-2:]
         raise ConfigError(
-            f"scores: seed {seed} of task {task} has {found[~np.isfinite(found)][0]}; leave that run out, or say what it "
-            "is worth"
+            f"scores: seed {seed} of task {task} has {found[~np.isfinite(found)][0]}; leave that run out, or say what "
+            "it is worth"
         )
     return found
 

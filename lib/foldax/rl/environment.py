@@ -62,6 +62,7 @@ class Environment(NamedTuple):
       observations: the space of observations.
       actions: the space of actions.
       name: for errors.
+      render: `state -> image`, uint8 `[H, W, 3]`: a picture of one state, on the host; None if there is none.
     """
 
     reset: Callable[[jax.Array], tuple[State, jax.Array]]
@@ -69,6 +70,7 @@ class Environment(NamedTuple):
     observations: Box
     actions: Discrete | Box
     name: str = "environment"
+    render: Callable[[State], np.ndarray] | None = None
 
 
 class Actors(NamedTuple):

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError, nearest
+from foldax.rl import drawings
 from foldax.rl.environment import Box, Discrete, Environment, Step
 
 
 def gymnax(name: str, **parameters: Any) -> Environment:
     """Returns an environment of gymnax (Lange, 2022), such as "CartPole-v1" or "Breakout-MinAtar".
+
+    Classic control and MinAtar have pictures (`render`).
 
     Args:
       name: one of `gymnax.registered_envs`.
@@ -51,7 +54,7 @@ def gymnax(name: str, **parameters: Any) -> Environment:
         actions = world.action_space(settings)
         space = Discrete(int(actions.n)) if hasattr(actions, "n") else _box(actions)
         seen = _box(world.observation_space(settings))
-    return Environment(reset, step, seen, space, name)
+    return Environment(reset, step, seen, space, name, drawings.of_gymnax(name, world, settings))
 
 
 def _box(space: Any) -> Box:

@@ -34,7 +34,21 @@ def time_limit(environment: Environment, steps: int) -> Environment:
         time = state[1] + 1
         return (inner, time), answer._replace(truncated=answer.truncated | (time >= steps))
 
-    return environment._replace(reset=reset, step=step)
+    return environment._replace(reset=reset, step=step, render=_of_first(environment.render))
+
+
+def limit_ends(environment: Environment) -> Environment:
+    """Returns the environment whose episodes count as over where they are cut off: what not to do (Pardo et al., 2018).
+
+    Learners then take what comes after the limit for worth nothing; see `research/time_limits`.
+    """
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
+        after, answer = environment.step(key, state, action)
+        over = answer.terminated | answer.truncated
+        return after, answer._replace(terminated=over, truncated=jnp.zeros_like(over))
+
+    return environment._replace(step=step)
 
 
 def frame_stack(environment: Environment, count: int) -> Environment:
@@ -62,7 +76,13 @@ def frame_stack(environment: Environment, count: int) -> Environment:
         return (inner, frames), answer._replace(observation=stacked(frames))
 
     low, high = (np.concatenate([bound] * count, axis=-1) for bound in environment.observations)
-    return environment._replace(reset=reset, step=step, observations=Box(low, high))
+    render = _of_first(environment.render)
+    return environment._replace(reset=reset, step=step, observations=Box(low, high), render=render)
+
+
+def _of_first(render: Any) -> Any:
+    """Returns what draws a state that is the first of a pair."""
+    return None if render is None else lambda state: render(state[0])
 
 
 def clip_actions(environment: Environment) -> Environment:
