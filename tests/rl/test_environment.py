@@ -74,6 +74,13 @@ def test_a_time_limit_truncates_and_does_not_terminate():
         wrappers.time_limit(counter(), 0)
 
 
+def test_a_limit_that_ends_is_told_as_an_end():
+    world = wrappers.limit_ends(wrappers.time_limit(counter(5), 2))
+    _, seen, _ = rl.rollout(world, still, rl.begin(world, KEY, 1), KEY, 4)
+    np.testing.assert_array_equal(seen.terminated[:, 0], [False, True, False, True])
+    assert not seen.truncated.any()
+
+
 def test_frames_are_of_their_own_episode():
     world = wrappers.frame_stack(counter(2), 3)
     assert world.observations.shape == (3,)

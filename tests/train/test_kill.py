@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 KILLS = int(os.environ.get("FOLDAX_KILLS", "1"))  # runs; `make kill` has 20
 MOMENTS = 2  # kills of each run
 
@@ -66,16 +68,28 @@ def kill_at_a_random_moment(process: subprocess.Popen, run: Path, rng: random.Ra
     return process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("source", ["device", "stream"])
-def test_killed_runs_end_with_the_same_bits(tmp_path: Path, source: str) -> None:
-    file = tmp_path / "killed.py"
-    file.write_text(FILE.replace("SOURCE", source).replace("STEPS", "6_000" if source == "device" else "1_500"))
-    finish(foldax("run", file, "--run-dir", tmp_path / "whole"))
+def command(kind: str, folder: Path) -> list[object]:
+    """Returns file and options of a run of this kind, some seconds long."""
+    if kind in ("device", "stream"):
+        file = folder / "killed.py"
+        file.write_text(FILE.replace("SOURCE", kind).replace("STEPS", "6_000" if kind == "device" else "1_500"))
+        return [file]
+    pytest.importorskip("gymnax", reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)")
+    often = {"ppo": ("500_000", "50"), "dqn": ("150_000", "1_000")}  # steps of environments, between checkpoints
+    steps, every = (number.replace("_", "") for number in often[kind])
+    file = ROOT / "experiments" / "rl" / f"{kind}_cartpole.py"
+    return [file, "--environment-steps", steps, "--checkpoint-every", every, "--log-every", int(every) // 2]
+
+
+@pytest.mark.parametrize("kind", ["device", "stream", "ppo", "dqn"])
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, kind: str) -> None:
+    run_it = ["run", *command(kind, tmp_path)]
+    finish(foldax(*run_it, "--run-dir", tmp_path / "whole"))
     whole = json.loads((tmp_path / "whole" / "result.json").read_text())
     kills = 0
     for index in range(KILLS):
         rng, run = random.Random(index), tmp_path / f"run{index}"
-        kills += kill_at_a_random_moment(foldax("run", file, "--run-dir", run), run, rng)
+        kills += kill_at_a_random_moment(foldax(*run_it, "--run-dir", run), run, rng)
         for _ in range(MOMENTS - 1):
             finish(foldax("show", run))
             kills += kill_at_a_random_moment(foldax("resume", run), run, rng)
@@ -84,5 +98,5 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path, source: str) -> None
         for key in ("state_sha256", "train", "validation", "test", "best_step", "steps"):
             assert result[key] == whole[key], (index, key)
         assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-    print(f"{source}: {KILLS} runs, {kills} kills, all {KILLS} bit-identical")
+    print(f"{kind}: {KILLS} runs, {kills} kills, all {KILLS} bit-identical")
     assert kills >= KILLS
