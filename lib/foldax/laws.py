@@ -27,6 +27,7 @@ from foldax.train import driver, programs
 from foldax.train import fold as folds
 from foldax.train.checkpoint import Checkpoints, flat, to_host
 from foldax.train.members import Lanes, Member, own_devices
+from foldax.train.newest import Newest
 from foldax.train.together import Together
 
 STEPS = 10
@@ -64,13 +65,17 @@ def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> 
 
 def purity(subject: Subject) -> str | None:
     """Same seed, same bits, also when everything is traced anew."""
-    first, second = (_fold_anew(subject.begin(), STEPS) for _ in range(2))
+    run = subject.begin()
+    driver.refill(run)
+    first, second = (_fold_anew(run, STEPS) for _ in range(2))
     _same_bits(first, second, "two runs with the same seed differ", "the learner uses randomness that is not its key's")
     return None
 
 
 def chunking(subject: Subject) -> str | None:
     """Any chunk size, same bits."""
+    if reason := driver.unsaved(subject.dataset):
+        return reason
     whole = _fold(subject.begin(), [STEPS])
     parts = _fold(subject.begin(), [1, 2, STEPS // 2, STEPS])
     why = "the learner depends on something that is neither state, batch nor key"
@@ -80,6 +85,8 @@ def chunking(subject: Subject) -> str | None:
 
 def resume(subject: Subject) -> str | None:
     """Stop anywhere, go on from the checkpoint, same bits."""
+    if reason := driver.unsaved(subject.dataset):
+        return reason
     whole = _fold(subject.begin(), [STEPS])
     with tempfile.TemporaryDirectory() as folder:
         run = subject.begin()
@@ -100,6 +107,8 @@ def resume(subject: Subject) -> str | None:
 
 def sweep(subject: Subject) -> str | None:
     """A member of a sweep has the bits of its lone run (exact), and its metrics agree at first (fast)."""
+    if reason := driver.unsaved(subject.dataset):
+        return reason
     config = dataclasses.replace(subject.config, log_every=STEPS, evaluate_every=0)
     leaves, treedef = jax.tree_util.tree_flatten(config)
     changed = jax.tree.unflatten(treedef, [float(leaf) * 1.1 for leaf in leaves])
@@ -194,7 +203,8 @@ def coverage(subject: Subject) -> str | None:
     run, source = subject.begin(), subject.dataset.splits[split]
     config, seed, seen = run.arguments["config"], run.arguments["seed"], 0
     learner = folds.make_learner(run.program, config)
-    for index, block in enumerate(source.blocks()):
+    newest = Newest(run.program, config, seed, run.fold.state, "evaluate")
+    for index, block in enumerate(source.blocks(newest)):
         mask = np.asarray(block.mask)
         seen += int(mask.sum())
         values = _rows(run, block.batches, block.mask, index)
@@ -216,6 +226,7 @@ def learning(subject: Subject) -> str | None:
     run = subject.begin()
     learner = folds.make_learner(run.program, run.arguments["config"])
     keys = folds.streams(run.arguments["seed"])
+    driver.refill(run)
     batch = run.program.feed.batch(run.block.data, keys.data, jnp.int32(0), jnp.int32(run.block.start))
 
     @jax.jit
@@ -247,6 +258,8 @@ LAWS: dict[str, Callable[[Subject], str | None]] = {
 
 def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
     """Returns advice if dispatching each step is clearly faster here than a compiled loop (median of three)."""
+    if driver.unsaved(subject.dataset):
+        return None  # its environments take the time
 
     def seconds(dispatch: str) -> float:
         run, times = subject.begin(dispatch=dispatch), []
@@ -273,8 +286,7 @@ def _fold(run: driver.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
     with programs.explained(run.program, **run.arguments):
         for end in boundaries:
             while run.step < end:
-                while run.block.end is not None and run.step >= run.block.end:
-                    run.block = next(run.blocks)
+                driver.refill(run)
                 stop = end if run.block.end is None else min(end, run.block.end)
                 driver.dispatch_chunk(run, driver.Hooks(), stop)
     return to_host(run.fold.state)

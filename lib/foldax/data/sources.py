@@ -13,40 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.blocks import Block, EvalBlock
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
 from foldax.data.shuffle import shuffled
 
 Batch = dict[str, jax.Array]
 MAX_BATCHES = 64  # in a block of a stream
 _OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-class Block(NamedTuple):
-    """Data of some training steps.
-
-    Attributes:
-      data: pytree of device arrays, the first argument of the source's `feed.batch`.
-      start: its first step.
-      end: the step after its last one; None if it serves for ever.
-      cursor: JSON-able state of the source's iterator at the start of the block; None if there is none.
-    """
-
-    data: Any
-    start: int
-    end: int | None
-    cursor: dict[str, Any] | None
-
-
-class EvalBlock(NamedTuple):
-    """Examples of an evaluation split.
-
-    Attributes:
-      batches: arrays `[K, B, ...]` by key.
-      mask: bool `[K, B]`, False for padding (which repeats the split's first example).
-    """
-
-    batches: dict[str, Any]
-    mask: Any
 
 
 class DeviceFeed(NamedTuple):
@@ -175,8 +148,12 @@ class Split:
     def _first(self) -> EvalBlock:
         return self._block(0)
 
-    def blocks(self) -> Iterator[EvalBlock]:
-        """Yields blocks of one shape that hold every example exactly once, in the order of their indices."""
+    def blocks(self, newest: Any = None) -> Iterator[EvalBlock]:
+        """Yields blocks of one shape that hold every example exactly once, in the order of their indices.
+
+        Padding repeats the split's first example; what is there does not depend on the `newest` state.
+        """
+        del newest
         starts = range(0, self.num_examples, self._batches * self.batch_size)
         yield from [self._first] if len(starts) == 1 else map(self._block, starts)
 

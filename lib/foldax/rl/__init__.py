@@ -17,7 +17,9 @@ from foldax.rl.environment import (
     episodes,
     rollout,
 )
+from foldax.rl.gymnasium_worlds import gymnasium
 from foldax.rl.gymnax_worlds import gymnax
+from foldax.rl.host import Host, HostFacts, host
 from foldax.rl.returns import generalized_advantages, n_step_targets, one_step_targets
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "Environment",
     "Explore",
     "Finished",
+    "Host",
+    "HostFacts",
     "Played",
     "Policy",
     "Step",
@@ -35,7 +39,9 @@ __all__ = [
     "begin",
     "episodes",
     "generalized_advantages",
+    "gymnasium",
     "gymnax",
+    "host",
     "n_step_targets",
     "one_step_targets",
     "priorities",

@@ -137,6 +137,7 @@ def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
         "data_fingerprint": None,
+        "unsaved": None,
         "started": now(),
         "ended": None,
         "status": "running",

@@ -20,7 +20,7 @@ from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.train import programs
 from foldax.train.checkpoint import Checkpoints, state_digest
-from foldax.train.driver import Hooks, Run, fit
+from foldax.train.driver import Hooks, Run, fit, unsaved
 from foldax.train.result import Result
 
 
@@ -71,6 +71,8 @@ def train(
     with folder.lock(path), contextlib.closing(progress):
         if resume:
             folder.check_same(path, experiment, config)
+            if lost := folder.read_json(path / "manifest.json").get("unsaved"):
+                warn(lost)
             folder.amend_manifest(path, status="running", ended=None)
         else:
             folder.create(path, experiment, config)
@@ -96,8 +98,9 @@ def _train_in(
         hooks = _hooks(progress, interrupted, source, log, checkpoints, path, verbose, config)
         result = fit(experiment, config, hooks, dataset)
     if result.status == "interrupted":
+        lost = f" ({unsaved(result.dataset)})" if unsaved(result.dataset) else ""
         raise Interrupted(
-            f"stopped at step {result.step} of {config.steps}; go on with: foldax resume {tables.shown(path)}"
+            f"stopped at step {result.step} of {config.steps}; go on with: foldax resume {tables.shown(path)}{lost}"
         )
     result = dataclasses.replace(result, run_dir=path)
     progress.close()
@@ -131,7 +134,8 @@ def _hooks(
 
     def ready(run: Run) -> None:
         if path is not None and run.program.info is not None:
-            folder.amend_manifest(path, data_fingerprint=run.program.info.fingerprint)
+            facts = dict(data_fingerprint=run.program.info.fingerprint, unsaved=unsaved(run.dataset))
+            folder.amend_manifest(path, **facts)
         if verbose:
             _print(tables.summary(run))
 
@@ -202,6 +206,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "best_step": result.best_step,
         **result.metrics,
         "state_sha256": state_digest(result.final),
+        **({"unsaved": unsaved(result.dataset)} if unsaved(result.dataset) else {}),
         "steps_per_second": result.steps_per_second,
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,

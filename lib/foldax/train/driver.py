@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.blocks import Block
 from foldax.config import parse_every
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.experiment import Experiment
@@ -23,6 +24,7 @@ from foldax.train import evaluate as evaluation
 from foldax.train import programs
 from foldax.train.evaluate import Evaluation
 from foldax.train.fold import LOGS, Best, Fold, Program, Report, first_best
+from foldax.train.newest import Newest
 from foldax.train.result import Result
 
 TARGET_SECONDS = 0.5  # of a chunk: a signal or a save is never further away than two of them
@@ -87,7 +89,7 @@ class Run:
     fold: Fold
     best: Best
     step: int
-    blocks: Generator[Any, None, None]
+    blocks: Generator[Any, Any, None]
     block: Any
     history: list[dict[str, Any]]
     saved_at: float
@@ -98,15 +100,6 @@ class Run:
     seconds_per_step: float = 0.0
     rows: int | None = None
     calls: Calls = dataclasses.field(default_factory=Calls)
-
-
-class Block(NamedTuple):
-    """Stands in for a block of data where there is no dataset."""
-
-    data: Any = None
-    start: int = 0
-    end: int | None = None
-    cursor: dict[str, Any] | None = None
 
 
 class Boundary(NamedTuple):
@@ -286,8 +279,7 @@ def fold_all(run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Ho
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
     chunk = _chunk(NEVER, run)
     while not stopped and run.step < last and not hooks.interrupted():
-        while run.block.end is not None and run.step >= run.block.end:
-            run.block = next(run.blocks)
+        refill(run)
         boundary = dispatch_chunk(run, hooks, min(_next_due(run), run.step + chunk, last))
         if unread is not None:
             stopped = read(run, hooks, unread)
@@ -302,6 +294,13 @@ def fold_all(run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Ho
         return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
     run.step = int(run.fold.step)  # chunks dispatched after the stop did nothing
     return "stopped early"
+
+
+def refill(run: Run) -> None:
+    """Takes the block of data that the run's next step is in; where data depends on the state, the newest makes it."""
+    while run.block.end is not None and run.step >= run.block.end:
+        config, seed = run.arguments["config"], run.arguments["seed"]
+        run.block = run.blocks.send(Newest(run.program, config, seed, run.fold.state, "data"))
 
 
 def _chunk(most: int, run: Run) -> int:
@@ -331,7 +330,7 @@ def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any]
     """Starts writing a checkpoint, if there is somewhere to write and it is a new one."""
     step = int(tree[0].step)
     if hooks.checkpoints is not None and step != run.saved_step:
-        hooks.checkpoints.save(step, tree, {"cursor": cursor})
+        hooks.checkpoints.save(step, tree, {"cursor": cursor, "unsaved": unsaved(run.dataset)})
         run.saved_step = step
 
 
@@ -411,7 +410,12 @@ def has(dataset: Any, split: str) -> bool:
     return dataset is None or split in dataset.splits
 
 
-def blocks_of(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, None, None]:
+def unsaved(dataset: Any) -> str | None:
+    """Returns what of its own state the source of data cannot save, as a clause; None if a resumed run has the bits."""
+    return getattr(dataset, "unsaved", None)
+
+
+def blocks_of(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, Any, None]:
     if dataset is None:
         yield Block()
     else:

@@ -13,6 +13,7 @@ from foldax.errors import ConfigError, nearest
 from foldax.learner import Average
 from foldax.train import programs
 from foldax.train.fold import Program
+from foldax.train.newest import Newest
 
 
 class Evaluation(NamedTuple):
@@ -45,7 +46,8 @@ def dispatch(
         sums, values = evaluate(program, config, seed, state, None, None, index, collect=collect)
         return Evaluation(sums, [values] if collect else [], [None] if collect else [])
     sums, blocks, masks = None, [], []
-    for index, block in enumerate(dataset.splits[split].blocks()):
+    newest = Newest(program, config, seed, state, "evaluate")
+    for index, block in enumerate(dataset.splits[split].blocks(newest)):
         added, values = evaluate(
             program, config, seed, state, block.batches, block.mask, jnp.int32(index), collect=collect
         )
