@@ -43,6 +43,22 @@ def test_n_steps_are_summed_within_an_episode(rewards, after, terminated, trunca
     np.testing.assert_allclose(rl.n_step_targets(*arrays, discount, steps), expected, atol=1e-4)
 
 
+@given(numbers, numbers, flags, flags, st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+@settings(max_examples=60, deadline=None)
+def test_lambda_returns_are_those_of_a_plain_loop(rewards, after, terminated, truncated, discount, decay):
+    expected = np.zeros(LENGTH)
+    for t in reversed(range(LENGTH)):
+        value = after[t]
+        if t < LENGTH - 1 and not truncated[t]:
+            value = (1 - decay) * after[t] + decay * expected[t + 1]
+        expected[t] = rewards[t] + discount * value * (not terminated[t])
+    arrays = [jnp.array(x) for x in (rewards, after, terminated, truncated)]
+    np.testing.assert_allclose(rl.lambda_returns(*arrays, discount, decay), expected, atol=1e-4)
+    if decay in (0, 1):
+        steps = 1 if decay == 0 else LENGTH
+        np.testing.assert_allclose(expected, rl.n_step_targets(*arrays, discount, steps), atol=1e-4)
+
+
 @pytest.mark.parametrize("truncates", [False, True])
 def test_values_of_a_chain_are_fixed_points(truncates):
     """Two states, reward 1 in the second: cut off there, it would go on forever; terminated, it is over."""

@@ -59,3 +59,26 @@ def continuous() -> Environment:
 
     bounds = Box(np.full(1, -1, np.float32), np.full(1, 1, np.float32))
     return Environment(reset, step, bounds, bounds, "continuous")
+
+
+def recall(length: int = 3) -> Environment:
+    """Shows a sign at first, and asks for it at the last of `length` steps: worth 1 if it is right, else -1."""
+
+    def seen(state):
+        sign, time = state
+        asks = (time == length - 1).astype(jnp.float32)
+        return jnp.stack([jnp.where(time == 0, sign, 0.0), asks])
+
+    def reset(key):
+        state = jax.random.choice(key, jnp.array([-1.0, 1.0])), jnp.int32(0)
+        return state, seen(state)
+
+    def step(key, state, action):
+        sign, time = state
+        right = jnp.where((action * 2.0 - 1.0) == sign, 1.0, -1.0)
+        after = sign, time + 1
+        over = time + 1 >= length
+        return after, Step(seen(after), jnp.where(over, right, 0.0), over, jnp.bool_(False))
+
+    bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
+    return Environment(reset, step, bounds, Discrete(2), "recall")

@@ -69,3 +69,17 @@ class Normal(NamedTuple):
 def policy(outputs: jax.Array, log_std: jax.Array | None = None) -> Categorical | Normal:
     """Returns the distribution that outputs `[B, A]` stand for: of choices, or of numbers if there are deviations."""
     return Categorical(outputs) if log_std is None else Normal(outputs, log_std)
+
+
+def exploration(steps: jax.Array, epsilon: jax.Array, epsilon_steps: jax.Array) -> jax.Array:
+    """Returns the probability of a random action after as many steps: from 1 to `epsilon` in a straight line."""
+    share = jnp.clip(steps * jnp.reciprocal(jnp.maximum(epsilon_steps, 1.0)), 0.0, 1.0)
+    return 1.0 + share * (epsilon - 1.0)
+
+
+def epsilon_greedy(values: jax.Array, epsilon: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns actions int32 `[B]`: each the one of the largest of values `[B, A]`, or with `epsilon` any of A."""
+    of_chance, of_choice = jax.random.split(key)
+    count, actions = values.shape
+    anything = jax.random.randint(of_choice, (count,), 0, actions)
+    return jnp.where(jax.random.bernoulli(of_chance, epsilon, (count,)), anything, values.argmax(axis=-1))

@@ -7,7 +7,6 @@ environment is on the host, its steps come as the batch, played by the same poli
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,23 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.errors import ConfigError
 from foldax.learner import Learner
-from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
+from foldax.learners import gradients, on_policy
+from foldax.learners.on_policy import AgentState
 from foldax.learners.policies import policy
-
-
-class PPOState(NamedTuple):
-    """The network and the world.
-
-    Attributes:
-      network: an actor and a critic.
-      actors: copies of the environment; None where they are on the host.
-    """
-
-    network: TrainState
-    actors: Any
+from foldax.learners.scales import no_scales, observed, scaled
 
 
 class Surrogate(NamedTuple):
@@ -64,6 +51,8 @@ def ppo(
     discount: Any = 0.99,
     trace_decay: Any = 0.95,
     surrogate: Surrogate = Surrogate(),
+    scale_observations: bool = False,
+    scale_rewards: bool = False,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
 ) -> Learner:
@@ -86,97 +75,53 @@ def ppo(
       discount: of a reward one step later; may be traced.
       trace_decay: lambda of the advantages' estimates (GAE); may be traced.
       surrogate: the loss.
+      scale_observations: whether the network sees them in deviations from the mean of all that were seen before.
+      scale_rewards: whether it learns from rewards over the deviation of the discounted return so far.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
 
     Raises:
       ConfigError: a number is below 1, or the minibatches do not divide the steps.
     """
-    steps = num_envs * rollout_steps
-    counts = dict(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    _check(steps, counts | {"evaluation_episodes": evaluation_episodes})
+    on_policy.check(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
+    on_policy.check(evaluation_episodes=evaluation_episodes)
+    on_policy.check_parts(minibatches, num_envs, rollout_steps)
     descend = loss(model, surrogate)
 
-    act = functools.partial(acting, model)
+    def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:
+        def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return on_policy.acting(model, state.network.params, observed(state.scales, observation), key, greedy)
 
-    def init(key: jax.Array, examples: Any) -> PPOState:
-        of_network, of_world = jax.random.split(key)
-        actors = None if environment is None else rl.begin(environment, of_world, num_envs)
-        observation = examples if actors is None else actors.observation
-        variables = model.init({"params": of_network}, observation[:1])
-        return PPOState(gradients.create(variables["params"], optimizer), actors)
+        return act
 
-    def update(state: PPOState, batch: Any, key: jax.Array) -> tuple[PPOState, dict[str, Any]]:
+    def init(key: jax.Array, examples: Any) -> AgentState:
+        state, observation = on_policy.begin(environment, model, optimizer, key, num_envs, examples)
+        return state._replace(scales=no_scales(observation, scale_observations, scale_rewards))
+
+    def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
         of_play, of_order = jax.random.split(key)
+        act = policy_of(state)
+        actors, seen, ended = on_policy.played(environment, act, state.actors, batch, of_play, rollout_steps)
+        scales, seen = scaled(state.scales, seen, discount)
+        params = state.network.params
         if environment is None:
-            actors, seen, finished = None, judged(model, state.network, batch.seen), batch.finished
-        else:
-            play = functools.partial(act, state.network)
-            actors, seen, finished = rl.rollout(environment, play, state.actors, of_play, rollout_steps)
-        rows = targets(model, state.network, seen, discount, trace_decay)
+            seen = on_policy.judged(model, params, seen)
+        rows = on_policy.targets(model, params, seen, discount, trace_decay)
+        network, metrics = on_policy.worked_through(
+            state.network, descend, optimizer, rows, of_order, epochs, minibatches
+        )
+        return AgentState(network, actors, scales), metrics | ended
 
-        def epoch(network: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-            order = jax.random.permutation(key, steps).reshape(minibatches, -1)
+    def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
+        act = policy_of(state, greedy=True)
+        return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
-            def one(network: TrainState, chosen: jax.Array) -> tuple[TrainState, Any]:
-                part = jax.tree.map(lambda x: x[chosen], rows)
-                return gradients.step(network, descend, optimizer, part, key)
-
-            return jax.lax.scan(one, network, order)
-
-        network, metrics = jax.lax.scan(epoch, state.network, jax.random.split(of_order, epochs))
-        means = {name: value.mean() for name, value in metrics.items()}
-        ended = jax.tree.map(jnp.sum, {"return": finished.episode_return, "length": finished.episode_length})
-        return PPOState(network, actors), means | ended
-
-    def evaluate(state: PPOState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        if environment is None:
-            return batch
-        play = functools.partial(act, state.network, greedy=True)
-        found = rl.episodes(environment, play, key, evaluation_episodes, evaluation_steps)
-        return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
-
-    def predict(state: PPOState, inputs: Any, key: jax.Array) -> jax.Array:
+    def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
         if isinstance(inputs, rl.Explore):
-            return act(state.network, inputs.observation, key)[0]
-        return act(state.network, jnp.asarray(inputs), key, greedy=True)[0]
+            return policy_of(state)(inputs.observation, key)[0]
+        return policy_of(state, greedy=True)(jnp.asarray(inputs), key)[0]
 
     return Learner(init, update, evaluate, predict)
-
-
-def acting(
-    model: Any, network: TrainState, observation: jax.Array, key: jax.Array, greedy: bool = False
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns actions for observations `[N, ...]`, drawn or the likeliest, and what the network says of them."""
-    said = model.apply({"params": network.params}, observation)
-    chances = policy(said.policy, said.log_std)
-    action = chances.mode() if greedy else chances.sample(key)
-    return action, {"log_probability": chances.log_probability(action), "value": said.value}
-
-
-def judged(model: Any, network: TrainState, seen: rl.Transition) -> rl.Transition:
-    """Adds to actions `[T, N, ...]` what the network says of them; it must be the one that took them."""
-
-    def one(observation: jax.Array, action: jax.Array) -> dict[str, jax.Array]:
-        said = model.apply({"params": network.params}, observation)
-        return {"log_probability": policy(said.policy, said.log_std).log_probability(action), "value": said.value}
-
-    return seen._replace(extras=jax.vmap(one)(seen.observation, seen.action))
-
-
-def targets(
-    model: Any, network: TrainState, seen: rl.Transition, discount: Any, trace_decay: Any
-) -> dict[str, jax.Array]:
-    """Returns what was seen `[T, N, ...]` with advantages, and targets of its values, as rows `[T * N, ...]`."""
-    # Values of what came next are asked for anew: at an episode's end it is not the next row's observation.
-    nexts = jax.vmap(lambda observation: model.apply({"params": network.params}, observation).value)
-    values, ends = seen.extras["value"], (seen.terminated, seen.truncated)
-    advantages = rl.generalized_advantages(
-        seen.reward, values, nexts(seen.next_observation), *ends, discount=discount, trace_decay=trace_decay
-    )
-    rows = {"observation": seen.observation, "action": seen.action, **seen.extras}
-    rows |= {"advantage": advantages, "target": advantages + values}
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:
@@ -185,30 +130,27 @@ def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:
 
     def total(params: Any, model_state: Any, rows: Any, key: jax.Array) -> Any:
         said = model.apply({"params": params}, rows["observation"])
-        chances, advantages = policy(said.policy, said.log_std), rows["advantage"]
-        if surrogate.standardize:
-            advantages = (advantages - advantages.mean()) * jnp.reciprocal(advantages.std() + 1e-8)
-        change = chances.log_probability(rows["action"]) - rows["log_probability"]
-        ratio = jnp.exp(change)
-        bounded = jnp.clip(ratio, 1 - surrogate.clip, 1 + surrogate.clip)
-        policy_loss = -jnp.minimum(ratio * advantages, bounded * advantages).mean()
-        errors = jnp.square(said.value - rows["target"])
-        if surrogate.value_clip is not None:
-            near = rows["value"] + jnp.clip(said.value - rows["value"], -surrogate.value_clip, surrogate.value_clip)
-            errors = jnp.maximum(errors, jnp.square(near - rows["target"]))
-        value_loss, entropy = 0.5 * errors.mean(), chances.entropy().mean()
-        value = policy_loss + surrogate.value_weight * value_loss - surrogate.entropy_weight * entropy
-        metrics = {"loss": value, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-        metrics |= {"clipped": (jnp.abs(ratio - 1) > surrogate.clip).mean(), "divergence": (ratio - 1 - change).mean()}
+        value, metrics = judge(said, rows, surrogate)
         return value, (model_state, metrics)
 
     return total
 
 
-def _check(steps: int, counts: dict[str, int]) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {value} must be 1 or more")
-    if steps % counts["minibatches"]:
-        parts = f"{counts['num_envs']} x {counts['rollout_steps']}"
-        raise ConfigError(f"minibatches: {counts['minibatches']} do not divide {parts} = {steps} steps")
+def judge(said: Any, rows: dict[str, jax.Array], surrogate: Surrogate) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of `models.Opinion`s `[B]` about rows `[B]`, and its parts by name."""
+    chances, advantages = policy(said.policy, said.log_std), rows["advantage"]
+    if surrogate.standardize:
+        advantages = (advantages - advantages.mean()) * jnp.reciprocal(advantages.std() + 1e-8)
+    change = chances.log_probability(rows["action"]) - rows["log_probability"]
+    ratio = jnp.exp(change)
+    bounded = jnp.clip(ratio, 1 - surrogate.clip, 1 + surrogate.clip)
+    policy_loss = -jnp.minimum(ratio * advantages, bounded * advantages).mean()
+    errors = jnp.square(said.value - rows["target"])
+    if surrogate.value_clip is not None:
+        near = rows["value"] + jnp.clip(said.value - rows["value"], -surrogate.value_clip, surrogate.value_clip)
+        errors = jnp.maximum(errors, jnp.square(near - rows["target"]))
+    value_loss, entropy = 0.5 * errors.mean(), chances.entropy().mean()
+    value = policy_loss + surrogate.value_weight * value_loss - surrogate.entropy_weight * entropy
+    metrics = {"loss": value, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    metrics |= {"clipped": (jnp.abs(ratio - 1) > surrogate.clip).mean(), "divergence": (ratio - 1 - change).mean()}
+    return value, metrics

@@ -1,7 +1,7 @@
 """Flax Linen modules; every network is called as `model(x, train=...)`, one of sequences also with `mask=...`."""
 
 from foldax.models.activations import ACTIVATIONS, activation
-from foldax.models.actor_critic import ActorCritic, Opinion
+from foldax.models.actor_critic import ActorCritic, Opinion, RecurrentActorCritic
 from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
 from foldax.models.cnn import CNN
 from foldax.models.convolution import convolution
@@ -46,6 +46,7 @@ __all__ = [
     "Patched",
     "Projected",
     "Recurrent",
+    "RecurrentActorCritic",
     "Represented",
     "ResNet",
     "SpectralNorm",

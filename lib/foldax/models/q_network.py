@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from foldax.models.activations import Activation, activation
-from foldax.models.layers import Dense
+from foldax.models.layers import Dense, Normalization, normalization
 
 
 class NoisyDense(nn.Module):
@@ -63,6 +63,7 @@ class QNetwork(nn.Module):
       noisy: whether all but an encoder are `NoisyDense`.
       activation: a name of `ACTIVATIONS` or a function.
       encoder: any network `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
+      normalization: None, "layer" or another of `models.normalization`, of what a hidden layer activates.
     """
 
     actions: int
@@ -72,6 +73,7 @@ class QNetwork(nn.Module):
     noisy: bool = False
     activation: Activation = "relu"
     encoder: Any = None
+    normalization: Normalization | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -83,7 +85,8 @@ class QNetwork(nn.Module):
 
         def hidden(x: jax.Array, widths: tuple[int, ...], name: str) -> jax.Array:
             for index, width in enumerate(widths):
-                x = activation(self.activation)(dense(x, width, f"{name}_{index}"))
+                x = normalization(self.normalization, width, train)(dense(x, width, f"{name}_{index}"))
+                x = activation(self.activation)(x)
             return x
 
         if not self.dueling:

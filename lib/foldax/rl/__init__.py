@@ -20,7 +20,8 @@ from foldax.rl.environment import (
 from foldax.rl.gymnasium_worlds import gymnasium
 from foldax.rl.gymnax_worlds import gymnax
 from foldax.rl.host import Host, HostFacts, host
-from foldax.rl.returns import generalized_advantages, n_step_targets, one_step_targets
+from foldax.rl.memory import remembering
+from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
 
 __all__ = [
     "Actors",
@@ -42,10 +43,12 @@ __all__ = [
     "gymnasium",
     "gymnax",
     "host",
+    "lambda_returns",
     "n_step_targets",
     "one_step_targets",
     "priorities",
     "replay",
+    "remembering",
     "rollout",
     "wrappers",
 ]

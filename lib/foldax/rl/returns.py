@@ -67,3 +67,28 @@ def n_step_targets(
         last = jnp.arange(length).reshape(-1, *[1] * (rewards.ndim - 1)) == length - 1
         targets = jnp.where(over | last, total, rewards + discount * following)
     return targets
+
+
+def lambda_returns(
+    rewards: jax.Array,
+    next_values: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    discount: Any,
+    trace_decay: Any,
+) -> jax.Array:
+    """Returns lambda-returns `[T, ...]`: means of n-step targets of all n (Watkins, 1989; Daley & Amato, 2019).
+
+    Where `next_values` are those of the best actions, these are Peng's Q(lambda) (Peng & Williams, 1994), of which PQN
+    makes its targets: what was done is followed, though it may not have been the best. Arguments as above.
+    """
+    one_step = one_step_targets(rewards, next_values, terminated, discount)
+    # What follows counts only within the episode; at its end, and at that of the sequence, the value stands for it.
+    kept = discount * trace_decay * (1.0 - (terminated | truncated))
+
+    def back(following: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
+        target, value, share = now
+        total = target + share * (following - value)
+        return total, total
+
+    return jax.lax.scan(back, next_values[-1], (one_step, next_values, kept), reverse=True)[1]
