@@ -104,6 +104,22 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--normalize", action="store_true", help="scale what is clustered to length 1")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of kmeans and mixture")
     group.add_argument("--out", type=Path, metavar="DIR", help="default: a folder in RUN_DIR/clusters")
+    plays = add("play", _play, "play episodes with a run's agent: an animation, pictures, and returns", "RUN_DIR")
+    plays.add_argument("--episodes", type=int, default=1, metavar="N", help="how many, one after another (default: 1)")
+    plays.add_argument("--seed", type=int, default=0, metavar="N", help="the same plays the same episodes (default: 0)")
+    plays.add_argument("--steps", type=int, default=1000, metavar="N", help="most of an episode (default: 1000)")
+    plays.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".gif, or .mp4 with imageio-ffmpeg (default: play.gif in the run folder)",
+    )
+    plays.add_argument("--fps", type=int, default=30, metavar="N", help="frames a second (default: 30)")
+    plays.epilog = (
+        "The agent does what it takes for best (`predict`), in the experiment's `environment`. Beside FILE there is a "
+        "strip of pictures of the first episode (_strip.png); where the environment cannot be drawn, there is a figure "
+        "of what was observed (_observations.png) instead of both."
+    )
     check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
@@ -223,6 +239,14 @@ def _cluster(command: argparse.Namespace, rest: list[str]) -> int:
     _no_more(rest)
     options = ("of", "split", "method", "clusters", "normalize", "seed", "out")
     cluster(command.run_dir, **{name: getattr(command, name) for name in options})
+    return 0
+
+
+def _play(command: argparse.Namespace, rest: list[str]) -> int:
+    from foldax.runs.play import play
+
+    _no_more(rest)
+    play(command.run_dir, **{name: getattr(command, name) for name in ("episodes", "seed", "steps", "out", "fps")})
     return 0
 
 

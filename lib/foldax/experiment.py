@@ -28,6 +28,7 @@ class Experiment(NamedTuple):
       figures: `(result) -> {name: figure or str}` at the end of a run: matplotlib figures are saved
         as PNG, strings are printed and saved as text.
       name: name of the run folders; the file's name if None.
+      environment: `(config) -> rl.Environment`, what `foldax play` plays in; training never reads it.
     """
 
     config: type[Any]
@@ -36,6 +37,7 @@ class Experiment(NamedTuple):
     summarize: Callable[[dict[str, Any]], dict[str, float]] | None = None
     figures: Callable[[Any], dict[str, Any]] | None = None
     name: str | None = None
+    environment: Callable[[Any], Any] | None = None
 
 
 def experiment_file(experiment: Experiment) -> Path | None:

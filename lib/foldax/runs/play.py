@@ -1,0 +1,297 @@
+"""`foldax play`: what a trained agent does, as an animation and a strip of pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from foldax import rl
+from foldax.errors import ConfigError, ExperimentError, RunError
+from foldax.experiment import Experiment
+from foldax.runs import plots, tables
+from foldax.runs.saved import load_run
+from foldax.train import programs
+from foldax.train.result import Result
+
+CHUNK = 64  # steps in a call of the compiled loop
+MOST_FRAMES = 1000  # of an animation
+STRIP = 8  # pictures
+HELD = 0.7  # seconds that an episode's last picture stays
+ROWS = 20  # episodes that are printed
+FASTEST = {".gif": 50, ".mp4": 120}  # frames a second, by kind of file; a GIF counts in hundredths of a second
+
+
+class Episode(NamedTuple):
+    """What was done until it was over, left off, or no longer finite.
+
+    Attributes:
+      states: of the environment, `length` + 1 of them; the first is before any step.
+      observations: `[length + 1, ...]`.
+      rewards: `[length]`.
+      ended: whether it was over by itself.
+      broken: whether what came next is not finite.
+    """
+
+    states: list[Any]
+    observations: np.ndarray
+    rewards: np.ndarray
+    ended: bool
+    broken: bool
+
+    @property
+    def length(self) -> int:
+        """Its steps."""
+        return len(self.rewards)
+
+    @property
+    def total(self) -> float:
+        """Its return."""
+        return float(self.rewards.sum())
+
+
+def play(
+    run: Result | str | Path,
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    steps: int = 1000,
+    out: str | Path | None = None,
+    fps: int = 30,
+    verbose: bool = True,
+) -> list[Episode]:
+    """Plays episodes by the run's `predict`; writes an animation of all of them, and pictures of the first.
+
+    Where the environment has no pictures, it writes a figure of the first episode's observations and rewards.
+
+    Args:
+      run: a run folder, or what `foldax.train` returned.
+      episodes: played side by side.
+      seed: of the environment's and the policy's randomness; the same plays the same.
+      steps: after which an episode is left off.
+      out: a .gif or .mp4 file; `play.gif` in the run folder if None. The pictures are written beside it.
+      fps: frames a second.
+      verbose: whether to say what came of it.
+
+    Raises:
+      ConfigError: an option is out of its range, or the experiment has no `environment`.
+      ExperimentError: the learner has no `predict`, its code or the environment's fails, or nothing is finite.
+      RunError: see `load_run`; or a file cannot be written.
+    """
+    _check(episodes, seed, steps, fps, out)
+    result = run if isinstance(run, Result) else load_run(run)
+    world, path = _environment(result), _path(result, out)
+    with programs.own_code(result.experiment):
+        played = _played(result, world, episodes, seed, steps)
+    if verbose:
+        _show(played, world.name)
+    shown = [episode for episode in played if len(episode.observations)]
+    if not shown:
+        raise ExperimentError(f"{world.name}: its first observation is not finite, so there is nothing to play")
+    first, written = shown[0], []
+    about = f"{world.name}: return {first.total:.6g}, {first.length:,} steps"
+    if world.render is None:
+        note = f"{world.name} has no pictures (its `render` is None): observations and rewards are drawn instead"
+        figure, place = plots.played(first.observations, first.rewards, about), _beside(path, "observations")
+        written = [(place, lambda: figure.savefig(place, dpi=120))]
+    else:
+        every = -(-sum(episode.length + 1 for episode in shown) // MOST_FRAMES)
+        note = f"every {every} steps are a frame of the animation: there are too many" if every > 1 else ""
+        animation = [_frames(result.experiment, world, episode, every) for episode in shown]
+        strip, place = _strip(result.experiment, world, first, about), _beside(path, "strip")
+        written = [(path, lambda: _animate(path, animation, fps)), (place, lambda: strip.savefig(place, dpi=200))]
+    for name, write in written:
+        _write(name, write)
+    if verbose:
+        print(*filter(None, [note, *(tables.shown(name) for name, _ in written)]), sep="\n")
+    return played
+
+
+def _check(episodes: int, seed: int, steps: int, fps: int, out: str | Path | None) -> None:
+    for name, value in (("episodes", episodes), ("steps", steps)):
+        if value < 1:
+            raise ConfigError(f"--{name}: {value} must be 1 or more")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed: {seed} must be from 0 to {2**32 - 1}")
+    kind = ".gif" if out is None else Path(out).suffix.lower()
+    if kind not in FASTEST:
+        raise ConfigError(f"--out: {str(out)!r} is of no known kind; allowed are {', '.join(FASTEST)}")
+    if not 1 <= fps <= FASTEST[kind]:
+        raise ConfigError(f"--fps: {fps} must be from 1 to {FASTEST[kind]} for a {kind} file")
+    if kind == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ConfigError("--out: a .mp4 file needs imageio-ffmpeg (pip install imageio-ffmpeg); a .gif needs nothing")
+
+
+def _environment(result: Result) -> rl.Environment:
+    if result.experiment.environment is None:
+        raise ConfigError(
+            "this experiment says no `environment` to play in: "
+            "foldax.Experiment(..., environment=a function of the config that returns an rl.Environment)"
+        )
+    with programs.own_code(result.experiment):
+        world = result.experiment.environment(result.config)
+    if not isinstance(world, rl.Environment):
+        raise ExperimentError(f"`environment` must return an rl.Environment, got {type(world).__name__}")
+    return world
+
+
+def _path(result: Result, out: str | Path | None) -> Path:
+    if out is None and result.run_dir is None:
+        raise ConfigError("out: the run has no folder, so say where to write")
+    return Path(out) if out is not None else Path(str(result.run_dir)) / "play.gif"
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.stem}_{what}.png")
+
+
+# Playing
+
+
+def _played(result: Result, world: rl.Environment, count: int, seed: int, most_steps: int) -> list[Episode]:
+    """Returns one episode of each of `count` copies; a chunk of steps of all is one call."""
+    predict = result.learner.predict
+    if predict is None:
+        raise ExperimentError("this learner has no `predict`, so it cannot play")
+
+    @jax.jit
+    def advance(learned: Any, states: Any, seen: jax.Array, key: jax.Array, start: jax.Array) -> Any:
+        def one(carry: Any, step: jax.Array) -> Any:
+            states, seen = carry
+            of_policy, of_world = jax.random.split(jax.random.fold_in(key, step))
+            action = predict(learned, seen, of_policy)
+            states, answer = jax.vmap(world.step)(jax.random.split(of_world, count), states, action)
+            carry = states, answer.observation
+            return carry, (*carry, answer.reward, answer.terminated | answer.truncated)
+
+        return jax.lax.scan(one, (states, seen), start + jnp.arange(CHUNK))
+
+    of_start, of_steps = jax.random.split(jax.random.key(seed))
+    states, seen = jax.jit(jax.vmap(world.reset))(jax.random.split(of_start, count))
+    chunks = [jax.tree.map(lambda x: x[None], jax.device_get((states, seen)))]
+    rewards, overs = np.zeros((0, count)), np.zeros((0, count), bool)
+    while len(rewards) < most_steps and not overs.any(axis=0).all():
+        (states, seen), answers = advance(result.state, states, seen, of_steps, jnp.int32(len(rewards)))
+        *after, reward, over = jax.device_get(answers)
+        chunks.append(tuple(after))
+        rewards, overs = np.concatenate([rewards, reward]), np.concatenate([overs, over])
+    return [_episode(chunks, rewards[:most_steps, i], overs[:most_steps, i], i) for i in range(count)]
+
+
+def _episode(chunks: list[Any], rewards: np.ndarray, overs: np.ndarray, copy: int) -> Episode:
+    """Returns a copy's episode up to its end, or to where something is not finite."""
+    length = int(overs.argmax()) + 1 if overs.any() else len(overs)
+    states, observations = [], []
+    for number, (state, observation) in enumerate(_rows(chunks, copy)):
+        if number > length:
+            break
+        if not _finite(observation) or (number and not np.isfinite(rewards[number - 1])) or not _no_nan(state):
+            break
+        states.append(state)
+        observations.append(observation)
+    finite = max(len(states) - 1, 0)
+    broken = len(states) <= length
+    return Episode(states, np.array(observations), rewards[:finite], bool(overs.any()) and not broken, broken)
+
+
+def _rows(chunks: list[Any], copy: int) -> Iterator[Any]:
+    for chunk in chunks:
+        for row in range(len(chunk[1])):
+            yield jax.tree.map(lambda x, at=row: x[at, copy], chunk)
+
+
+def _finite(value: Any) -> bool:
+    return bool(np.isfinite(value).all())
+
+
+def _no_nan(state: Any) -> bool:
+    leaves = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, np.ndarray | np.generic))
+    return not any(np.isnan(leaf).any() for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
+
+
+# What is shown
+
+
+def _show(played: list[Episode], name: str) -> None:
+    for number, episode in enumerate(played[:ROWS], 1):
+        note = "" if episode.ended else " (left off there)"
+        if episode.broken:
+            note = f" (step {len(episode.states)}: an observation, a reward or the state is not finite)"
+        print(f"{name}, episode {number}: return {episode.total:.6g}, {episode.length:,} steps{note}")
+    if len(played) > 1:
+        totals, lengths = (np.array([getattr(e, field) for e in played]) for field in ("total", "length"))
+        print(
+            f"{len(played):,} episodes: return {totals.mean():.6g} ± {totals.std(ddof=1):.4g}, "
+            f"{lengths.mean():,.1f} ± {lengths.std(ddof=1):,.1f} steps (mean and standard deviation)"
+        )
+
+
+def _frames(experiment: Experiment, world: rl.Environment, episode: Episode, every: int) -> list[np.ndarray]:
+    """Returns pictures `[H, W, 3]` of every so many steps, and of the last."""
+    return list(_drawn(experiment, world, [*episode.states[:-1:every], episode.states[-1]]))
+
+
+def _drawn(experiment: Experiment, world: rl.Environment, states: list[Any]) -> Iterator[np.ndarray]:
+    """Yields a picture of each state.
+
+    Raises:
+      ExperimentError: `render` fails, or returns no picture, or one of another size.
+    """
+    shape = None
+    for state in states:
+        with programs.own_code(experiment):
+            image = np.asarray(world.render(state))  # type: ignore[misc]  # it is not None
+        shape = shape or image.shape
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.shape != shape:
+            raise ExperimentError(
+                f"{world.name}: `render` must return uint8 [H, W, 3], all of one size, "
+                f"got {image.dtype} {list(image.shape)}"
+            )
+        yield image
+
+
+def _strip(experiment: Experiment, world: rl.Environment, episode: Episode, title: str) -> Any:
+    chosen = np.unique(np.linspace(0, episode.length, STRIP).round().astype(int))
+    images = np.stack(list(_drawn(experiment, world, [episode.states[step] for step in chosen])))
+    return plots.image_grid(images, [f"step {step:,}" for step in chosen], columns=STRIP, title=title)
+
+
+# Files
+
+
+def _write(path: Path, write: Any) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _animate(path: Path, episodes: list[list[np.ndarray]], fps: int) -> None:
+    frames = [frame for episode in episodes for frame in episode]
+    lasts = set(np.cumsum([len(episode) for episode in episodes]) - 1)
+    if path.suffix.lower() == ".gif":
+        from PIL import Image
+
+        images = [Image.fromarray(frame).quantize(64, method=Image.Quantize.FASTOCTREE) for frame in frames]
+        durations = [1000 // fps + (int(1000 * HELD) if number in lasts else 0) for number in range(len(images))]
+        images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+        return
+    import imageio_ffmpeg
+
+    height, width = (-(-side // 2) * 2 for side in frames[0].shape[:2])  # its colours are stored for 2 x 2 pixels
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
+    writer.send(None)
+    try:
+        for number, frame in enumerate(frames):
+            rows, columns = height - frame.shape[0], width - frame.shape[1]
+            filled = np.ascontiguousarray(np.pad(frame, ((0, rows), (0, columns), (0, 0)), mode="edge"))
+            for _ in range(1 + (round(HELD * fps) if number in lasts else 0)):
+                writer.send(filled)
+    finally:
+        writer.close()
