@@ -65,15 +65,18 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     """Returns an experiment of the checkout and a config with which it takes a few small steps."""
     if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
-    package = {"time_series": "aeon", "forecast": "statsmodels"}.get(path.stem)
+    needed = {"time_series": ("aeon", "series"), "forecast": ("statsmodels", "series")}
+    needed |= {"gymnasium_cartpole": ("gymnasium", "gymnasium"), "atari_pong": ("ale_py", "atari")}
+    package, extra = (needed | {"halfcheetah": ("mujoco", "mujoco")}).get(path.stem, (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'foldax[series]'")
+        pytest.skip(f"{package} is not installed: pip install 'foldax[{extra}]'")
     experiment = foldax.load_experiment(path)
     # The rate falls to 0 in so many steps; a contrastive loss, which depends on views, needs more of them to fall.
     config = experiment.config(steps=80 if path.stem == "contrastive_digits" else 12)
     fields = {field.name for field in dataclasses.fields(config)}
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
     small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
+    small |= {"evaluation_episodes": 2, "evaluation_steps": 50}
     config = dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.

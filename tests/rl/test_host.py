@@ -11,7 +11,7 @@ import pytest
 import foldax
 from foldax import laws, learners, models, rl
 from foldax.config import with_steps
-from foldax.errors import ConfigError, Interrupted
+from foldax.errors import ConfigError, Interrupted, NonFiniteError
 from foldax.rl.host import Stage, play
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'foldax[gymnasium]'")
@@ -214,6 +214,23 @@ def test_a_run_that_was_stopped_goes_on_and_says_what_is_lost(tmp_path, capsys):
     assert lost in json.loads((run / "result.json").read_text())["unsaved"]
 
 
+def test_a_world_that_gives_nan_ends_the_run():
+    class Broken(Asked):
+        def step(self, action):
+            observation, _, *ends = super().step(action)
+            return observation, float("nan"), *ends
+
+    broken = experiment._replace(dataset=lambda config: rl.host(vector(Broken), "broken", num_envs=4, rollout_steps=4))
+    with pytest.raises(NonFiniteError, match="'loss' became NaN or infinite at step 0"):
+        foldax.train(broken, Config(checkpoint_every=0), save=False, verbose=False)
+
+
+def test_copies_in_processes_of_their_own_answer_alike():
+    sizes = dict(num_envs=2, rollout_steps=3)
+    together, apart = (blocks(rl.gymnasium("CartPole-v1", mode=mode, **sizes), 1)[0] for mode in ("sync", "async"))
+    np.testing.assert_array_equal(together.seen.next_observation, apart.seen.next_observation)
+
+
 def test_members_of_a_sweep_play_in_worlds_of_their_own():
     table = foldax.sweep(experiment, seeds=2, config=Config(checkpoint_every=0), save=False, verbose=False).results
     assert (table["status"] == "finished").all()
@@ -238,6 +255,8 @@ def test_what_cannot_be_played_in_is_told(monkeypatch):
         rl.gymnasium("CartPoal-v1", **sizes)
     with pytest.raises(ConfigError, match="cannot make 'CartPole-v1': .*gravitation"):
         rl.gymnasium("CartPole-v1", gravitation=3, **sizes)
+    with pytest.raises(ConfigError, match="cannot make 'nowhere:Game-v5'.*foldax\\[atari\\], MuJoCo's worlds"):
+        rl.gymnasium("nowhere:Game-v5", **sizes)
     with pytest.raises(ConfigError, match="FrozenLake-v1: observations are Discrete.*FlattenObservation"):
         rl.gymnasium("FrozenLake-v1", **sizes)
     with pytest.raises(ConfigError, match="Blackjack-v1: observations are Tuple.*only Box and Discrete"):

@@ -12,6 +12,7 @@ from foldax.models.initializers import INITIALIZERS, initializer
 from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
 from foldax.models.masked import Masked, MaskedAutoencoder, patched, unpatched
 from foldax.models.mlp import MLP
+from foldax.models.nature import NatureCNN
 from foldax.models.neighbours import Neighbours
 from foldax.models.patches import Patched
 from foldax.models.projected import Projected, Represented
@@ -42,6 +43,7 @@ __all__ = [
     "QNetwork",
     "Masked",
     "MaskedAutoencoder",
+    "NatureCNN",
     "Neighbours",
     "Patched",
     "Projected",

@@ -47,15 +47,20 @@ def gymnasium(
         raise ConfigError("environments of Gymnasium need it: pip install 'foldax[gymnasium]'") from error
 
     def make(changes: dict[str, Any], count: int) -> Any:
-        reset = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        reset: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
         own = mode == "vector_entry_point"
+        if mode == "async":
+            reset["context"] = "spawn"  # a fork of a process that runs JAX's threads may hang
         how = reset if own else dict(vector_kwargs=reset, wrappers=list(wrappers))
         try:
             return library.make_vec(name, count, vectorization_mode=mode, **how, **options, **changes)
         except (library.error.NameNotFound, library.error.NamespaceNotFound, library.error.VersionNotFound) as error:
             known = list(library.registry)
             raise ConfigError(f"Gymnasium has no environment {name!r}{nearest(name, known)}") from error
-        except (library.error.Error, ModuleNotFoundError, TypeError) as error:
+        except (ModuleNotFoundError, library.error.DependencyNotInstalled) as error:
+            needs = "Atari's games need foldax[atari], MuJoCo's worlds foldax[mujoco]"
+            raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]} ({needs})") from error
+        except (library.error.Error, TypeError) as error:
             raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]}") from error
 
     return host(

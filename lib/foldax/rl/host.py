@@ -108,8 +108,8 @@ class Rollouts:
     feed: Feed = FEED
 
     def examples(self) -> jax.Array:
-        """Returns observations `[1, ...]`, of a beginning."""
-        return jax.device_put(self.seen, self.device)
+        """Returns observations `[N, ...]`: the same beginning in every row."""
+        return jax.device_put(np.repeat(self.seen, self.info.num_envs, axis=0), self.device)
 
     def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Generator[Block, Act, None]:
         """Yields a block of nothing that is over, to look at its shapes, then one for every step from `step` on.
