@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from foldax import plots
 from foldax.errors import ConfigError
@@ -24,9 +25,10 @@ FIGURES = {
     "equal scores": lambda: plots.performance_profiles({"PPO": np.ones(3)}, width=2.0, height=1.6, resamples=50),
     "bars": lambda: plots.interval_bars(BARS, reference=0.5),
     "groups of bars": lambda: plots.interval_bars({"one": BARS, "other": {"PPO": BARS["PPO"]}}, width=1.5),
-    "few observations": lambda: plots.played(RANDOM.randn(9, 2), np.arange(9)),
-    "many observations": lambda: plots.played(RANDOM.randn(9, 4, 4), np.arange(9), "an episode"),
-    "one step that is not finite": lambda: plots.played(np.full((1, 3), np.nan), np.ones(1)),
+    "few observations": lambda: plots.played(RANDOM.randn(10, 2), np.arange(9)),
+    "many observations": lambda: plots.played(RANDOM.randn(10, 4, 4), np.arange(9), "an episode"),
+    "a step that is not finite": lambda: plots.played(np.full((2, 3), np.nan), np.ones(1)),
+    "no step": lambda: plots.played(np.ones((1, 3)), np.ones(0)),
 }
 
 
@@ -64,6 +66,16 @@ def test_bars_reach_from_low_to_high() -> None:
     bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axis.patches]
     assert bars == [(0.25, 1.0), (-2.0, 0.0)]
     assert [label.get_text() for label in axis.get_yticklabels()] == list(BARS)
+
+
+def test_a_strip_has_the_pictures_pixels(tmp_path) -> None:
+    images = np.arange(3 * 20 * 30 * 3).astype(np.uint8).reshape(3, 20, 30, 3)
+    plots.strip(images, ["a", "b", "c"], "title").savefig(tmp_path / "strip.png")
+    with Image.open(tmp_path / "strip.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
+    assert drawn.shape[1] == 3 * 30 + 2 * 4
+    for index in range(3):
+        np.testing.assert_array_equal(drawn[-20:, 34 * index : 34 * index + 30], images[index])
 
 
 @pytest.mark.parametrize(

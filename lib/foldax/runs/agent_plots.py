@@ -179,7 +179,7 @@ def played(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> An
     """Draws an episode that has no pictures: its observations and rewards over time.
 
     Args:
-      observations: `[T, ...]`; more than eight numbers are drawn as colours, a row each.
+      observations: `[T + 1, ...]`, the first before any step; more than eight numbers are colours, a row each.
       rewards: `[T]`.
       title: of the figure.
     """
@@ -187,6 +187,7 @@ def played(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> An
     seen = np.where(np.isfinite(seen), seen, np.nan)
     figure, axes = new_figure(2, width=6.4, height=2.4)
     upper, lower = axes[:, 0]
+    upper.margins(x=0.02)
     if seen.shape[1] <= FEW:
         for index, values in enumerate(seen.T):
             color = AGENT_COLORS[index % len(AGENT_COLORS)]
@@ -199,10 +200,37 @@ def played(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> An
         image = upper.imshow(seen.T, aspect="auto", interpolation="nearest", cmap="cividis")
         figure.colorbar(image, ax=upper)
         upper.set(ylabel="number of the observation")
-    lower.plot(np.asarray(rewards, np.float64), color=AGENT_COLORS[1], drawstyle="steps-mid", lw=1.2)
-    lower.set(xlabel="step", ylabel="reward")
+    steps, marker = np.arange(1, len(rewards) + 1), "." if len(rewards) == 1 else ""
+    lower.plot(steps, np.asarray(rewards, np.float64), color=AGENT_COLORS[1], ds="steps-mid", lw=1.2, marker=marker)
+    lower.set(xlabel="step", ylabel="reward", xlim=upper.get_xlim())
     lower.grid(alpha=0.25)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def strip(images: np.ndarray, titles: Sequence[str], title: str = "") -> Any:
+    """Draws pictures side by side, each pixel as one pixel if it is saved as it is.
+
+    Args:
+      images: uint8 `[N, H, W, 3]`.
+      titles: one per image.
+      title: of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    count, height, width, _ = images.shape
+    gap, head, dots = max(4, width // 30), 46, 100
+    tiles = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=255)
+    picture = np.concatenate(tiles, axis=1)[:, :-gap]
+    across, down = picture.shape[1], height + head
+    figure = Figure(figsize=(across / dots, down / dots), dpi=dots)
+    axis = figure.add_axes((0, 0, 1, height / down))
+    axis.imshow(picture, interpolation="nearest", aspect="auto")
+    axis.set_axis_off()
+    for index, text in enumerate(titles[:count]):
+        middle = (index * (width + gap) + width / 2) / across
+        figure.text(middle, (height + 6) / down, text, fontsize=9, ha="center", va="bottom")
+    figure.text(0.5, 1 - 3 / down, title, fontsize=10, ha="center", va="top")
     return figure
 
 

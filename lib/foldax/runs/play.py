@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from foldax.train.result import Result
 CHUNK = 64  # steps in a call of the compiled loop
 MOST_FRAMES = 1000  # of an animation
 STRIP = 8  # pictures
+LEAST = 120  # pixels of a picture's shorter side
 HELD = 0.7  # seconds that an episode's last picture stays
 ROWS = 20  # episodes that are printed
 FASTEST = {".gif": 50, ".mp4": 120}  # frames a second, by kind of file; a GIF counts in hundredths of a second
@@ -104,7 +106,7 @@ def play(
         note = f"every {every} steps are a frame of the animation: there are too many" if every > 1 else ""
         animation = [_frames(result.experiment, world, episode, every) for episode in shown]
         strip, place = _strip(result.experiment, world, first, about), _beside(path, "strip")
-        written = [(path, lambda: _animate(path, animation, fps)), (place, lambda: strip.savefig(place, dpi=200))]
+        written = [(path, lambda: _animate(path, animation, fps)), (place, lambda: strip.savefig(place))]
     for name, write in written:
         _write(name, write)
     if verbose:
@@ -237,7 +239,7 @@ def _frames(experiment: Experiment, world: rl.Environment, episode: Episode, eve
 
 
 def _drawn(experiment: Experiment, world: rl.Environment, states: list[Any]) -> Iterator[np.ndarray]:
-    """Yields a picture of each state.
+    """Yields a picture of each state, enlarged if it is tiny.
 
     Raises:
       ExperimentError: `render` fails, or returns no picture, or one of another size.
@@ -252,13 +254,14 @@ def _drawn(experiment: Experiment, world: rl.Environment, states: list[Any]) -> 
                 f"{world.name}: `render` must return uint8 [H, W, 3], all of one size, "
                 f"got {image.dtype} {list(image.shape)}"
             )
-        yield image
+        larger = max(1, LEAST // min(shape[:2]))
+        yield image.repeat(larger, axis=0).repeat(larger, axis=1)
 
 
 def _strip(experiment: Experiment, world: rl.Environment, episode: Episode, title: str) -> Any:
     chosen = np.unique(np.linspace(0, episode.length, STRIP).round().astype(int))
     images = np.stack(list(_drawn(experiment, world, [episode.states[step] for step in chosen])))
-    return plots.image_grid(images, [f"step {step:,}" for step in chosen], columns=STRIP, title=title)
+    return plots.strip(images, [f"step {step:,}" for step in chosen], title)
 
 
 # Files
@@ -282,16 +285,25 @@ def _animate(path: Path, episodes: list[list[np.ndarray]], fps: int) -> None:
         durations = [1000 // fps + (int(1000 * HELD) if number in lasts else 0) for number in range(len(images))]
         images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
         return
+    every = (frame for number, frame in enumerate(frames) for _ in range(1 + (number in lasts) * round(HELD * fps)))
+    _film(path, np.stack(list(every)), fps)
+
+
+def _film(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Writes a film by ffmpeg.
+
+    Raises:
+      RunError: ffmpeg fails.
+    """
     import imageio_ffmpeg
 
-    height, width = (-(-side // 2) * 2 for side in frames[0].shape[:2])  # its colours are stored for 2 x 2 pixels
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2)
-    writer.send(None)
-    try:
-        for number, frame in enumerate(frames):
-            rows, columns = height - frame.shape[0], width - frame.shape[1]
-            filled = np.ascontiguousarray(np.pad(frame, ((0, rows), (0, columns), (0, 0)), mode="edge"))
-            for _ in range(1 + (round(HELD * fps) if number in lasts else 0)):
-                writer.send(filled)
-    finally:
-        writer.close()
+    # Colours are stored for 2 x 2 pixels. The package's own writer forks, which JAX warns of.
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
+    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    target = ["-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target]
+    done = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        raise RunError(f"cannot write {path}: {done.stderr.decode(errors='replace').strip()}")

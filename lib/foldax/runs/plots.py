@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from foldax.runs.agent_plots import interval_bars, performance_profiles, played, returns_by_seed
+from foldax.runs.agent_plots import interval_bars, performance_profiles, played, returns_by_seed, strip
 from foldax.runs.canvas import COLORS, CYCLE, new_figure
 from foldax.runs.forecast_plots import calibration, coverage, forecast_fans, intervals, reach_of
 
@@ -39,6 +39,7 @@ __all__ = [
     "reach_of",
     "returns_by_seed",
     "roc_curve",
+    "strip",
 ]
 
 
