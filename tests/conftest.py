@@ -24,6 +24,7 @@ import pytest
 
 import foldax
 from foldax import data, learners, models
+from foldax.config import with_steps
 from foldax.train import programs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,12 +73,15 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         pytest.skip(f"{package} is not installed: pip install 'foldax[{extra}]'")
     experiment = foldax.load_experiment(path)
     # The rate falls to 0 in so many steps; a contrastive loss, which depends on views, needs more of them to fall.
-    config = experiment.config(steps=80 if path.stem == "contrastive_digits" else 12)
+    steps = 80 if path.stem == "contrastive_digits" else 12
+    config = experiment.config()
     fields = {field.name for field in dataclasses.fields(config)}
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
     small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
     small |= {"evaluation_episodes": 2, "evaluation_steps": 50}
-    config = dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields})
+    # Agents: few copies, and a memory that is full before the steps are over.
+    small |= {"num_envs": 4, "rollout_steps": 4, "epochs": 2, "minibatches": 2, "start_steps": 32, "capacity": 160}
+    config = with_steps(dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields}), steps)
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-4))
