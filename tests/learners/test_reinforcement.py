@@ -8,7 +8,7 @@ import pytest
 
 from foldax import learners, models, rl
 from foldax.errors import ConfigError
-from foldax.learners import Memory, returns
+from foldax.learners import Memory, heads
 from foldax.learners.policies import Categorical, Normal
 from tests.rl.worlds import choice, continuous, counter
 
@@ -38,23 +38,23 @@ def actor_critic(world, **options):
 
 
 def q_learner(world, **options):
-    described = options.pop("described", returns.expected())
+    head = options.pop("head", heads.expected())
     shape = dict(dueling=options.pop("dueling", False), noisy=options.pop("noisy", False))
-    model = models.QNetwork(2, described.width, (16, 16), **shape)
-    settings = dict(described=described, memory=Memory(400), num_envs=2, rollout_steps=2, start=64, batch_size=32)
-    settings |= dict(epsilon=0.1, epsilon_steps=100.0, target_period=20, evaluation_episodes=4, evaluation_steps=20)
+    model = models.QNetwork(2, head.width, (16, 16), **shape)
+    settings = dict(head=head, memory=Memory(1000), num_envs=4, rollout_steps=2, start=64, batch_size=64)
+    settings |= dict(epsilon=0.1, epsilon_steps=400.0, target_period=40, evaluation_episodes=4, evaluation_steps=20)
     return learners.dqn(world, model, optax.adam(1e-2), **{**settings, **options})
 
 
 AGENTS = {
     "ppo": (actor_critic, {}),
     "dqn": (q_learner, {}),
-    "double, dueling, n-step": (q_learner, dict(double=True, dueling=True, memory=Memory(400, steps=3))),
+    "double, dueling, n-step": (q_learner, dict(double=True, dueling=True, memory=Memory(1000, steps=3))),
     "rainbow": (
         q_learner,
-        dict(double=True, dueling=True, noisy=True, memory=Memory(400, 3, True), described=returns.categorical(21, -1, 4), epsilon=0.0, epsilon_steps=0.0),
+        dict(double=True, dueling=True, noisy=True, memory=Memory(1000, 3, True), head=heads.categorical(21, -1, 4), epsilon=0.0, epsilon_steps=0.0),
     ),
-    "quantiles": (q_learner, dict(described=returns.quantiles(8))),
+    "quantiles": (q_learner, dict(head=heads.quantiles(8))),
 }  # fmt: skip
 
 

@@ -26,11 +26,11 @@ def counter(length: int = 3, truncates: bool = False, start: int = 0, reward: fl
 
 
 def choice() -> Environment:
-    """Asks three times for one of two actions, drawn anew; what is right is worth 1, told a step late."""
+    """Asks three times for one of two actions, drawn anew; what is right is worth 1, seen at once, paid a step late."""
 
     def seen(state):
-        asked, time, _ = state
-        return jnp.stack([asked * 2.0 - 1.0, time / 2.0 - 1.0])
+        asked, time, owed = state
+        return jnp.stack([asked * 2.0 - 1.0, time / 2.0 - 1.0, owed])
 
     def reset(key):
         state = jax.random.randint(key, (), 0, 2).astype(jnp.float32), jnp.float32(0), jnp.float32(0)
@@ -42,7 +42,7 @@ def choice() -> Environment:
         after = jax.random.randint(key, (), 0, 2).astype(jnp.float32), time + 1, right
         return after, Step(seen(after), owed, time >= 3, jnp.bool_(False))
 
-    bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
+    bounds = Box(np.full(3, -1, np.float32), np.full(3, 1, np.float32))
     return Environment(reset, step, bounds, Discrete(2), "choice")
 
 

@@ -66,6 +66,34 @@ class Normal(NamedTuple):
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=-1)
 
 
+class Squashed(NamedTuple):
+    """A numbers from -1 to 1: hyperbolic tangents of normal ones (Haarnoja et al., 2018, appendix C).
+
+    Attributes:
+      mean: of the normal ones, `[B, A]`.
+      log_std: of these, `[B, A]`.
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Returns actions `[B, A]`."""
+        return jnp.tanh(Normal(self.mean, self.log_std).sample(key))
+
+    def sampled(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns actions `[B, A]` and their log densities `[B]`, which no action tells well near its bounds."""
+        normal = Normal(self.mean, self.log_std)
+        free = normal.sample(key)
+        # log (1 - tanh(x)^2), without the difference that rounds to 0
+        slope = 2 * (math.log(2) - free - jax.nn.softplus(-2 * free))
+        return jnp.tanh(free), normal.log_probability(free) - slope.sum(axis=-1)
+
+    def mode(self) -> jax.Array:
+        """Returns the actions `[B, A]` of the likeliest normal numbers."""
+        return jnp.tanh(self.mean)
+
+
 def policy(outputs: jax.Array, log_std: jax.Array | None = None) -> Categorical | Normal:
     """Returns the distribution that outputs `[B, A]` stand for: of choices, or of numbers if there are deviations."""
     return Categorical(outputs) if log_std is None else Normal(outputs, log_std)

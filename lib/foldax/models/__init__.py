@@ -4,6 +4,7 @@ from foldax.models.activations import ACTIVATIONS, activation
 from foldax.models.actor_critic import ActorCritic, Opinion, RecurrentActorCritic
 from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
 from foldax.models.cnn import CNN
+from foldax.models.continuous import Actor, GaussianActor, TwinCritic
 from foldax.models.convolution import convolution
 from foldax.models.denoisers import DiT, UNet
 from foldax.models.fcn import FCN
@@ -26,11 +27,13 @@ from foldax.models.vit import MLPMixer, ViT
 
 __all__ = [
     "ACTIVATIONS",
+    "Actor",
     "ActorCritic",
     "Autoencoder",
     "CNN",
     "Coded",
     "FCN",
+    "GaussianActor",
     "INITIALIZERS",
     "MLP",
     "Conv",
@@ -53,6 +56,7 @@ __all__ = [
     "ResNet",
     "SpectralNorm",
     "Transformer",
+    "TwinCritic",
     "UNet",
     "Upsampler",
     "ViT",

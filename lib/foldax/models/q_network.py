@@ -42,11 +42,10 @@ class NoisyDense(nn.Module):
         kernel_std = self.param("kernel_std", spread, (inputs, self.features))
         bias_std = self.param("bias_std", spread, (self.features,))
         if train:
-            rows, columns = jax.random.split(self.make_rng("dropout"))
-            left, right = (
-                jnp.sign(e) * jnp.sqrt(jnp.abs(e))
-                for e in (jax.random.normal(rows, (inputs, 1)), jax.random.normal(columns, (1, self.features)))
-            )
+            # One draw for both sides: a network has many such layers, and each draw takes its time to compile.
+            noise = jax.random.normal(self.make_rng("dropout"), (inputs + self.features,))
+            noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
+            left, right = noise[:inputs, None], noise[None, inputs:]
             kernel, bias = kernel + kernel_std * left * right, bias + bias_std * right[0]
         return x @ kernel + bias[None, :]
 
@@ -56,7 +55,7 @@ class QNetwork(nn.Module):
 
     Attributes:
       actions: number of actions.
-      width: numbers that describe an action's return, see `learners.returns`.
+      width: numbers that describe an action's return, see `learners.heads`.
       hidden: widths of the hidden layers.
       dueling: what the state is worth, and what each action adds to it, from hidden layers of their own after the first
         one (Wang et al., 2016).

@@ -18,25 +18,34 @@ def empty(size: int) -> jax.Array:
 def changed(tree: jax.Array, places: jax.Array, priorities: jax.Array) -> jax.Array:
     """Returns the tree with the priorities float `[B]` >= 0 at places int `[B]`; of equal places one counts."""
     nodes = places + len(tree) // 2
-    tree = tree.at[nodes].set(priorities)
-    for _ in range((len(tree) // 2).bit_length() - 1):
+
+    def up(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        tree, nodes = level
         nodes = nodes // 2
-        tree = tree.at[nodes].set(tree[2 * nodes] + tree[2 * nodes + 1])
-    return tree
+        return tree.at[nodes].set(tree[2 * nodes] + tree[2 * nodes + 1]), nodes
+
+    return jax.lax.fori_loop(0, _depth(tree), up, (tree.at[nodes].set(priorities), nodes))[0]
 
 
 def draw(tree: jax.Array, key: jax.Array, count: int) -> jax.Array:
     """Returns places int32 `[count]`, each drawn from its own equal share of the sum, in proportion to priorities."""
     shares = (jnp.arange(count) + jax.random.uniform(key, (count,))) * (1.0 / count)
-    rest, nodes = shares * tree[1], jnp.ones(count, jnp.int32)
-    for _ in range((len(tree) // 2).bit_length() - 1):
+
+    def down(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        rest, nodes = level
         left = tree[2 * nodes]
         # Never into an empty subtree, where rounding would lead.
         right = (rest >= left) & (tree[2 * nodes + 1] > 0)
-        nodes, rest = 2 * nodes + right, jnp.where(right, rest - left, jnp.minimum(rest, left))
-    return nodes - len(tree) // 2
+        return jnp.where(right, rest - left, jnp.minimum(rest, left)), 2 * nodes + right
+
+    start = (shares * tree[1], jnp.ones(count, jnp.int32))
+    return jax.lax.fori_loop(0, _depth(tree), down, start)[1] - len(tree) // 2
 
 
 def probabilities(tree: jax.Array, places: jax.Array) -> jax.Array:
     """Returns how probable it is that a draw is each of the places `[B]`."""
     return tree[places + len(tree) // 2] * jnp.reciprocal(jnp.maximum(tree[1], jnp.finfo(jnp.float32).tiny))
+
+
+def _depth(tree: jax.Array) -> int:
+    return (len(tree) // 2).bit_length() - 1

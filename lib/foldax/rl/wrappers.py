@@ -102,6 +102,29 @@ def clip_actions(environment: Environment) -> Environment:
     return environment._replace(step=step, actions=anything)
 
 
+def unit_actions(environment: Environment) -> Environment:
+    """Returns the environment whose actions are numbers from -1 to 1, for those between its bounds.
+
+    Raises:
+      ConfigError: its actions are no numbers, or have no bounds.
+    """
+    actions = environment.actions
+    if not isinstance(actions, Box) or not np.isfinite([actions.low, actions.high]).all():
+        raise ConfigError(f"unit_actions: {environment.name} has no actions between finite bounds, but {actions}")
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
+        return environment.step(key, state, from_unit(actions, action[None])[0])
+
+    ones = np.ones(actions.shape, np.float32)
+    return environment._replace(step=step, actions=Box(-ones, ones))
+
+
+def from_unit(space: Any, values: jax.Array) -> jax.Array:
+    """Returns numbers `[B, ...]` from -1 to 1 moved to between the bounds of a `Box`."""
+    middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
+    return middle[None] + reach[None] * values
+
+
 class Moments(NamedTuple):
     """Mean and variance of all that was seen, number by number.
 

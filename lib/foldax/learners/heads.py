@@ -12,8 +12,8 @@ import optax
 from foldax.errors import ConfigError
 
 
-class Returns(NamedTuple):
-    """A description of returns by `width` numbers.
+class Head(NamedTuple):
+    """What the last `width` numbers of a network stand for: a description of an action's return.
 
     Attributes:
       width: how many.
@@ -27,7 +27,7 @@ class Returns(NamedTuple):
     loss: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def expected(delta: float | None = 1.0) -> Returns:
+def expected(delta: float | None = 1.0) -> Head:
     """Describes returns by their mean (Mnih et al., 2015): Huber's loss with `delta`, or with None half the square."""
 
     def loss(outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array) -> jax.Array:
@@ -36,10 +36,10 @@ def expected(delta: float | None = 1.0) -> Returns:
             return 0.5 * jnp.square(outputs[:, 0] - target)
         return optax.huber_loss(outputs[:, 0], target, delta=delta)
 
-    return Returns(1, lambda outputs: outputs[..., 0], loss)
+    return Head(1, lambda outputs: outputs[..., 0], loss)
 
 
-def categorical(atoms: int = 51, low: float = -10.0, high: float = 10.0) -> Returns:
+def categorical(atoms: int = 51, low: float = -10.0, high: float = 10.0) -> Head:
     """Describes returns by logits of `atoms` values from `low` to `high` (C51: Bellemare et al., 2017).
 
     Raises:
@@ -60,10 +60,10 @@ def categorical(atoms: int = 51, low: float = -10.0, high: float = 10.0) -> Retu
         target = jax.lax.stop_gradient(projected(after, reward, discount))
         return optax.softmax_cross_entropy(outputs, target)
 
-    return Returns(atoms, lambda outputs: jax.nn.softmax(outputs) @ support, loss)
+    return Head(atoms, lambda outputs: jax.nn.softmax(outputs) @ support, loss)
 
 
-def quantiles(count: int = 32, delta: float = 1.0) -> Returns:
+def quantiles(count: int = 32, delta: float = 1.0) -> Head:
     """Describes returns by `count` quantiles, each of the same probability (QR-DQN: Dabney et al., 2018).
 
     Raises:
@@ -79,7 +79,7 @@ def quantiles(count: int = 32, delta: float = 1.0) -> Returns:
         weights = jnp.abs(middles[None, :, None] - (apart < 0))
         return (weights * optax.huber_loss(apart, delta=delta) * (1 / delta)).mean(axis=-1).sum(axis=-1)
 
-    return Returns(count, lambda outputs: outputs.mean(axis=-1), loss)
+    return Head(count, lambda outputs: outputs.mean(axis=-1), loss)
 
 
 def chosen(outputs: jax.Array, actions: jax.Array) -> jax.Array:
@@ -87,6 +87,6 @@ def chosen(outputs: jax.Array, actions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(outputs, actions[:, None, None], axis=1)[:, 0]
 
 
-def best(returns: Returns, outputs: Any) -> jax.Array:
+def best(head: Head, outputs: Any) -> jax.Array:
     """Returns the actions int32 `[B]` of the largest mean."""
-    return returns.mean(outputs).argmax(axis=-1).astype(jnp.int32)
+    return head.mean(outputs).argmax(axis=-1).astype(jnp.int32)

@@ -1,0 +1,220 @@
+"""Learning from a memory: what deep Q-networks, soft actor-critics and TD3 do alike.
+
+They act in copies of an environment, remember each step, and draw from all that they remember. The copies and the
+memory are part of the state, which begins with steps of random actions, so that every update learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from foldax import rl
+from foldax.errors import ConfigError
+from foldax.rl import priorities, replay
+from foldax.rl.replay import Replay
+
+Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(observation [N, ...], steps of the environment so far, key) -> action [N, ...]`."""
+
+
+class Memory(NamedTuple):
+    """How it remembers.
+
+    Attributes:
+      capacity: transitions.
+      steps: rewards that are summed before the next value is asked for (Sutton, 1988).
+      prioritized: whether surprising transitions are drawn more often (Schaul et al., 2016).
+      exponent: of priorities; 0 is uniform; may be traced.
+      correction: of the weights that make up for it; 1 wholly; may be traced.
+    """
+
+    capacity: int = 10_000
+    steps: int = 1
+    prioritized: bool = False
+    exponent: Any = 0.6
+    correction: Any = 0.4
+
+
+class Experience(NamedTuple):
+    """The world, and what was seen of it.
+
+    Attributes:
+      actors: copies of the environment.
+      replay: what they did.
+      tree: priorities, or None.
+      highest: the largest priority so far, which new transitions have.
+      environment_steps: int32 [], of all copies.
+    """
+
+    actors: rl.Actors
+    replay: Replay
+    tree: Any
+    highest: jax.Array
+    environment_steps: jax.Array
+
+
+class Drawn(NamedTuple):
+    """Transitions from the memory.
+
+    Attributes:
+      sample: `[B, ...]`.
+      weights: `[B]`, in the loss, at most 1.
+      places: int32 `[B]`, in the tree of priorities.
+    """
+
+    sample: replay.Sample
+    weights: jax.Array
+    places: jax.Array
+
+
+def begin(environment: rl.Environment, memory: Memory, key: jax.Array, num_envs: int, start: int) -> Experience:
+    """Returns the experience of `start` transitions of random actions, or as many more as fill a step of all copies."""
+    of_world, of_actions = jax.random.split(key)
+    actors = rl.begin(environment, of_world, num_envs)
+    empty = replay.empty(actors.observation, random_actions(environment.actions, key, num_envs), memory.capacity)
+    tree = priorities.empty(empty.before.size) if memory.prioritized else None
+    experience = Experience(actors, empty, tree, jnp.ones(()), jnp.int32(0))
+
+    def anything(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
+        return random_actions(environment.actions, key, num_envs)
+
+    return play(environment, memory, experience, anything, of_actions, -(-start // num_envs))[0]
+
+
+def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> jax.Array:
+    """Returns actions `[count, ...]`, all equally likely."""
+    if isinstance(space, rl.Discrete):
+        return jax.random.randint(key, (count,), 0, space.num)
+    return jax.random.uniform(key, (count, *space.shape), minval=space.low[None], maxval=space.high[None])
+
+
+def play(
+    environment: rl.Environment, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int
+) -> tuple[Experience, dict[str, Any]]:
+    """Takes `steps` steps with every copy and remembers them; also gives "return" and "length" of ended episodes."""
+
+    def one(experience: Experience, key: jax.Array) -> tuple[Experience, rl.Finished]:
+        of_action, of_world = jax.random.split(key)
+        action = act(experience.actors.observation, experience.environment_steps, of_action)
+        actors, seen, finished = rl.act(environment, experience.actors, action, of_world)
+        experience = remember(memory, experience, seen, actors.observation)
+        return experience._replace(actors=actors), finished
+
+    experience, finished = jax.lax.scan(one, experience, jax.random.split(key, steps))
+    ended = {"return": finished.episode_return, "length": finished.episode_length}
+    return experience, jax.tree.map(lambda x: x.sum(axis=0), ended)
+
+
+def remember(memory: Memory, experience: Experience, seen: rl.Transition, observation: jax.Array) -> Experience:
+    """Returns the experience with one step of all copies more, which now see `observation` `[N, ...]`."""
+    experience = experience._replace(
+        replay=replay.add(experience.replay, seen, observation),
+        environment_steps=experience.environment_steps + len(observation),
+    )
+    return _with_newest(memory, experience) if memory.prioritized else experience
+
+
+def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int, discount: Any) -> Drawn:
+    """Returns transitions of `memory.steps` steps, in proportion to their priorities if they have some."""
+    kept = experience.replay
+    if not memory.prioritized:
+        drawn = replay.sample(kept, key, batch_size, discount, memory.steps)
+        return Drawn(drawn, jnp.ones(batch_size), jnp.zeros(batch_size, jnp.int32))
+    copies = kept.before.shape[1]
+    places = priorities.draw(experience.tree, key, batch_size)
+    row = _number(kept, places // copies)
+    drawn = replay.at(kept, row, places % copies, discount, memory.steps)
+    chances = priorities.probabilities(experience.tree, places)
+    count = replay.num_transitions(kept, memory.steps).astype(jnp.float32)
+    weights = jnp.power(jnp.maximum(chances * count, 1e-8), -memory.correction)
+    return Drawn(drawn, weights * jnp.reciprocal(weights.max()), places)
+
+
+def surprised(memory: Memory, experience: Experience, places: jax.Array, surprise: jax.Array) -> Experience:
+    """Returns the experience whose places int `[B]` have priorities by how much they surprised, `[B]` >= 0."""
+    if not memory.prioritized:
+        return experience
+    fresh = (surprise + 1e-6) ** memory.exponent
+    tree = priorities.changed(experience.tree, places, fresh)
+    return experience._replace(tree=tree, highest=jnp.maximum(experience.highest, fresh.max()))
+
+
+def evaluated(
+    environment: rl.Environment, act: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int, most_steps: int
+) -> dict[str, jax.Array]:
+    """Plays episodes by `observation [N, ...] -> action [N, ...]` and returns "return" and "length" of each."""
+    found = rl.episodes(environment, lambda observation, key: (act(observation), {}), key, episodes, most_steps)
+    return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
+
+
+def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_state: Any) -> Any:
+    """Returns what a `gradients.Loss` does, for opinions `[B, 2]` that are to meet targets `[B]`, weighted `[B]`."""
+    errors = values - target[:, None]
+    loss = 0.5 * (weights[:, None] * jnp.square(errors)).sum(axis=-1).mean()
+    return loss, (model_state, {"loss": loss, "value": values.mean(), "surprise": jnp.abs(errors).mean(axis=-1)})
+
+
+def check_bounded(learner: str, environment: rl.Environment) -> None:
+    """Checks that actions are numbers between finite bounds.
+
+    Raises:
+      ConfigError: they are not.
+    """
+    actions = environment.actions
+    if isinstance(actions, rl.Discrete):
+        raise ConfigError(f"{learner}: {environment.name} has {actions.num} discrete actions; take dqn or ppo")
+    if not np.isfinite([actions.low, actions.high]).all():
+        raise ConfigError(
+            f"{learner}: actions of {environment.name} have no bounds (from {actions.low} to {actions.high}), which "
+            "it needs; take ppo, or give the environment finite ones"
+        )
+
+
+def check(memory: Memory, num_envs: int, start: int, batch_size: int, **counts: int) -> None:
+    """Checks what a learner from memory is told; all of `counts`, by name, must be 1 or more.
+
+    Raises:
+      ConfigError: a number does not fit the others.
+    """
+    counts |= {"num_envs": num_envs, "batch_size": batch_size, "memory.steps": memory.steps}
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {value} must be 1 or more")
+    least = max(batch_size, memory.steps * num_envs)
+    if memory.capacity < least:
+        raise ConfigError(
+            f"memory: capacity {memory.capacity} is smaller than a batch of {batch_size}"
+            if memory.capacity < batch_size
+            else f"memory: capacity {memory.capacity} must hold {memory.steps} steps of {num_envs} copies"
+        )
+    if start < least:
+        raise ConfigError(f"start: {start} transitions must be {least} or more, so that there is a batch of them")
+
+
+def _number(kept: Replay, place: jax.Array) -> jax.Array:
+    """Returns the number of the newest row at a place; below 0 where there is none yet."""
+    newest = kept.num_rows - 1
+    return newest - (newest - place) % len(kept.before)
+
+
+def _with_newest(memory: Memory, experience: Experience) -> Experience:
+    """Returns the experience whose tree can draw the row that now has n steps, and none that is gone.
+
+    A step of all copies changes four rows at most: the one that now has n steps, the newest, which has none yet and
+    lies where an old one did, and two whose frames were overwritten before they were. Some may lie at one place, so
+    each place's priorities follow from what lies there, not from why it is looked at.
+    """
+    kept, tree = experience.replay, experience.tree
+    rows, copies = kept.before.shape
+    newest, begun = kept.num_rows - 1, kept.num_rows - memory.steps
+    place = jnp.stack([begun, newest, kept.oldest - 1, kept.oldest - 2]) % rows
+    number = _number(kept, place)[:, None]
+    places = place[:, None] * copies + jnp.arange(copies)[None, :]
+    worth = jnp.where(number == begun, experience.highest, tree[places + len(tree) // 2])
+    worth = jnp.where((number < kept.oldest) | (number > begun), 0.0, worth)
+    return experience._replace(tree=priorities.changed(tree, places.ravel(), worth.ravel()))
