@@ -1,6 +1,21 @@
 """CartPole by proximal policy optimisation, with the settings that CleanRL and PureJaxRL report.
 
-foldax run experiments/rl/ppo_cartpole.py
+    foldax run experiments/rl/ppo_cartpole.py
+
+Returns of 8 runs, seeds 0 to 7 (`foldax sweep experiments/rl/ppo_cartpole.py --exact --seeds 8`), mean and standard
+deviation:
+
+    settings                  steps    last 125 episodes of training    greedy
+    these                   500,000                        500.0 ± 0   500 ± 0
+    tuned for 100k steps     99,840                                    500 ± 0
+
+Training's are actions that are drawn, of the last 122 updates (`train/return`; CleanRL reports 490, PureJaxRL 490.2);
+greedy ones are 16 episodes of each seed (`test/return`). The tuned settings:
+
+    foldax run experiments/rl/ppo_cartpole.py --environment-steps 100000 --num-envs 8 --rollout-steps 32 --epochs 20 \\
+        --minibatches 1 --learning-rate 1e-3 --trace-decay 0.8 --discount 0.98 --entropy-weight 0
+
+A lone run makes about 125,000 steps of the environment a second on 2 CPU cores, so that it takes 4 s beside compiling.
 """
 
 import optax
@@ -14,6 +29,7 @@ class Config(foldax.Interaction):
     environment_steps: int = 500_000
     num_envs: int = 4
     rollout_steps: int = 128
+    log_every = 122  # of 976 updates: the last line is of about 125 episodes
     epochs: int = 4
     """How often the steps of an update are worked through."""
     minibatches: int = 4

@@ -1,0 +1,69 @@
+"""Pendulum, whose actions are numbers, by proximal policy optimisation with observations and rewards in scale.
+
+    foldax run experiments/rl/ppo_pendulum.py
+
+Greedy returns of 100 episodes (`test/return`): -181.1, standard deviation 19.5 over seeds 0 to 7, after 200,000 steps.
+A sweep of these 8 (`--exact --seeds 8`) took 150 s with compiling on 2 CPU cores that others used too.
+"""
+
+import optax
+
+import foldax
+from foldax import learners, models, rl
+
+
+@foldax.config
+class Config(foldax.Interaction):
+    environment_steps: int = 200_000
+    num_envs: int = 8
+    rollout_steps: int = 256
+    epochs: int = 10
+    """How often the steps of an update are worked through."""
+    minibatches: int = 32
+    """Parts of them."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critic."""
+    learning_rate: float = 1e-3
+    """At first; it falls to 0 in a straight line."""
+    discount: float = 0.9
+    """Of a reward one step later."""
+    trace_decay: float = 0.95
+    """Lambda of the advantages (GAE)."""
+    clip: float = 0.2
+    """How far a step may change an action's probability, as a share."""
+    max_gradient_norm: float = 0.5
+    """Gradients with a larger one are scaled down to it."""
+    scaled: bool = True
+    """Whether observations and rewards are scaled by their running moments."""
+
+
+def environment(config: Config) -> rl.Environment:
+    return rl.gymnax("Pendulum-v1")
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    world = environment(config)
+    descents = config.steps * config.epochs * config.minibatches
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
+    return learners.ppo(
+        world,
+        models.ActorCritic(1, continuous=True, hidden=config.hidden),
+        optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(schedule, eps=1e-5)),
+        num_envs=config.num_envs,
+        rollout_steps=config.rollout_steps,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        discount=config.discount,
+        trace_decay=config.trace_decay,
+        surrogate=learners.Surrogate(config.clip, None, entropy_weight=0.0),
+        scale_observations=config.scaled,
+        scale_rewards=config.scaled,
+        evaluation_episodes=100,
+        evaluation_steps=200,
+    )
+
+
+experiment = foldax.Experiment(Config, learner, environment=environment)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
