@@ -17,8 +17,8 @@ from foldax.runs.members import MemberCheckpoints, Records
 from foldax.runs.plan import Group, Plan
 from foldax.runs.train import warn
 from foldax.train import programs
-from foldax.train.driver import Hooks
 from foldax.train.members import Lanes, Member, Outcome, outcome, own_devices
+from foldax.train.run import Hooks
 from foldax.train.together import fold_together
 
 

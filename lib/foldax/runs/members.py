@@ -12,8 +12,8 @@ from typing import Any
 from foldax.errors import RunError
 from foldax.train import driver
 from foldax.train.checkpoint import Checkpoints
-from foldax.train.driver import Hooks, Run
 from foldax.train.members import Outcome
+from foldax.train.run import Hooks, Run
 
 
 class Records:

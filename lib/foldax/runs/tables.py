@@ -7,7 +7,7 @@ from typing import Any
 
 from foldax.train import programs
 from foldax.train.checkpoint import flat
-from foldax.train.driver import Run
+from foldax.train.run import Run
 
 
 def summary(run: Run) -> Any:

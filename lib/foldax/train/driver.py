@@ -6,11 +6,9 @@ A chunk is dispatched before the one before it is read, so the device never wait
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,92 +24,10 @@ from foldax.train.evaluate import Evaluation
 from foldax.train.fold import LOGS, Best, Fold, Program, Report, first_best
 from foldax.train.newest import Newest
 from foldax.train.result import Result
+from foldax.train.run import NEVER, Boundary, Hooks, Run
 
 TARGET_SECONDS = 0.5  # of a chunk: a signal or a save is never further away than two of them
 PROFILED_STEPS = 20
-NEVER = 2**31 - 1
-
-
-class Hooks(NamedTuple):
-    """What the driver tells the world, and asks it; the defaults do nothing.
-
-    Attributes:
-      log: `(step, split, metrics)`, in the order of the steps.
-      progress: `(step)`, for a progress bar.
-      interrupted: `()`, whether to save and stop at the next boundary.
-      resumed: `(step) -> history`, the lines logged up to a checkpoint's step.
-      ready: `(run)` once before the first chunk, for a summary.
-      initial: `(state) -> state` on the host, which changes the first state, such as to parameters of another run.
-      checkpoints: `Checkpoints`, or what works like them: where to save, and to resume from; None: nowhere.
-      profile: folder for a profile; None: none.
-    """
-
-    log: Callable[[int, str, dict[str, float]], None] = lambda step, split, metrics: None
-    progress: Callable[[int], None] = lambda step: None
-    interrupted: Callable[[], bool] = lambda: False
-    resumed: Callable[[int], list[dict[str, Any]]] = lambda step: []
-    ready: Callable[[Run], None] = lambda run: None
-    initial: Callable[[Any], Any] | None = None
-    checkpoints: Any = None
-    profile: Path | None = None
-
-
-class Calls(NamedTuple):
-    """The compiled functions of a run: `programs`' own, or the same mapped over members side by side."""
-
-    advance: Callable[..., Any] = programs.advance
-    evaluate: Callable[..., Any] = programs.evaluate
-    observe: Callable[..., Any] = programs.observe
-
-
-@dataclasses.dataclass
-class Run:
-    """The host's bookkeeping of a run; `fold` and `best` are all that has to be saved.
-
-    Attributes:
-      program: what is static.
-      config: as the user made it.
-      arguments: what programs are given: traced config, seed, examples, and a block of data.
-      dataset: the data, or None.
-      fold: on the device, after all that was dispatched.
-      best: likewise.
-      step: where the host has dispatched to.
-      blocks: the blocks of data to come.
-      block: the present one.
-      history: what was logged.
-      rows: how many members the arrays have side by side; None in a lone run.
-    """
-
-    program: Program
-    config: Any
-    arguments: dict[str, Any]
-    dataset: Any
-    fold: Fold
-    best: Best
-    step: int
-    blocks: Generator[Any, Any, None]
-    block: Any
-    history: list[dict[str, Any]]
-    saved_at: float
-    began: tuple[float, float]
-    saved_step: int = -1
-    chunks: int = 0
-    loop_began: tuple[int, float, float] | None = None
-    seconds_per_step: float = 0.0
-    rows: int | None = None
-    calls: Calls = dataclasses.field(default_factory=Calls)
-
-
-class Boundary(NamedTuple):
-    """What was dispatched up to a boundary, to be read while the next chunk runs."""
-
-    start: int
-    end: int
-    report: Report
-    evaluation: Evaluation | None
-    stopped: jax.Array | None
-    snapshot: tuple[Fold, Best] | None
-    cursor: dict[str, Any] | None
 
 
 def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Any = None) -> Result:

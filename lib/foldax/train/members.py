@@ -20,7 +20,7 @@ from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
 from foldax.train import driver, programs
 from foldax.train.checkpoint import state_digest
-from foldax.train.driver import NEVER, Hooks, Run
+from foldax.train.run import NEVER, Hooks, Run
 
 
 class Member(NamedTuple):

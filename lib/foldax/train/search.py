@@ -19,8 +19,8 @@ import numpy as np
 from foldax.config import parse_every
 from foldax.errors import ConfigError
 from foldax.train import driver, evaluate
-from foldax.train.driver import Hooks, Run
 from foldax.train.members import Lanes, Member, Outcome, outcome
+from foldax.train.run import Hooks, Run
 
 STOPPED = "stopped by the search"
 

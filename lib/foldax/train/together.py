@@ -21,9 +21,9 @@ from foldax.experiment import Experiment
 from foldax.train import driver, evaluate, programs
 from foldax.train import fold as folds
 from foldax.train.checkpoint import state_digest
-from foldax.train.driver import NEVER, Boundary, Calls, Hooks, Run
 from foldax.train.fold import Best, Fold, Program, Report, first_best
 from foldax.train.members import Member, Outcome
+from foldax.train.run import NEVER, Boundary, Calls, Hooks, Run
 
 MEMBERS = "members"  # the mesh's axis
 FOLD = Fold(None, 0, 0, 0)  # type: ignore[arg-type]  # the step is common to all, so that the loop's end is no array
