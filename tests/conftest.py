@@ -78,7 +78,7 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     fields = {field.name for field in dataclasses.fields(config)}
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
     small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
-    small |= {"evaluation_episodes": 2, "evaluation_steps": 50}
+    small |= {"evaluation_episodes": 2, "evaluation_steps": 50, "size": 42}
     # Agents: few copies, and a memory that is full before the steps are over.
     small |= {"num_envs": 4, "rollout_steps": 4, "epochs": 2, "minibatches": 2, "start_steps": 32, "capacity": 160}
     config = with_steps(dataclasses.replace(config, **{k: v for k, v in small.items() if k in fields}), steps)

@@ -223,7 +223,7 @@ def coverage(subject: Subject) -> str | None:
 
 def learning(subject: Subject) -> str | None:
     """The loss falls on a batch that is repeated."""
-    if subject.dataset is None:
+    if subject.dataset is None or driver.unsaved(subject.dataset):
         return "there is no batch to repeat: what an agent learns from is what it did (see how its returns rise)"
     run = subject.begin()
     learner = folds.make_learner(run.program, run.arguments["config"])

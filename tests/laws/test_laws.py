@@ -279,6 +279,7 @@ LEARNERS = {
     "pqn": foldax.Experiment(Config, parallel, name="pqn"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }
+OF_BITS_OR_BATCHES = ("resume", "sweep", "chunking", "learning")  # what environments on the host cannot keep
 WITHOUT_DATASET = ("coverage", "learning")  # laws of examples and batches
 EXEMPT = {("streaming", "sweep")}  # data on the host
 EXEMPT |= {(name, law) for name, made in LEARNERS.items() if made.dataset is None for law in WITHOUT_DATASET}
@@ -297,7 +298,7 @@ def test_experiment_keeps_all_laws(path: Path) -> None:
     subject = laws.subject(experiment, config)
     for name, law in laws.LAWS.items():
         exempt = subject.dataset is None and name in WITHOUT_DATASET
-        exempt |= driver.unsaved(subject.dataset) is not None and name in ("resume", "sweep", "chunking")
+        exempt |= driver.unsaved(subject.dataset) is not None and name in OF_BITS_OR_BATCHES
         assert (law(subject) is not None) == exempt, name
 
 
