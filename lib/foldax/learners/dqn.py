@@ -18,6 +18,7 @@ from foldax.learner import Learner
 from foldax.learners import gradients, heads, off_policy
 from foldax.learners.gradients import TrainState
 from foldax.learners.off_policy import Experience, Memory
+from foldax.learners.policies import exploration
 
 
 class DQNState(NamedTuple):
@@ -88,10 +89,6 @@ def dqn(
         raise ConfigError(f"dqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
     descend = loss(model, head, double)
 
-    def exploration(steps: jax.Array) -> jax.Array:
-        share = jnp.clip(steps * jnp.reciprocal(jnp.maximum(epsilon_steps, 1.0)), 0.0, 1.0)
-        return 1.0 + share * (epsilon - 1.0)
-
     def init(key: jax.Array, examples: Any) -> DQNState:
         of_network, of_world = jax.random.split(key)
         experience = off_policy.begin(environment, memory, of_world, num_envs, start)
@@ -105,7 +102,8 @@ def dqn(
             coin, choice, noise = jax.random.split(key, 3)
             best = heads.best(head, worth(model, state.network.params, observation, noise))
             anything = off_policy.random_actions(environment.actions, choice, num_envs)
-            return jnp.where(jax.random.bernoulli(coin, exploration(steps), (num_envs,)), anything, best)
+            chance = exploration(steps, epsilon, epsilon_steps)
+            return jnp.where(jax.random.bernoulli(coin, chance, (num_envs,)), anything, best)
 
         before = state.experience.environment_steps
         experience, ended = off_policy.play(environment, memory, state.experience, act, of_actions, rollout_steps)
@@ -116,7 +114,8 @@ def dqn(
         after = experience.environment_steps
         copied = before // target_period < after // target_period
         target = jax.tree.map(lambda new, old: jnp.where(copied, new, old), network.params, state.target)
-        return DQNState(network, target, experience), metrics | ended | {"epsilon": exploration(after)}
+        chance = exploration(after, epsilon, epsilon_steps)
+        return DQNState(network, target, experience), metrics | ended | {"epsilon": chance}
 
     def predict(state: DQNState, inputs: Any, key: jax.Array) -> jax.Array:
         return heads.best(head, worth(model, state.network.params, jnp.asarray(inputs)))
