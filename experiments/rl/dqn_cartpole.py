@@ -41,8 +41,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax("CartPole-v1")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     return learners.dqn(
         world,
         models.QNetwork(world.actions.num, hidden=config.hidden, dueling=config.dueling),
@@ -58,6 +58,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         target_period=config.target_period,
         double=config.double,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)
