@@ -140,7 +140,7 @@ def figures(result: foldax.Result) -> dict[str, Any]:
     steps, weights = (1, 2, 4, 10, 50), (0.0, 1.0, 2.0, 4.0)
     drawn = {
         "samples": plots.image_rows(made, names, title="samples of each class"),
-        "interpolation": plots.image_rows(interpolated(result, np.arange(10)), names, title="from one noise to another"),
+        "interpolation": plots.image_rows(interpolated(result, np.arange(10)), names, title="between two noises"),
         "steps": plots.image_rows(
             by_sampler(result, "sampling_steps", steps),
             [f"in {n}" for n in steps],

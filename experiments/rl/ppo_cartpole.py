@@ -54,8 +54,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax("CartPole-v1")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     descents = config.steps * config.epochs * config.minibatches
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
     return learners.ppo(
@@ -70,6 +70,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         trace_decay=config.trace_decay,
         surrogate=learners.Surrogate(config.clip, config.clip, config.entropy_weight),
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)
