@@ -1,0 +1,130 @@
+"""How many steps of their environments do agents make in a second, against the same in Stable-Baselines3?
+
+    python research/throughput/agents.py [ppo] [seeds] [--json FILE]
+
+All contenders of a section run in turn in one process, in several rounds after one that is not counted.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from throughput import CONSOLE, CORES, Contenders, compare, torch, trained
+
+import foldax
+
+try:
+    import stable_baselines3
+except ImportError:
+    stable_baselines3 = None
+
+ROUNDS = 3
+SEEDS = 8
+PPO_STEPS = 500_000  # of the environment, of a run
+TORCH_STEPS = 8_192  # of a round, which is 16 updates
+CARTPOLE = Path(__file__).resolve().parents[2] / "experiments" / "rl" / "ppo_cartpole.py"
+
+
+def agent(experiment: foldax.Experiment, config: Any) -> float:
+    """Environment steps per second of `foldax.train` with all it does: run folder, log, checkpoint, figures."""
+    return trained(experiment, config, None) * config.acted(1)
+
+
+def seeds(experiment: foldax.Experiment, config: Any) -> float:
+    """Environment steps per second of all members of an exact sweep together, with its folder and tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(sweep_dir=Path(folder) / "sweep", config=config, way="exact", verbose=False)
+        began = time.perf_counter()
+        foldax.sweep(experiment, {}, seeds=SEEDS, **options)
+        return SEEDS * config.acted(config.steps) / (time.perf_counter() - began)
+
+
+def stable_baselines(config: Any, threads: int) -> Callable[[], float]:
+    """The same in Stable-Baselines3: its PPO with the config's settings, in Gymnasium's CartPole."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    widths = list(config.hidden)
+    agent = stable_baselines3.PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=config.num_envs, seed=0),
+        learning_rate=lambda left: left * config.learning_rate,
+        n_steps=config.rollout_steps,
+        batch_size=config.num_envs * config.rollout_steps // config.minibatches,
+        n_epochs=config.epochs,
+        gamma=config.discount,
+        gae_lambda=config.trace_decay,
+        clip_range=config.clip,
+        clip_range_vf=config.clip,
+        ent_coef=config.entropy_weight,
+        vf_coef=0.5,
+        max_grad_norm=config.max_gradient_norm,
+        policy_kwargs={"net_arch": {"pi": widths, "vf": widths}, "activation_fn": torch.nn.Tanh},
+        device="cpu",
+    )
+
+    def speed() -> float:
+        torch.set_num_threads(threads)
+        began = time.perf_counter()
+        agent.learn(TORCH_STEPS)
+        return TORCH_STEPS / (time.perf_counter() - began)
+
+    return speed
+
+
+def cartpole() -> tuple[foldax.Experiment, Any]:
+    """Returns PPO's experiment with the reference settings."""
+    experiment = foldax.load_experiment(CARTPOLE)
+    return experiment, dataclasses.replace(experiment.config(), environment_steps=PPO_STEPS)
+
+
+def measure_ppo() -> dict[str, Any]:
+    experiment, config = cartpole()
+    contenders: Contenders = {"foldax.train": functools.partial(agent, experiment, config)}
+    if stable_baselines3 is not None:
+        for threads in sorted({CORES, 1}, reverse=True):
+            contenders[f"Stable-Baselines3, threads: {threads}"] = stable_baselines(config, threads)
+    return compare("CartPole: PPO, 4 copies x 128 steps; steps of the environment", contenders, ROUNDS)
+
+
+def measure_seeds() -> dict[str, Any]:
+    experiment, config = cartpole()
+    contenders: Contenders = {
+        "foldax.train, one run": functools.partial(agent, experiment, config),
+        f"foldax.sweep, exact, {SEEDS} seeds": functools.partial(seeds, experiment, config),
+    }
+    title = f"CartPole: PPO, {PPO_STEPS:,} steps of the environment a run; steps of all runs"
+    found = compare(title, contenders, ROUNDS)
+    one, many = (found[name]["steps_per_second"] for name in contenders)
+    ratio = statistics.median(SEEDS * a / b for a, b in zip(one, many, strict=True))
+    CONSOLE.print(f"{SEEDS} seeds take {ratio:.2f} times the wall time of one")
+    return {**found, "wall_time_ratio": ratio}
+
+
+def main() -> None:
+    sections = {"ppo": measure_ppo, "seeds": measure_seeds}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")
+    chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.sections) - set(sections)):
+        parser.error(f"unknown section {unknown[0]!r}; choose from {', '.join(sections)}")
+    missing = "no Stable-Baselines3 rows (pip install 'foldax\\[benchmark]')"
+    version = f"stable-baselines3 {stable_baselines3.__version__}" if stable_baselines3 else missing
+    load = os.getloadavg()[0]
+    CONSOLE.print(f"{CORES} cores (load {load:.1f}), {jax.devices()[0].platform}, jax {jax.__version__}, {version}")
+    found = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
