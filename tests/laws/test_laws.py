@@ -252,6 +252,38 @@ def parallel(config: Config, info: None) -> foldax.Learner:
     return learners.pqn(choice(), model, optax.radam(config.learning_rate), **settings)
 
 
+REMEMBERING = dict(num_envs=2, rollout_steps=3, start=20, batch_size=16, **AGENT)  # full within the laws' steps
+
+
+def remembering(config: Config, info: None) -> foldax.Learner:
+    settings = dict(
+        memory=learners.Memory(35), epsilon=config.dropout, epsilon_steps=50.0, target_period=12, double=True
+    )
+    optimizer = optax.adam(config.learning_rate)
+    return learners.dqn(choice(), models.QNetwork(2, hidden=(8,)), optimizer, **settings, **REMEMBERING)
+
+
+def rainbow(config: Config, info: None) -> foldax.Learner:
+    memory, head = learners.Memory(35, 3, True, 0.5, 1 - config.dropout), learners.heads.categorical(5, -1.0, 3.0)
+    model = models.QNetwork(2, 5, (8,), dueling=True, noisy=True)
+    settings = dict(memory=memory, head=head, epsilon=0.0, epsilon_steps=0.0, target_period=12, double=True)
+    return learners.dqn(choice(), model, optax.adam(config.learning_rate), **settings, **REMEMBERING)
+
+
+def soft(config: Config, info: None) -> foldax.Learner:
+    networks = models.GaussianActor(1, (8,)), models.TwinCritic((8,))
+    optimizers = optax.adam(config.learning_rate), optax.adam(config.learning_rate)
+    settings = dict(memory=learners.Memory(35), descents=2, target_rate=config.dropout, **REMEMBERING)
+    return learners.sac(continuous(), *networks, *optimizers, **settings)
+
+
+def delayed(config: Config, info: None) -> foldax.Learner:
+    networks = models.Actor(1, (8,)), models.TwinCritic((8,))
+    optimizers = optax.adam(config.learning_rate), optax.adam(config.learning_rate)
+    settings = dict(memory=learners.Memory(35), noise=learners.Noise(config.dropout), **REMEMBERING)
+    return learners.td3(continuous(), *networks, *optimizers, **settings)
+
+
 LEARNERS = {
     "classifier": tiny,
     "convolutional": foldax.Experiment(Config, convolutional, images, name="convolutional"),
@@ -277,6 +309,10 @@ LEARNERS = {
     "a2c": foldax.Experiment(Config, advantage, name="a2c"),
     "reinforce": foldax.Experiment(Config, whole_episodes, name="reinforce"),
     "pqn": foldax.Experiment(Config, parallel, name="pqn"),
+    "dqn": foldax.Experiment(Config, remembering, name="dqn"),
+    "rainbow": foldax.Experiment(Config, rainbow, name="rainbow"),
+    "sac": foldax.Experiment(Config, soft, name="sac"),
+    "td3": foldax.Experiment(Config, delayed, name="td3"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }
 OF_BITS_OR_BATCHES = ("resume", "sweep", "chunking", "learning")  # what environments on the host cannot keep

@@ -1,0 +1,63 @@
+"""Pendulum, whose action is a number, by soft actor-critic.
+
+    foldax run experiments/rl/sac_pendulum.py
+
+Greedy returns of 128 episodes (`test/return`): -144.4, standard deviation 3.5 over seeds 0 to 7, after 20,000 steps.
+A sweep of these 8 (`--exact --seeds 8`) took 215 s with compiling on 2 CPU cores that much else was using.
+"""
+
+import optax
+
+import foldax
+from foldax import learners, models, rl
+
+
+@foldax.config
+class Config(foldax.Interaction):
+    environment_steps: int = 20_000
+    start_steps: int = 1_000
+    num_envs: int = 1
+    rollout_steps: int = 1
+    batch_size: int = 128
+    """Transitions in a step of descent, of which an update takes one."""
+    capacity: int = 20_000
+    """Transitions that are remembered."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of actor and critics."""
+    learning_rate: float = 1e-3
+    """Of Adam, for actor, critics and temperature."""
+    discount: float = 0.98
+    """Of a reward one step later."""
+    target_rate: float = 0.01
+    """Share of the critics in the next target's parameters."""
+    evaluation_episodes: int = 128
+    """Played at once, each of 200 steps."""
+
+
+def environment(config: Config) -> rl.Environment:
+    return rl.gymnax("Pendulum-v1")
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return learners.sac(
+        environment(config),
+        models.GaussianActor(1, config.hidden),
+        models.TwinCritic(config.hidden),
+        optax.adam(config.learning_rate),
+        optax.adam(config.learning_rate),
+        memory=learners.Memory(config.capacity),
+        num_envs=config.num_envs,
+        rollout_steps=config.rollout_steps,
+        start=config.start_steps,
+        batch_size=config.batch_size,
+        discount=config.discount,
+        target_rate=config.target_rate,
+        evaluation_episodes=config.evaluation_episodes,
+        evaluation_steps=200,
+    )
+
+
+experiment = foldax.Experiment(Config, learner, environment=environment)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
