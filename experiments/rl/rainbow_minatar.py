@@ -1,0 +1,83 @@
+"""MinAtar's games (Young & Tian, 2019) by Rainbow (Hessel et al., 2018): all parts of Q-learning at once.
+
+    foldax run experiments/rl/rainbow_minatar.py
+    foldax run experiments/rl/rainbow_minatar.py --game Asterix
+
+Made for a GPU; not measured over seeds yet.
+"""
+
+from typing import Literal
+
+import optax
+
+import foldax
+from foldax import learners, models, rl
+
+
+@foldax.config
+class Config(foldax.Interaction):
+    environment_steps: int = 1_000_000
+    start_steps: int = 5_000
+    num_envs: int = 8
+    rollout_steps: int = 1
+    log_every = 1_000
+    game: Literal["Breakout", "Asterix", "Freeway", "SpaceInvaders", "Seaquest"] = "Breakout"
+    """Which one."""
+    batch_size: int = 64
+    """Transitions in an update's descent."""
+    capacity: int = 100_000
+    """Transitions that are remembered."""
+    bootstrap_steps: int = 3
+    """Rewards that are summed before the next value is asked for."""
+    channels: tuple[int, ...] = (16,)
+    """Of the convolutions."""
+    dense: int = 128
+    """Width of the dense layer after them."""
+    hidden: tuple[int, ...] = (128,)
+    """Widths of the noisy hidden layers."""
+    atoms: int = 51
+    """Values from `low` to `high`, of whose probabilities a return is made."""
+    low: float = foldax.structural(-1.0)
+    """The smallest of them."""
+    high: float = foldax.structural(20.0)
+    """The largest of them."""
+    learning_rate: float = 2.5e-4
+    """Of Adam."""
+    discount: float = 0.99
+    """Of a reward one step later."""
+    target_period: int = 8_000
+    """Steps of the environment between copies of the network to the target."""
+    exponent: float = 0.5
+    """Of priorities."""
+
+
+def environment(config: Config) -> rl.Environment:
+    return rl.gymnax(f"{config.game}-MinAtar")
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    world = environment(config)
+    head = learners.heads.categorical(config.atoms, config.low, config.high)
+    encoder = models.CNN(config.dense, config.channels, pooling=None, dense=())
+    return learners.dqn(
+        world,
+        models.QNetwork(world.actions.num, head.width, config.hidden, dueling=True, noisy=True, encoder=encoder),
+        optax.adam(config.learning_rate, eps=1.5e-4),
+        head=head,
+        memory=learners.Memory(config.capacity, config.bootstrap_steps, prioritized=True, exponent=config.exponent),
+        num_envs=config.num_envs,
+        rollout_steps=config.rollout_steps,
+        start=config.start_steps,
+        batch_size=config.batch_size,
+        discount=config.discount,
+        epsilon=0.0,  # noisy layers explore
+        epsilon_steps=0.0,
+        target_period=config.target_period,
+        double=True,
+    )
+
+
+experiment = foldax.Experiment(Config, learner, environment=environment)
+
+if __name__ == "__main__":
+    foldax.main(experiment)
