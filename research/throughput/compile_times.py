@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 from rich.table import Table
 
@@ -92,6 +93,7 @@ def measure(cases: Sequence[Case], rounds: int) -> dict[str, list[tuple[float, f
     """Seconds of every round by name: tracing and lowering, compiling."""
     cached = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # else JAX asks only once in a process whether it is on
     try:
         found: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
         for _ in range(rounds):
@@ -100,6 +102,7 @@ def measure(cases: Sequence[Case], rounds: int) -> dict[str, list[tuple[float, f
         return found
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
 
 
 def ratios(cases: Sequence[Case], found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
