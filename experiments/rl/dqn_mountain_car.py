@@ -43,8 +43,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax("MountainCar-v0")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     model = models.QNetwork(world.actions.num, hidden=config.hidden, dueling=True)
     return learners.dqn(
         world,
@@ -63,6 +63,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         evaluation_episodes=config.evaluation_episodes,
         evaluation_steps=200,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)

@@ -44,8 +44,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax("Acrobot-v1")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     descents = config.steps * config.epochs * config.minibatches
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
     return learners.ppo(
@@ -64,6 +64,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         evaluation_episodes=100,
         evaluation_steps=500,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)

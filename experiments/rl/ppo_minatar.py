@@ -57,8 +57,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax(f"{config.game}-MinAtar")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     descents = config.steps * config.epochs * config.minibatches
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
     encoder = models.CNN(config.dense, config.channels, pooling=None, dense=(config.dense,))
@@ -75,6 +75,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         surrogate=learners.Surrogate(config.clip, config.clip, config.entropy_weight),
         evaluation_episodes=64,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)

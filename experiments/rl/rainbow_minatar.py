@@ -55,8 +55,8 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax(f"{config.game}-MinAtar")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
-    world = environment(config)
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     head = learners.heads.categorical(config.atoms, config.low, config.high)
     encoder = models.CNN(config.dense, config.channels, pooling=None, dense=())
     return learners.dqn(
@@ -75,6 +75,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         target_period=config.target_period,
         double=True,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)

@@ -41,9 +41,10 @@ def environment(config: Config) -> rl.Environment:
     return rl.gymnax("Pendulum-v1")
 
 
-def learner(config: Config, info: None) -> foldax.Learner:
+def agent(config: Config, world: rl.Environment) -> foldax.Learner:
+    """Returns the learner of a world."""
     return learners.td3(
-        environment(config),
+        world,
         models.Actor(1, config.hidden),
         models.TwinCritic(config.hidden),
         optax.adam(config.learning_rate),
@@ -61,6 +62,10 @@ def learner(config: Config, info: None) -> foldax.Learner:
         evaluation_episodes=config.evaluation_episodes,
         evaluation_steps=200,
     )
+
+
+def learner(config: Config, info: None) -> foldax.Learner:
+    return agent(config, environment(config))
 
 
 experiment = foldax.Experiment(Config, learner, environment=environment)
