@@ -2,7 +2,8 @@
 
     foldax run experiments/rl/td3_pendulum.py
 
-Not measured over seeds yet.
+Greedy returns of 128 episodes (`test/return`): -146.7, standard deviation 3.7 over seeds 0 to 7, after 20,000 steps.
+A sweep of these 8 (`--exact --seeds 8`) took 189 s with compiling on 2 CPU cores that much else was using.
 """
 
 import optax

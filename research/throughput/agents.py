@@ -1,8 +1,9 @@
 """How many steps of their environments do agents make in a second, against the same in Stable-Baselines3?
 
-    python research/throughput/agents.py [ppo] [seeds] [--json FILE]
+    python research/throughput/agents.py [ppo] [seeds] [dqn] [replay] [compile] [--json FILE]
 
-All contenders of a section run in turn in one process, in several rounds after one that is not counted.
+All contenders of a section run in turn in one process, in several rounds after one that is not counted; `dqn` and
+`compile` count seconds with compiling.
 """
 
 import argparse
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from throughput import CONSOLE, CORES, Contenders, compare, torch, trained
 
 import foldax
+from foldax.rl import replay
 
 try:
     import stable_baselines3
@@ -31,7 +34,11 @@ ROUNDS = 3
 SEEDS = 8
 PPO_STEPS = 500_000  # of the environment, of a run
 TORCH_STEPS = 8_192  # of a round, which is 16 updates
-CARTPOLE = Path(__file__).resolve().parents[2] / "experiments" / "rl" / "ppo_cartpole.py"
+AGENTS = Path(__file__).resolve().parents[2] / "experiments" / "rl"
+CARTPOLE = AGENTS / "ppo_cartpole.py"
+DQN_STEPS = 100_000  # of the environment
+CAPACITIES = 10_000, 1_000_000  # transitions, all of which are there
+DRAWS, BATCH, COPIES = 2_000, 256, 8  # of a round, of a draw, and of the environment
 
 
 def agent(experiment: foldax.Experiment, config: Any) -> float:
@@ -109,8 +116,67 @@ def measure_seeds() -> dict[str, Any]:
     return {**found, "wall_time_ratio": ratio}
 
 
+def measure_dqn() -> dict[str, Any]:
+    experiment = foldax.load_experiment(AGENTS / "dqn_cartpole.py")
+    config = dataclasses.replace(experiment.config(), environment_steps=DQN_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        jax.clear_caches()
+        began = time.perf_counter()
+        foldax.train(experiment, config, run_dir=Path(folder) / "run", verbose=False)
+        seconds = time.perf_counter() - began
+    CONSOLE.print(f"CartPole: DQN, {DQN_STEPS:,} steps of the environment and all else: {seconds:.1f} s with compiling")
+    return {"seconds": seconds}
+
+
+def draws(capacity: int) -> Callable[[], float]:
+    """Batches per second from a full memory of so many transitions of CartPole's size."""
+    memory = replay.empty(jnp.zeros((COPIES, 4)), jnp.zeros(COPIES, jnp.int32), capacity)
+    frames = jnp.arange(memory.before.size, dtype=jnp.int32).reshape(memory.before.shape)
+    rows, count = jnp.int32(len(frames)), jnp.int32(frames.size + COPIES)
+    memory = memory._replace(before=frames, after=frames + COPIES, num_rows=rows, num_frames=count)
+
+    @jax.jit
+    def drawn(memory: replay.Replay, key: jax.Array) -> jax.Array:
+        def one(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            found = replay.sample(memory, key, BATCH, 0.99)
+            return total + found.reward.sum() + found.observation.sum() + found.next_observation.sum(), None
+
+        return jax.lax.scan(one, jnp.float32(0), jax.random.split(key, DRAWS))[0]
+
+    def speed() -> float:
+        began = time.perf_counter()
+        drawn(memory, jax.random.key(0)).block_until_ready()
+        return DRAWS / (time.perf_counter() - began)
+
+    return speed
+
+
+def measure_replay() -> dict[str, Any]:
+    contenders: Contenders = {f"of {capacity:,} transitions": draws(capacity) for capacity in CAPACITIES}
+    return compare(f"Batches of {BATCH}, drawn uniformly", contenders, 2 * ROUNDS + 1)
+
+
+def measure_compile() -> dict[str, Any]:
+    """Seconds that XLA takes for one update of every experiment's learner, without its cache."""
+    found = {}
+    jax.config.update("jax_enable_compilation_cache", False)
+    for file in sorted(AGENTS.glob("*.py")):
+        experiment = foldax.load_experiment(file)
+        if experiment.dataset is not None:  # a host environment's
+            continue
+        learner, key = experiment.learner(experiment.config(), None), jax.random.key(0)
+        state = jax.eval_shape(learner.init, key, None)
+        lowered = jax.jit(learner.update).lower(state, None, key)
+        began = time.perf_counter()
+        lowered.compile()
+        found[file.stem] = time.perf_counter() - began
+        CONSOLE.print(f"{file.stem}: an update compiles in {found[file.stem]:.1f} s")
+    return found
+
+
 def main() -> None:
-    sections = {"ppo": measure_ppo, "seeds": measure_seeds}
+    sections = {"ppo": measure_ppo, "seeds": measure_seeds, "dqn": measure_dqn}
+    sections |= {"replay": measure_replay, "compile": measure_compile}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")
