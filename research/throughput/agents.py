@@ -131,9 +131,10 @@ def measure_dqn() -> dict[str, Any]:
 def draws(capacity: int) -> Callable[[], float]:
     """Batches per second from a full memory of so many transitions of CartPole's size."""
     memory = replay.empty(jnp.zeros((COPIES, 4)), jnp.zeros(COPIES, jnp.int32), capacity)
-    frames = jnp.arange(memory.before.size, dtype=jnp.int32).reshape(memory.before.shape)
-    rows, count = jnp.int32(len(frames)), jnp.int32(frames.size + COPIES)
-    memory = memory._replace(before=frames, after=frames + COPIES, num_rows=rows, num_frames=count)
+    shape = memory.rows.shape[:2]
+    frames = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
+    rows = memory.rows.at[:, :, 0].set(frames).at[:, :, 1].set(frames + COPIES)
+    memory = memory._replace(rows=rows, num_rows=jnp.int32(shape[0]), num_frames=jnp.int32(frames.size + COPIES))
 
     @jax.jit
     def drawn(memory: replay.Replay, key: jax.Array) -> jax.Array:

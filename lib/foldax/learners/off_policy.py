@@ -77,7 +77,7 @@ def begin(environment: rl.Environment, memory: Memory, key: jax.Array, num_envs:
     of_world, of_actions = jax.random.split(key)
     actors = rl.begin(environment, of_world, num_envs)
     empty = replay.empty(actors.observation, random_actions(environment.actions, key, num_envs), memory.capacity)
-    tree = priorities.empty(empty.before.size) if memory.prioritized else None
+    tree = priorities.empty(empty.rows[..., 0].size) if memory.prioritized else None
     experience = Experience(actors, empty, tree, jnp.ones(()), jnp.int32(0))
 
     def anything(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int
     if not memory.prioritized:
         drawn = replay.sample(kept, key, batch_size, discount, memory.steps)
         return Drawn(drawn, jnp.ones(batch_size), jnp.zeros(batch_size, jnp.int32))
-    copies = kept.before.shape[1]
+    copies = kept.rows.shape[1]
     places = priorities.draw(experience.tree, key, batch_size)
     row = _number(kept, places // copies)
     drawn = replay.at(kept, row, places % copies, discount, memory.steps)
@@ -199,7 +199,7 @@ def check(memory: Memory, num_envs: int, start: int, batch_size: int, **counts: 
 def _number(kept: Replay, place: jax.Array) -> jax.Array:
     """Returns the number of the newest row at a place; below 0 where there is none yet."""
     newest = kept.num_rows - 1
-    return newest - (newest - place) % len(kept.before)
+    return newest - (newest - place) % len(kept.rows)
 
 
 def _with_newest(memory: Memory, experience: Experience) -> Experience:
@@ -210,7 +210,7 @@ def _with_newest(memory: Memory, experience: Experience) -> Experience:
     each place's priorities follow from what lies there, not from why it is looked at.
     """
     kept, tree = experience.replay, experience.tree
-    rows, copies = kept.before.shape
+    rows, copies = kept.rows.shape[:2]
     newest, begun = kept.num_rows - 1, kept.num_rows - memory.steps
     place = jnp.stack([begun, newest, kept.oldest - 1, kept.oldest - 2]) % rows
     number = _number(kept, place)[:, None]

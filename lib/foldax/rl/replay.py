@@ -22,13 +22,11 @@ class Replay(NamedTuple):
     Attributes:
       frames: `[F, ...]`, observations as they were given.
       previous: int32 `[F]`, number of the frame before in the same episode; a first frame's is its own.
-      before: int32 `[R, N]`, numbers of the frames that were acted on.
-      after: int32 `[R, N]`, numbers of the frames that followed.
+      rows: int32 `[R, N, 4 + A]`: number of the frame that was acted on, number of the one that followed, the reward's
+        bits, 1 if the episode terminated, plus 2 if it was truncated, and the bits of the A numbers of an action. (Side
+        by side, one access to memory finds all.)
       first: int32 `[R]`, the smallest of a row's numbers of frames, with what they are stacked on.
-      action: `[R, N, ...]`.
-      reward: float32 `[R, N]`.
-      terminated: bool `[R, N]`.
-      truncated: bool `[R, N]`.
+      action: `[...]`, nothing but the shape and type of an action.
       current: int32 `[N]`, numbers of the frames that are acted on next.
       num_frames: int32 [], that were written.
       num_rows: int32 [], that were written.
@@ -37,13 +35,9 @@ class Replay(NamedTuple):
 
     frames: jax.Array
     previous: jax.Array
-    before: jax.Array
-    after: jax.Array
+    rows: jax.Array
     first: jax.Array
     action: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
     current: jax.Array
     num_frames: jax.Array
     num_rows: jax.Array
@@ -91,12 +85,11 @@ def empty(observation: jax.Array, action: jax.Array, capacity: int, spare: float
         raise ConfigError(f"replay: capacity {capacity} must hold a step of {copies} copies, and spare {spare} be >= 0")
     size = rows * copies + 2 * copies + int(spare * rows * copies)
     frames = jnp.zeros((size, *observation.shape[1:]), observation.dtype).at[:copies].set(observation)
-    numbers = jnp.zeros((rows, copies), jnp.int32)
-    flags = jnp.zeros((rows, copies), bool)
     start, zero = jnp.arange(copies, dtype=jnp.int32), jnp.int32(0)
     previous = jnp.arange(size, dtype=jnp.int32)
-    actions = jnp.zeros((rows, *action.shape), action.dtype)
-    lists = (numbers, numbers, jnp.zeros(rows, jnp.int32), actions, jnp.zeros((rows, copies)), flags, flags)
+    kind = jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32
+    nothing = jnp.zeros(action.shape[1:], kind)
+    lists = (jnp.zeros((rows, copies, 4 + nothing.size), jnp.int32), jnp.zeros(rows, jnp.int32), nothing)
     return Replay(frames, previous, *lists, start, jnp.int32(copies), zero, zero)
 
 
@@ -109,7 +102,7 @@ def add(replay: Replay, transition: Transition, observation: jax.Array, stack: i
       observation: what the copies see now, `[N, ...]`: of a new episode where one ended.
       stack: frames of a sample's observation, all of which a row in reach must have.
     """
-    rows, copies = replay.before.shape
+    rows, copies = replay.rows.shape[:2]
     size, count = len(replay.frames), replay.num_frames
     over = transition.terminated | transition.truncated
     nexts = count + jnp.arange(copies, dtype=jnp.int32)
@@ -121,16 +114,15 @@ def add(replay: Replay, transition: Transition, observation: jax.Array, stack: i
     first = replay.current
     for _ in range(stack - 1):
         first = replay.previous[first % size]
+    bits = jax.lax.bitcast_convert_type(transition.reward.astype(jnp.float32), jnp.int32)
+    ends = transition.terminated.astype(jnp.int32) + 2 * transition.truncated.astype(jnp.int32)
+    action = jax.lax.bitcast_convert_type(transition.action.astype(replay.action.dtype), jnp.int32)
+    step = jnp.stack([replay.current, nexts, bits, ends], axis=-1)
     replay = replay._replace(
         frames=replay.frames.at[places].set(seen, mode="drop"),
         previous=replay.previous.at[places].set(previous, mode="drop"),
-        before=replay.before.at[row].set(replay.current),
-        after=replay.after.at[row].set(nexts),
+        rows=replay.rows.at[row].set(jnp.concatenate([step, action.reshape(copies, -1)], axis=-1)),
         first=replay.first.at[row].set(first.min()),
-        action=replay.action.at[row].set(transition.action.astype(replay.action.dtype)),
-        reward=replay.reward.at[row].set(transition.reward),
-        terminated=replay.terminated.at[row].set(transition.terminated),
-        truncated=replay.truncated.at[row].set(transition.truncated),
         current=jnp.where(over, fresh, nexts),
         num_frames=count + copies + over.sum(dtype=jnp.int32),
         num_rows=replay.num_rows + 1,
@@ -146,7 +138,7 @@ def add(replay: Replay, transition: Transition, observation: jax.Array, stack: i
 
 def num_transitions(replay: Replay, steps: int = 1) -> jax.Array:
     """Returns how many transitions of n steps can be drawn, int32 []."""
-    return jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 0) * replay.before.shape[1]
+    return jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 0) * replay.rows.shape[1]
 
 
 def sample(replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: int = 1) -> Sample:
@@ -154,7 +146,7 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps
     of_rows, of_columns = jax.random.split(key)
     most = jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 1)
     row = replay.oldest + jax.random.randint(of_rows, (batch_size,), 0, most)
-    column = jax.random.randint(of_columns, (batch_size,), 0, replay.before.shape[1])
+    column = jax.random.randint(of_columns, (batch_size,), 0, replay.rows.shape[1])
     return at(replay, row, column, discount, steps, stack)
 
 
@@ -163,21 +155,21 @@ def at(replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: 
 
     They end with the episode, if that ends before; the newest n - 1 rows begin none.
     """
-    rows = replay.before.shape[0]
+    rows = len(replay.rows)
     total, share, alive = jnp.zeros(len(row)), jnp.ones(len(row)), jnp.ones(len(row), bool)
-    last, ended = row, jnp.zeros(len(row), bool)
+    found = replay.rows[row % rows, column]
+    before, after, ended = found[:, 0], found[:, 1], jnp.zeros(len(row), bool)
+    action = jax.lax.bitcast_convert_type(found[:, 4:], replay.action.dtype).reshape(-1, *replay.action.shape)
     for ahead in range(steps):
-        place = (row + ahead) % rows
-        total = total + jnp.where(alive, share * replay.reward[place, column], 0.0)
+        found = found if ahead == 0 else replay.rows[(row + ahead) % rows, column]
+        reward = jax.lax.bitcast_convert_type(found[:, 2], jnp.float32)
+        total = total + jnp.where(alive, share * reward, 0.0)
         share = jnp.where(alive, share * discount, share)
-        last = jnp.where(alive, row + ahead, last)
-        ended = ended | (alive & replay.terminated[place, column])
-        alive = alive & ~replay.terminated[place, column] & ~replay.truncated[place, column]
-    place = row % rows
-    before, after = replay.before[place, column], replay.after[last % rows, column]
-    both = (stacked(replay, number, stack) for number in (before, after))
-    action = replay.action[place, column]
-    return Sample(next(both), action, total, next(both), jnp.where(ended, 0.0, share), row, column)
+        after = jnp.where(alive, found[:, 1], after)
+        ended = ended | (alive & (found[:, 3] % 2 == 1))
+        alive = alive & (found[:, 3] == 0)
+    seen, following = (stacked(replay, number, stack) for number in (before, after))
+    return Sample(seen, action, total, following, jnp.where(ended, 0.0, share), row, column)
 
 
 def stacked(replay: Replay, number: jax.Array, stack: int) -> jax.Array:
