@@ -123,9 +123,9 @@ def test_distributions_are_scipys():
 def test_bad_settings_are_told():
     with pytest.raises(ConfigError, match="actions of continuous are numbers, not choices"):
         q_learner(continuous())
-    with pytest.raises(ConfigError, match="capacity 16 is smaller than a batch of 32"):
+    with pytest.raises(ConfigError, match="capacity 16 is smaller than a batch of 64"):
         q_learner(choice(), memory=Memory(16))
-    with pytest.raises(ConfigError, match="start: 8 transitions must be 32 or more"):
+    with pytest.raises(ConfigError, match="start: 8 transitions must be 64 or more"):
         q_learner(choice(), start=8)
     with pytest.raises(ConfigError, match="minibatches: 3 do not divide 8 x 8 = 64 steps"):
         actor_critic(choice(), minibatches=3)
