@@ -36,7 +36,7 @@ def simclr(
     a `Represented`.
 
     A bias before a batch normalisation has a gradient of rounding errors, of which Adam with its usual `eps` of 1e-8
-    makes steps as large as all others; 1e-5 keeps it still.
+    makes steps as large as all others; 1e-4 keeps it still.
 
     Args:
       model: a `models.Projected`, or what gives a `Represented` likewise.
