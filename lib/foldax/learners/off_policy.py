@@ -148,8 +148,7 @@ def evaluated(
     environment: rl.Environment, act: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int, most_steps: int
 ) -> dict[str, jax.Array]:
     """Plays episodes by `observation [N, ...] -> action [N, ...]` and returns "return" and "length" of each."""
-    found = rl.episodes(environment, lambda observation, key: (act(observation), {}), key, episodes, most_steps)
-    return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
+    return rl.evaluated(environment, lambda observation, key: (act(observation), {}), key, episodes, most_steps)
 
 
 def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_state: Any) -> Any:

@@ -156,8 +156,7 @@ def evaluated(
     """Returns "return" and "length" of episodes; without an environment, the batch: what the host found."""
     if environment is None:
         return batch
-    found = rl.episodes(environment, act, key, episodes, most_steps)
-    return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
+    return rl.evaluated(environment, act, key, episodes, most_steps)
 
 
 def check(**counts: int) -> None:

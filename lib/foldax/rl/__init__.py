@@ -15,6 +15,7 @@ from foldax.rl.environment import (
     act,
     begin,
     episodes,
+    evaluated,
     rollout,
 )
 from foldax.rl.gymnasium_worlds import gymnasium
@@ -39,6 +40,7 @@ __all__ = [
     "act",
     "begin",
     "episodes",
+    "evaluated",
     "generalized_advantages",
     "gymnasium",
     "gymnax",

@@ -227,5 +227,13 @@ def episodes(
     return jax.lax.while_loop(running, one, (jnp.int32(0), start, nothing))[2]
 
 
+def evaluated(
+    environment: Environment, policy: Policy, key: jax.Array, count: int, most_steps: int
+) -> dict[str, jax.Array]:
+    """Plays `episodes` and returns "return" and "length" of each, float32 `[N]`, as a learner's `evaluate` does."""
+    found = episodes(environment, policy, key, count, most_steps)
+    return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
+
+
 def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
