@@ -42,3 +42,14 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the closest allowed spelling, or an empty string."""
     matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_counts(**counts: int) -> None:
+    """Checks that all of these numbers, by name, are 1 or more.
+
+    Raises:
+      ConfigError: one is not.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {value} must be 1 or more")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from foldax import rl
+from foldax.errors import check_counts
 from foldax.learner import Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
@@ -55,7 +56,7 @@ def a2c(
     Raises:
       ConfigError: a number is below 1.
     """
-    on_policy.check(num_envs=num_envs, rollout_steps=rollout_steps, evaluation_episodes=evaluation_episodes)
+    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, evaluation_episodes=evaluation_episodes)
     descend = on_policy.policy_gradient(model, entropy_weight, value_weight)
 
     def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:

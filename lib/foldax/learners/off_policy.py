@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax import rl
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_counts
 from foldax.rl import priorities, replay
 from foldax.rl.replay import Replay
 
@@ -181,9 +181,7 @@ def check(memory: Memory, num_envs: int, start: int, batch_size: int, **counts: 
       ConfigError: a number does not fit the others.
     """
     counts |= {"num_envs": num_envs, "batch_size": batch_size, "memory.steps": memory.steps}
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {value} must be 1 or more")
+    check_counts(**counts)
     least = max(batch_size, memory.steps * num_envs)
     if memory.capacity < least:
         raise ConfigError(

@@ -159,13 +159,6 @@ def evaluated(
     return rl.evaluated(environment, act, key, episodes, most_steps)
 
 
-def check(**counts: int) -> None:
-    """Raises a ConfigError if one of the counts, by name, is below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {value} must be 1 or more")
-
-
 def check_parts(minibatches: int, num_envs: int, rollout_steps: int) -> None:
     """Raises a ConfigError if the minibatches do not divide an update's steps."""
     steps = num_envs * rollout_steps

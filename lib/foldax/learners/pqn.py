@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_counts
 from foldax.learner import Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.gradients import TrainState
@@ -76,8 +76,8 @@ def pqn(
     Raises:
       ConfigError: actions are no choices, a number is below 1, or the minibatches do not divide the steps.
     """
-    on_policy.check(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    on_policy.check(evaluation_episodes=evaluation_episodes)
+    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
+    check_counts(evaluation_episodes=evaluation_episodes)
     on_policy.check_parts(minibatches, num_envs, rollout_steps)
     if not isinstance(environment.actions, rl.Discrete):
         raise ConfigError(f"pqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")

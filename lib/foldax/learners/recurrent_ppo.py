@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_counts
 from foldax.learner import Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
@@ -59,8 +59,8 @@ def recurrent_ppo(
     Raises:
       ConfigError: a number is below 1, or the minibatches do not divide the copies.
     """
-    on_policy.check(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    on_policy.check(evaluation_episodes=evaluation_episodes)
+    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
+    check_counts(evaluation_episodes=evaluation_episodes)
     if num_envs % minibatches:
         raise ConfigError(f"minibatches: {minibatches} do not divide {num_envs} copies, whose sequences stay whole")
     nothing = jax.tree.map(lambda x: x[0], model.initial_memory(1))

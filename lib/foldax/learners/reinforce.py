@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from foldax import rl
+from foldax.errors import check_counts
 from foldax.learner import Average, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
@@ -56,7 +57,7 @@ def reinforce(
     Raises:
       ConfigError: a number is below 1.
     """
-    on_policy.check(num_envs=num_envs, episode_steps=episode_steps, evaluation_episodes=evaluation_episodes)
+    check_counts(num_envs=num_envs, episode_steps=episode_steps, evaluation_episodes=evaluation_episodes)
     descend = on_policy.policy_gradient(model, entropy_weight, value_weight)
 
     def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:
