@@ -83,7 +83,7 @@ def learner(config: Config, info: None) -> foldax.Learner:
     )
 
 
-experiment = foldax.Experiment(Config, learner)
+experiment = foldax.Experiment(Config, learner, environment=environment)
 
 if __name__ == "__main__":
     foldax.main(experiment)

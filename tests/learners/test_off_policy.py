@@ -119,7 +119,7 @@ def test_squashed_densities_are_those_of_the_change_of_variables():
 
 @functools.partial(jax.jit, static_argnames=("memory", "copies"))
 def begun(memory, copies):
-    return off_policy.begin(counter(5)._replace(actions=rl.Discrete(2)), memory, KEY, copies, copies)
+    return off_policy.begin(counter(5)._replace(actions=rl.Discrete(2)), memory, KEY, copies, copies, None)[0]
 
 
 @functools.partial(jax.jit, static_argnames="memory")
@@ -265,3 +265,101 @@ def test_bad_settings_are_told():
         wrappers.unit_actions(counter())
     with pytest.raises(ConfigError, match="capacity 64 must hold 20 steps of 4 copies"):
         soft(continuous(), memory=Memory(64, 20))
+
+
+# -- on the host -----------------------------------------------------------------------------------
+
+
+def facts(world, **sizes):
+    """What is known of a world, as if it were on the host."""
+    return rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), **sizes)
+
+
+@pytest.mark.parametrize(("make", "world"), [(q_learner, choice()), (soft, continuous()), (delayed, continuous())])
+def test_what_a_host_played_teaches_as_what_was_played_here(make, world):
+    """Steps that were played here, as batches: the memory is the same, and so is what is learned from it."""
+    steps, copies, updates = 2, 4, 3
+    here = make(world, rollout_steps=steps)
+    there = make(facts(world, num_envs=copies, rollout_steps=steps), rollout_steps=steps)
+    state = jax.jit(lambda key: here.init(key, None))(KEY)
+    other = state._replace(experience=state.experience._replace(actors=None))
+    for number in range(updates):
+        key = jax.random.fold_in(KEY, number)
+        before = state.experience.actors
+        state, _ = jax.jit(here.update)(state, None, key)
+        kept, rows = state.experience.replay, np.arange(steps) + int(state.experience.replay.num_rows) - steps
+        found = jax.vmap(lambda row: replay.at(kept, jnp.full(copies, row), jnp.arange(copies), 1.0))(rows)  # noqa: B023
+        ends = kept.rows[rows % len(kept.rows), :, 3]
+        action = (
+            found.action
+            if make is q_learner
+            else jax.vmap(lambda a: wrappers.from_unit(world.actions, a))(found.action)
+        )
+        seen = rl.Transition(
+            found.observation, action, found.reward, found.next_observation, ends % 2 == 1, ends >= 2, {}
+        )
+        np.testing.assert_array_equal(seen.observation[0], before.observation)
+        none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
+        after = jnp.concatenate([seen.observation[1:], state.experience.actors.observation[None]])
+        batch = rl.Played(seen, none, after, jnp.zeros(steps, bool))
+        other, metrics = jax.jit(there.update)(other, batch, key)
+        assert float(metrics["loss"].count) == 1
+    for one, same in zip(
+        jax.tree.leaves(other._replace(experience=None)), jax.tree.leaves(state._replace(experience=None))
+    ):
+        np.testing.assert_allclose(one, same, atol=1e-5)
+    for one, same in zip(jax.tree.leaves(other.experience.replay), jax.tree.leaves(state.experience.replay)):
+        np.testing.assert_array_equal(one, same)
+
+
+def test_a_host_teaches_only_once_there_are_enough_steps_and_acts_at_random_until_then():
+    copies, steps = 4, 4
+    learner = q_learner(
+        facts(choice(), num_envs=copies, rollout_steps=steps), rollout_steps=steps, epsilon=0.0, epsilon_steps=1.0
+    )
+    state = jax.jit(learner.init)(KEY, jnp.zeros((copies, 3)))
+    nothing = jnp.zeros((steps, copies), bool)
+    shown = jnp.zeros((steps, copies, 3))
+    none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
+    seen = rl.Transition(
+        shown, jnp.zeros((steps, copies), jnp.int32), jnp.ones((steps, copies)), shown, nothing, nothing, {}
+    )
+    many = rl.Explore(jnp.zeros((200, 3)))
+    for number in range(5):
+        before, chosen = state, np.asarray(jax.jit(learner.predict)(state, many, KEY))
+        state, metrics = jax.jit(learner.update)(state, rl.Played(seen, none, shown, jnp.zeros(steps, bool)), KEY)
+        ready = (number + 1) * copies * steps >= SMALL["start"]
+        assert float(metrics["loss"].count) == ready
+        moved = jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), state.network.params, before.network.params))
+        assert any(moved) == ready
+        assert (len(np.unique(chosen)) == 2) == (number < 4)
+
+
+def test_a_host_that_began_anew_cuts_off_what_was_before():
+    """Nothing that is drawn joins steps from before a resumed run's new episodes with steps of these."""
+    copies, steps = 2, 3
+    world = counter(100)
+    memory = Memory(20, steps=3)
+    of = facts(world, num_envs=copies, rollout_steps=steps)
+    experience, _ = off_policy.begin(of, memory, KEY, copies, 0, jnp.zeros((copies, 1)))
+
+    def batch(start, begun):
+        number = jnp.broadcast_to(start + jnp.arange(steps + 1.0)[:, None, None], (steps + 1, copies, 1))
+        none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
+        over = jnp.zeros((steps, copies), bool)
+        seen = rl.Transition(
+            number[:-1], jnp.zeros((steps, copies), jnp.int32), jnp.ones((steps, copies)), number[1:], over, over, {}
+        )
+        return rl.Played(seen, none, number[1:], jnp.arange(steps) < begun)
+
+    listen = jax.jit(functools.partial(off_policy.listened, of, memory))
+    for start, begun in ((0, True), (3, False), (50, True), (53, False)):
+        experience, _ = listen(experience, batch(start, begun))
+    kept = experience.replay
+    rows = jnp.arange(int(kept.oldest), int(kept.num_rows) - 2)
+    found = replay.at(kept, rows, jnp.zeros(len(rows), jnp.int32), 1.0, 3)
+    number, after = found.observation[:, 0], found.next_observation[:, 0]
+    np.testing.assert_array_equal(number, [2, 3, 4, 5, 50, 51, 52, 53])
+    np.testing.assert_array_equal(after, [5, 6, 6, 6, 53, 54, 55, 56])
+    np.testing.assert_array_equal(found.reward, [3, 3, 2, 1, 3, 3, 3, 3])
+    assert (found.discount > 0).all()  # cut off, not over

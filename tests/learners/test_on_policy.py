@@ -177,7 +177,7 @@ def test_what_a_host_played_teaches_as_what_was_played_here(make):
         return on_policy.acting(actor_critic(choice()), state.network.params, observation, key)
 
     _, seen, finished = jax.jit(lambda: rl.rollout(choice(), act, state.actors, of_play, steps))()
-    batch = rl.Played(seen._replace(extras={}), finished)
+    batch = rl.Played(seen._replace(extras={}), finished, seen.next_observation, jnp.zeros(steps, bool))
     expected, _ = jax.jit(here.update)(state, None, KEY)
     found, metrics = jax.jit(there.update)(state._replace(actors=None), batch, KEY)
     for one, other in zip(jax.tree.leaves(found.network.params), jax.tree.leaves(expected.network.params)):

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from typing import ClassVar
 
 import numpy as np
 import optax
@@ -13,6 +14,7 @@ from foldax import laws, learners, models, rl
 from foldax.config import with_steps
 from foldax.errors import ConfigError, Interrupted, NonFiniteError
 from foldax.rl.host import Stage, play
+from foldax.runs.play import play as play_run
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'foldax[gymnasium]'")
 from gymnasium import spaces  # noqa: E402
@@ -237,6 +239,54 @@ def test_members_of_a_sweep_play_in_worlds_of_their_own():
     assert table["train/loss"].nunique() == 2
 
 
+def remembering(config, info):
+    memory = learners.Memory(200, steps=2, prioritized=True)
+    return learners.dqn(
+        info,
+        models.QNetwork(info.actions.num, hidden=(8,)),
+        optax.adam(config.learning_rate),
+        memory=memory,
+        num_envs=config.num_envs,
+        rollout_steps=config.rollout_steps,
+        start=32,
+        batch_size=32,
+        epsilon_steps=500.0,
+        target_period=50,
+    )
+
+
+def test_a_memory_fills_from_a_host_over_a_stop_too(tmp_path):
+    remembers = experiment._replace(learner=remembering)
+    run = tmp_path / "run"
+    foldax.train(remembers, with_steps(Config(), 10), run_dir=run, verbose=False)
+    config = with_steps(Config(log_every=10, checkpoint_every=0), 120)
+    result = foldax.train(remembers, config, save=False, verbose=False)
+    assert result.metrics["test"] == {"return": 4.0, "length": 4.0}
+    assert result.state.experience.environment_steps == 120 * 16
+    assert [line.get("loss") is None for line in result.history if line["split"] == "train"] == [False] * 12
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_an_agent_is_played_where_it_learned(tmp_path, drawn):
+    class Drawn(Asked):
+        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+        render_mode = "rgb_array"
+
+        def render(self):
+            return np.full((8, 8, 3), 50 * self.left, np.uint8)
+
+    pictured = vector(Drawn) if drawn else None
+    sizes = dict(num_envs=4, rollout_steps=4, evaluation_episodes=6, pictured=pictured)
+    shown = experiment._replace(dataset=lambda config: rl.host(vector(Asked), "asked", **sizes))
+    result = foldax.train(shown, with_steps(Config(checkpoint_every=0), 80), save=False, verbose=False)
+    first, second = played = play_run(result, episodes=2, out=tmp_path / "play.gif", verbose=False)
+    assert [(one.total, one.length, one.ended) for one in played] == [(4.0, 4, True)] * 2
+    assert (first.observations != second.observations).any()
+    assert (tmp_path / ("play_strip.png" if drawn else "play_observations.png")).exists()
+    if drawn:  # the environments begin anew with the last step, so the last picture is of the step before
+        assert [int(image[0, 0, 0]) for image in first.states] == [200, 150, 100, 50, 50]
+
+
 @pytest.mark.parametrize("law", laws.LAWS)
 def test_laws_hold_or_are_said_not_to(law):
     skipped = laws.LAWS[law](laws.subject(experiment, Config()))
@@ -262,7 +312,7 @@ def test_what_cannot_be_played_in_is_told(monkeypatch):
         rl.gymnasium("Blackjack-v1", **sizes)
     with pytest.raises(ConfigError, match="numbered: autoreset mode NEXT_STEP loses steps.*SAME_STEP"):
         numbered(AutoresetMode.NEXT_STEP)
-    with pytest.raises(ConfigError, match="CartPole-v1: rollout_steps: 0 must be 1 or more"):
+    with pytest.raises(ConfigError, match="rollout_steps: 0 must be 1 or more"):
         rl.gymnasium("CartPole-v1", num_envs=1, rollout_steps=0)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ConfigError, match="pip install 'foldax\\[gymnasium\\]'"):

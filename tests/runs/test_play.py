@@ -13,7 +13,7 @@ from foldax import cli, rl
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.runs.play import play
 from foldax.train.result import Result
-from tests.rl.worlds import counter
+from tests.rl.worlds import counter, recall
 
 FILE = '''"""An agent that learns nothing in a world that only counts."""
 import foldax
@@ -203,6 +203,19 @@ def test_a_film_needs_what_writes_it(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["play", str(run), "--out", "x.mp4"]) == 2
     assert "pip install imageio-ffmpeg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [3, 70])
+def test_a_policy_that_remembers_is_given_episodes_so_far(tmp_path, length) -> None:
+    """It answers at each time with the sign that was shown at the first one, also beyond a chunk of steps."""
+
+    def predict(state, episodes, key):
+        sign, _ = episodes[:, 0].T  # of single steps there is no such thing
+        return jnp.broadcast_to(jnp.int32(sign > 0)[:, None], episodes.shape[:2])
+
+    played = play(agent(recall(length), predict), episodes=5, out=tmp_path / "play.gif", verbose=False)
+    assert [episode.total for episode in played] == [1.0] * 5
+    assert [episode.length for episode in played] == [length] * 5
 
 
 def test_other_errors_are_a_line_too(tmp_path, capsys) -> None:

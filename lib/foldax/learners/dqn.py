@@ -6,6 +6,7 @@ descent on a batch of what it remembers; see `off_policy` for what is not of thi
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class DQNState(NamedTuple):
 
 
 def dqn(
-    environment: rl.Environment,
+    environment: off_policy.World,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -59,10 +60,10 @@ def dqn(
     `update` reports "loss", "value" (mean of the chosen actions'), "epsilon", "gradient_norm" and, of the episodes that
     ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of
     each; those that take longer than `evaluation_steps` are left off there. `predict` gives the best actions of
-    observations `[B, ...]`.
+    observations `[B, ...]`, and explores those of `rl.Explore`.
 
     Args:
-      environment: where; its actions are discrete.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are discrete.
       model: observations `[B, ...]` to `[B, A, width]`, such as `models.QNetwork`; dueling and noisy are its switches.
       optimizer: of optax; its rates may be traced.
       head: how `width` numbers describe a return; `heads.expected()` if None.
@@ -91,40 +92,48 @@ def dqn(
 
     def init(key: jax.Array, examples: Any) -> DQNState:
         of_network, of_world = jax.random.split(key)
-        experience = off_policy.begin(environment, memory, of_world, num_envs, start)
-        params = model.init({"params": of_network}, experience.actors.observation[:1])["params"]
+        experience, seen = off_policy.begin(environment, memory, of_world, num_envs, start, examples)
+        params = model.init({"params": of_network}, seen[:1])["params"]
         return DQNState(gradients.create(params, optimizer), jax.tree.map(jnp.copy, params), experience)
 
     def update(state: DQNState, batch: Any, key: jax.Array) -> tuple[DQNState, dict[str, Any]]:
         of_actions, of_draws, of_loss = jax.random.split(key, 3)
-
-        def act(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-            coin, choice, noise = jax.random.split(key, 3)
-            best = heads.best(head, worth(model, state.network.params, observation, noise))
-            anything = off_policy.random_actions(environment.actions, choice, num_envs)
-            chance = exploration(steps, epsilon, epsilon_steps)
-            return jnp.where(jax.random.bernoulli(coin, chance, (num_envs,)), anything, best)
-
+        act = functools.partial(explore, state.network.params)
         before = state.experience.environment_steps
-        experience, ended = off_policy.play(environment, memory, state.experience, act, of_actions, rollout_steps)
-        drawn = off_policy.draw(memory, experience, of_draws, batch_size, discount)
-        batch = (drawn.sample, state.target, drawn.weights)
-        network, metrics = gradients.step(state.network, descend, optimizer, batch, of_loss)
-        experience = off_policy.surprised(memory, experience, drawn.places, metrics.pop("surprise"))
+        played = (environment, memory, state.experience, act, of_actions, rollout_steps, batch)
+        experience, ended = off_policy.play(*played)
         after = experience.environment_steps
-        copied = before // target_period < after // target_period
-        target = jax.tree.map(lambda new, old: jnp.where(copied, new, old), network.params, state.target)
-        chance = exploration(after, epsilon, epsilon_steps)
-        return DQNState(network, target, experience), metrics | ended | {"epsilon": chance}
+
+        def learn(state: DQNState) -> tuple[DQNState, dict[str, jax.Array]]:
+            drawn = off_policy.draw(memory, state.experience, of_draws, batch_size, discount)
+            batch = (drawn.sample, state.target, drawn.weights)
+            network, metrics = gradients.step(state.network, descend, optimizer, batch, of_loss)
+            experience = off_policy.surprised(memory, state.experience, drawn.places, metrics.pop("surprise"))
+            copied = before // target_period < after // target_period
+            target = jax.tree.map(lambda new, old: jnp.where(copied, new, old), network.params, state.target)
+            return DQNState(network, target, experience), metrics
+
+        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
+        return state, metrics | ended | {"epsilon": exploration(after, epsilon, epsilon_steps)}
+
+    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
+        coin, choice, noise = jax.random.split(key, 3)
+        best = heads.best(head, worth(model, params, observation, noise))
+        anything = off_policy.random_actions(environment.actions, choice, len(observation))
+        chance = exploration(steps, epsilon, epsilon_steps)
+        action = jnp.where(jax.random.bernoulli(coin, chance, (len(observation),)), anything, best)
+        return off_policy.at_first(environment, start, steps, action, choice)
 
     def predict(state: DQNState, inputs: Any, key: jax.Array) -> jax.Array:
+        if isinstance(inputs, rl.Explore):
+            return explore(state.network.params, inputs.observation, state.experience.environment_steps, key)
         return heads.best(head, worth(model, state.network.params, jnp.asarray(inputs)))
 
     def evaluate(state: DQNState, batch: Any, key: jax.Array) -> dict[str, Any]:
         def act(observation: jax.Array) -> jax.Array:
             return predict(state, observation, key)
 
-        return off_policy.evaluated(environment, act, key, evaluation_episodes, evaluation_steps)
+        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)
 

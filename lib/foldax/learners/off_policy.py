@@ -1,11 +1,13 @@
 """Learning from a memory: what deep Q-networks, soft actor-critics and TD3 do alike.
 
 They act in copies of an environment, remember each step, and draw from all that they remember. The copies and the
-memory are part of the state, which begins with steps of random actions, so that every update learns.
+memory are part of the state, which begins with steps of random actions, so that every update learns. Where the
+environment is on the host, its steps come as the batch, and updates learn once there are as many.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +17,12 @@ import numpy as np
 
 from foldax import rl
 from foldax.errors import ConfigError, check_counts
-from foldax.rl import priorities, replay
+from foldax.learner import Average
+from foldax.rl import priorities, replay, wrappers
 from foldax.rl.replay import Replay
 
+World = rl.Environment | rl.HostFacts
+"""Where it acts, or what is known of it where that is on the host."""
 Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(observation [N, ...], steps of the environment so far, key) -> action [N, ...]`."""
 
@@ -44,14 +49,14 @@ class Experience(NamedTuple):
     """The world, and what was seen of it.
 
     Attributes:
-      actors: copies of the environment.
+      actors: copies of the environment; None where they are on the host.
       replay: what they did.
       tree: priorities, or None.
       highest: the largest priority so far, which new transitions have.
       environment_steps: int32 [], of all copies.
     """
 
-    actors: rl.Actors
+    actors: Any
     replay: Replay
     tree: Any
     highest: jax.Array
@@ -72,18 +77,26 @@ class Drawn(NamedTuple):
     places: jax.Array
 
 
-def begin(environment: rl.Environment, memory: Memory, key: jax.Array, num_envs: int, start: int) -> Experience:
-    """Returns the experience of `start` transitions of random actions, or as many more as fill a step of all copies."""
+def begin(
+    environment: World, memory: Memory, key: jax.Array, num_envs: int, start: int, examples: Any
+) -> tuple[Experience, jax.Array]:
+    """Returns the experience of `start` transitions, or as many more as fill a step of all copies, and what these see.
+
+    Actions are random. Of a host it is that of none, whose copies see `examples` `[N, ...]`.
+    """
     of_world, of_actions = jax.random.split(key)
-    actors = rl.begin(environment, of_world, num_envs)
-    empty = replay.empty(actors.observation, random_actions(environment.actions, key, num_envs), memory.capacity)
+    actors = rl.begin(environment, of_world, num_envs) if isinstance(environment, rl.Environment) else None
+    observation = examples if actors is None else actors.observation
+    empty = replay.empty(observation, random_actions(environment.actions, key, num_envs), memory.capacity)
     tree = priorities.empty(empty.rows[..., 0].size) if memory.prioritized else None
     experience = Experience(actors, empty, tree, jnp.ones(()), jnp.int32(0))
+    if isinstance(environment, rl.HostFacts):
+        return experience, observation
 
     def anything(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
         return random_actions(environment.actions, key, num_envs)
 
-    return play(environment, memory, experience, anything, of_actions, -(-start // num_envs))[0]
+    return play(environment, memory, experience, anything, of_actions, -(-start // num_envs), None)[0], observation
 
 
 def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> jax.Array:
@@ -93,10 +106,22 @@ def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> j
     return jax.random.uniform(key, (count, *space.shape), minval=space.low[None], maxval=space.high[None])
 
 
+def at_first(environment: World, start: int, steps: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns the action `[N, ...]`; of a host a random one while there are less than `start` transitions."""
+    if isinstance(environment, rl.Environment):
+        return action
+    return jnp.where(steps < start, random_actions(environment.actions, key, len(action)), action)
+
+
 def play(
-    environment: rl.Environment, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int
+    environment: World, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int, batch: Any
 ) -> tuple[Experience, dict[str, Any]]:
-    """Takes `steps` steps with every copy and remembers them; also gives "return" and "length" of ended episodes."""
+    """Takes `steps` steps with every copy and remembers them; also gives "return" and "length" of ended episodes.
+
+    Of a host it is the batch that has them, `rl.Played`.
+    """
+    if isinstance(environment, rl.HostFacts):
+        return listened(environment, memory, experience, batch)
 
     def one(experience: Experience, key: jax.Array) -> tuple[Experience, rl.Finished]:
         of_action, of_world = jax.random.split(key)
@@ -106,8 +131,40 @@ def play(
         return experience._replace(actors=actors), finished
 
     experience, finished = jax.lax.scan(one, experience, jax.random.split(key, steps))
+    return experience, _ended(finished)
+
+
+def listened(
+    facts: rl.HostFacts, memory: Memory, experience: Experience, batch: rl.Played
+) -> tuple[Experience, dict[str, Any]]:
+    """Remembers what was played on the host; see `play`."""
+
+    def one(experience: Experience, step: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[Experience, None]:
+        seen, observation, begun = step
+        kept = replay.begun(experience.replay, seen.observation, begun)
+        return remember(memory, experience._replace(replay=kept), seen, observation), None
+
+    experience, _ = jax.lax.scan(one, experience, (batch.seen, batch.observation, batch.begun))
+    return experience, _ended(batch.finished)
+
+
+def learned(
+    environment: World, start: int, learn: Callable[[Any], tuple[Any, dict[str, Any]]], state: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Returns `learn(state)`; of a host only once there are `start` transitions, until when its metrics are absent."""
+    if isinstance(environment, rl.Environment):
+        return learn(state)
+    ready = state.experience.environment_steps >= start
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1])
+    # A branch, which runs one side only: environments on the host are not under `vmap`.
+    state, metrics = jax.lax.cond(ready, learn, lambda state: (state, nothing), state)
+    count = ready.astype(jnp.float32)
+    return state, {name: Average(value * count, count) for name, value in metrics.items()}
+
+
+def _ended(finished: rl.Finished) -> dict[str, Any]:
     ended = {"return": finished.episode_return, "length": finished.episode_length}
-    return experience, jax.tree.map(lambda x: x.sum(axis=0), ended)
+    return jax.tree.map(lambda x: x.sum(axis=0), ended)
 
 
 def remember(memory: Memory, experience: Experience, seen: rl.Transition, observation: jax.Array) -> Experience:
@@ -145,9 +202,19 @@ def surprised(memory: Memory, experience: Experience, places: jax.Array, surpris
 
 
 def evaluated(
-    environment: rl.Environment, act: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int, most_steps: int
+    environment: World,
+    act: Callable[[jax.Array], jax.Array],
+    batch: Any,
+    key: jax.Array,
+    episodes: int,
+    most_steps: int,
 ) -> dict[str, jax.Array]:
-    """Plays episodes by `observation [N, ...] -> action [N, ...]` and returns "return" and "length" of each."""
+    """Plays episodes by `observation [N, ...] -> action [N, ...]` and returns "return" and "length" of each.
+
+    Of a host it is the batch that has them.
+    """
+    if isinstance(environment, rl.HostFacts):
+        return batch
     return rl.evaluated(environment, lambda observation, key: (act(observation), {}), key, episodes, most_steps)
 
 
@@ -158,7 +225,23 @@ def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_st
     return loss, (model_state, {"loss": loss, "value": values.mean(), "surprise": jnp.abs(errors).mean(axis=-1)})
 
 
-def check_bounded(learner: str, environment: rl.Environment) -> None:
+def in_units(environment: World) -> World:
+    """Returns the environment whose actions are numbers from -1 to 1; of a host see `units_of`."""
+    if isinstance(environment, rl.Environment):
+        return wrappers.unit_actions(environment)
+    ones = np.ones(environment.actions.shape, np.float32)  # type: ignore[union-attr]  # see `check_bounded`
+    return dataclasses.replace(environment, actions=rl.Box(-ones, ones))
+
+
+def units_of(environment: World, batch: Any) -> Any:
+    """Returns what was played on a host with actions as numbers from -1 to 1; elsewhere the batch as it is."""
+    if isinstance(environment, rl.Environment):
+        return batch
+    action = jax.vmap(lambda action: wrappers.to_unit(environment.actions, action))(batch.seen.action)
+    return batch._replace(seen=batch.seen._replace(action=action))
+
+
+def check_bounded(learner: str, environment: World) -> None:
     """Checks that actions are numbers between finite bounds.
 
     Raises:

@@ -41,7 +41,7 @@ class SACState(NamedTuple):
 
 
 def sac(
-    environment: rl.Environment,
+    environment: off_policy.World,
     actor: Any,
     critic: Any,
     actor_optimizer: optax.GradientTransformation,
@@ -65,10 +65,12 @@ def sac(
     `update` reports "loss" (the critics'), "value", "actor_loss", "entropy" (estimated in nats, of actions from -1 to
     1), "temperature", "gradient_norm" (the critics') and, of the episodes that ended, "return" and "length". `evaluate`
     plays `evaluation_episodes` by the likeliest actions and reports "return" and "length" of each; those that take
-    longer than `evaluation_steps` are left off there. `predict` gives these actions for observations `[B, ...]`.
+    longer than `evaluation_steps` are left off there. `predict` gives these actions for observations `[B, ...]`, and
+    draws those of `rl.Explore`.
 
     Args:
-      environment: where; its actions are numbers between finite bounds.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are numbers
+        between finite bounds.
       actor: observations `[B, ...]` to means and log deviations `[B, A]`, such as `models.GaussianActor`.
       critic: observations and actions `[B, A]` from -1 to 1 to `[B, 2]`, such as `models.TwinCritic`.
       actor_optimizer: of optax; its rates may be traced.
@@ -92,13 +94,13 @@ def sac(
     counts = dict(rollout_steps=rollout_steps, descents=descents, evaluation_episodes=evaluation_episodes)
     off_policy.check(memory, num_envs, start, batch_size, **counts)
     off_policy.check_bounded("sac", environment)
-    world = wrappers.unit_actions(environment)
+    world = off_policy.in_units(environment)
     wanted = -float(world.actions.shape[0]) if target_entropy is None else target_entropy  # type: ignore[union-attr]
 
     def init(key: jax.Array, examples: Any) -> SACState:
         of_actor, of_critic, of_world = jax.random.split(key, 3)
-        experience = off_policy.begin(world, memory, of_world, num_envs, start)
-        observation = experience.actors.observation[:1]
+        experience, seen = off_policy.begin(world, memory, of_world, num_envs, start, examples)
+        observation = seen[:1]
         action = off_policy.random_actions(world.actions, key, 1)
         judge = gradients.create(critic.init({"params": of_critic}, observation, action)["params"], critic_optimizer)
         act = gradients.create(actor.init({"params": of_actor}, observation)["params"], actor_optimizer)
@@ -106,14 +108,19 @@ def sac(
         return SACState(act, judge, target, gradients.create(heat, critic_optimizer), experience)
 
     def update(state: SACState, batch: Any, key: jax.Array) -> tuple[SACState, dict[str, Any]]:
-        def act(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-            return policy(actor, state.actor.params, observation).sample(key)
-
+        act = functools.partial(explore, state.actor.params)
         of_actions, of_descents = jax.random.split(key)
-        experience, ended = off_policy.play(world, memory, state.experience, act, of_actions, rollout_steps)
+        batch = off_policy.units_of(environment, batch)
+        played = (world, memory, state.experience, act, of_actions, rollout_steps, batch)
+        experience, ended = off_policy.play(*played)
         keys = jax.random.split(of_descents, descents)
-        state, metrics = jax.lax.scan(descend, state._replace(experience=experience), keys)
-        return state, {name: value.mean() for name, value in metrics.items()} | ended
+
+        def learn(state: SACState) -> tuple[SACState, dict[str, jax.Array]]:
+            state, metrics = jax.lax.scan(descend, state, keys)
+            return state, {name: value.mean() for name, value in metrics.items()}
+
+        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
+        return state, metrics | ended
 
     def descend(state: SACState, key: jax.Array) -> tuple[SACState, dict[str, jax.Array]]:
         of_draw, of_critic, of_actor = jax.random.split(key, 3)
@@ -130,13 +137,20 @@ def sac(
         metrics |= {"actor_loss": of_act["loss"], "entropy": of_act["entropy"], "temperature": heat}
         return SACState(act, judge, target, warm, experience), metrics
 
+    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
+        drawn = policy(actor, params, observation).sample(key)
+        return off_policy.at_first(world, start, steps, drawn, key)
+
     def predict(state: SACState, inputs: Any, key: jax.Array) -> jax.Array:
+        if isinstance(inputs, rl.Explore):
+            action = explore(state.actor.params, inputs.observation, state.experience.environment_steps, key)
+            return wrappers.from_unit(environment.actions, action)
         action = policy(actor, state.actor.params, jnp.asarray(inputs)).mode()
         return wrappers.from_unit(environment.actions, action)
 
     def evaluate(state: SACState, batch: Any, key: jax.Array) -> dict[str, Any]:
         act = functools.partial(predict, state, key=key)
-        return off_policy.evaluated(environment, act, key, evaluation_episodes, evaluation_steps)
+        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)
 

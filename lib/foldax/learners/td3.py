@@ -54,7 +54,7 @@ class Noise(NamedTuple):
 
 
 def td3(
-    environment: rl.Environment,
+    environment: off_policy.World,
     actor: Any,
     critic: Any,
     actor_optimizer: optax.GradientTransformation,
@@ -78,10 +78,11 @@ def td3(
     `update` reports "loss" (the critics'), "value", "actor_loss", "gradient_norm" (the critics') and, of the episodes
     that ended, "return" and "length". `evaluate` plays `evaluation_episodes` without noise and reports "return" and
     "length" of each; those that take longer than `evaluation_steps` are left off there. `predict` gives actions for
-    observations `[B, ...]`.
+    observations `[B, ...]`, and disturbs those of `rl.Explore`.
 
     Args:
-      environment: where; its actions are numbers between finite bounds.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are numbers
+        between finite bounds.
       actor: observations `[B, ...]` to actions `[B, A]` from -1 to 1, such as `models.Actor`.
       critic: observations and such actions to `[B, 2]`, such as `models.TwinCritic`.
       actor_optimizer: of optax; its rates may be traced.
@@ -107,27 +108,31 @@ def td3(
     off_policy.check_bounded("td3", environment)
     if descents % policy_delay:
         raise ConfigError(f"descents: {descents} must be a multiple of policy_delay, {policy_delay}")
-    world = wrappers.unit_actions(environment)
+    world = off_policy.in_units(environment)
 
     def init(key: jax.Array, examples: Any) -> TD3State:
         of_actor, of_critic, of_world = jax.random.split(key, 3)
-        experience = off_policy.begin(world, memory, of_world, num_envs, start)
-        observation = experience.actors.observation[:1]
+        experience, seen = off_policy.begin(world, memory, of_world, num_envs, start, examples)
+        observation = seen[:1]
         action = off_policy.random_actions(world.actions, key, 1)
         judge = gradients.create(critic.init({"params": of_critic}, observation, action)["params"], critic_optimizer)
         act = gradients.create(actor.init({"params": of_actor}, observation)["params"], actor_optimizer)
         return TD3State(act, judge, jax.tree.map(jnp.copy, (act.params, judge.params)), experience)
 
     def update(state: TD3State, batch: Any, key: jax.Array) -> tuple[TD3State, dict[str, Any]]:
-        def act(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-            action = actor.apply({"params": state.actor.params}, observation)
-            return jnp.clip(action + noise.exploration * jax.random.normal(key, action.shape), -1.0, 1.0)
-
+        act = functools.partial(explore, state.actor.params)
         of_actions, of_descents = jax.random.split(key)
-        experience, ended = off_policy.play(world, memory, state.experience, act, of_actions, rollout_steps)
+        batch = off_policy.units_of(environment, batch)
+        played = (world, memory, state.experience, act, of_actions, rollout_steps, batch)
+        experience, ended = off_policy.play(*played)
         keys = jax.random.split(of_descents, (descents // policy_delay, policy_delay))
-        state, metrics = jax.lax.scan(descend, state._replace(experience=experience), keys)
-        return state, {name: value.mean() for name, value in metrics.items()} | ended
+
+        def learn(state: TD3State) -> tuple[TD3State, dict[str, jax.Array]]:
+            state, metrics = jax.lax.scan(descend, state, keys)
+            return state, {name: value.mean() for name, value in metrics.items()}
+
+        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
+        return state, metrics | ended
 
     def descend(state: TD3State, keys: jax.Array) -> tuple[TD3State, dict[str, jax.Array]]:
         """Takes a step of the critics with each of the keys, then one of the actor on the last batch."""
@@ -145,13 +150,21 @@ def td3(
         experience = off_policy.surprised(memory, state.experience, drawn.places, metrics.pop("surprise"))
         return state._replace(critic=network, experience=experience), (metrics, drawn.sample.observation)
 
+    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
+        action = actor.apply({"params": params}, observation)
+        action = jnp.clip(action + noise.exploration * jax.random.normal(key, action.shape), -1.0, 1.0)
+        return off_policy.at_first(world, start, steps, action, key)
+
     def predict(state: TD3State, inputs: Any, key: jax.Array) -> jax.Array:
+        if isinstance(inputs, rl.Explore):
+            action = explore(state.actor.params, inputs.observation, state.experience.environment_steps, key)
+            return wrappers.from_unit(environment.actions, action)
         action = actor.apply({"params": state.actor.params}, jnp.asarray(inputs))
         return wrappers.from_unit(environment.actions, action)
 
     def evaluate(state: TD3State, batch: Any, key: jax.Array) -> dict[str, Any]:
         act = functools.partial(predict, state, key=key)
-        return off_policy.evaluated(environment, act, key, evaluation_episodes, evaluation_steps)
+        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)
 

@@ -20,8 +20,9 @@ from foldax.rl.environment import (
 )
 from foldax.rl.gymnasium_worlds import gymnasium
 from foldax.rl.gymnax_worlds import gymnax
-from foldax.rl.host import Host, HostFacts, host
+from foldax.rl.host import Host, HostFacts, Stage, host
 from foldax.rl.memory import remembering
+from foldax.rl.playground_worlds import playground
 from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "HostFacts",
     "Played",
     "Policy",
+    "Stage",
     "Step",
     "Transition",
     "act",
@@ -48,6 +50,7 @@ __all__ = [
     "lambda_returns",
     "n_step_targets",
     "one_step_targets",
+    "playground",
     "priorities",
     "replay",
     "remembering",

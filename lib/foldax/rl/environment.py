@@ -129,10 +129,14 @@ class Played(NamedTuple):
     Attributes:
       seen: `[T, N, ...]`.
       finished: `[T]`, of the episodes that ended with each of the steps.
+      observation: `[T, N, ...]`, what the copies see then; of a new episode where one ended.
+      begun: bool `[T]`, whether all copies began new episodes with a step, whatever was before.
     """
 
     seen: Transition
     finished: Finished
+    observation: jax.Array
+    begun: jax.Array
 
 
 class Explore(NamedTuple):

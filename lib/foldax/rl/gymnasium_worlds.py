@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -48,6 +49,9 @@ def gymnasium(
 
     def make(changes: dict[str, Any], count: int) -> Any:
         reset: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        if "render_mode" in changes:
+            for device in ("AUDIO", "VIDEO") if not os.environ.get("DISPLAY") else ("AUDIO",):
+                os.environ.setdefault(f"SDL_{device}DRIVER", "dummy")  # pygame complains of what is not there
         own = mode == "vector_entry_point"
         if mode == "async":
             reset["context"] = "spawn"  # a fork of a process that runs JAX's threads may hang
@@ -63,9 +67,12 @@ def gymnasium(
         except (library.error.Error, TypeError) as error:
             raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]}") from error
 
+    changes = evaluation_options or {}
+    drawn = functools.partial(make, changes | {"render_mode": "rgb_array"}) if mode != "vector_entry_point" else None
     return host(
         functools.partial(make, {}),
         name,
+        pictured=drawn,
         num_envs=num_envs,
         rollout_steps=rollout_steps,
         evaluation=functools.partial(make, evaluation_options) if evaluation_options else None,

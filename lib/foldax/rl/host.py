@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from foldax.blocks import Block, EvalBlock
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_counts
 from foldax.learner import Average
 from foldax.rl.environment import Box, Discrete, Explore, Finished, Played, Transition
 
@@ -73,12 +74,14 @@ class Host(NamedTuple):
       train: plays what is learned from.
       splits: play the episodes of "validation" and "test".
       unsaved: what of their state no checkpoint holds.
+      pictured: makes copies whose `render` draws them, for `foldax play`; None: there are no pictures.
     """
 
     info: HostFacts
     train: Rollouts
     splits: dict[str, Episodes]
     unsaved: str
+    pictured: Make | None = None
 
     def to(self, device: Any) -> Host:
         """Returns the same for another device, on which the learner is."""
@@ -121,10 +124,9 @@ class Rollouts:
         facts = self.info
         act = yield Block(jax.device_put(_nothing(facts), self.device), step, step)
         with contextlib.closing(Stage(self.make(facts.num_envs), facts.name, _seed(seed, 0, step))) as stage:
-            while True:
-                played = play(stage, act, facts, step * facts.rollout_steps)
-                act = yield Block(jax.device_put(played, self.device), step, step + 1)
-                step += 1
+            for number in itertools.count(step):
+                played = play(stage, act, facts, number * facts.rollout_steps, begun=number == step)
+                act = yield Block(jax.device_put(played, self.device), number, number + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Stage:
         return np.clip(np.nan_to_num(action), *self._space).astype(self._action_dtype)
 
 
-def play(stage: Stage, act: Act, facts: HostFacts, number: int) -> Played:
+def play(stage: Stage, act: Act, facts: HostFacts, number: int, begun: bool = False) -> Played:
     """Returns what the next `rollout_steps` steps of all copies were, on the host.
 
     Args:
@@ -220,11 +222,13 @@ def play(stage: Stage, act: Act, facts: HostFacts, number: int) -> Played:
       act: asked with `Explore(observations)`.
       facts: of the environments.
       number: of the first step, of all that a run takes.
+      begun: whether it is the first of new episodes.
     """
     played = jax.tree.map(np.empty_like, _nothing(facts))
     for step in range(facts.rollout_steps):
         action = np.asarray(act(Explore(stage.observation), number + step))
-        for kept, new in zip(jax.tree.leaves(played), jax.tree.leaves(Played(*stage.step(action))), strict=True):
+        one: Any = Played(*stage.step(action), stage.observation, begun and step == 0)  # type: ignore[arg-type]
+        for kept, new in zip(jax.tree.leaves(played), jax.tree.leaves(one), strict=True):
             kept[step] = new
     return played
 
@@ -236,6 +240,7 @@ def host(
     num_envs: int,
     rollout_steps: int,
     evaluation: Make | None = None,
+    pictured: Make | None = None,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 10_000,
 ) -> Host:
@@ -252,18 +257,15 @@ def host(
       num_envs: copies to learn from.
       rollout_steps: steps of each in an update.
       evaluation: as `make`, of those to evaluate in, such as ones with all lives; None: the same.
+      pictured: as `make`, of those whose `render` draws them, for `foldax play`; None: there are no pictures.
       evaluation_episodes: played at once, by as many copies.
       evaluation_steps: most of each.
 
     Raises:
       ConfigError: a space is neither numbers nor choices, the environments lose episodes' ends, or a number is below 1.
     """
-    counts = dict(num_envs=num_envs, rollout_steps=rollout_steps)
-    for what, value in (
-        counts | dict(evaluation_episodes=evaluation_episodes, evaluation_steps=evaluation_steps)
-    ).items():
-        if value < 1:
-            raise ConfigError(f"{name}: {what}: {value} must be 1 or more")
+    check_counts(num_envs=num_envs, rollout_steps=rollout_steps)
+    check_counts(evaluation_episodes=evaluation_episodes, evaluation_steps=evaluation_steps)
     with contextlib.closing(Stage(make(1), name, seed=0)) as probe:
         spaces = probe.environments.single_observation_space, probe.environments.single_action_space
         observations, actions = (space_of(*one) for one in zip(spaces, (name, name), ("observations", "actions")))
@@ -280,7 +282,7 @@ def host(
     unsaved = (
         f"{name} is on the host, where episodes cannot be saved: a resumed run begins new ones, and has other bits"
     )
-    return Host(facts, Rollouts(make, facts, seen), splits, unsaved)
+    return Host(facts, Rollouts(make, facts, seen), splits, unsaved, pictured)
 
 
 def space_of(space: Any, name: str, what: str) -> Discrete | Box:
@@ -315,6 +317,7 @@ def _nothing(facts: HostFacts) -> Played:
     action: Any = np.zeros((*steps, *shape), kind)
     reward: Any = np.zeros(steps, np.float32)
     over: Any = np.zeros(steps, bool)
+    begun: Any = over[:, 0]
     none: Any = np.zeros(facts.rollout_steps, np.float32)
     transition = Transition(seen, action, reward, seen, over, over, {})
-    return Played(transition, Finished(Average(none, none), Average(none, none)))
+    return Played(transition, Finished(Average(none, none), Average(none, none)), seen, begun)

@@ -136,6 +136,27 @@ def add(replay: Replay, transition: Transition, observation: jax.Array, stack: i
     return replay._replace(oldest=jax.lax.while_loop(gone, lambda number: number + 1, oldest))
 
 
+def begun(replay: Replay, observation: jax.Array, when: jax.Array) -> Replay:
+    """Returns the memory whose copies have begun new episodes, if `when` bool []: the steps before are cut off.
+
+    Args:
+      replay: the memory.
+      observation: what the copies see, `[N, ...]`.
+      when: whether it is so.
+    """
+    copies, size = len(observation), len(replay.frames)
+    fresh = replay.num_frames + jnp.arange(copies, dtype=jnp.int32)
+    places, last = jnp.where(when, fresh % size, size), (replay.num_rows - 1) % len(replay.rows)
+    ends = replay.rows[last, :, 3]
+    return replay._replace(
+        frames=replay.frames.at[places].set(observation.astype(replay.frames.dtype), mode="drop"),
+        previous=replay.previous.at[places].set(fresh, mode="drop"),
+        rows=replay.rows.at[last, :, 3].set(jnp.where(when & (ends == 0), 2, ends)),
+        current=jnp.where(when, fresh, replay.current),
+        num_frames=replay.num_frames + jnp.where(when, copies, 0),
+    )
+
+
 def num_transitions(replay: Replay, steps: int = 1) -> jax.Array:
     """Returns how many transitions of n steps can be drawn, int32 []."""
     return jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 0) * replay.rows.shape[1]

@@ -125,6 +125,12 @@ def from_unit(space: Any, values: jax.Array) -> jax.Array:
     return middle[None] + reach[None] * values
 
 
+def to_unit(space: Any, values: jax.Array) -> jax.Array:
+    """Returns numbers `[B, ...]` between the bounds of a `Box` moved to from -1 to 1."""
+    middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
+    return (values - middle[None]) * (1 / reach)[None]
+
+
 class Moments(NamedTuple):
     """Mean and variance of all that was seen, number by number.
 

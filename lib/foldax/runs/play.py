@@ -2,59 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from foldax import rl
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import Experiment
 from foldax.runs import plots, tables
+from foldax.runs.playing import Episode, played_here, played_on_host
 from foldax.runs.saved import load_run
 from foldax.train import programs
 from foldax.train.result import Result
 
-CHUNK = 64  # steps in a call of the compiled loop
 MOST_FRAMES = 1000  # of an animation
 STRIP = 8  # pictures
+WIDEST = 2000  # pixels of them all, side by side
 LEAST = 120  # pixels of a picture's shorter side
 HELD = 0.7  # seconds that an episode's last picture stays
 ROWS = 20  # episodes that are printed
 FASTEST = {".gif": 50, ".mp4": 120}  # frames a second, by kind of file; a GIF counts in hundredths of a second
 
 
-class Episode(NamedTuple):
-    """What was done until it was over, left off, or no longer finite.
+class Scene(NamedTuple):
+    """Where an agent plays.
 
     Attributes:
-      states: of the environment, `length` + 1 of them; the first is before any step.
-      observations: `[length + 1, ...]`.
-      rewards: `[length]`.
-      ended: whether it was over by itself.
-      broken: whether what came next is not finite.
+      name: of the environment.
+      render: a state of an episode to an image uint8 `[H, W, 3]`; None: there are no pictures.
+      play: `(episodes, seed, most steps) -> episodes`.
     """
 
-    states: list[Any]
-    observations: np.ndarray
-    rewards: np.ndarray
-    ended: bool
-    broken: bool
-
-    @property
-    def length(self) -> int:
-        """Its steps."""
-        return len(self.rewards)
-
-    @property
-    def total(self) -> float:
-        """Its return."""
-        return float(self.rewards.sum())
+    name: str
+    render: Callable[[Any], np.ndarray] | None
+    play: Callable[[int, int, int], list[Episode]]
 
 
 def play(
@@ -87,25 +73,25 @@ def play(
     """
     _check(episodes, seed, steps, fps, out)
     result = run if isinstance(run, Result) else load_run(run)
-    world, path = _environment(result), _path(result, out)
+    scene, path = _scene(result), _path(result, out)
     with programs.own_code(result.experiment):
-        played = _played(result, world, episodes, seed, steps)
+        played = scene.play(episodes, seed, steps)
     if verbose:
-        _show(played, world.name)
+        _show(played, scene.name)
     shown = [episode for episode in played if len(episode.observations)]
     if not shown:
-        raise ExperimentError(f"{world.name}: its first observation is not finite, so there is nothing to play")
+        raise ExperimentError(f"{scene.name}: its first observation is not finite, so there is nothing to play")
     first, written = shown[0], []
-    about = f"{world.name}: return {first.total:.6g}, {first.length:,} steps"
-    if world.render is None:
-        note = f"{world.name} has no pictures (its `render` is None): observations and rewards are drawn instead"
+    about = f"{scene.name}: return {first.total:.6g}, {first.length:,} steps"
+    if scene.render is None:
+        note = f"{scene.name} has no pictures (its `render` is None): observations and rewards are drawn instead"
         figure, place = plots.played(first.observations, first.rewards, about), _beside(path, "observations")
         written = [(place, lambda: figure.savefig(place, dpi=120))]
     else:
         every = -(-sum(episode.length + 1 for episode in shown) // MOST_FRAMES)
         note = f"every {every} steps are a frame of the animation: there are too many" if every > 1 else ""
-        animation = [_frames(result.experiment, world, episode, every) for episode in shown]
-        strip, place = _strip(result.experiment, world, first, about), _beside(path, "strip")
+        animation = [_frames(result.experiment, scene, episode, every) for episode in shown]
+        strip, place = _strip(result.experiment, scene, first, about), _beside(path, "strip")
         written = [(path, lambda: _animate(path, animation, fps)), (place, lambda: strip.savefig(place))]
     for name, write in written:
         _write(name, write)
@@ -129,7 +115,16 @@ def _check(episodes: int, seed: int, steps: int, fps: int, out: str | Path | Non
         raise ConfigError("--out: a .mp4 file needs imageio-ffmpeg (pip install imageio-ffmpeg); a .gif needs nothing")
 
 
-def _environment(result: Result) -> rl.Environment:
+def _scene(result: Result) -> Scene:
+    """Returns where a run's agent plays.
+
+    Raises:
+      ConfigError: the experiment has no `environment`, and its data are of none on the host.
+      ExperimentError: `environment` returns something else.
+    """
+    if result.experiment.environment is None and isinstance(result.dataset, rl.Host):
+        host = result.dataset
+        return Scene(host.info.name, _as_they_are(host), functools.partial(played_on_host, result, host))
     if result.experiment.environment is None:
         raise ConfigError(
             "this experiment says no `environment` to play in: "
@@ -139,7 +134,21 @@ def _environment(result: Result) -> rl.Environment:
         world = result.experiment.environment(result.config)
     if not isinstance(world, rl.Environment):
         raise ExperimentError(f"`environment` must return an rl.Environment, got {type(world).__name__}")
-    return world
+    return Scene(world.name, world.render, functools.partial(played_here, result, world))
+
+
+def _as_they_are(host: rl.Host) -> Callable[[Any], np.ndarray] | None:
+    """Returns what makes a picture of one; of an observation, if that is a stack of grey images, of the newest."""
+    if host.pictured:
+        return np.asarray
+    if host.info.dtype != np.uint8 or len(host.info.observations.shape) != 3:
+        return None
+
+    def newest(stack: np.ndarray) -> np.ndarray:
+        image = stack[-1] if stack.shape[0] < stack.shape[-1] else stack[..., -1]
+        return np.repeat(image[..., None], 3, axis=-1)
+
+    return newest
 
 
 def _path(result: Result, out: str | Path | None) -> Path:
@@ -150,70 +159,6 @@ def _path(result: Result, out: str | Path | None) -> Path:
 
 def _beside(path: Path, what: str) -> Path:
     return path.with_name(f"{path.stem}_{what}.png")
-
-
-# Playing
-
-
-def _played(result: Result, world: rl.Environment, count: int, seed: int, most_steps: int) -> list[Episode]:
-    """Returns one episode of each of `count` copies; a chunk of steps of all is one call."""
-    predict = result.learner.predict
-    if predict is None:
-        raise ExperimentError("this learner has no `predict`, so it cannot play")
-
-    @jax.jit
-    def advance(learned: Any, states: Any, seen: jax.Array, key: jax.Array, start: jax.Array) -> Any:
-        def one(carry: Any, step: jax.Array) -> Any:
-            states, seen = carry
-            of_policy, of_world = jax.random.split(jax.random.fold_in(key, step))
-            action = predict(learned, seen, of_policy)
-            states, answer = jax.vmap(world.step)(jax.random.split(of_world, count), states, action)
-            carry = states, answer.observation
-            return carry, (*carry, answer.reward, answer.terminated | answer.truncated)
-
-        return jax.lax.scan(one, (states, seen), start + jnp.arange(CHUNK))
-
-    of_start, of_steps = jax.random.split(jax.random.key(seed))
-    states, seen = jax.jit(jax.vmap(world.reset))(jax.random.split(of_start, count))
-    chunks = [jax.tree.map(lambda x: x[None], jax.device_get((states, seen)))]
-    rewards, overs = np.zeros((0, count)), np.zeros((0, count), bool)
-    while len(rewards) < most_steps and not overs.any(axis=0).all():
-        (states, seen), answers = advance(result.state, states, seen, of_steps, jnp.int32(len(rewards)))
-        *after, reward, over = jax.device_get(answers)
-        chunks.append(tuple(after))
-        rewards, overs = np.concatenate([rewards, reward]), np.concatenate([overs, over])
-    return [_episode(chunks, rewards[:most_steps, i], overs[:most_steps, i], i) for i in range(count)]
-
-
-def _episode(chunks: list[Any], rewards: np.ndarray, overs: np.ndarray, copy: int) -> Episode:
-    """Returns a copy's episode up to its end, or to where something is not finite."""
-    length = int(overs.argmax()) + 1 if overs.any() else len(overs)
-    states, observations = [], []
-    for number, (state, observation) in enumerate(_rows(chunks, copy)):
-        if number > length:
-            break
-        if not _finite(observation) or (number and not np.isfinite(rewards[number - 1])) or not _no_nan(state):
-            break
-        states.append(state)
-        observations.append(observation)
-    finite = max(len(states) - 1, 0)
-    broken = len(states) <= length
-    return Episode(states, np.array(observations), rewards[:finite], bool(overs.any()) and not broken, broken)
-
-
-def _rows(chunks: list[Any], copy: int) -> Iterator[Any]:
-    for chunk in chunks:
-        for row in range(len(chunk[1])):
-            yield jax.tree.map(lambda x, at=row: x[at, copy], chunk)
-
-
-def _finite(value: Any) -> bool:
-    return bool(np.isfinite(value).all())
-
-
-def _no_nan(state: Any) -> bool:
-    leaves = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, np.ndarray | np.generic))
-    return not any(np.isnan(leaf).any() for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
 
 
 # What is shown
@@ -233,12 +178,12 @@ def _show(played: list[Episode], name: str) -> None:
         )
 
 
-def _frames(experiment: Experiment, world: rl.Environment, episode: Episode, every: int) -> list[np.ndarray]:
+def _frames(experiment: Experiment, scene: Scene, episode: Episode, every: int) -> list[np.ndarray]:
     """Returns pictures `[H, W, 3]` of every so many steps, and of the last."""
-    return list(_drawn(experiment, world, [*episode.states[:-1:every], episode.states[-1]]))
+    return list(_drawn(experiment, scene, [*episode.states[:-1:every], episode.states[-1]]))
 
 
-def _drawn(experiment: Experiment, world: rl.Environment, states: list[Any]) -> Iterator[np.ndarray]:
+def _drawn(experiment: Experiment, scene: Scene, states: list[Any]) -> Iterator[np.ndarray]:
     """Yields a picture of each state, enlarged if it is tiny.
 
     Raises:
@@ -247,21 +192,26 @@ def _drawn(experiment: Experiment, world: rl.Environment, states: list[Any]) -> 
     shape = None
     for state in states:
         with programs.own_code(experiment):
-            image = np.asarray(world.render(state))  # type: ignore[misc]  # it is not None
+            image = np.asarray(scene.render(state))  # type: ignore[misc]  # it is not None
         shape = shape or image.shape
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.shape != shape:
             raise ExperimentError(
-                f"{world.name}: `render` must return uint8 [H, W, 3], all of one size, "
+                f"{scene.name}: `render` must return uint8 [H, W, 3], all of one size, "
                 f"got {image.dtype} {list(image.shape)}"
             )
         larger = max(1, LEAST // min(shape[:2]))
         yield image.repeat(larger, axis=0).repeat(larger, axis=1)
 
 
-def _strip(experiment: Experiment, world: rl.Environment, episode: Episode, title: str) -> Any:
+def _strip(experiment: Experiment, scene: Scene, episode: Episode, title: str) -> Any:
     chosen = np.unique(np.linspace(0, episode.length, STRIP).round().astype(int))
-    images = np.stack(list(_drawn(experiment, world, [episode.states[step] for step in chosen])))
-    return plots.strip(images, [f"step {step:,}" for step in chosen], title)
+    from PIL import Image
+
+    images = [Image.fromarray(image) for image in _drawn(experiment, scene, [episode.states[step] for step in chosen])]
+    smaller = -(-STRIP * images[0].width // WIDEST)
+    return plots.strip(
+        np.stack([image.reduce(smaller) for image in images]), [f"step {step:,}" for step in chosen], title
+    )
 
 
 # Files
