@@ -21,7 +21,21 @@ from foldax.evaluation import agents
 from foldax.runs import studies
 
 PARTS = ("replay", "target", "double", "dueling", "n_step", "prioritized")
-GAMES = {"CartPole-v1": 100_000, "Breakout-MinAtar": 200_000, "SpaceInvaders-MinAtar": 200_000}  # environment steps
+
+
+class Game(NamedTuple):
+    """How much of a game is played.
+
+    Attributes:
+      environment_steps: of a run.
+      num_envs: copies, each of which takes a step for an update.
+    """
+
+    environment_steps: int
+    num_envs: int
+
+
+GAMES = {"CartPole-v1": Game(50_000, 4), "Breakout-MinAtar": Game(60_000, 8), "SpaceInvaders-MinAtar": Game(60_000, 8)}
 
 
 @foldax.config
@@ -29,8 +43,8 @@ class Config(foldax.Interaction):
     game: str = "CartPole-v1"
     """Name of gymnax's environment."""
     start_steps: int = 1_000
-    num_envs: int = 1
-    rollout_steps: int = 4
+    num_envs: int = 4
+    rollout_steps: int = 1
     batch_size: int = 32
     """Transitions in an update's descent."""
     capacity: int = 50_000
@@ -55,7 +69,7 @@ class Config(foldax.Interaction):
 
 def learner(config: Config, info: None) -> foldax.Learner:
     world = rl.gymnax(config.game)
-    encoder = models.CNN(128, (16,), pooling=None, dense=(128,)) if "MinAtar" in config.game else None
+    encoder = models.CNN(64, (16,), pooling=None, dense=()) if "MinAtar" in config.game else None
     hidden = (64,) if "MinAtar" in config.game else (64, 64)
     capacity = config.capacity if config.replay else config.batch_size
     return learners.dqn(
@@ -83,14 +97,14 @@ class Sizes(NamedTuple):
 
     Attributes:
       seeds: of each game and variant.
-      games: environment steps by name.
+      games: by name.
     """
 
     seeds: int = 16
-    games: dict[str, int] = GAMES
+    games: dict[str, Game] = GAMES
 
 
-QUICK = Sizes(2, {"CartPole-v1": 1_100})
+QUICK = Sizes(2, {"CartPole-v1": Game(1_100, 4)})
 
 
 def variants() -> dict[str, dict[str, bool]]:
@@ -101,9 +115,9 @@ def variants() -> dict[str, dict[str, bool]]:
 def study(sizes: Sizes, runs: Path) -> pandas.DataFrame:
     """Returns a row for each run: game, variant, seed, and its test return."""
     rows = []
-    for game, steps in sizes.games.items():
+    for game, size in sizes.games.items():
         for name, fields in variants().items():
-            config = Config(game=game, environment_steps=steps, **fields)
+            config = Config(game=game, **size._asdict(), **fields)
             folder = runs / f"{game}-{name}".replace(" ", "_")
             resume = (folder / "sweep.json").exists()
             sweep = foldax.sweep(experiment, {}, config=config, seeds=sizes.seeds, sweep_dir=folder, resume=resume)

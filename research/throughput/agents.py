@@ -24,6 +24,7 @@ from throughput import CONSOLE, CORES, Contenders, compare, torch, trained
 
 import foldax
 from foldax.rl import replay
+from foldax.train.operations import operations_of
 
 try:
     import stable_baselines3
@@ -99,7 +100,11 @@ def measure_ppo() -> dict[str, Any]:
     if stable_baselines3 is not None:
         for threads in sorted({CORES, 1}, reverse=True):
             contenders[f"Stable-Baselines3, threads: {threads}"] = stable_baselines(config, threads)
-    return compare("CartPole: PPO, 4 copies x 128 steps; steps of the environment", contenders, ROUNDS)
+    learner, key = experiment.learner(config, None), jax.random.key(0)
+    state = jax.eval_shape(learner.init, key, None)
+    flops = operations_of(jax.make_jaxpr(learner.update)(state, None, key)) / config.acted(1)
+    title = "CartPole: PPO, 4 copies x 128 steps; steps of the environment"
+    return compare(title, contenders, ROUNDS, flops=flops)
 
 
 def measure_seeds() -> dict[str, Any]:

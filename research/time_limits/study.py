@@ -8,6 +8,7 @@ the cut for an end learns that it is worth nothing (Pardo et al., 2018). Everyth
 seeds included; all are tested in the same environments.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from foldax.runs import studies
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments" / "rl"
 WAYS = {"cut off": False, "over": True}  # what an episode at its limit counts as
+LONG = 1_000  # of MountainCar; within its own 200 steps chance hardly ever reaches the top
 COLORS = {"cut off": "#0072B2", "over": "#D55E00"}  # Okabe & Ito's
 
 
@@ -34,20 +36,24 @@ class Case(NamedTuple):
       agent: its name.
       world: name of gymnax's environment.
       file: experiment whose agent and settings these are.
+      environment_steps: of a run.
+      limit: steps of an episode while it learns; None: the environment's own.
     """
 
     agent: str
     world: str
     file: str
+    environment_steps: int
+    limit: int | None = None
 
 
 CASES = (
-    Case("PPO", "CartPole-v1", "ppo_cartpole"),
-    Case("DQN", "CartPole-v1", "dqn_cartpole"),
-    Case("PPO", "Pendulum-v1", "ppo_pendulum"),
-    Case("SAC", "Pendulum-v1", "sac_pendulum"),
-    Case("PPO", "MountainCar-v0", "ppo_acrobot"),
-    Case("DQN", "MountainCar-v0", "dqn_mountain_car"),
+    Case("PPO", "CartPole-v1", "ppo_cartpole", 500_000),
+    Case("DQN", "CartPole-v1", "dqn_cartpole", 250_000),
+    Case("PPO", "Pendulum-v1", "ppo_pendulum", 200_000),
+    Case("SAC", "Pendulum-v1", "sac_pendulum", 20_000),
+    Case("PPO", "MountainCar-v0", "ppo_acrobot", 300_000, LONG),
+    Case("DQN", "MountainCar-v0", "dqn_mountain_car", 300_000, LONG),
 )
 
 
@@ -56,7 +62,7 @@ class Sizes(NamedTuple):
 
     Attributes:
       seeds: of each case and way.
-      updates: of an agent; None: as many as its experiment has.
+      updates: of an agent; None: as many as its case has.
       cases: which are run.
     """
 
@@ -80,6 +86,8 @@ def experiment(case: Case) -> foldax.Experiment:
 
     def learner(config: Config, info: None) -> foldax.Learner:
         world = rl.gymnax(case.world)
+        if case.limit is not None:
+            world = rl.wrappers.unit_observations(rl.gymnax(case.world, max_steps_in_episode=case.limit))
         return module.agent(config, rl.wrappers.limit_ends(world) if config.over else world)
 
     return foldax.Experiment(Config, learner, name=f"{case.agent}_{case.world}".replace("-", "_"))
@@ -90,7 +98,8 @@ def study(sizes: Sizes, runs: Path) -> pandas.DataFrame:
     rows = []
     for case in sizes.cases:
         made = experiment(case)
-        config = made.config() if sizes.updates is None else with_steps(made.config(), sizes.updates)
+        config = dataclasses.replace(made.config(), environment_steps=case.environment_steps)
+        config = config if sizes.updates is None else with_steps(config, sizes.updates)
         folder = runs / made.name
         resume = (folder / "sweep.json").exists()
         space = {"over": list(WAYS.values())}

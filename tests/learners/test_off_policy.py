@@ -99,6 +99,20 @@ def test_actions_reach_from_bound_to_bound():
     np.testing.assert_array_equal(world.actions.low, [-1, -1])
 
 
+def test_observations_reach_from_minus_one_to_one_between_their_bounds():
+    space = rl.Box(np.float32([-2]), np.float32([6]))
+    world = wrappers.unit_observations(counter(5, start=-2)._replace(observations=space))
+    state, seen = world.reset(KEY)
+    found = [float(seen[0])]
+    for _ in range(5):
+        state, answer = world.step(KEY, state, jnp.int32(0))
+        found.append(float(answer.observation[0]))
+    np.testing.assert_allclose(found, [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25])
+    np.testing.assert_array_equal(world.observations, [[-1], [1]])
+    with pytest.raises(ConfigError, match="unit_observations: counter has no observations between finite bounds"):
+        wrappers.unit_observations(counter())
+
+
 def test_squashed_densities_are_those_of_the_change_of_variables():
     chances = Squashed(jnp.array([[0.3]]), jnp.array([[-0.4]]))
     many = Squashed(*(jnp.broadcast_to(x, (4000, 1)) for x in chances))

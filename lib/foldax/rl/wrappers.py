@@ -119,6 +119,28 @@ def unit_actions(environment: Environment) -> Environment:
     return environment._replace(step=step, actions=Box(-ones, ones))
 
 
+def unit_observations(environment: Environment) -> Environment:
+    """Returns the environment whose observations are numbers from -1 to 1, for those between its bounds.
+
+    Raises:
+      ConfigError: they have no finite bounds.
+    """
+    space = environment.observations
+    if not np.isfinite([space.low, space.high]).all():
+        raise ConfigError(f"unit_observations: {environment.name} has no observations between finite bounds: {space}")
+
+    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+        state, observation = environment.reset(key)
+        return state, to_unit(space, observation[None])[0]
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
+        after, answer = environment.step(key, state, action)
+        return after, answer._replace(observation=to_unit(space, answer.observation[None])[0])
+
+    ones = np.ones(space.shape, np.float32)
+    return environment._replace(reset=reset, step=step, observations=Box(-ones, ones))
+
+
 def from_unit(space: Any, values: jax.Array) -> jax.Array:
     """Returns numbers `[B, ...]` from -1 to 1 moved to between the bounds of a `Box`."""
     middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
