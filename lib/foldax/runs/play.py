@@ -210,7 +210,7 @@ def _strip(experiment: Experiment, scene: Scene, episode: Episode, title: str) -
     images = [Image.fromarray(image) for image in _drawn(experiment, scene, [episode.states[step] for step in chosen])]
     smaller = -(-STRIP * images[0].width // WIDEST)
     return plots.strip(
-        np.stack([image.reduce(smaller) for image in images]), [f"step {step:,}" for step in chosen], title
+        np.stack([np.asarray(image.reduce(smaller)) for image in images]), [f"step {step:,}" for step in chosen], title
     )
 
 
