@@ -324,7 +324,7 @@ class Interaction(Loop):
     environment_steps: int = 100_000
     """Steps of all copies of the environment together, those before the first update included."""
     start_steps: int = 0
-    """Of these, how many are acted at random before the first update."""
+    """Of these, how many are acted at random before the first update; on a host none are."""
     num_envs: int = 4
     """Copies of the environment that are acted in at once."""
     rollout_steps: int = 128

@@ -69,7 +69,7 @@ class Config(foldax.Interaction):
 
 def learner(config: Config, info: None) -> foldax.Learner:
     world = rl.gymnax(config.game)
-    encoder = models.CNN(64, (16,), pooling=None, dense=()) if "MinAtar" in config.game else None
+    encoder = models.CNN(64, (8,), pooling=None, dense=()) if "MinAtar" in config.game else None
     hidden = (64,) if "MinAtar" in config.game else (64, 64)
     capacity = config.capacity if config.replay else config.batch_size
     return learners.dqn(

@@ -111,6 +111,11 @@ def test_observations_reach_from_minus_one_to_one_between_their_bounds():
     np.testing.assert_array_equal(world.observations, [[-1], [1]])
     with pytest.raises(ConfigError, match="unit_observations: counter has no observations between finite bounds"):
         wrappers.unit_observations(counter())
+    with pytest.raises(ConfigError, match="CartPole-v1 has no observations between finite bounds"):
+        wrappers.unit_observations(rl.gymnax("CartPole-v1"))  # whose bounds are the largest numbers that there are
+    np.testing.assert_array_equal(
+        wrappers.to_unit(rl.Box(np.float32([1]), np.float32([1])), jnp.ones((2, 1))), [[0], [0]]
+    )
 
 
 def test_squashed_densities_are_those_of_the_change_of_variables():

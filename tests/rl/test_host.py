@@ -1,5 +1,6 @@
 """Environments on the host: whose steps are told apart rightly, and which a learner is trained in as in any other."""
 
+import functools
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ from foldax.config import with_steps
 from foldax.errors import ConfigError, Interrupted, NonFiniteError
 from foldax.rl.host import Stage, play
 from foldax.runs.play import play as play_run
+from foldax.runs.playing import unpacked
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'foldax[gymnasium]'")
 from gymnasium import spaces  # noqa: E402
@@ -50,6 +52,7 @@ class Asked(gymnasium.Env):
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -269,7 +272,6 @@ def test_a_memory_fills_from_a_host_over_a_stop_too(tmp_path):
 @pytest.mark.parametrize("drawn", [False, True])
 def test_an_agent_is_played_where_it_learned(tmp_path, drawn):
     class Drawn(Asked):
-        metadata: ClassVar = {"render_modes": ["rgb_array"]}
         render_mode = "rgb_array"
 
         def render(self):
@@ -284,7 +286,7 @@ def test_an_agent_is_played_where_it_learned(tmp_path, drawn):
     assert (first.observations != second.observations).any()
     assert (tmp_path / ("play_strip.png" if drawn else "play_observations.png")).exists()
     if drawn:  # the environments begin anew with the last step, so the last picture is of the step before
-        assert [int(image[0, 0, 0]) for image in first.states] == [200, 150, 100, 50, 50]
+        assert [int(unpacked(state)[0, 0, 0]) for state in first.states] == [200, 150, 100, 50, 50]
 
 
 @pytest.mark.parametrize("law", laws.LAWS)
@@ -296,6 +298,17 @@ def test_laws_hold_or_are_said_not_to(law):
 
 
 # -- what cannot be --------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_the_host_is_told():
+    info = asked(Config()).info
+    make = functools.partial(learners.dqn, info, models.QNetwork(2), optax.adam(1e-3), batch_size=8, start=64)
+    with pytest.raises(ConfigError, match="num_envs: 3 must be the host's, 4"):
+        make(num_envs=3, rollout_steps=4)
+    with pytest.raises(ConfigError, match="rollout_steps: 1 must be the host's, 4"):
+        make(num_envs=4, rollout_steps=1)
+    with pytest.raises(ConfigError, match="start_steps: 32 must be 0 where environments are on the host"):
+        foldax.train(experiment, Config(start_steps=32), save=False, verbose=False)
 
 
 def test_what_cannot_be_played_in_is_told(monkeypatch):

@@ -17,7 +17,7 @@ LIMIT = 6
 
 @pytest.fixture(scope="module")
 def world():
-    return rl.playground("CartpoleBalance", episode_steps=LIMIT)
+    return rl.playground("CartpoleBalance", episode_length=LIMIT)
 
 
 def test_steps_are_the_librarys_and_episodes_are_cut_off_at_their_limit(world):
@@ -63,7 +63,7 @@ def test_spaces_are_facts_also_inside_of_a_traced_program(world):
     [
         ("CartpoleBalence", {}, "did you mean 'CartpoleBalance'"),
         ("CartpoleBalance", {"sim_td": 0.01}, "did you mean 'sim_dt'"),
-        ("CartpoleBalance", {"episode_steps": 0}, "must be 1 or more"),
+        ("CartpoleBalance", {"episode_length": 0}, "episode_length: 0 must be 1 or more"),
     ],
 )
 def test_what_there_is_not_is_told(name, settings, told):

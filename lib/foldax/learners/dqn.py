@@ -70,7 +70,8 @@ def dqn(
       memory: how it remembers.
       num_envs: copies of the environment.
       rollout_steps: of each in an update.
-      start: transitions of random actions before the first update, and at least a batch.
+      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
+        the first updates, which do not learn.
       batch_size: transitions in an update's descent.
       discount: of a reward one step later; may be traced.
       epsilon: probability of a random action in the end; may be traced.
@@ -84,8 +85,8 @@ def dqn(
       ConfigError: actions are no choices, or a number does not fit the others.
     """
     head = heads.expected() if head is None else head
-    counts = dict(rollout_steps=rollout_steps, target_period=target_period, evaluation_episodes=evaluation_episodes)
-    off_policy.check(memory, num_envs, start, batch_size, **counts)
+    counts = dict(target_period=target_period, evaluation_episodes=evaluation_episodes)
+    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
     if not isinstance(environment.actions, rl.Discrete):
         raise ConfigError(f"dqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
     descend = loss(model, head, double)

@@ -257,13 +257,24 @@ def check_bounded(learner: str, environment: World) -> None:
         )
 
 
-def check(memory: Memory, num_envs: int, start: int, batch_size: int, **counts: int) -> None:
+def check(
+    environment: World, memory: Memory, num_envs: int, rollout_steps: int, start: int, batch_size: int, **counts: int
+) -> None:
     """Checks what a learner from memory is told; all of `counts`, by name, must be 1 or more.
 
     Raises:
-      ConfigError: a number does not fit the others.
+      ConfigError: a number does not fit the others, or the host's.
     """
-    counts |= {"num_envs": num_envs, "batch_size": batch_size, "memory.steps": memory.steps}
+    if isinstance(environment, rl.HostFacts):
+        for name, value in (("num_envs", num_envs), ("rollout_steps", rollout_steps)):
+            if value != getattr(environment, name):
+                raise ConfigError(f"{name}: {value} must be the host's, {getattr(environment, name)}")
+    counts |= {
+        "rollout_steps": rollout_steps,
+        "num_envs": num_envs,
+        "batch_size": batch_size,
+        "memory.steps": memory.steps,
+    }
     check_counts(**counts)
     least = max(batch_size, memory.steps * num_envs)
     if memory.capacity < least:
@@ -285,14 +296,15 @@ def _number(kept: Replay, place: jax.Array) -> jax.Array:
 def _with_newest(memory: Memory, experience: Experience) -> Experience:
     """Returns the experience whose tree can draw the row that now has n steps, and none that is gone.
 
-    A step of all copies changes four rows at most: the one that now has n steps, the newest, which has none yet and
-    lies where an old one did, and two whose frames were overwritten before they were. Some may lie at one place, so
-    each place's priorities follow from what lies there, not from why it is looked at.
+    A step of all copies changes five rows at most: the one that now has n steps, the newest, which has none yet and
+    lies where an old one did, and three whose frames were overwritten before they were (by a step's frames, by new
+    episodes' first ones, and by those of a host that began anew). Some may lie at one place, so each place's priorities
+    follow from what lies there, not from why it is looked at.
     """
     kept, tree = experience.replay, experience.tree
     rows, copies = kept.rows.shape[:2]
     newest, begun = kept.num_rows - 1, kept.num_rows - memory.steps
-    place = jnp.stack([begun, newest, kept.oldest - 1, kept.oldest - 2]) % rows
+    place = jnp.stack([begun, newest, *(kept.oldest - ago for ago in (1, 2, 3))]) % rows
     number = _number(kept, place)[:, None]
     places = place[:, None] * copies + jnp.arange(copies)[None, :]
     worth = jnp.where(number == begun, experience.highest, tree[places + len(tree) // 2])

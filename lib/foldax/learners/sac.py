@@ -79,7 +79,8 @@ def sac(
       num_envs: copies of the environment.
       rollout_steps: of each in an update.
       descents: in an update.
-      start: transitions of random actions before the first update, and at least a batch.
+      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
+        the first updates, which do not learn.
       batch_size: transitions in a descent.
       discount: of a reward one step later; may be traced.
       target_rate: share of the critics in the next target's parameters, in (0, 1]; may be traced.
@@ -91,8 +92,8 @@ def sac(
     Raises:
       ConfigError: actions are choices or have no bounds, or a number does not fit the others.
     """
-    counts = dict(rollout_steps=rollout_steps, descents=descents, evaluation_episodes=evaluation_episodes)
-    off_policy.check(memory, num_envs, start, batch_size, **counts)
+    counts = dict(descents=descents, evaluation_episodes=evaluation_episodes)
+    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
     off_policy.check_bounded("sac", environment)
     world = off_policy.in_units(environment)
     wanted = -float(world.actions.shape[0]) if target_entropy is None else target_entropy  # type: ignore[union-attr]

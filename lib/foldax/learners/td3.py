@@ -92,7 +92,8 @@ def td3(
       rollout_steps: of each in an update.
       descents: of the critics in an update, a multiple of `policy_delay`.
       policy_delay: descents of the critics for one of the actor.
-      start: transitions of random actions before the first update, and at least a batch.
+      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
+        the first updates, which do not learn.
       batch_size: transitions in a descent.
       discount: of a reward one step later; may be traced.
       target_rate: share of the networks in the next targets' parameters, in (0, 1]; may be traced.
@@ -103,8 +104,8 @@ def td3(
     Raises:
       ConfigError: actions are choices or have no bounds, or a number does not fit the others.
     """
-    counts = dict(rollout_steps=rollout_steps, descents=descents, policy_delay=policy_delay)
-    off_policy.check(memory, num_envs, start, batch_size, evaluation_episodes=evaluation_episodes, **counts)
+    counts = dict(descents=descents, policy_delay=policy_delay, evaluation_episodes=evaluation_episodes)
+    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
     off_policy.check_bounded("td3", environment)
     if descents % policy_delay:
         raise ConfigError(f"descents: {descents} must be a multiple of policy_delay, {policy_delay}")

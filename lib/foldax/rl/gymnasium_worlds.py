@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from foldax.errors import ConfigError, nearest
+from foldax.rl import headless
 from foldax.rl.host import Host, host
 
 
@@ -50,14 +50,13 @@ def gymnasium(
     def make(changes: dict[str, Any], count: int) -> Any:
         reset: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
         if "render_mode" in changes:
-            for device in ("AUDIO", "VIDEO") if not os.environ.get("DISPLAY") else ("AUDIO",):
-                os.environ.setdefault(f"SDL_{device}DRIVER", "dummy")  # pygame complains of what is not there
+            headless.prepare()
         own = mode == "vector_entry_point"
         if mode == "async":
             reset["context"] = "spawn"  # a fork of a process that runs JAX's threads may hang
         how = reset if own else dict(vector_kwargs=reset, wrappers=list(wrappers))
         try:
-            return library.make_vec(name, count, vectorization_mode=mode, **how, **options, **changes)
+            return library.make_vec(name, count, vectorization_mode=mode, **how, **(options | changes))
         except (library.error.NameNotFound, library.error.NamespaceNotFound, library.error.VersionNotFound) as error:
             known = list(library.registry)
             raise ConfigError(f"Gymnasium has no environment {name!r}{nearest(name, known)}") from error

@@ -275,6 +275,8 @@ def host(
             f"{name}: observations are {spaces[0]}; gymnasium.wrappers.FlattenObservation makes numbers of it"
         )
     facts = HostFacts(name, observations, actions, seen.dtype, num_envs, rollout_steps)
+    if "rgb_array" not in (probe.environments.metadata.get("render_modes") or ()):
+        pictured = None
     splits = {
         split: Episodes(evaluation or make, name, evaluation_episodes, evaluation_steps, number)
         for number, split in enumerate(("validation", "test"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
-import os
 import subprocess
 import warnings
 from typing import Any
@@ -12,29 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError, nearest
+from foldax.errors import ConfigError, check_counts, nearest
+from foldax.rl import headless
 from foldax.rl.environment import Box, Environment, Step
 from foldax.rl.wrappers import time_limit
 
 
-def playground(name: str, *, episode_steps: int | None = None, **settings: Any) -> Environment:
+def playground(name: str, **settings: Any) -> Environment:
     """Returns an environment of MuJoCo Playground (Zakka et al., 2025), such as "CartpoleBalance" or "CheetahRun".
 
-    Actions are numbers from -1 to 1. Episodes are truncated at their limit. Where an observation has several parts,
-    it is the one that the robot itself can see ("state"). Pictures (`render`) need OpenGL, without a screen
-    EGL. Robots beside those of the DeepMind Control Suite download their shapes at first use.
+    Actions are numbers from -1 to 1, each done `action_repeat` times (mostly once); rewards of these are summed.
+    Episodes are truncated after `episode_length` steps of the simulation's control (mostly 1000). Where an observation
+    has several parts, it is the one that the robot itself can see ("state"). Pictures (`render`) need OpenGL; without
+    a screen EGL. Robots beside those of the DeepMind Control Suite download their shapes at first use.
 
     Args:
       name: one of `mujoco_playground.registry.ALL_ENVS`.
-      episode_steps: after which an episode is truncated; the environment's own number (mostly 1000) if None.
-      **settings: of its configuration, such as `ctrl_dt`. `impl` is "jax" unless said: it runs on every device.
+      **settings: of its configuration, such as `episode_length`. `impl` is "jax" unless said: it runs on every device.
 
     Raises:
-      ConfigError: the package is not installed, has no such environment, or that has no such setting; the limit is
-        below 1; or the shapes cannot be downloaded.
+      ConfigError: the package is not installed, has no such environment, or that has no such setting or no "state" to
+        see; a setting is out of its range; or the shapes cannot be downloaded.
     """
-    if not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo asks for it once, when it is imported
+    headless.prepare()  # MuJoCo asks for it when it is imported
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports, which it does not need here
@@ -51,13 +49,17 @@ def playground(name: str, *, episode_steps: int | None = None, **settings: Any) 
         if field not in defaults:
             known = list(defaults)
             raise ConfigError(f"{name} has no setting {field!r}{nearest(field, known)} (it has {', '.join(known)})")
+    length, repeat = (settings.get(field, defaults[field]) for field in ("episode_length", "action_repeat"))
+    check_counts(episode_length=length, action_repeat=repeat)
     try:
         # Learners are made inside of traced programs; the model's arrays are facts.
         with jax.ensure_compile_time_eval(), jax.numpy_rank_promotion("allow"):
-            world = registry.load(name, config_overrides={"impl": "jax"} | settings)
+            world = registry.load(name, config_overrides=({"impl": "jax"} if "impl" in defaults else {}) | settings)
             size = world.observation_size
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, OSError) as error:
         raise ConfigError(f"{name} needs shapes that cannot be downloaded: {error}") from error
+    if isinstance(size, dict) and "state" not in size:
+        raise ConfigError(f"{name}: observations have no part 'state', only {', '.join(size)}")
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
         with jax.numpy_rank_promotion("allow"):
@@ -65,18 +67,24 @@ def playground(name: str, *, episode_steps: int | None = None, **settings: Any) 
         return state, _seen(state.obs)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        with jax.numpy_rank_promotion("allow"):
-            after = world.step(state, action)
-        over = jnp.asarray(after.done, bool)
-        return after, Step(_seen(after.obs), jnp.asarray(after.reward, jnp.float32), over, jnp.zeros_like(over))
+        reward = jnp.float32(0)
+        for _ in range(repeat):
+            with jax.numpy_rank_promotion("allow"):
+                state = world.step(state, action)
+            reward = reward + state.reward
+        over = jnp.asarray(state.done, bool)
+        return state, Step(_seen(state.obs), reward, over, jnp.zeros_like(over))
 
     def render(state: Any) -> np.ndarray:
-        return np.asarray(world.render(state))
+        try:
+            return np.asarray(world.render(state, camera=0 if world.mj_model.ncam else None))
+        except Exception as error:  # MuJoCo's own, which tell of a screen that is not there
+            raise ConfigError(f"{name} cannot be drawn: {error}") from error
 
     shape = np.atleast_1d(size["state"] if isinstance(size, dict) else size)
     anything, ones = np.full(shape, np.inf, np.float32), np.ones(world.action_size, np.float32)
     made = Environment(reset, step, Box(-anything, anything), Box(-ones, ones), name, render)
-    return time_limit(made, defaults.episode_length if episode_steps is None else episode_steps)
+    return time_limit(made, -(-length // repeat))
 
 
 def _seen(observation: Any) -> jax.Array:

@@ -15,6 +15,8 @@ import numpy as np
 from foldax.errors import ConfigError
 from foldax.rl.environment import Box, Environment, Step
 
+LIMITLESS = 1e30  # some environments write the largest float32 for no bound
+
 
 def time_limit(environment: Environment, steps: int) -> Environment:
     """Returns the environment whose episodes are truncated after `steps` steps.
@@ -126,7 +128,7 @@ def unit_observations(environment: Environment) -> Environment:
       ConfigError: they have no finite bounds.
     """
     space = environment.observations
-    if not np.isfinite([space.low, space.high]).all():
+    if not (np.abs([space.low, space.high]) < LIMITLESS).all():
         raise ConfigError(f"unit_observations: {environment.name} has no observations between finite bounds: {space}")
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
@@ -150,7 +152,8 @@ def from_unit(space: Any, values: jax.Array) -> jax.Array:
 def to_unit(space: Any, values: jax.Array) -> jax.Array:
     """Returns numbers `[B, ...]` between the bounds of a `Box` moved to from -1 to 1."""
     middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
-    return (values - middle[None]) * (1 / reach)[None]
+    scale = np.where(reach > 0, 1 / np.where(reach > 0, reach, 1), 0)  # what cannot vary is 0
+    return (values - middle[None]) * scale[None]
 
 
 class Moments(NamedTuple):

@@ -15,7 +15,7 @@ from foldax import rl
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import Experiment
 from foldax.runs import plots, tables
-from foldax.runs.playing import Episode, played_here, played_on_host
+from foldax.runs.playing import Episode, played_here, played_on_host, unpacked
 from foldax.runs.saved import load_run
 from foldax.train import programs
 from foldax.train.result import Result
@@ -84,7 +84,7 @@ def play(
     first, written = shown[0], []
     about = f"{scene.name}: return {first.total:.6g}, {first.length:,} steps"
     if scene.render is None:
-        note = f"{scene.name} has no pictures (its `render` is None): observations and rewards are drawn instead"
+        note = f"{scene.name} has no pictures (no `render`, on a host `pictured`): observations and rewards are drawn"
         figure, place = plots.played(first.observations, first.rewards, about), _beside(path, "observations")
         written = [(place, lambda: figure.savefig(place, dpi=120))]
     else:
@@ -138,13 +138,16 @@ def _scene(result: Result) -> Scene:
 
 
 def _as_they_are(host: rl.Host) -> Callable[[Any], np.ndarray] | None:
-    """Returns what makes a picture of one; of an observation, if that is a stack of grey images, of the newest."""
+    """Returns what makes a picture of a state, if that is one or an observation that is: of grey ones the newest."""
     if host.pictured:
-        return np.asarray
+        return unpacked
     if host.info.dtype != np.uint8 or len(host.info.observations.shape) != 3:
         return None
 
-    def newest(stack: np.ndarray) -> np.ndarray:
+    def newest(packed: Any) -> np.ndarray:
+        stack = unpacked(packed)
+        if stack.shape[-1] == 3:
+            return stack
         image = stack[-1] if stack.shape[0] < stack.shape[-1] else stack[..., -1]
         return np.repeat(image[..., None], 3, axis=-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -104,9 +105,10 @@ def _remembers(predict: Any, learned: Any, world: rl.Environment, seen: jax.Arra
 
 
 def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_steps: int) -> list[Episode]:
-    """Returns one episode of each of `count` copies, whose states are pictures; the last one is of a step earlier.
+    """Returns one episode of each of `count` copies, whose states are packed pictures (see `unpacked`).
 
-    The environments begin anew with the step that ends an episode, so that what they draw then is of the next one.
+    Where environments draw themselves, the last picture is of a step earlier: they begin anew with the step that ends
+    an episode, so that what they draw then is of the next one.
     """
     act = jax.jit(_predict(result))
     make = host.pictured or host.splits["test"].make
@@ -116,7 +118,7 @@ def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_st
         for step in range(most_steps + 1):
             images = _images(host, stage)
             for copy in np.flatnonzero(~ended):
-                found[copy][0].append(np.array(images[copy]))
+                found[copy][0].append(_packed(images[copy]))
                 found[copy][1].append(stage.observation[copy])
             if step == most_steps or ended.all():
                 break
@@ -126,22 +128,33 @@ def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_st
             for copy in np.flatnonzero(~ended):
                 found[copy][2].append(seen.reward[copy])
                 if over[copy]:
-                    found[copy][0].append(found[copy][0][-1])
-                    found[copy][1].append(seen.next_observation[copy])
+                    last = seen.next_observation[copy]
+                    found[copy][0].append(found[copy][0][-1] if host.pictured else _packed(last))
+                    found[copy][1].append(last)
             ended |= over
     each = zip(found, ended, strict=True)
     return [Episode(s, np.array(o), np.array(r), bool(over), False) for (s, o, r), over in each]
+
+
+def _packed(image: Any) -> tuple[bytes, tuple[int, ...], np.dtype]:
+    """Returns an array that takes little room: there may be thousands."""
+    image = np.asarray(image)
+    return zlib.compress(image.tobytes(), 1), image.shape, image.dtype
+
+
+def unpacked(image: tuple[bytes, tuple[int, ...], np.dtype]) -> np.ndarray:
+    """Returns the array that a host's state is."""
+    data, shape, kind = image
+    return np.frombuffer(zlib.decompress(data), kind).reshape(shape)
 
 
 def _images(host: rl.Host, stage: rl.Stage) -> Any:
     """Returns a picture of every copy, or what it sees."""
     if host.pictured is None:
         return stage.observation
-    from gymnasium.error import DependencyNotInstalled
-
     try:
         return stage.environments.render()
-    except DependencyNotInstalled as error:
+    except Exception as error:  # the environments' own, which tell of packages and screens that are not there
         raise ConfigError(f"{host.info.name} cannot be drawn: {error}") from error
 
 

@@ -93,6 +93,11 @@ def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any, devic
             dataset = experiment.dataset(config)
         if not hasattr(dataset, "splits"):
             raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
+    if unsaved(dataset) is not None and getattr(config, "start_steps", None):
+        raise ConfigError(
+            f"start_steps: {config.start_steps} must be 0 where environments are on the host: what is done at random "
+            "there is part of the first updates (a learner's `start`)"
+        )
     program = make_program(experiment, config, dataset)
     traced, key = _place(program, device, programs.prepared(config))
     blocks = blocks_of(dataset, config.seed, 0, None)
