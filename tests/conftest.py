@@ -80,11 +80,12 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     config = experiment.config()
     fields = {field.name for field in dataclasses.fields(config)}
     small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
-    small |= {"blocks": 1, "depth": 8 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory": 64}
+    small |= {"blocks": 1, "depth": 20 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory": 64}
     small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
     small |= {"evaluation_episodes": 2, "evaluation_steps": 50, "size": 42}
     # Agents: few copies, and a memory that is full before the steps are over.
-    small |= {"num_envs": 4, "rollout_steps": 4, "epochs": 2, "minibatches": 2, "start_steps": 32, "capacity": 160}
+    small |= {"num_envs": 4, "rollout_steps": 4, "epochs": 2, "minibatches": 2, "capacity": 160}
+    small |= {"start_steps": 32 if getattr(config, "start_steps", 0) else 0}
     small = {k: v for k, v in small.items() if k in fields and isinstance(getattr(config, k), type(v))}
     config = with_steps(dataclasses.replace(config, **small), steps)
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
