@@ -69,3 +69,14 @@ def test_spaces_are_facts_also_inside_of_a_traced_program(world):
 def test_what_there_is_not_is_told(name, settings, told):
     with pytest.raises(ConfigError, match=told):
         rl.playground(name, **settings)
+
+
+def test_a_state_is_drawn(world):
+    state, _ = jax.jit(world.reset)(jax.random.key(0))
+    try:
+        image = world.render(jax.device_get(state))
+    except ConfigError as error:
+        pytest.skip(str(error))  # there is neither a screen nor EGL
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+    assert len(np.unique(image)) > 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import warnings
 from typing import Any
@@ -32,6 +33,47 @@ def playground(name: str, **settings: Any) -> Environment:
       ConfigError: the package is not installed, has no such environment, or that has no such setting or no "state" to
         see; a setting is out of its range; or the shapes cannot be downloaded.
     """
+    world, size, length, repeat = _loaded(name, settings)
+    import mujoco  # which is there now
+
+    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+        with jax.numpy_rank_promotion("allow"):
+            state = world.reset(jax.random.key_data(key))  # kept in the state, where checkpoints want plain numbers
+        return state, _seen(state.obs)
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
+        reward = jnp.float32(0)
+        for _ in range(repeat):
+            with jax.numpy_rank_promotion("allow"):
+                state = world.step(state, action)
+            reward = reward + state.reward
+        over = jnp.asarray(state.done, bool)
+        return state, Step(_seen(state.obs), reward, over, jnp.zeros_like(over))
+
+    @functools.cache
+    def stage() -> tuple[Any, Any]:
+        """Returns what draws, which takes longer to make than a picture, and the bodies."""
+        try:
+            return mujoco.Renderer(world.mj_model), mujoco.MjData(world.mj_model)
+        except Exception as error:  # of many kinds, all of which tell of a screen that is not there
+            raise ConfigError(f"{name} cannot be drawn: {error}") from error
+
+    def render(state: Any) -> np.ndarray:
+        drawer, bodies = stage()
+        for field in ("qpos", "qvel", "mocap_pos", "mocap_quat", "xfrc_applied"):
+            setattr(bodies, field, getattr(state.data, field))
+        mujoco.mj_forward(world.mj_model, bodies)
+        drawer.update_scene(bodies, camera=0 if world.mj_model.ncam else -1)
+        return drawer.render().copy()
+
+    shape = np.atleast_1d(size)
+    anything, ones = np.full(shape, np.inf, np.float32), np.ones(world.action_size, np.float32)
+    made = Environment(reset, step, Box(-anything, anything), Box(-ones, ones), name, render)
+    return time_limit(made, -(-length // repeat))
+
+
+def _loaded(name: str, settings: dict[str, Any]) -> tuple[Any, Any, int, int]:
+    """Returns the library's environment, the shape of what it sees, its steps and how often each is done."""
     headless.prepare()  # MuJoCo asks for it when it is imported
     try:
         with warnings.catch_warnings():
@@ -60,31 +102,7 @@ def playground(name: str, **settings: Any) -> Environment:
         raise ConfigError(f"{name} needs shapes that cannot be downloaded: {error}") from error
     if isinstance(size, dict) and "state" not in size:
         raise ConfigError(f"{name}: observations have no part 'state', only {', '.join(size)}")
-
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-        with jax.numpy_rank_promotion("allow"):
-            state = world.reset(jax.random.key_data(key))  # kept in the state, where checkpoints want plain numbers
-        return state, _seen(state.obs)
-
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        reward = jnp.float32(0)
-        for _ in range(repeat):
-            with jax.numpy_rank_promotion("allow"):
-                state = world.step(state, action)
-            reward = reward + state.reward
-        over = jnp.asarray(state.done, bool)
-        return state, Step(_seen(state.obs), reward, over, jnp.zeros_like(over))
-
-    def render(state: Any) -> np.ndarray:
-        try:
-            return np.asarray(world.render(state, camera=0 if world.mj_model.ncam else None))
-        except Exception as error:  # MuJoCo's own, which tell of a screen that is not there
-            raise ConfigError(f"{name} cannot be drawn: {error}") from error
-
-    shape = np.atleast_1d(size["state"] if isinstance(size, dict) else size)
-    anything, ones = np.full(shape, np.inf, np.float32), np.ones(world.action_size, np.float32)
-    made = Environment(reset, step, Box(-anything, anything), Box(-ones, ones), name, render)
-    return time_limit(made, -(-length // repeat))
+    return world, size["state"] if isinstance(size, dict) else size, length, repeat
 
 
 def _seen(observation: Any) -> jax.Array:

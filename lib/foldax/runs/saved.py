@@ -87,7 +87,9 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
 def _state(arrays: parameters.Arrays, which: str, like: Any, path: Path) -> Any:
     """Returns the best or the last state in the structure of `like`."""
     found, wanted = parameters.of_state(arrays, which), flat(like)
-    some = {name.replace("/", "."): array for name, array in found.items()}
+    names = {name.replace("/", "."): name for name in wanted}  # a key may have a "/" of its own
+    shown = ((name.replace("/", "."), array) for name, array in found.items())
+    some = {names.get(name, name): array for name, array in shown}
     some |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
     odd = [
         name
