@@ -10,7 +10,7 @@ Breakout, returns of the training episodes that ended in the last ten updates, o
     deviation     0.1    0.4    1.1    2.2    3.4    9.2   14.3
 
 Greedy returns of 64 episodes (`test/return`) after a million steps: 42.8, standard deviation 18.0 over these seeds
-(from 20.3 to 71.2); after half of them (`--environment-steps 500000`, with a rate that falls to 0 by then) 25.1 and 4.1.
+(from 20.3 to 71.2); after half of them (`--environment-steps 500000`, a rate that falls to 0 by then) 25.1 and 4.1.
 Episodes of tests are left off after 1,000 steps. A sweep of the 8 (`--exact --seeds 8`) took 400 s on 2 CPU cores. 10M
 steps are for a GPU and were not run.
 """
