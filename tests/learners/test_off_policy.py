@@ -371,7 +371,7 @@ def test_a_host_that_began_anew_cuts_off_what_was_before():
         )
         return rl.Played(seen, none, number[1:], jnp.arange(steps) < begun)
 
-    listen = jax.jit(functools.partial(off_policy.listened, of, memory))
+    listen = jax.jit(functools.partial(off_policy.listened, memory))
     for start, begun in ((0, True), (3, False), (50, True), (53, False)):
         experience, _ = listen(experience, batch(start, begun))
     kept = experience.replay

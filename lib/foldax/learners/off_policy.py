@@ -121,7 +121,7 @@ def play(
     Of a host it is the batch that has them, `rl.Played`.
     """
     if isinstance(environment, rl.HostFacts):
-        return listened(environment, memory, experience, batch)
+        return listened(memory, experience, batch)
 
     def one(experience: Experience, key: jax.Array) -> tuple[Experience, rl.Finished]:
         of_action, of_world = jax.random.split(key)
@@ -131,12 +131,10 @@ def play(
         return experience._replace(actors=actors), finished
 
     experience, finished = jax.lax.scan(one, experience, jax.random.split(key, steps))
-    return experience, _ended(finished)
+    return experience, rl.ended(finished)
 
 
-def listened(
-    facts: rl.HostFacts, memory: Memory, experience: Experience, batch: rl.Played
-) -> tuple[Experience, dict[str, Any]]:
+def listened(memory: Memory, experience: Experience, batch: rl.Played) -> tuple[Experience, dict[str, Any]]:
     """Remembers what was played on the host; see `play`."""
 
     def one(experience: Experience, step: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[Experience, None]:
@@ -145,7 +143,7 @@ def listened(
         return remember(memory, experience._replace(replay=kept), seen, observation), None
 
     experience, _ = jax.lax.scan(one, experience, (batch.seen, batch.observation, batch.begun))
-    return experience, _ended(batch.finished)
+    return experience, rl.ended(batch.finished)
 
 
 def learned(
@@ -160,11 +158,6 @@ def learned(
     state, metrics = jax.lax.cond(ready, learn, lambda state: (state, nothing), state)
     count = ready.astype(jnp.float32)
     return state, {name: Average(value * count, count) for name, value in metrics.items()}
-
-
-def _ended(finished: rl.Finished) -> dict[str, Any]:
-    ended = {"return": finished.episode_return, "length": finished.episode_length}
-    return jax.tree.map(lambda x: x.sum(axis=0), ended)
 
 
 def remember(memory: Memory, experience: Experience, seen: rl.Transition, observation: jax.Array) -> Experience:

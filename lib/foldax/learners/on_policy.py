@@ -66,8 +66,7 @@ def played(
         actors, seen, finished = None, batch.seen, batch.finished
     else:
         actors, seen, finished = rl.rollout(environment, act, actors, key, steps)
-    ended = {"return": finished.episode_return, "length": finished.episode_length}
-    return actors, seen, jax.tree.map(jnp.sum, ended)
+    return actors, seen, rl.ended(finished)
 
 
 def judged(model: Any, params: Any, seen: rl.Transition) -> rl.Transition:

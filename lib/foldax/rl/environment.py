@@ -193,6 +193,11 @@ def rollout(
     return actors, transitions, jax.tree.map(lambda x: x.sum(axis=0), finished)
 
 
+def ended(finished: Finished) -> dict[str, Average]:
+    """Returns "return" and "length" of all episodes that ended, as a learner's `update` reports them."""
+    return jax.tree.map(jnp.sum, {"return": finished.episode_return, "length": finished.episode_length})
+
+
 def episodes(
     environment: Environment, policy: Policy, key: jax.Array, count: int, most_steps: int
 ) -> dict[str, jax.Array]:

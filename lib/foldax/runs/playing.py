@@ -98,7 +98,7 @@ def _remembers(predict: Any, learned: Any, world: rl.Environment, seen: jax.Arra
     def takes(inputs: Any, shape: tuple[int, ...]) -> bool:
         try:
             return jax.eval_shape(predict, learned, inputs, key).shape == shape
-        except Exception:
+        except Exception:  # it does not; if it takes nothing at all, playing tells why
             return False
 
     return not takes(seen, (len(seen), *one)) and takes(sequences, (len(seen), 2, *one))
@@ -110,7 +110,7 @@ def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_st
     Where environments draw themselves, the last picture is of a step earlier: they begin anew with the step that ends
     an episode, so that what they draw then is of the next one.
     """
-    act = jax.jit(_predict(result))
+    act, key = jax.jit(_predict(result)), jax.random.key(seed)
     make = host.pictured or host.splits["test"].make
     found: list[tuple[list, list, list]] = [([], [], []) for _ in range(count)]
     ended = np.zeros(count, bool)
@@ -122,7 +122,7 @@ def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_st
                 found[copy][1].append(stage.observation[copy])
             if step == most_steps or ended.all():
                 break
-            action = np.asarray(act(result.state, stage.observation, jax.random.fold_in(jax.random.key(seed), step)))
+            action = np.asarray(act(result.state, stage.observation, jax.random.fold_in(key, step)))
             seen, _ = stage.step(action)
             over = seen.terminated | seen.truncated
             for copy in np.flatnonzero(~ended):
