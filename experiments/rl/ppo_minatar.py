@@ -63,7 +63,7 @@ def agent(config: Config, world: rl.Environment) -> foldax.Learner:
     """Returns the learner of a world."""
     descents = config.steps * config.epochs * config.minibatches
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
-    encoder = models.CNN(config.dense, config.channels, pooling=None, dense=(config.dense,))
+    encoder = models.CNN(config.dense, config.channels, pooling=None, dense=(), activate_final=True)
     return learners.ppo(
         world,
         models.ActorCritic(world.actions.num, hidden=config.hidden, activation="relu", encoder=encoder),
@@ -76,6 +76,7 @@ def agent(config: Config, world: rl.Environment) -> foldax.Learner:
         trace_decay=config.trace_decay,
         surrogate=learners.Surrogate(config.clip, config.clip, config.entropy_weight),
         evaluation_episodes=64,
+        evaluation_steps=2_500,  # the longest game, Freeway
     )
 
 

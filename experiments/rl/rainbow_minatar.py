@@ -36,7 +36,7 @@ class Config(foldax.Interaction):
     dense: int = 128
     """Width of the dense layer after them."""
     hidden: tuple[int, ...] = (128,)
-    """Widths of the noisy hidden layers."""
+    """Widths of the noisy hidden layers, of the state's value and of the actions' gains each."""
     atoms: int = 51
     """Values from `low` to `high`, of whose probabilities a return is made."""
     low: float = foldax.structural(-1.0)
@@ -60,13 +60,19 @@ def environment(config: Config) -> rl.Environment:
 def agent(config: Config, world: rl.Environment) -> foldax.Learner:
     """Returns the learner of a world."""
     head = learners.heads.categorical(config.atoms, config.low, config.high)
-    encoder = models.CNN(config.dense, config.channels, pooling=None, dense=())
+    encoder = models.CNN(config.dense, config.channels, pooling=None, dense=(), activate_final=True)
     return learners.dqn(
         world,
         models.QNetwork(world.actions.num, head.width, config.hidden, dueling=True, noisy=True, encoder=encoder),
         optax.adam(config.learning_rate, eps=1.5e-4),
         head=head,
-        memory=learners.Memory(config.capacity, config.bootstrap_steps, prioritized=True, exponent=config.exponent),
+        memory=learners.Memory(
+            config.capacity,
+            config.bootstrap_steps,
+            prioritized=True,
+            exponent=config.exponent,
+            correction_steps=config.environment_steps,
+        ),
         num_envs=config.num_envs,
         rollout_steps=config.rollout_steps,
         start=config.start_steps,
@@ -76,6 +82,7 @@ def agent(config: Config, world: rl.Environment) -> foldax.Learner:
         epsilon_steps=0.0,
         target_period=config.target_period,
         double=True,
+        evaluation_steps=2_500,  # the longest game, Freeway
     )
 
 

@@ -54,7 +54,7 @@ class Config(foldax.Interaction):
     discount: float = 0.99
     """Of a reward one step later."""
     replay: bool = True
-    """Whether updates draw from a memory; without it from the newest transitions that make a batch."""
+    """Whether updates draw from a memory; without it from as many of the newest transitions as make a batch."""
     target: bool = True
     """Whether a network that is copied each 1,000 steps judges what comes next; without it each update."""
     double: bool = True
@@ -69,14 +69,21 @@ class Config(foldax.Interaction):
 
 def learner(config: Config, info: None) -> foldax.Learner:
     world = rl.gymnax(config.game)
-    encoder = models.CNN(64, (8,), pooling=None, dense=()) if "MinAtar" in config.game else None
-    hidden = (64,) if "MinAtar" in config.game else (64, 64)
-    capacity = config.capacity if config.replay else config.batch_size
+    images, steps = "MinAtar" in config.game, 3 if config.n_step else 1
+    encoder = models.CNN(64, (8,), pooling=None, dense=(), activate_final=True) if images else None
+    newest = config.batch_size + (steps - 1) * config.num_envs  # the last ones have no n steps yet
     return learners.dqn(
         world,
-        models.QNetwork(world.actions.num, hidden=hidden, dueling=config.dueling, encoder=encoder),
+        models.QNetwork(
+            world.actions.num, hidden=(64,) if images else (64, 64), dueling=config.dueling, encoder=encoder
+        ),
         optax.adam(config.learning_rate),
-        memory=learners.Memory(capacity, steps=3 if config.n_step else 1, prioritized=config.prioritized),
+        memory=learners.Memory(
+            config.capacity if config.replay else newest,
+            steps=steps,
+            prioritized=config.prioritized and config.replay,
+            correction_steps=config.environment_steps,
+        ),
         num_envs=config.num_envs,
         rollout_steps=config.rollout_steps,
         start=config.start_steps,

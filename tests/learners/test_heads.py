@@ -29,10 +29,11 @@ def test_categorical_targets_are_projected_as_in_the_paper():
                 target[below] += chances[atom] * (above - place)
                 target[above] += chances[atom] * (place - below)
         logs = outputs[row] - np.log(np.exp(outputs[row]).sum())
-        expected.append(-(target * logs).sum())
+        expected.append((target * (np.log(np.maximum(target, 1e-30)) - logs)).sum())
     head = heads.categorical(atoms, low, high)
-    found = head.loss(*(jnp.asarray(x) for x in (outputs, after, reward, discount)))
+    found, surprise = head.loss(*(jnp.asarray(x) for x in (outputs, after, reward, discount)))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_array_equal(surprise, found)
     np.testing.assert_allclose(head.mean(jnp.zeros((2, atoms))), 0, atol=1e-6)
 
 
@@ -46,22 +47,25 @@ def test_quantile_losses_are_those_of_a_loop():
                 apart = reward[row] + discount[row] * after[row, j] - outputs[row, i]
                 huber = 0.5 * apart**2 if abs(apart) <= 1 else abs(apart) - 0.5
                 expected[row] += abs((i + 0.5) / 3 - (apart < 0)) * huber / 3
-    found = heads.quantiles(3).loss(*(jnp.asarray(x) for x in (outputs, after, reward, discount)))
+    found, surprise = heads.quantiles(3).loss(*(jnp.asarray(x) for x in (outputs, after, reward, discount)))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_array_equal(surprise, found)
 
 
 @pytest.mark.parametrize("delta", [None, 1.0])
 def test_the_mean_is_learned_by_square_or_by_huber(delta):
     args = (jnp.array([[1.0], [5.0]]), jnp.array([[2.0], [0.0]]), jnp.array([0.5, 1.0]), jnp.array([0.5, 0.9]))
     expected = [0.125, 8.0] if delta is None else [0.125, 3.5]
-    np.testing.assert_allclose(heads.expected(delta).loss(*args), expected, rtol=1e-6)
+    found, surprise = heads.expected(delta).loss(*args)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(surprise, [0.5, 4.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("head", [heads.expected(), heads.categorical(5), heads.quantiles(5)])
 def test_gradients_reach_the_outputs_and_never_the_target(head):
     outputs, after = jax.random.normal(KEY, (2, 3, head.width))
     other = (jnp.ones(3), jnp.full(3, 0.9))
-    first, second = jax.grad(lambda *x: head.loss(*x, *other).sum(), argnums=(0, 1))(outputs, after)
+    first, second = jax.grad(lambda *x: head.loss(*x, *other)[0].sum(), argnums=(0, 1))(outputs, after)
     assert np.abs(first).max() > 0
     assert not np.abs(second).any()
 

@@ -155,8 +155,8 @@ def loss(model: Any, head: heads.Head, double: bool) -> gradients.Loss:
         after = worth(model, target, drawn.next_observation, judging)
         chooser = worth(model, params, drawn.next_observation, choosing) if double else after
         following = heads.chosen(after, heads.best(head, chooser))
-        surprise = head.loss(outputs, following, drawn.reward, drawn.discount)
-        value = (weights * surprise).mean()
+        losses, surprise = head.loss(outputs, following, drawn.reward, drawn.discount)
+        value = (weights * losses).mean()
         return value, (model_state, {"loss": value, "value": head.mean(outputs).mean(), "surprise": surprise})
 
     return total

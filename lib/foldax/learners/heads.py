@@ -18,13 +18,14 @@ class Head(NamedTuple):
     Attributes:
       width: how many.
       mean: `outputs [..., width] -> [...]`.
-      loss: `(outputs [B, width], next outputs [B, width], reward [B], discount [B]) -> [B]`: how far the return of an
-        action is from the reward and the discounted return of the next one; gradients reach the outputs alone.
+      loss: `(outputs [B, width], next outputs [B, width], reward [B], discount [B]) -> (loss [B], surprise [B])`: how
+        far the return of an action is from the reward and the discounted return of the next one, as it is descended
+        (gradients reach the outputs alone), and as priorities are made of it (Schaul et al., 2016).
     """
 
     width: int
     mean: Callable[[jax.Array], jax.Array]
-    loss: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+    loss: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def expected(delta: float | None = None) -> Head:
@@ -32,19 +33,23 @@ def expected(delta: float | None = None) -> Head:
 
     Huber's loss is the paper's, whose rewards are from -1 to 1 (Mnih et al., 2015). Where returns are large, its tails
     learn medians: in CartPole the few last steps of episodes are outvoted by the others, and values grow without end.
+    What surprises is the error itself, not its square.
     """
 
-    def loss(outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array) -> jax.Array:
-        target = jax.lax.stop_gradient(reward + discount * after[:, 0])
-        if delta is None:
-            return 0.5 * jnp.square(outputs[:, 0] - target)
-        return optax.huber_loss(outputs[:, 0], target, delta=delta)
+    def loss(
+        outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        error = outputs[:, 0] - jax.lax.stop_gradient(reward + discount * after[:, 0])
+        value = 0.5 * jnp.square(error) if delta is None else optax.huber_loss(error, delta=delta)
+        return value, jnp.abs(error)
 
     return Head(1, lambda outputs: outputs[..., 0], loss)
 
 
 def categorical(atoms: int = 51, low: float = -10.0, high: float = 10.0) -> Head:
     """Describes returns by logits of `atoms` values from `low` to `high` (C51: Bellemare et al., 2017).
+
+    The loss, which also is what surprises (Hessel et al., 2018), is the divergence from the target, in nats.
 
     Raises:
       ConfigError: there are fewer than two, or no room between them.
@@ -60,9 +65,12 @@ def categorical(atoms: int = 51, low: float = -10.0, high: float = 10.0) -> Head
         near = jnp.clip(1 - jnp.abs(moved[:, None, :] - support[None, :, None]) * (1 / gap), 0.0, 1.0)
         return (near * jax.nn.softmax(after)[:, None, :]).sum(axis=-1)
 
-    def loss(outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array) -> jax.Array:
+    def loss(
+        outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         target = jax.lax.stop_gradient(projected(after, reward, discount))
-        return optax.softmax_cross_entropy(outputs, target)
+        divergence = optax.kl_divergence(jax.nn.log_softmax(outputs), target)
+        return divergence, divergence
 
     return Head(atoms, lambda outputs: jax.nn.softmax(outputs) @ support, loss)
 
@@ -77,11 +85,14 @@ def quantiles(count: int = 32, delta: float = 1.0) -> Head:
         raise ConfigError(f"quantiles: {count} must be 1 or more")
     middles = (jnp.arange(count) + 0.5) * (1 / count)
 
-    def loss(outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array) -> jax.Array:
+    def loss(
+        outputs: jax.Array, after: jax.Array, reward: jax.Array, discount: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         target = jax.lax.stop_gradient(reward[:, None] + discount[:, None] * after)
         apart = target[:, None, :] - outputs[:, :, None]
         weights = jnp.abs(middles[None, :, None] - (apart < 0))
-        return (weights * optax.huber_loss(apart, delta=delta) * (1 / delta)).mean(axis=-1).sum(axis=-1)
+        value = (weights * optax.huber_loss(apart, delta=delta) * (1 / delta)).mean(axis=-1).sum(axis=-1)
+        return value, value
 
     return Head(count, lambda outputs: outputs.mean(axis=-1), loss)
 

@@ -35,7 +35,8 @@ class Memory(NamedTuple):
       steps: rewards that are summed before the next value is asked for (Sutton, 1988).
       prioritized: whether surprising transitions are drawn more often (Schaul et al., 2016).
       exponent: of priorities; 0 is uniform; may be traced.
-      correction: of the weights that make up for it; 1 wholly; may be traced.
+      correction: of the weights that make up for it, at first; 1 wholly; may be traced.
+      correction_steps: of the environment, in which it rises to 1 in a straight line; infinite: it stays; may be traced.
     """
 
     capacity: int = 10_000
@@ -43,6 +44,7 @@ class Memory(NamedTuple):
     prioritized: bool = False
     exponent: Any = 0.6
     correction: Any = 0.4
+    correction_steps: Any = np.inf
 
 
 class Experience(NamedTuple):
@@ -181,7 +183,9 @@ def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int
     drawn = replay.at(kept, row, places % copies, discount, memory.steps)
     chances = priorities.probabilities(experience.tree, places)
     count = replay.num_transitions(kept, memory.steps).astype(jnp.float32)
-    weights = jnp.power(jnp.maximum(chances * count, 1e-8), -memory.correction)
+    risen = jnp.minimum(experience.environment_steps / memory.correction_steps, 1.0)
+    correction = memory.correction + (1 - memory.correction) * risen
+    weights = jnp.power(jnp.maximum(chances * count, 1e-8), -correction)
     return Drawn(drawn, weights * jnp.reciprocal(weights.max()), places)
 
 

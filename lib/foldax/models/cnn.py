@@ -34,6 +34,7 @@ class CNN(nn.Module):
       normalization: None, "batch", "layer", "group" or "rms"; in convolutions and dense layers.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`; biases start at 0.
+      activate_final: makes the last layer like the hidden dense ones, for what other layers come after.
     """
 
     features: int
@@ -48,6 +49,7 @@ class CNN(nn.Module):
     normalization: Normalization | None = None
     dtype: Any = None
     kernel_init: Initializer = "lecun_normal"
+    activate_final: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -63,5 +65,6 @@ class CNN(nn.Module):
             if self.pooling is not None:
                 x = pool(x, self.pooling, (self.pool_size,) * sides)
             x = Dropout(self.conv_dropout)(x, train=train)
-        head = (*self.dense, self.features)
-        return MLP(head, self.activation, self.dropout, self.normalization, self.dtype, kernel_init)(x, train=train)
+        options = (self.activation, self.dropout, self.normalization, self.dtype, kernel_init)
+        head = MLP((*self.dense, self.features), *options, activate_final=self.activate_final)
+        return head(x, train=train)

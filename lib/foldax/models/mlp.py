@@ -16,7 +16,7 @@ from foldax.models.layers import Dropout, Normalization, normalization, repeat
 
 
 class MLP(nn.Module):
-    """Dense layers of the given widths, the last one plain: `[B, ...]` to float32 `[B, features[-1]]`.
+    """Dense layers of the given widths, the last one plain by default: `[B, ...]` to float32 `[B, features[-1]]`.
 
     Inputs are flattened. A hidden layer is dense, normalisation, activation, dropout.
 
@@ -31,6 +31,7 @@ class MLP(nn.Module):
         pre-activation residual units (He et al., 2016, "Identity mappings") of one dense layer each.
       scan_layers: runs the hidden layers after the first, all of one width, as a loop, so that a deep network compiles
         as fast as a shallow one. Their parameters are stacked, `[layers, ...]`, under the names of one layer.
+      activate_final: makes the last layer like the hidden ones, for what other layers come after.
     """
 
     features: tuple[int, ...]
@@ -41,6 +42,7 @@ class MLP(nn.Module):
     kernel_init: Initializer = "lecun_normal"
     residual: bool = False
     scan_layers: bool = False
+    activate_final: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -68,4 +70,5 @@ class MLP(nn.Module):
                 for width in hidden[1:]:
                     x = layer(x, width)
             x = activated(x)
-        return dense(outputs)(x).astype(jnp.float32)
+        x = dense(outputs)(x)
+        return (activated(x) if self.activate_final else x).astype(jnp.float32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from foldax.errors import ConfigError
 from foldax.models.activations import Activation, activation
 from foldax.models.layers import Dense, Normalization, normalization
 
@@ -57,12 +58,15 @@ class QNetwork(nn.Module):
       actions: number of actions.
       width: numbers that describe an action's return, see `learners.heads`.
       hidden: widths of the hidden layers.
-      dueling: what the state is worth, and what each action adds to it, from hidden layers of their own after the first
-        one (Wang et al., 2016).
+      dueling: what the state is worth, and what each action adds to it, from hidden layers of their own after the
+        encoder, or without one after the first of them (Wang et al., 2016).
       noisy: whether all but an encoder are `NoisyDense`.
       activation: a name of `ACTIVATIONS` or a function.
       encoder: any network `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
       normalization: None, "layer" or another of `models.normalization`, of what a hidden layer activates.
+
+    Raises:
+      ConfigError: dueling streams have no hidden layer, so that they would be one linear layer.
     """
 
     actions: int
@@ -91,8 +95,14 @@ class QNetwork(nn.Module):
         if not self.dueling:
             outputs = dense(hidden(x, self.hidden, "hidden"), self.actions * self.width, "output")
             return outputs.reshape(-1, self.actions, self.width)
-        x = hidden(x, self.hidden[:1], "hidden")
-        value = dense(hidden(x, self.hidden[1:], "value"), self.width, "value_output")
-        gain = dense(hidden(x, self.hidden[1:], "gain"), self.actions * self.width, "gain_output")
+        shared = 1 if self.encoder is None else 0
+        if len(self.hidden) <= shared:
+            raise ConfigError(
+                f"dueling: hidden {self.hidden} must have a layer for each stream"
+                + (", after the first one, which they share" if shared else "")
+            )
+        x = hidden(x, self.hidden[:shared], "hidden")
+        value = dense(hidden(x, self.hidden[shared:], "value"), self.width, "value_output")
+        gain = dense(hidden(x, self.hidden[shared:], "gain"), self.actions * self.width, "gain_output")
         gain = gain.reshape(-1, self.actions, self.width)
         return value[:, None, :] + gain - gain.mean(axis=1, keepdims=True)

@@ -239,9 +239,9 @@ def episodes(
 def evaluated(
     environment: Environment, policy: Policy, key: jax.Array, count: int, most_steps: int
 ) -> dict[str, jax.Array]:
-    """Plays `episodes` and returns "return" and "length" of each, float32 `[N]`, as a learner's `evaluate` does."""
+    """Plays `episodes` and returns "return", "length" and "finished" of each, float32 `[N]`, as `evaluate` does."""
     found = episodes(environment, policy, key, count, most_steps)
-    return {"return": found["return"], "length": found["length"].astype(jnp.float32)}
+    return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
 def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ class Episodes:
     number: int
 
     def blocks(self, newest: Any) -> Iterator[EvalBlock]:
-        """Yields one block: "return" and "length" `[1, B]` of episodes played as well as the newest state can.
+        """Yields one block: "return", "length" and "finished" `[1, B]` of episodes played as the newest state does.
 
         The episodes follow from the run's seed. One that takes longer than `most_steps` is left off there.
         """
@@ -155,7 +155,9 @@ class Episodes:
                 live &= ~(seen.terminated | seen.truncated)
                 if not live.any():
                     break
-        yield EvalBlock({"return": total[None], "length": length[None]}, np.ones((1, self.num_examples), bool))
+        found = {"return": total, "length": length, "finished": (~live).astype(np.float32)}
+        found = {name: values[None] for name, values in found.items()}
+        yield EvalBlock(found, np.ones((1, self.num_examples), bool))
 
 
 class Stage:
