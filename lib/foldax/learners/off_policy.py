@@ -36,7 +36,8 @@ class Memory(NamedTuple):
       prioritized: whether surprising transitions are drawn more often (Schaul et al., 2016).
       exponent: of priorities; 0 is uniform; may be traced.
       correction: of the weights that make up for it, at first; 1 wholly; may be traced.
-      correction_steps: of the environment, in which it rises to 1 in a straight line; infinite: it stays; may be traced.
+      correction_steps: of the environment, in which it rises to 1 in a straight line; infinite: it stays; may be
+        traced.
     """
 
     capacity: int = 10_000
