@@ -74,7 +74,7 @@ def learner(config: Config, info: rl.HostFacts) -> foldax.Learner:
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
     encoder = models.NatureCNN(config.dense, config.channels, channels_first=True)
     return learners.ppo(
-        None,
+        info,
         models.ActorCritic(info.actions.num, hidden=(), encoder=encoder),
         optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(schedule, eps=1e-5)),
         num_envs=config.num_envs,

@@ -48,7 +48,7 @@ def learner(config: Config, info: rl.HostFacts) -> foldax.Learner:
     descents = config.steps * config.epochs * config.minibatches
     schedule = optax.linear_schedule(config.learning_rate, 0.0, descents)
     return learners.ppo(
-        None,
+        info,
         models.ActorCritic(info.actions.num, hidden=config.hidden),
         optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(schedule, eps=1e-5)),
         num_envs=config.num_envs,

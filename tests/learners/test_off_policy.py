@@ -18,7 +18,7 @@ from foldax.errors import ConfigError, NonFiniteError
 from foldax.learners import Memory, off_policy
 from foldax.learners.policies import Squashed
 from foldax.rl import priorities, replay, wrappers
-from tests.rl.worlds import choice, continuous, counter
+from tests.rl.worlds import choice, continuous, continuous_and_late, counter
 
 KEY = jax.random.key(0)
 SMALL = dict(num_envs=4, start=64, batch_size=64, evaluation_episodes=4, evaluation_steps=20)
@@ -71,11 +71,21 @@ def test_numbers_are_learned_that_depend_on_what_is_seen(name):
         assert float(metrics["entropy"][-50:].mean()) == pytest.approx(-1.0, abs=0.3)  # as is wanted of one number
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_numbers_are_learned_that_are_paid_a_step_late(name):
+    make, updates = AGENTS[name]
+    learner = make(continuous_and_late(), discount=0.9)
+    state, _ = trained(learner, 2 * updates)
+    found = learner.predict(state, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), KEY)
+    np.testing.assert_allclose(found[:, 0], [0.5, -0.5], atol=0.2)
+
+
 @pytest.mark.parametrize("truncates", [False, True])
-def test_critics_tell_an_episode_that_is_over_from_one_that_is_cut_off(truncates):
+@pytest.mark.parametrize("make", [delayed, functools.partial(soft, temperature=1e-4, target_entropy=-50.0)])
+def test_critics_tell_an_episode_that_is_over_from_one_that_is_cut_off(make, truncates):
     """Each step is worth 1. Over after two, its first step is worth 1.9; cut off there, it would go on: more."""
     world = counter(2, truncates, reward=1.0)._replace(actions=continuous().actions)
-    state, _ = trained(delayed(world), 300)
+    state, _ = trained(make(world), 300)
     critic = functools.partial(models.TwinCritic((16,)).apply, {"params": state.critic.params})
     found = critic(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
     if truncates:
@@ -204,6 +214,38 @@ def test_surprises_are_drawn_in_proportion_and_weighted_for_it(seed, exponent, c
     found = dict(zip(np.asarray(drawn.places).tolist(), np.asarray(drawn.weights), strict=True))
     np.testing.assert_allclose([found[place] for place in np.flatnonzero(reach)], weights / weights.max(), rtol=1e-3)
     assert float(experience.highest) == pytest.approx(max(1.0, highest.max()), rel=1e-5)
+
+
+def test_the_correction_rises_to_one():
+    experience = begun(Memory(13, 1, True), 2)
+    for row in np.zeros((6, 2), bool):
+        experience = remembered(Memory(13, 1, True), experience, jnp.array(row))
+    experience = off_policy.surprised(Memory(13, 1, True), experience, jnp.arange(12), jnp.arange(12) + 1.0)
+    weights = {}
+    for correction, steps in ((0.4, np.inf), (0.7, np.inf), (1.0, np.inf), (0.4, 28), (0.4, 10)):
+        memory = Memory(13, 1, True, correction=correction, correction_steps=steps)
+        weights[correction, steps] = off_policy.draw(memory, experience, KEY, 64, 0.9).weights
+    assert int(experience.environment_steps) == 14
+    np.testing.assert_allclose(weights[0.4, 28], weights[0.7, np.inf], rtol=1e-5)  # half the way
+    np.testing.assert_allclose(weights[0.4, 10], weights[1.0, np.inf], rtol=1e-5)  # and no further
+    assert not np.allclose(weights[0.4, np.inf], weights[0.7, np.inf])
+
+
+def test_a_q_learner_s_priorities_are_powers_of_its_errors():
+    """Of all that was drawn in an update that changes nothing (Schaul et al., 2016, equation 1)."""
+    memory = Memory(100, prioritized=True, exponent=0.6)
+    model = models.QNetwork(2, hidden=(8,))
+    learner = learners.dqn(choice(), model, optax.sgd(0.0), memory=memory, rollout_steps=1, **SMALL)
+    state, _ = jax.jit(learner.update)(jax.jit(lambda: learner.init(KEY, None))(), None, KEY)
+    kept = state.experience.replay
+    row = jnp.repeat(jnp.arange(int(kept.oldest), int(kept.num_rows)), 4)
+    seen = replay.at(kept, row, jnp.tile(jnp.arange(4), len(row) // 4), 0.99)
+    worth = [model.apply({"params": state.target}, x)[..., 0] for x in (seen.observation, seen.next_observation)]
+    errors = worth[0][jnp.arange(len(row)), seen.action] - (seen.reward + seen.discount * worth[1].max(axis=1))
+    leaves = np.asarray(state.experience.tree[len(state.experience.tree) // 2 :])[: len(row)]
+    drawn = leaves != 1  # others have the highest so far
+    assert drawn.sum() > 20
+    np.testing.assert_allclose(leaves[drawn], (np.abs(errors)[drawn] + 1e-6) ** 0.6, rtol=1e-3)
 
 
 def test_trees_of_one_place_and_of_many_keep_their_sums():

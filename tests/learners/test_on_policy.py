@@ -17,7 +17,7 @@ EVALUATION = dict(evaluation_episodes=4, evaluation_steps=20)
 
 
 def actor_critic(world):
-    numbers = world is not None and not isinstance(world.actions, rl.Discrete)
+    numbers = not isinstance(world.actions, rl.Discrete)
     return models.ActorCritic(1 if numbers else 2, numbers, (16,))
 
 
@@ -27,7 +27,8 @@ def ppo(world, **options):
 
 
 def a2c(world, **options):
-    return learners.a2c(world, actor_critic(world), optax.rmsprop(1e-2, 0.99), num_envs=16, **EVALUATION, **options)
+    options = {"num_envs": 16, **EVALUATION, **options}
+    return learners.a2c(world, actor_critic(world), optax.rmsprop(1e-2, 0.99), **options)
 
 
 def reinforce(world, **options):
@@ -48,7 +49,8 @@ def recurrent_ppo(world, **options):
 
 
 AGENTS = {"ppo, scaled": lambda world: ppo(world, scale_observations=True, scale_rewards=True)}
-AGENTS |= {"a2c": a2c, "reinforce": reinforce, "pqn": pqn, "recurrent_ppo": recurrent_ppo}
+AGENTS |= {"a2c": a2c, "a2c, scaled": lambda world: a2c(world, scale_observations=True, scale_rewards=True)}
+AGENTS |= {"reinforce": reinforce, "pqn": pqn, "recurrent_ppo": recurrent_ppo}
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -71,7 +73,7 @@ def test_numbers_are_learned_as_actions(make):
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-@pytest.mark.parametrize("make", [a2c, reinforce, pqn])
+@pytest.mark.parametrize("make", [a2c, reinforce, pqn, recurrent_ppo])
 def test_values_tell_an_episode_that_is_over_from_one_that_is_cut_off(make, truncates):
     """Each step is worth 1. Over after two, its first step is worth 1.9; cut off there, more: it would go on."""
     world = counter(2, truncates, reward=1.0)
@@ -81,6 +83,9 @@ def test_values_tell_an_episode_that_is_over_from_one_that_is_cut_off(make, trun
     if make is pqn:
         model = models.QNetwork(2, hidden=(16,), normalization="layer")
         found = model.apply({"params": state.network.params}, states).max(axis=(1, 2))
+    elif make is recurrent_ppo:
+        model = models.RecurrentActorCritic(2, hidden=(), width=8)
+        found = model.apply({"params": state.network.params}, states[None])[0].value[0]
     else:
         found = actor_critic(world).apply({"params": state.network.params}, states).value
     if truncates:
@@ -165,16 +170,21 @@ def test_evaluation_uses_the_scales_of_training_and_leaves_them():
     np.testing.assert_array_equal(learner.predict(state, jnp.array([[0.0], [2.0]]), KEY), expected)
 
 
-@pytest.mark.parametrize("make", [ppo, a2c])
+@pytest.mark.parametrize("make", [ppo, a2c, pqn])
 def test_what_a_host_played_teaches_as_what_was_played_here(make):
     """The same steps as a batch, without what the network said of them, lead to the same parameters."""
-    here, there = make(choice()), make(None)
+    steps, copies = (5, 16) if make is a2c else (8, 8)
+    world = choice()
+    sizes = dict(num_envs=copies, rollout_steps=steps)
+    there = make(rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), **sizes))
+    here = make(world)
     state = jax.jit(lambda key: here.init(key, None))(KEY)
     of_play = KEY if make is a2c else jax.random.split(KEY)[0]
-    steps = 5 if make is a2c else 8
 
     def act(observation, key):
-        return on_policy.acting(actor_critic(choice()), state.network.params, observation, key)
+        if make is pqn:
+            return here.predict(state, rl.Explore(observation), key), {}
+        return on_policy.acting(actor_critic(world), state, observation, key)
 
     _, seen, finished = jax.jit(lambda: rl.rollout(choice(), act, state.actors, of_play, steps))()
     batch = rl.Played(seen._replace(extras={}), finished, seen.next_observation, jnp.zeros(steps, bool))
@@ -183,6 +193,58 @@ def test_what_a_host_played_teaches_as_what_was_played_here(make):
     for one, other in zip(jax.tree.leaves(found.network.params), jax.tree.leaves(expected.network.params)):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert float(metrics["return"].count) == float(finished.episode_return.count)
+
+
+def test_actions_reach_a_world_within_its_bounds():
+    """A policy may say any number, and learns from what it said; a world gets what its bounds allow."""
+
+    def step(key, state, action):
+        after, answer = continuous().step(key, state, action)
+        return after, answer._replace(reward=action[0])
+
+    for make in (ppo, a2c, reinforce):
+        learner = make(continuous()._replace(step=step))
+        state = jax.jit(lambda key: learner.init(key, None))(KEY)  # noqa: B023
+        params = jax.tree.map(lambda x: x, state.network.params)
+        params["actor_output"]["bias"] = jnp.full(1, 5.0)
+        state = state._replace(network=state.network._replace(params=params))
+        _, metrics = jax.jit(learner.update)(state, None, KEY)
+        assert float(metrics["return"].total / metrics["return"].count) == pytest.approx(1.0, abs=1e-3)
+        assert float(learner.predict(state, jnp.ones((1, 1)), KEY)[0, 0]) > 3
+
+
+def test_evaluations_are_greedy_or_drawn():
+    for make in (ppo, a2c, reinforce, recurrent_ppo):
+        found = {}
+        for greedy in (True, False):
+            learner = make(choice(), evaluation_episodes=64, greedy_evaluation=greedy)
+            state = jax.jit(lambda key: learner.init(key, None))(KEY)  # noqa: B023
+            found[greedy] = jax.jit(learner.evaluate)(state, None, KEY)
+            np.testing.assert_array_equal(found[greedy]["finished"], 1.0)
+        assert abs(float(found[False]["return"].mean()) - 1.5) < 0.5  # as good as chance, before it has learned
+        assert not np.array_equal(found[True]["return"], found[False]["return"])
+
+
+def test_episodes_that_are_left_off_are_told():
+    learner = ppo(choice(), evaluation_steps=3)
+    played = jax.jit(learner.evaluate)(jax.jit(lambda key: learner.init(key, None))(KEY), None, KEY)
+    np.testing.assert_array_equal([played["finished"], played["length"]], [[0.0] * 4, [3.0] * 4])
+
+
+def test_running_returns_begin_anew_with_new_episodes():
+    state = scales.no_scales(jnp.zeros((2, 1)), False, True)._replace(running=jnp.array([3.0, 4.0]))
+    np.testing.assert_array_equal(scales.begun(state, jnp.bool_(True)).running, [0.0, 0.0])
+    np.testing.assert_array_equal(scales.begun(state, jnp.bool_(False)).running, [3.0, 4.0])
+
+
+def test_what_learns_on_the_device_alone_says_so():
+    world = choice()
+    facts = rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), 8, 8)
+    for make in (reinforce, recurrent_ppo):
+        with pytest.raises(ConfigError, match="choice is on the host, where ppo, a2c, pqn"):
+            make(facts)
+    with pytest.raises(ConfigError, match="rollout_steps: 9 must be the host's, 8"):
+        ppo(facts, rollout_steps=9)
 
 
 def test_exploration_falls_in_a_straight_line_and_no_further():

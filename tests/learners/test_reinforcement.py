@@ -29,12 +29,12 @@ def trained(learner, updates):
     return state, jax.tree.map(lambda x: x[-1], metrics)
 
 
-def actor_critic(world, **options):
+def actor_critic(world, learning_rate=1e-2, **options):
     model = models.ActorCritic(
         2 if isinstance(world.actions, rl.Discrete) else 1, not isinstance(world.actions, rl.Discrete), (16,)
     )
     settings = dict(num_envs=8, rollout_steps=8, minibatches=2, evaluation_episodes=4, evaluation_steps=20)
-    return learners.ppo(world, model, optax.adam(1e-2), **{**settings, **options})
+    return learners.ppo(world, model, optax.adam(learning_rate), **{**settings, **options})
 
 
 def q_learner(world, **options):
@@ -70,8 +70,9 @@ def test_agents_learn_what_depends_on_observation_action_and_time(name):
 
 
 def test_numbers_are_learned_as_actions():
-    learner = actor_critic(continuous(), surrogate=learners.Surrogate(entropy_weight=0.0), discount=0.0)
-    state, _ = trained(learner, 150)
+    surrogate = learners.Surrogate(entropy_weight=0.0)
+    learner = actor_critic(continuous(), learning_rate=3e-3, surrogate=surrogate, discount=0.0)
+    state, _ = trained(learner, 200)
     actions = learner.predict(state, jnp.array([[1.0], [-1.0]]), KEY)
     np.testing.assert_allclose(actions[:, 0], [0.5, -0.5], atol=0.15)
 
@@ -85,9 +86,13 @@ def test_values_tell_an_episode_that_is_over_from_one_that_is_cut_off(truncates)
     state, _ = trained(learner, 400)
     model = models.ActorCritic(2, False, (16,))
     values["ppo"] = model.apply({"params": state.network.params}, jnp.array([[0.0], [1.0], [2.0]])).value
-    state, _ = trained(q_learner(world, discount=0.9), 1500)
-    outputs = models.QNetwork(2, 1, (16, 16)).apply({"params": state.network.params}, jnp.array([[0.0], [1.0], [2.0]]))
-    values["dqn"] = outputs.max(axis=1)[:, 0]
+    rainbow = {**AGENTS["rainbow"][1], "head": heads.categorical(41, 0, 10)}
+    for name, options in {"dqn": {}, "rainbow": rainbow}.items():
+        head, switches = options.get("head", heads.expected()), {k: options.get(k, False) for k in ("dueling", "noisy")}
+        state, _ = trained(q_learner(world, discount=0.9, **options), 1500)
+        model = models.QNetwork(2, head.width, (16, 16), **switches)
+        outputs = model.apply({"params": state.network.params}, jnp.array([[0.0], [1.0], [2.0]]))
+        values[name] = head.mean(outputs).max(axis=1)
     for name, found in values.items():
         # What follows the cut is state 2, whose own value nothing pins but its likeness: it is never acted from.
         if truncates:
@@ -125,6 +130,11 @@ def test_bad_settings_are_told():
         q_learner(continuous())
     with pytest.raises(ConfigError, match="capacity 16 is smaller than a batch of 64"):
         q_learner(choice(), memory=Memory(16))
+    for hidden, encoder in (((16,), None), ((), models.MLP((4,)))):
+        with pytest.raises(ConfigError, match="must have a layer for each stream"):
+            models.QNetwork(2, hidden=hidden, dueling=True, encoder=encoder).init(KEY, jnp.zeros((1, 3)))
+    with pytest.raises(ConfigError, match="environment: NoneType must be an rl.Environment"):
+        learners.ppo(None, models.ActorCritic(2), optax.adam(1e-2))
     with pytest.raises(ConfigError, match="start: 8 transitions must be 64 or more"):
         q_learner(choice(), start=8)
     with pytest.raises(ConfigError, match="minibatches: 3 do not divide 8 x 8 = 64 steps"):

@@ -176,7 +176,7 @@ def learner(config, info):
     model = models.ActorCritic(info.actions.num, hidden=(8,))
     options = dict(num_envs=config.num_envs, rollout_steps=config.rollout_steps, minibatches=2)
     surrogate = learners.Surrogate(entropy_weight=0.0, value_clip=None)
-    return learners.ppo(None, model, optax.adam(config.learning_rate), surrogate=surrogate, **options)
+    return learners.ppo(info, model, optax.adam(config.learning_rate), surrogate=surrogate, **options)
 
 
 def asked(config):
@@ -189,7 +189,7 @@ experiment = foldax.Experiment(Config, learner, asked, name="asked")
 
 def test_a_world_on_the_host_is_solved():
     result = foldax.train(experiment, with_steps(Config(checkpoint_every=0), 80), save=False, verbose=False)
-    assert result.metrics["test"] == {"return": 4.0, "length": 4.0}
+    assert result.metrics["test"] == {"return": 4.0, "length": 4.0, "finished": 1.0}
     assert result.metrics["train"]["length"] == 4.0
 
 
@@ -264,7 +264,7 @@ def test_a_memory_fills_from_a_host_over_a_stop_too(tmp_path):
     foldax.train(remembers, with_steps(Config(), 10), run_dir=run, verbose=False)
     config = with_steps(Config(log_every=10, checkpoint_every=0), 120)
     result = foldax.train(remembers, config, save=False, verbose=False)
-    assert result.metrics["test"] == {"return": 4.0, "length": 4.0}
+    assert result.metrics["test"] == {"return": 4.0, "length": 4.0, "finished": 1.0}
     assert result.state.experience.environment_steps == 120 * 16
     assert [line.get("loss") is None for line in result.history if line["split"] == "train"] == [False] * 12
 

@@ -61,6 +61,24 @@ def continuous() -> Environment:
     return Environment(reset, step, bounds, bounds, "continuous")
 
 
+def continuous_and_late() -> Environment:
+    """Asks as `continuous` does, but pays a step late, for what is seen then; the second action is for nothing."""
+
+    def reset(key):
+        asked = jax.random.choice(key, jnp.array([-1.0, 1.0]))
+        return (asked, jnp.float32(0), jnp.int32(0)), jnp.stack([asked, jnp.float32(0)])
+
+    def step(key, state, action):
+        asked, owed, time = state
+        after = asked, -jnp.square(action[0] - asked / 2), time + 1
+        return after, Step(jnp.stack([jnp.float32(0), after[1]]), owed, time >= 1, jnp.bool_(False))
+
+    bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
+    return Environment(
+        reset, step, bounds, Box(np.full(1, -1, np.float32), np.full(1, 1, np.float32)), "continuous_and_late"
+    )
+
+
 def recall(length: int = 3) -> Environment:
     """Shows a sign at first, and asks for it at the last of `length` steps: worth 1 if it is right, else -1."""
 

@@ -6,10 +6,10 @@ with advantages over what was expected: discounted rewards up to the last of the
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from foldax import rl
@@ -20,7 +20,7 @@ from foldax.learners.on_policy import AgentState
 
 
 def a2c(
-    environment: rl.Environment | None,
+    environment: rl.World,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -30,18 +30,21 @@ def a2c(
     trace_decay: Any = 1.0,
     entropy_weight: Any = 0.01,
     value_weight: Any = 0.5,
+    scale_observations: bool = False,
+    scale_rewards: bool = False,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
+    greedy_evaluation: bool = True,
 ) -> Learner:
     """Returns a learner of a policy, for choices and for numbers.
 
     `update` reports "loss", "policy_loss", "value_loss", "entropy", "gradient_norm" and, of episodes that ended,
-    "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of each;
-    those that take longer than `evaluation_steps` are left off there. `predict` gives the likeliest actions of
-    observations `[B, ...]`, and draws those of `rl.Explore`.
+    "return" and "length". `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each:
+    0 if it was left off after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and
+    draws those of `rl.Explore`.
 
     Args:
-      environment: where; None: on the host, so that a batch is `rl.Played`, and evaluation's is finished episodes.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`.
       model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
       optimizer: of optax (the paper takes RMSProp); its rates may be traced.
       num_envs: copies of the environment.
@@ -50,37 +53,31 @@ def a2c(
       trace_decay: lambda of the advantages' estimates (GAE); 1 is the paper's; may be traced.
       entropy_weight: of the policy's entropy, which is ascended; may be traced.
       value_weight: of half the squared error of the values; may be traced.
+      scale_observations: whether the network sees them in deviations from the mean of all that were seen before.
+      scale_rewards: whether it learns from rewards over the deviation of the discounted return so far.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
       ConfigError: a number is below 1.
     """
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, evaluation_episodes=evaluation_episodes)
-    descend = on_policy.policy_gradient(model, entropy_weight, value_weight)
-
-    def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:
-        return lambda observation, key: on_policy.acting(model, state.network.params, observation, key, greedy)
+    rl.check_world(environment, num_envs, rollout_steps)
+    check_counts(evaluation_episodes=evaluation_episodes)
+    world, descend = on_policy.within(environment), on_policy.policy_gradient(model, entropy_weight, value_weight)
 
     def init(key: jax.Array, examples: Any) -> AgentState:
-        return on_policy.begin(environment, model, optimizer, key, num_envs, examples)[0]
+        scale = (scale_observations, scale_rewards)
+        return on_policy.begin(world, model, optimizer, key, num_envs, examples, *scale)
 
     def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
-        params = state.network.params
-        actors, seen, ended = on_policy.played(environment, policy_of(state), state.actors, batch, key, rollout_steps)
-        if environment is None:
-            seen = on_policy.judged(model, params, seen)
-        rows = on_policy.targets(model, params, seen, discount, trace_decay)
+        state, seen, ended = on_policy.experienced(world, model, state, batch, key, rollout_steps, discount)
+        rows = on_policy.targets(model, state.network.params, seen, discount, trace_decay)
         network, metrics = gradients.step(state.network, descend, optimizer, rows, key)
-        return AgentState(network, actors), metrics | ended
+        return state._replace(network=network), metrics | ended
 
     def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = policy_of(state, greedy=True)
-        return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
+        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            return policy_of(state)(inputs.observation, key)[0]
-        return policy_of(state, greedy=True)(jnp.asarray(inputs), key)[0]
-
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))

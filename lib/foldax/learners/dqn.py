@@ -37,7 +37,7 @@ class DQNState(NamedTuple):
 
 
 def dqn(
-    environment: off_policy.World,
+    environment: rl.World,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -58,9 +58,9 @@ def dqn(
     """Returns a learner of what actions are worth.
 
     `update` reports "loss", "value" (mean of the chosen actions'), "epsilon", "gradient_norm" and, of the episodes that
-    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of
-    each; those that take longer than `evaluation_steps` are left off there. `predict` gives the best actions of
-    observations `[B, ...]`, and explores those of `rl.Explore`.
+    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return", "length" and
+    "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives the best actions of observations
+    `[B, ...]`, and explores those of `rl.Explore`.
 
     Args:
       environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are discrete.
@@ -131,9 +131,7 @@ def dqn(
         return heads.best(head, worth(model, state.network.params, jnp.asarray(inputs)))
 
     def evaluate(state: DQNState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        def act(observation: jax.Array) -> jax.Array:
-            return predict(state, observation, key)
-
+        act = functools.partial(predict, state)
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)

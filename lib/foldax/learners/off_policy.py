@@ -21,8 +21,6 @@ from foldax.learner import Average
 from foldax.rl import priorities, replay, wrappers
 from foldax.rl.replay import Replay
 
-World = rl.Environment | rl.HostFacts
-"""Where it acts, or what is known of it where that is on the host."""
 Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(observation [N, ...], steps of the environment so far, key) -> action [N, ...]`."""
 
@@ -81,7 +79,7 @@ class Drawn(NamedTuple):
 
 
 def begin(
-    environment: World, memory: Memory, key: jax.Array, num_envs: int, start: int, examples: Any
+    environment: rl.World, memory: Memory, key: jax.Array, num_envs: int, start: int, examples: Any
 ) -> tuple[Experience, jax.Array]:
     """Returns the experience of `start` transitions, or as many more as fill a step of all copies, and what these see.
 
@@ -109,7 +107,7 @@ def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> j
     return jax.random.uniform(key, (count, *space.shape), minval=space.low[None], maxval=space.high[None])
 
 
-def at_first(environment: World, start: int, steps: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+def at_first(environment: rl.World, start: int, steps: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
     """Returns the action `[N, ...]`; of a host a random one while there are less than `start` transitions."""
     if isinstance(environment, rl.Environment):
         return action
@@ -117,7 +115,7 @@ def at_first(environment: World, start: int, steps: jax.Array, action: jax.Array
 
 
 def play(
-    environment: World, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int, batch: Any
+    environment: rl.World, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int, batch: Any
 ) -> tuple[Experience, dict[str, Any]]:
     """Takes `steps` steps with every copy and remembers them; also gives "return" and "length" of ended episodes.
 
@@ -150,7 +148,7 @@ def listened(memory: Memory, experience: Experience, batch: rl.Played) -> tuple[
 
 
 def learned(
-    environment: World, start: int, learn: Callable[[Any], tuple[Any, dict[str, Any]]], state: Any
+    environment: rl.World, start: int, learn: Callable[[Any], tuple[Any, dict[str, Any]]], state: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Returns `learn(state)`; of a host only once there are `start` transitions, until when its metrics are absent."""
     if isinstance(environment, rl.Environment):
@@ -200,20 +198,20 @@ def surprised(memory: Memory, experience: Experience, places: jax.Array, surpris
 
 
 def evaluated(
-    environment: World,
-    act: Callable[[jax.Array], jax.Array],
+    environment: rl.World,
+    act: Callable[[jax.Array, jax.Array], jax.Array],
     batch: Any,
     key: jax.Array,
     episodes: int,
     most_steps: int,
 ) -> dict[str, jax.Array]:
-    """Plays episodes by `observation [N, ...] -> action [N, ...]` and returns "return" and "length" of each.
+    """Plays episodes by `(observation [N, ...], key) -> action [N, ...]`; see `rl.evaluated`.
 
-    Of a host it is the batch that has them.
+    Of a host it is the batch that has what was found.
     """
     if isinstance(environment, rl.HostFacts):
         return batch
-    return rl.evaluated(environment, lambda observation, key: (act(observation), {}), key, episodes, most_steps)
+    return rl.evaluated(environment, lambda *seen: (act(*seen), {}), key, episodes, most_steps)
 
 
 def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_state: Any) -> Any:
@@ -223,7 +221,7 @@ def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_st
     return loss, (model_state, {"loss": loss, "value": values.mean(), "surprise": jnp.abs(errors).mean(axis=-1)})
 
 
-def in_units(environment: World) -> World:
+def in_units(environment: rl.World) -> rl.World:
     """Returns the environment whose actions are numbers from -1 to 1; of a host see `units_of`."""
     if isinstance(environment, rl.Environment):
         return wrappers.unit_actions(environment)
@@ -231,7 +229,7 @@ def in_units(environment: World) -> World:
     return dataclasses.replace(environment, actions=rl.Box(-ones, ones))
 
 
-def units_of(environment: World, batch: Any) -> Any:
+def units_of(environment: rl.World, batch: Any) -> Any:
     """Returns what was played on a host with actions as numbers from -1 to 1; elsewhere the batch as it is."""
     if isinstance(environment, rl.Environment):
         return batch
@@ -239,7 +237,7 @@ def units_of(environment: World, batch: Any) -> Any:
     return batch._replace(seen=batch.seen._replace(action=action))
 
 
-def check_bounded(learner: str, environment: World) -> None:
+def check_bounded(learner: str, environment: rl.World) -> None:
     """Checks that actions are numbers between finite bounds.
 
     Raises:
@@ -256,24 +254,15 @@ def check_bounded(learner: str, environment: World) -> None:
 
 
 def check(
-    environment: World, memory: Memory, num_envs: int, rollout_steps: int, start: int, batch_size: int, **counts: int
+    environment: rl.World, memory: Memory, num_envs: int, rollout_steps: int, start: int, batch_size: int, **counts: int
 ) -> None:
     """Checks what a learner from memory is told; all of `counts`, by name, must be 1 or more.
 
     Raises:
       ConfigError: a number does not fit the others, or the host's.
     """
-    if isinstance(environment, rl.HostFacts):
-        for name, value in (("num_envs", num_envs), ("rollout_steps", rollout_steps)):
-            if value != getattr(environment, name):
-                raise ConfigError(f"{name}: {value} must be the host's, {getattr(environment, name)}")
-    counts |= {
-        "rollout_steps": rollout_steps,
-        "num_envs": num_envs,
-        "batch_size": batch_size,
-        "memory.steps": memory.steps,
-    }
-    check_counts(**counts)
+    rl.check_world(environment, num_envs, rollout_steps)
+    check_counts(**counts, **{"batch_size": batch_size, "memory.steps": memory.steps})
     least = max(batch_size, memory.steps * num_envs)
     if memory.capacity < least:
         raise ConfigError(

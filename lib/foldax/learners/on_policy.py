@@ -18,6 +18,7 @@ from foldax.learner import Average
 from foldax.learners import gradients
 from foldax.learners.gradients import TrainState
 from foldax.learners.policies import policy
+from foldax.learners.scales import begun, no_scales, observed, scaled
 
 
 class AgentState(NamedTuple):
@@ -26,7 +27,7 @@ class AgentState(NamedTuple):
     Attributes:
       network: what learns.
       actors: copies of the environment; None where they are on the host, or begin anew with each update.
-      scales: of observations and rewards (see `scales`), or None.
+      scales: of observations and rewards, see `scales`.
     """
 
     network: TrainState
@@ -35,38 +36,77 @@ class AgentState(NamedTuple):
 
 
 def begin(
-    environment: rl.Environment | None, model: Any, optimizer: Any, key: jax.Array, num_envs: int, examples: Any
-) -> tuple[AgentState, jax.Array]:
-    """Returns the state before the first step, and what the copies see: of a host, `examples` `[N, ...]`."""
+    environment: rl.World,
+    model: Any,
+    optimizer: Any,
+    key: jax.Array,
+    num_envs: int,
+    examples: Any,
+    scale_observations: bool = False,
+    scale_rewards: bool = False,
+) -> AgentState:
+    """Returns the state before the first step; of a host, whose copies see `examples` `[N, ...]`."""
     of_network, of_world = jax.random.split(key)
-    actors = None if environment is None else rl.begin(environment, of_world, num_envs)
+    actors = rl.begin(environment, of_world, num_envs) if isinstance(environment, rl.Environment) else None
     observation = examples if actors is None else actors.observation
     params = model.init({"params": of_network}, observation[:1])["params"]
-    return AgentState(gradients.create(params, optimizer), actors), observation
+    scales = no_scales(observation, scale_observations, scale_rewards)
+    return AgentState(gradients.create(params, optimizer), actors, scales)
+
+
+def within(environment: rl.World) -> Any:
+    """Returns the environment that brings actions within its bounds, as a host does: a policy may say any number."""
+    if isinstance(environment, rl.Environment) and isinstance(environment.actions, rl.Box):
+        return rl.wrappers.clip_actions(environment)
+    return environment
 
 
 def acting(
-    model: Any, params: Any, observation: jax.Array, key: jax.Array, greedy: bool = False
+    model: Any, state: AgentState, observation: jax.Array, key: jax.Array, greedy: bool = False
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns actions for observations `[N, ...]`, drawn or the likeliest, and what the network says of them."""
-    said = model.apply({"params": params}, observation)
+    said = model.apply({"params": state.network.params}, observed(state.scales, observation))
     chances = policy(said.policy, said.log_std)
     action = chances.mode() if greedy else chances.sample(key)
     return action, {"log_probability": chances.log_probability(action), "value": said.value}
 
 
+def predicted(model: Any, state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
+    """Returns the likeliest actions of observations `[B, ...]`, and drawn ones of `rl.Explore`."""
+    if isinstance(inputs, rl.Explore):
+        return acting(model, state, inputs.observation, key)[0]
+    return acting(model, state, jnp.asarray(inputs), key, greedy=True)[0]
+
+
 def played(
-    environment: rl.Environment | None, act: rl.Policy, actors: Any, batch: Any, key: jax.Array, steps: int
+    environment: rl.World, act: rl.Policy, actors: Any, batch: Any, key: jax.Array, steps: int
 ) -> tuple[Any, rl.Transition, dict[str, Average]]:
     """Returns the copies after `steps` steps, these `[T, N, ...]`, and "return" and "length" of ended episodes.
 
-    Without an environment it is the batch that has them, `rl.Played`.
+    Of a host it is the batch that has them, `rl.Played`.
     """
-    if environment is None:
-        actors, seen, finished = None, batch.seen, batch.finished
-    else:
+    if isinstance(environment, rl.Environment):
         actors, seen, finished = rl.rollout(environment, act, actors, key, steps)
+    else:
+        actors, seen, finished = None, batch.seen, batch.finished
     return actors, seen, rl.ended(finished)
+
+
+def experienced(
+    environment: rl.World, model: Any, state: AgentState, batch: Any, key: jax.Array, steps: int, discount: Any
+) -> tuple[AgentState, rl.Transition, dict[str, Average]]:
+    """Returns the state after `steps` steps, these `[T, N, ...]` in scale and `judged`, and what `played` reports."""
+
+    def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return acting(model, state, observation, key)
+
+    actors, seen, ended = played(environment, act, state.actors, batch, key, steps)
+    on_host = isinstance(environment, rl.HostFacts)
+    before = begun(state.scales, batch.begun[0]) if on_host else state.scales
+    scales, seen = scaled(before, seen, discount)
+    if on_host:
+        seen = judged(model, state.network.params, seen)
+    return AgentState(state.network, actors, scales), seen, ended
 
 
 def judged(model: Any, params: Any, seen: rl.Transition) -> rl.Transition:
@@ -150,12 +190,12 @@ def worked_through(
 
 
 def evaluated(
-    environment: rl.Environment | None, act: rl.Policy, batch: Any, key: jax.Array, episodes: int, most_steps: int
+    environment: rl.World, act: rl.Policy, batch: Any, key: jax.Array, episodes: int, most_steps: int
 ) -> dict[str, Any]:
-    """Returns "return" and "length" of episodes; without an environment, the batch: what the host found."""
-    if environment is None:
-        return batch
-    return rl.evaluated(environment, act, key, episodes, most_steps)
+    """Returns "return", "length" and "finished" of episodes; of a host the batch, which has them."""
+    if isinstance(environment, rl.Environment):
+        return rl.evaluated(environment, act, key, episodes, most_steps)
+    return batch
 
 
 def check_parts(minibatches: int, num_envs: int, rollout_steps: int) -> None:

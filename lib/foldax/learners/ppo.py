@@ -7,6 +7,7 @@ environment is on the host, its steps come as the batch, played by the same poli
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from foldax.learner import Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
 from foldax.learners.policies import policy
-from foldax.learners.scales import no_scales, observed, scaled
 
 
 class Surrogate(NamedTuple):
@@ -41,7 +41,7 @@ class Surrogate(NamedTuple):
 
 
 def ppo(
-    environment: rl.Environment | None,
+    environment: rl.World,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -56,17 +56,18 @@ def ppo(
     scale_rewards: bool = False,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
+    greedy_evaluation: bool = True,
 ) -> Learner:
     """Returns a learner of a policy, for choices and for numbers.
 
     `update` reports "loss", "policy_loss", "value_loss", "entropy", "clipped" (share of actions), "divergence" (from
     the policy that played, estimated in nats), "gradient_norm" and, of episodes that ended, "return" and "length".
-    `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of each; those that take longer
-    than `evaluation_steps` are left off there. `predict` gives the likeliest actions of observations `[B, ...]`, and
-    draws those of `rl.Explore`.
+    `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each: 0 if it was left off
+    after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and draws those of
+    `rl.Explore`.
 
     Args:
-      environment: where; None: on the host, so that a batch is `rl.Played`, and evaluation's is finished episodes.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`.
       model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
       optimizer: of optax; takes `epochs * minibatches` steps an update; its rates may be traced.
       num_envs: copies of the environment.
@@ -80,49 +81,34 @@ def ppo(
       scale_rewards: whether it learns from rewards over the deviation of the discounted return so far.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
       ConfigError: a number is below 1, or the minibatches do not divide the steps.
     """
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    check_counts(evaluation_episodes=evaluation_episodes)
+    rl.check_world(environment, num_envs, rollout_steps)
+    check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)
     on_policy.check_parts(minibatches, num_envs, rollout_steps)
-    descend = loss(model, surrogate)
-
-    def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:
-        def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return on_policy.acting(model, state.network.params, observed(state.scales, observation), key, greedy)
-
-        return act
+    world, descend = on_policy.within(environment), loss(model, surrogate)
 
     def init(key: jax.Array, examples: Any) -> AgentState:
-        state, observation = on_policy.begin(environment, model, optimizer, key, num_envs, examples)
-        return state._replace(scales=no_scales(observation, scale_observations, scale_rewards))
+        scale = (scale_observations, scale_rewards)
+        return on_policy.begin(world, model, optimizer, key, num_envs, examples, *scale)
 
     def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
         of_play, of_order = jax.random.split(key)
-        act = policy_of(state)
-        actors, seen, ended = on_policy.played(environment, act, state.actors, batch, of_play, rollout_steps)
-        scales, seen = scaled(state.scales, seen, discount)
-        params = state.network.params
-        if environment is None:
-            seen = on_policy.judged(model, params, seen)
-        rows = on_policy.targets(model, params, seen, discount, trace_decay)
+        state, seen, ended = on_policy.experienced(world, model, state, batch, of_play, rollout_steps, discount)
+        rows = on_policy.targets(model, state.network.params, seen, discount, trace_decay)
         network, metrics = on_policy.worked_through(
             state.network, descend, optimizer, rows, of_order, epochs, minibatches
         )
-        return AgentState(network, actors, scales), metrics | ended
+        return state._replace(network=network), metrics | ended
 
     def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = policy_of(state, greedy=True)
-        return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
+        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            return policy_of(state)(inputs.observation, key)[0]
-        return policy_of(state, greedy=True)(jnp.asarray(inputs), key)[0]
-
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))
 
 
 def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:

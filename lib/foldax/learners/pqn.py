@@ -36,7 +36,7 @@ class PQNState(NamedTuple):
 
 
 def pqn(
-    environment: rl.Environment,
+    environment: rl.World,
     model: Any,
     optimizer: optax.GradientTransformation,
     *,
@@ -54,12 +54,12 @@ def pqn(
     """Returns a learner of what actions are worth.
 
     `update` reports "loss", "value" (mean of the chosen actions'), "epsilon", "gradient_norm" and, of the episodes that
-    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of
-    each; those that take longer than `evaluation_steps` are left off there. `predict` gives the best actions of
-    observations `[B, ...]`.
+    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return", "length" and
+    "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives the best actions of observations
+    `[B, ...]`, and explores those of `rl.Explore`.
 
     Args:
-      environment: where; its actions are discrete.
+      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are discrete.
       model: observations `[B, ...]` to `[B, A, 1]`, such as `models.QNetwork(..., normalization="layer")`.
       optimizer: of optax (the paper takes RAdam); takes `epochs * minibatches` steps an update; rates may be traced.
       num_envs: copies of the environment.
@@ -76,8 +76,8 @@ def pqn(
     Raises:
       ConfigError: actions are no choices, a number is below 1, or the minibatches do not divide the steps.
     """
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    check_counts(evaluation_episodes=evaluation_episodes)
+    rl.check_world(environment, num_envs, rollout_steps)
+    check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)
     on_policy.check_parts(minibatches, num_envs, rollout_steps)
     if not isinstance(environment.actions, rl.Discrete):
         raise ConfigError(f"pqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
@@ -90,7 +90,7 @@ def pqn(
         return act
 
     def init(key: jax.Array, examples: Any) -> PQNState:
-        state, _ = on_policy.begin(environment, model, optimizer, key, num_envs, examples)
+        state = on_policy.begin(environment, model, optimizer, key, num_envs, examples)
         return PQNState(state.network, state.actors, jnp.int32(0))
 
     def update(state: PQNState, batch: Any, key: jax.Array) -> tuple[PQNState, dict[str, Any]]:
@@ -106,6 +106,9 @@ def pqn(
         return PQNState(network, actors, steps), metrics | ended | {"epsilon": chance}
 
     def predict(state: PQNState, inputs: Any, key: jax.Array) -> jax.Array:
+        if isinstance(inputs, rl.Explore):
+            chance = exploration(state.environment_steps, epsilon, epsilon_steps)
+            return policy_of(state, chance)(inputs.observation, key)[0]
         return worth(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
 
     def evaluate(state: PQNState, batch: Any, key: jax.Array) -> dict[str, Any]:

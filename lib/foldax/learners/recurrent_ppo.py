@@ -36,6 +36,7 @@ def recurrent_ppo(
     surrogate: Surrogate = Surrogate(),
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
+    greedy_evaluation: bool = True,
 ) -> Learner:
     """Returns a learner of a policy that remembers, for choices and for numbers.
 
@@ -55,16 +56,18 @@ def recurrent_ppo(
       surrogate: the loss.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
 
     Raises:
       ConfigError: a number is below 1, or the minibatches do not divide the copies.
     """
+    rl.check_device("recurrent_ppo", environment)
     check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
     check_counts(evaluation_episodes=evaluation_episodes)
     if num_envs % minibatches:
         raise ConfigError(f"minibatches: {minibatches} do not divide {num_envs} copies, whose sequences stay whole")
     nothing = jax.tree.map(lambda x: x[0], model.initial_memory(1))
-    world, descend = rl.remembering(environment, nothing), loss(model, surrogate)
+    world, descend = rl.remembering(on_policy.within(environment), nothing), loss(model, surrogate)
 
     def policy_of(params: Any, greedy: bool = False) -> Any:
         def act(observation: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
@@ -92,7 +95,7 @@ def recurrent_ppo(
         return AgentState(network, actors), metrics | ended
 
     def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = policy_of(state.network.params, greedy=True)
+        act = policy_of(state.network.params, greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
     def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:

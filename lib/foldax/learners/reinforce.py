@@ -9,6 +9,7 @@ for what would have followed.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -34,13 +35,14 @@ def reinforce(
     value_weight: Any = 0.5,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
+    greedy_evaluation: bool = True,
 ) -> Learner:
     """Returns a learner of a policy, for choices and for numbers.
 
     `update` reports "loss", "policy_loss", "value_loss", "entropy", "gradient_norm" and, of episodes that ended,
-    "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return" and "length" of each;
-    those that take longer than `evaluation_steps` are left off there. `predict` gives the likeliest actions of
-    observations `[B, ...]`.
+    "return" and "length". `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each:
+    0 if it was left off after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and
+    draws those of `rl.Explore`.
 
     Args:
       environment: where.
@@ -53,39 +55,35 @@ def reinforce(
       value_weight: of half the squared error of the baseline; may be traced.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
 
     Raises:
       ConfigError: a number is below 1.
     """
+    rl.check_device("reinforce", environment)
     check_counts(num_envs=num_envs, episode_steps=episode_steps, evaluation_episodes=evaluation_episodes)
-    descend = on_policy.policy_gradient(model, entropy_weight, value_weight)
-
-    def policy_of(state: AgentState, greedy: bool = False) -> rl.Policy:
-        return lambda observation, key: on_policy.acting(model, state.network.params, observation, key, greedy)
+    world, descend = on_policy.within(environment), on_policy.policy_gradient(model, entropy_weight, value_weight)
 
     def init(key: jax.Array, examples: Any) -> AgentState:
-        state, _ = on_policy.begin(environment, model, optimizer, key, 1, examples)
+        state = on_policy.begin(world, model, optimizer, key, 1, examples)
         return state._replace(actors=None)  # episodes are whole: no copy goes on into the next update
 
     def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
         of_world, of_play = jax.random.split(key)
-        actors = rl.begin(environment, of_world, num_envs)
-        _, seen, _ = rl.rollout(environment, policy_of(state), actors, of_play, episode_steps)
+        actors, act = rl.begin(world, of_world, num_envs), functools.partial(on_policy.acting, model, state)
+        _, seen, _ = rl.rollout(world, act, actors, of_play, episode_steps)
         first, ended = first_episodes(seen)
         # With lambda 1 the targets are the discounted rewards up to the episode's end.
         rows = on_policy.targets(model, state.network.params, seen, discount, 1.0)
         rows["weight"] = first.reshape(-1)
         network, metrics = gradients.step(state.network, descend, optimizer, rows, key)
-        return AgentState(network, None), metrics | ended
+        return state._replace(network=network), metrics | ended
 
     def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = policy_of(state, greedy=True)
-        return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
+        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-        return policy_of(state, greedy=True)(jnp.asarray(inputs), key)[0]
-
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))
 
 
 def first_episodes(seen: rl.Transition) -> tuple[jax.Array, dict[str, Average]]:

@@ -41,7 +41,7 @@ class SACState(NamedTuple):
 
 
 def sac(
-    environment: off_policy.World,
+    environment: rl.World,
     actor: Any,
     critic: Any,
     actor_optimizer: optax.GradientTransformation,
@@ -59,14 +59,15 @@ def sac(
     target_entropy: Any = None,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 1000,
+    greedy_evaluation: bool = True,
 ) -> Learner:
     """Returns a learner of a policy for actions that are numbers between bounds.
 
     `update` reports "loss" (the critics'), "value", "actor_loss", "entropy" (estimated in nats, of actions from -1 to
     1), "temperature", "gradient_norm" (the critics') and, of the episodes that ended, "return" and "length". `evaluate`
-    plays `evaluation_episodes` by the likeliest actions and reports "return" and "length" of each; those that take
-    longer than `evaluation_steps` are left off there. `predict` gives these actions for observations `[B, ...]`, and
-    draws those of `rl.Explore`.
+    plays `evaluation_episodes` and reports "return", "length" and "finished" of each: 0 if it was left off after
+    `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and draws those of
+    `rl.Explore`.
 
     Args:
       environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are numbers
@@ -88,6 +89,7 @@ def sac(
       target_entropy: in nats, that the temperature is moved to hold; -A if None; may be traced.
       evaluation_episodes: played at once.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
       ConfigError: actions are choices or have no bounds, or a number does not fit the others.
@@ -150,7 +152,9 @@ def sac(
         return wrappers.from_unit(environment.actions, action)
 
     def evaluate(state: SACState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(predict, state, key=key)
+        def act(observation: jax.Array, key: jax.Array) -> jax.Array:
+            return predict(state, observation if greedy_evaluation else rl.Explore(observation), key)
+
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)

@@ -36,6 +36,11 @@ def no_scales(observation: jax.Array, observations: bool, rewards: bool) -> Scal
     return Scales(of_observations, no_moments(()) if rewards else None, jnp.zeros(len(observation)))
 
 
+def begun(scales: Scales, when: jax.Array) -> Scales:
+    """Returns the scales of copies that have begun new episodes, if `when` bool []."""
+    return scales._replace(running=jnp.where(when, 0.0, scales.running))
+
+
 def observed(scales: Scales, observation: jax.Array) -> jax.Array:
     """Returns observations `[N, ...]` in deviations from their mean."""
     if scales.observations is None:

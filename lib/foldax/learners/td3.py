@@ -54,7 +54,7 @@ class Noise(NamedTuple):
 
 
 def td3(
-    environment: off_policy.World,
+    environment: rl.World,
     actor: Any,
     critic: Any,
     actor_optimizer: optax.GradientTransformation,
@@ -76,8 +76,8 @@ def td3(
     """Returns a learner of a policy for actions that are numbers between bounds.
 
     `update` reports "loss" (the critics'), "value", "actor_loss", "gradient_norm" (the critics') and, of the episodes
-    that ended, "return" and "length". `evaluate` plays `evaluation_episodes` without noise and reports "return" and
-    "length" of each; those that take longer than `evaluation_steps` are left off there. `predict` gives actions for
+    that ended, "return" and "length". `evaluate` plays `evaluation_episodes` without noise and reports "return",
+    "length" and "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives actions for
     observations `[B, ...]`, and disturbs those of `rl.Explore`.
 
     Args:
@@ -164,7 +164,7 @@ def td3(
         return wrappers.from_unit(environment.actions, action)
 
     def evaluate(state: TD3State, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(predict, state, key=key)
+        act = functools.partial(predict, state)
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
     return Learner(init, update, evaluate, predict)

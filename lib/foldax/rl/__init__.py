@@ -21,7 +21,7 @@ from foldax.rl.environment import (
 )
 from foldax.rl.gymnasium_worlds import gymnasium
 from foldax.rl.gymnax_worlds import gymnax
-from foldax.rl.host import Host, HostFacts, Stage, host
+from foldax.rl.host import Host, HostFacts, Stage, World, check_device, check_world, host
 from foldax.rl.memory import remembering
 from foldax.rl.playground_worlds import playground
 from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
@@ -40,8 +40,11 @@ __all__ = [
     "Stage",
     "Step",
     "Transition",
+    "World",
     "act",
     "begin",
+    "check_device",
+    "check_world",
     "ended",
     "episodes",
     "evaluated",

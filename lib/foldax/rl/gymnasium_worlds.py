@@ -21,6 +21,7 @@ def gymnasium(
     evaluation_options: dict[str, Any] | None = None,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 10_000,
+    greedy_evaluation: bool = True,
     **options: Any,
 ) -> Host:
     """Returns an environment of Gymnasium (Towers et al., 2024) by name as an experiment's source of data; see `host`.
@@ -35,12 +36,15 @@ def gymnasium(
       evaluation_options: what differs in those to evaluate in.
       evaluation_episodes: played at once, by as many copies.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the best actions, or by such as are learned from.
       **options: arguments of the environment.
 
     Raises:
       ConfigError: Gymnasium or what the environment needs is not installed, there is none of this name, it does not
-        take an option, or see `host`.
+        take an option or wrappers, or see `host`.
     """
+    if wrappers and mode == "vector_entry_point":
+        raise ConfigError(f"{name}: mode 'vector_entry_point' takes no wrappers, which are of single environments")
     try:
         import gymnasium as library
         from gymnasium.vector import AutoresetMode
@@ -77,4 +81,5 @@ def gymnasium(
         evaluation=functools.partial(make, evaluation_options) if evaluation_options else None,
         evaluation_episodes=evaluation_episodes,
         evaluation_steps=evaluation_steps,
+        greedy_evaluation=greedy_evaluation,
     )

@@ -18,7 +18,7 @@ import numpy as np
 from foldax.blocks import Block, EvalBlock
 from foldax.errors import ConfigError, check_counts
 from foldax.learner import Average
-from foldax.rl.environment import Box, Discrete, Explore, Finished, Played, Transition
+from foldax.rl.environment import Box, Discrete, Environment, Explore, Finished, Played, Transition
 
 Make = Callable[[int], Any]
 """`num_envs -> gymnasium.vector.VectorEnv`."""
@@ -64,6 +64,41 @@ class HostFacts:
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+
+World = Environment | HostFacts
+"""Where a learner acts, or what is known of it where that is on the host."""
+
+
+def check_world(environment: World, num_envs: int, rollout_steps: int) -> None:
+    """Checks that a learner was given a world, and of a host the same numbers.
+
+    Raises:
+      ConfigError: it was not.
+    """
+    check_counts(num_envs=num_envs, rollout_steps=rollout_steps)
+    if isinstance(environment, HostFacts):
+        for name, value in (("num_envs", num_envs), ("rollout_steps", rollout_steps)):
+            if value != getattr(environment, name):
+                raise ConfigError(f"{name}: {value} must be the host's, {getattr(environment, name)}")
+    elif not isinstance(environment, Environment):
+        raise ConfigError(
+            f"environment: {type(environment).__name__} must be an rl.Environment, such as rl.gymnax(name), or the "
+            "facts (info) of one on the host"
+        )
+
+
+def check_device(learner: str, environment: World) -> None:
+    """Checks that an environment is on the device.
+
+    Raises:
+      ConfigError: it is not; `learner` says for whom.
+    """
+    if isinstance(environment, HostFacts):
+        raise ConfigError(
+            f"{learner}: {environment.name} is on the host, where ppo, a2c, pqn, dqn, sac and td3 can learn"
+        )
+    check_world(environment, 1, 1)
 
 
 class Host(NamedTuple):
@@ -138,6 +173,7 @@ class Episodes:
     num_examples: int
     most_steps: int
     number: int
+    greedy: bool
 
     def blocks(self, newest: Any) -> Iterator[EvalBlock]:
         """Yields one block: "return", "length" and "finished" `[1, B]` of episodes played as the newest state does.
@@ -149,7 +185,8 @@ class Episodes:
         seed = _seed(int(newest.seed), 1 + self.number)
         with contextlib.closing(Stage(self.make(self.num_examples), self.name, seed)) as stage:
             for step in range(self.most_steps):
-                action = np.asarray(newest(stage.observation, self.number * self.most_steps + step))
+                shown = stage.observation if self.greedy else Explore(stage.observation)
+                action = np.asarray(newest(shown, self.number * self.most_steps + step))
                 seen, _ = stage.step(action)
                 total, length = total + np.where(live, seen.reward, 0), length + live
                 live &= ~(seen.terminated | seen.truncated)
@@ -245,11 +282,12 @@ def host(
     pictured: Make | None = None,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 10_000,
+    greedy_evaluation: bool = True,
 ) -> Host:
     """Returns an experiment's source of data: any vector environment of Gymnasium, played by the newest policy.
 
-    The learner is made without an environment, as `learners.ppo(None, ...)`; batches are `Played`
-    `[rollout_steps, num_envs, ...]`, and evaluation's are {"return", "length"} of finished episodes `[B]`. What a
+    The learner is made with its facts, as `learners.ppo(info, ...)`; batches are `Played`
+    `[rollout_steps, num_envs, ...]`, and evaluation's are "return", "length" and "finished" of episodes `[B]`. What a
     policy says beyond the bounds of actions is brought within them.
 
     Args:
@@ -262,6 +300,7 @@ def host(
       pictured: as `make`, of those whose `render` draws them, for `foldax play`; None: there are no pictures.
       evaluation_episodes: played at once, by as many copies.
       evaluation_steps: most of each.
+      greedy_evaluation: whether they are played by the best actions, or by such as are learned from.
 
     Raises:
       ConfigError: a space is neither numbers nor choices, the environments lose episodes' ends, or a number is below 1.
@@ -280,7 +319,7 @@ def host(
     if "rgb_array" not in (probe.environments.metadata.get("render_modes") or ()):
         pictured = None
     splits = {
-        split: Episodes(evaluation or make, name, evaluation_episodes, evaluation_steps, number)
+        split: Episodes(evaluation or make, name, evaluation_episodes, evaluation_steps, number, greedy_evaluation)
         for number, split in enumerate(("validation", "test"))
     }
     unsaved = (
