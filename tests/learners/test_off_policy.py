@@ -148,7 +148,8 @@ def test_squashed_densities_are_those_of_the_change_of_variables():
 
 @functools.partial(jax.jit, static_argnames=("memory", "copies"))
 def begun(memory, copies):
-    return off_policy.begin(counter(5)._replace(actions=rl.Discrete(2)), memory, KEY, copies, copies, None)[0]
+    world = wrappers.frame_stack(counter(5)._replace(actions=rl.Discrete(2)), memory.stack.count)
+    return off_policy.begin(world, memory, KEY, copies, copies, None)[0]
 
 
 @functools.partial(jax.jit, static_argnames="memory")
@@ -156,21 +157,22 @@ def remembered(memory, experience, ends):
     """Returns the experience with a step more: frames are numbered by copy and step, episodes end as told."""
     copies = len(ends)
     number = experience.replay.num_rows * 10.0 + jnp.arange(copies)
-    seen = (experience.actors.observation, jnp.zeros(copies, jnp.int32), number, number[:, None])
+    shown = jnp.repeat(number[:, None], memory.stack.count, axis=1)
+    seen = (experience.actors.observation, jnp.zeros(copies, jnp.int32), number, shown)
     step = rl.Transition(*seen, ends, jnp.zeros(copies, bool), {})
-    return off_policy.remember(memory, experience, step, number[:, None] + 0.5)
+    return off_policy.remember(memory, experience, step, shown + 0.5)
 
 
 ENDS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=25)
-RINGS = st.sampled_from([(4, 1), (7, 2), (13, 3)])  # each compiles anew
+RINGS = st.sampled_from([(4, 1, 1), (7, 2, 1), (13, 3, 1), (20, 1, 4)])  # each compiles anew
 
 
 @given(ENDS, RINGS)
 @settings(max_examples=25, deadline=None)
 def test_what_has_a_priority_is_what_can_be_drawn(ends, ring):
     """Of a ring whose size copies need not divide: never a row that has not its n steps yet, or whose frames are gone."""
-    capacity, steps = ring
-    memory = Memory(capacity, steps, True)
+    capacity, steps, frames = ring
+    memory = Memory(capacity, steps, True, stack=replay.Stack(frames))
     experience = begun(memory, 2)
     for row in ends:
         experience = remembered(memory, experience, jnp.array(row))
@@ -252,6 +254,16 @@ def test_trees_of_one_place_and_of_many_keep_their_sums():
     assert int(priorities.draw(priorities.changed(priorities.empty(1), jnp.array([0]), jnp.ones(1)), KEY, 1)[0]) == 0
     tree = priorities.changed(priorities.empty(1000), jnp.arange(1000), jnp.ones(1000))
     assert float(tree[1]) == 1000
+
+
+def test_a_memory_of_frames_teaches_as_one_of_what_was_seen():
+    world, found = wrappers.frame_stack(choice(), 3), []
+    for stack in (replay.Stack(), replay.Stack(3)):
+        learner = q_learner(world, memory=Memory(600, 2, True, stack=stack), rollout_steps=2)
+        state, _ = trained(learner, 40)
+        assert state.experience.replay.frames.shape[1:] == ((3,) if stack.count == 3 else (9,))
+        found.append(state.network.params)
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_exploration_counts_the_steps_at_the_start():

@@ -10,6 +10,7 @@ from scipy import stats
 
 from foldax.errors import ConfigError
 from foldax.rl import Transition, priorities, replay
+from foldax.rl.replay import Stack
 
 KEY = jax.random.key(0)
 DISCOUNT = 0.9
@@ -39,14 +40,14 @@ def history(seed, copies, steps, ends):
 
 
 @functools.partial(jax.jit, static_argnames="stack")
-def add(memory, row, stack=1):
+def add(memory, row, stack=Stack()):
     names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
     step = Transition(*(row[name] for name in names), extras={})
     step = step._replace(observation=step.observation[:, None], next_observation=step.next_observation[:, None])
     return replay.add(memory, step, row["following"][:, None], stack)
 
 
-def filled(start, rows, capacity, stack=1, spare=0.125):
+def filled(start, rows, capacity, stack=Stack(), spare=0.125):
     copies = len(start)
     memory = replay.empty(jnp.asarray(start, jnp.float32)[:, None], jnp.zeros(copies, jnp.int32), capacity, spare)
     for row in rows:
@@ -71,13 +72,20 @@ def expected(rows, row, column, steps, stack):
             break
         first = before
     then = frames + [rows[k]["next_observation"][column] for k in range(row, last + 1)]
-    pad = lambda seen: ([seen[0]] * stack + seen)[-stack:]  # noqa: E731
+    pad = lambda seen: ([0.0 if stack.blank else seen[0]] * stack.count + seen)[-stack.count :]  # noqa: E731
     return pad(frames), total, pad(then), 0.0 if rows[last]["terminated"][column] else share
 
 
 @pytest.mark.parametrize(
     ("copies", "capacity", "ends", "stack", "steps"),
-    [(3, 20, 0.3, 1, 1), (3, 20, 0.3, 1, 3), (4, 32, 0.1, 3, 2), (1, 7, 0.9, 1, 2), (2, 15, 0.0, 2, 1)],
+    [
+        (3, 20, 0.3, Stack(), 1),
+        (3, 20, 0.3, Stack(), 3),
+        (4, 32, 0.1, Stack(3), 2),
+        (4, 32, 0.1, Stack(3, blank=True), 2),
+        (1, 7, 0.9, Stack(), 2),
+        (2, 15, 0.0, Stack(2), 1),
+    ],
 )
 def test_all_in_reach_is_what_happened(copies, capacity, ends, stack, steps):
     start, rows = history(copies + capacity, copies, 25, ends)
@@ -99,6 +107,44 @@ def test_all_in_reach_is_what_happened(copies, capacity, ends, stack, steps):
             [found.reward[index], found.discount[index]], [reward, discount], rtol=1e-4, atol=1e-5
         )
         assert found.action[index] == rows[r]["action"][c]
+
+
+@pytest.mark.parametrize("stack", [Stack(3), Stack(3, axis=0), Stack(4, axis=0, blank=True)])
+def test_frames_that_are_kept_once_make_what_was_seen(stack):
+    """Observations are pictures `[H, W, C]`, stacked by hand; of each the memory keeps its newest frame."""
+    rng, copies = np.random.RandomState(0), 2
+    axis = 3 if stack.axis == -1 else 1
+
+    def frame():
+        return rng.randint(1, 255, (copies, 2, 5, 1)).astype(np.uint8)
+
+    def first(frames):
+        before = np.zeros_like(frames) if stack.blank else frames
+        return np.concatenate([before] * (stack.count - 1) + [frames], axis=axis)
+
+    def after(seen, frames):
+        return np.concatenate([seen[:, :, :, 1:] if axis == 3 else seen[:, 2:], frames], axis=axis)
+
+    seen = first(frame())
+    memory = replay.empty(replay.newest(jnp.asarray(seen), stack), jnp.zeros(copies, jnp.int32), 40)
+    assert memory.frames.shape[1:] == (2, 5, 1)
+    rows = []
+    for step in range(12):
+        following, over = after(seen, frame()), np.array([step % 4 == 3, step == 5])
+        now = np.where(over[:, None, None, None], first(frame()), following)
+        newest = (replay.newest(jnp.asarray(x), stack) for x in (seen, following))
+        before, then = newest
+        ends = jnp.asarray(over), jnp.zeros(copies, bool)
+        transition = Transition(before, jnp.zeros(copies, jnp.int32), jnp.zeros(copies), then, *ends, extras={})
+        memory = replay.add(memory, transition, replay.newest(jnp.asarray(now), stack), stack)
+        rows.append((seen, following))
+        seen = now
+    row, column = (x.ravel() for x in np.meshgrid(np.arange(12), np.arange(copies), indexing="ij"))
+    found = replay.at(memory, jnp.asarray(row), jnp.asarray(column), DISCOUNT, 1, stack)
+    np.testing.assert_array_equal(found.observation, [rows[r][0][c] for r, c in zip(row, column, strict=True)])
+    np.testing.assert_array_equal(found.next_observation, [rows[r][1][c] for r, c in zip(row, column, strict=True)])
+    with pytest.raises(ConfigError, match="7 frames do not lie along axis"):
+        replay.newest(jnp.asarray(seen), stack._replace(count=7))
 
 
 def test_without_room_for_last_frames_less_is_in_reach_and_all_of_it_right():

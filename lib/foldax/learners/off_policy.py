@@ -36,6 +36,7 @@ class Memory(NamedTuple):
       correction: of the weights that make up for it, at first; 1 wholly; may be traced.
       correction_steps: of the environment, in which it rises to 1 in a straight line; infinite: it stays; may be
         traced.
+      stack: how frames make an observation, each of which is kept once; by default observations are kept as they are.
     """
 
     capacity: int = 10_000
@@ -44,6 +45,7 @@ class Memory(NamedTuple):
     exponent: Any = 0.6
     correction: Any = 0.4
     correction_steps: Any = np.inf
+    stack: replay.Stack = replay.Stack()
 
 
 class Experience(NamedTuple):
@@ -88,7 +90,9 @@ def begin(
     of_world, of_actions = jax.random.split(key)
     actors = rl.begin(environment, of_world, num_envs) if isinstance(environment, rl.Environment) else None
     observation = examples if actors is None else actors.observation
-    empty = replay.empty(observation, random_actions(environment.actions, key, num_envs), memory.capacity)
+    empty = replay.empty(
+        replay.newest(observation, memory.stack), random_actions(environment.actions, key, num_envs), memory.capacity
+    )
     tree = priorities.empty(empty.rows[..., 0].size) if memory.prioritized else None
     experience = Experience(actors, empty, tree, jnp.ones(()), jnp.int32(0))
     if isinstance(environment, rl.HostFacts):
@@ -140,7 +144,7 @@ def listened(memory: Memory, experience: Experience, batch: rl.Played) -> tuple[
 
     def one(experience: Experience, step: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[Experience, None]:
         seen, observation, begun = step
-        kept = replay.begun(experience.replay, seen.observation, begun)
+        kept = replay.begun(experience.replay, replay.newest(seen.observation, memory.stack), begun)
         return remember(memory, experience._replace(replay=kept), seen, observation), None
 
     experience, _ = jax.lax.scan(one, experience, (batch.seen, batch.observation, batch.begun))
@@ -163,8 +167,10 @@ def learned(
 
 def remember(memory: Memory, experience: Experience, seen: rl.Transition, observation: jax.Array) -> Experience:
     """Returns the experience with one step of all copies more, which now see `observation` `[N, ...]`."""
+    now = replay.newest(observation, memory.stack)
+    seen = seen._replace(next_observation=replay.newest(seen.next_observation, memory.stack))
     experience = experience._replace(
-        replay=replay.add(experience.replay, seen, observation),
+        replay=replay.add(experience.replay, seen, now, memory.stack),
         environment_steps=experience.environment_steps + len(observation),
     )
     return _with_newest(memory, experience) if memory.prioritized else experience
@@ -174,12 +180,12 @@ def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int
     """Returns transitions of `memory.steps` steps, in proportion to their priorities if they have some."""
     kept = experience.replay
     if not memory.prioritized:
-        drawn = replay.sample(kept, key, batch_size, discount, memory.steps)
+        drawn = replay.sample(kept, key, batch_size, discount, memory.steps, memory.stack)
         return Drawn(drawn, jnp.ones(batch_size), jnp.zeros(batch_size, jnp.int32))
     copies = kept.rows.shape[1]
     places = priorities.draw(experience.tree, key, batch_size)
     row = _number(kept, places // copies)
-    drawn = replay.at(kept, row, places % copies, discount, memory.steps)
+    drawn = replay.at(kept, row, places % copies, discount, memory.steps, memory.stack)
     chances = priorities.probabilities(experience.tree, places)
     count = replay.num_transitions(kept, memory.steps).astype(jnp.float32)
     risen = jnp.minimum(experience.environment_steps / memory.correction_steps, 1.0)
@@ -283,15 +289,15 @@ def _number(kept: Replay, place: jax.Array) -> jax.Array:
 def _with_newest(memory: Memory, experience: Experience) -> Experience:
     """Returns the experience whose tree can draw the row that now has n steps, and none that is gone.
 
-    A step of all copies changes five rows at most: the one that now has n steps, the newest, which has none yet and
+    A step of all copies changes these rows at most: the one that now has n steps, the newest, which has none yet and
     lies where an old one did, and three whose frames were overwritten before they were (by a step's frames, by new
-    episodes' first ones, and by those of a host that began anew). Some may lie at one place, so each place's priorities
-    follow from what lies there, not from why it is looked at.
+    episodes' first ones, and by those of a host that began anew), with as many as are stacked on one frame of theirs.
+    Some may lie at one place, so each place's priorities follow from what lies there, not from why it is looked at.
     """
     kept, tree = experience.replay, experience.tree
     rows, copies = kept.rows.shape[:2]
     newest, begun = kept.num_rows - 1, kept.num_rows - memory.steps
-    place = jnp.stack([begun, newest, *(kept.oldest - ago for ago in (1, 2, 3))]) % rows
+    place = jnp.stack([begun, newest, *(kept.oldest - ago for ago in range(1, 3 + memory.stack.count))]) % rows
     number = _number(kept, place)[:, None]
     places = place[:, None] * copies + jnp.arange(copies)[None, :]
     worth = jnp.where(number == begun, experience.highest, tree[places + len(tree) // 2])

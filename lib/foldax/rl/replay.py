@@ -44,6 +44,20 @@ class Replay(NamedTuple):
     oldest: jax.Array
 
 
+class Stack(NamedTuple):
+    """How frames make an observation, of which the newest alone are kept.
+
+    Attributes:
+      count: frames, the oldest first; 1: observations are frames.
+      axis: of an observation along which they lie: -1 of `wrappers.frame_stack`, 0 of Atari's `[count, H, W]`.
+      blank: whether nothing but zeros was before an episode's first frame, as in Atari's; else that frame itself.
+    """
+
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    axis: int = -1
+    blank: bool = False
+
+
 class Sample(NamedTuple):
     """What was drawn, `[B, ...]`.
 
@@ -93,14 +107,27 @@ def empty(observation: jax.Array, action: jax.Array, capacity: int, spare: float
     return Replay(frames, previous, *lists, start, jnp.int32(copies), zero, zero)
 
 
-def add(replay: Replay, transition: Transition, observation: jax.Array, stack: int = 1) -> Replay:
+def newest(observation: jax.Array, stack: Stack) -> jax.Array:
+    """Returns the newest frames `[N, ...]` of observations `[N, ...]`.
+
+    Raises:
+      ConfigError: they are not as many frames.
+    """
+    axis = _axis(observation, stack)
+    size, rest = divmod(observation.shape[axis], stack.count)
+    if rest:
+        raise ConfigError(f"replay: {stack.count} frames do not lie along axis {stack.axis} of {observation.shape[1:]}")
+    return jax.lax.slice_in_dim(observation, observation.shape[axis] - size, None, axis=axis)
+
+
+def add(replay: Replay, transition: Transition, observation: jax.Array, stack: Stack = Stack()) -> Replay:
     """Returns the memory with one step of all copies more.
 
     Args:
       replay: the memory.
-      transition: `[N, ...]`, as `act` gives it.
-      observation: what the copies see now, `[N, ...]`: of a new episode where one ended.
-      stack: frames of a sample's observation, all of which a row in reach must have.
+      transition: `[N, ...]`, as `act` gives it, with frames as observations.
+      observation: the frames that the copies see now, `[N, ...]`: of a new episode where one ended.
+      stack: of a sample's observation, all frames of which a row in reach must have.
     """
     rows, copies = replay.rows.shape[:2]
     size, count = len(replay.frames), replay.num_frames
@@ -112,7 +139,7 @@ def add(replay: Replay, transition: Transition, observation: jax.Array, stack: i
     previous = jnp.concatenate([replay.current, fresh])
     row = replay.num_rows % rows
     first = replay.current
-    for _ in range(stack - 1):
+    for _ in range(stack.count - 1):
         first = replay.previous[first % size]
     bits = jax.lax.bitcast_convert_type(transition.reward.astype(jnp.float32), jnp.int32)
     ends = transition.terminated.astype(jnp.int32) + 2 * transition.truncated.astype(jnp.int32)
@@ -162,7 +189,9 @@ def num_transitions(replay: Replay, steps: int = 1) -> jax.Array:
     return jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 0) * replay.rows.shape[1]
 
 
-def sample(replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: int = 1) -> Sample:
+def sample(
+    replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: Stack = Stack()
+) -> Sample:
     """Returns transitions drawn uniformly, with replacement, of all in reach; there must be one at least."""
     of_rows, of_columns = jax.random.split(key)
     most = jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 1)
@@ -171,7 +200,9 @@ def sample(replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps
     return at(replay, row, column, discount, steps, stack)
 
 
-def at(replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: int = 1, stack: int = 1) -> Sample:
+def at(
+    replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: int = 1, stack: Stack = Stack()
+) -> Sample:
     """Returns the transitions of n steps that begin at rows and columns int32 `[B]`.
 
     They end with the episode, if that ends before; the newest n - 1 rows begin none.
@@ -193,10 +224,18 @@ def at(replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: 
     return Sample(seen, action, total, following, jnp.where(ended, 0.0, share), row, column)
 
 
-def stacked(replay: Replay, number: jax.Array, stack: int) -> jax.Array:
-    """Returns frames `[B, ...]`; with those before them, the oldest first, `[B, ..., C * stack]`."""
-    size, found = len(replay.frames), []
-    for _ in range(stack):
-        found.append(replay.frames[number % size])
-        number = replay.previous[number % size]
-    return found[0] if stack == 1 else jnp.concatenate(found[::-1], axis=-1)
+def stacked(replay: Replay, number: jax.Array, stack: Stack) -> jax.Array:
+    """Returns the observations `[B, ...]` whose newest frames have these numbers int32 `[B]`."""
+    size, found, there = len(replay.frames), [], jnp.ones(len(number), bool)
+    for _ in range(stack.count):
+        frame = replay.frames[number % size]
+        shown = there.reshape(-1, *[1] * (frame.ndim - 1)) if stack.blank else True
+        found.append(jnp.where(shown, frame, jnp.zeros_like(frame)))
+        before = replay.previous[number % size]
+        there, number = there & (before != number), before
+    return found[0] if stack.count == 1 else jnp.concatenate(found[::-1], axis=_axis(found[0], stack))
+
+
+def _axis(observation: jax.Array, stack: Stack) -> int:
+    """Returns the axis of `[N, ...]` along which frames lie."""
+    return stack.axis % (observation.ndim - 1) + 1
