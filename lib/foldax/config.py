@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from foldax.errors import ConfigError, nearest
+from foldax.learner import Acts
 
 T = TypeVar("T")
 
@@ -350,6 +351,20 @@ class Interaction(Loop):
     def steps(self) -> int:
         """Number of updates."""
         return (self.environment_steps - self.start_steps) // (self.num_envs * self.rollout_steps)
+
+    def check_acts(self, acts: Acts) -> None:
+        """Checks that a learner acts as much as the config counts.
+
+        Raises:
+          ConfigError: it does not.
+        """
+        counted = Acts(self.start_steps, self.num_envs * self.rollout_steps)
+        if acts != counted:
+            raise ConfigError(
+                f"{type(self).__name__}: the learner acts {acts.update} steps in an update and {acts.first} before the "
+                f"first, but the config counts {counted.update} (num_envs {self.num_envs} x rollout_steps "
+                f"{self.rollout_steps}) and {counted.first} (start_steps); give the learner the config's numbers"
+            )
 
     def acted(self, steps: int) -> int:
         """Returns the steps of the environments after as many updates."""

@@ -23,6 +23,18 @@ class Average(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
+class Acts(NamedTuple):
+    """How much an agent acts, in steps of all copies of its environment together.
+
+    Attributes:
+      first: before the first update.
+      update: in each.
+    """
+
+    first: int
+    update: int
+
+
 class Learner(NamedTuple):
     """One way to learn, as pure functions of arrays (compare optax's `GradientTransformation`).
 
@@ -35,12 +47,14 @@ class Learner(NamedTuple):
         means over every example; all else (integers, `[B, ...]`) goes only to `Experiment.summarize`
         and `Experiment.figures`.
       predict: `(state, inputs, key) -> outputs`, what the trained thing does.
+      acts: of agents, how much; must be what a run's config counts.
     """
 
     init: Callable[[Key, Batch], State]
     update: Callable[[State, Batch, Key], tuple[State, dict[str, Any]]]
     evaluate: Callable[[State, Batch, Key], dict[str, Any]]
     predict: Callable[[State, Any, Key], Any] | None = None
+    acts: Acts | None = None
 
 
 def as_average(value: Any) -> Average:

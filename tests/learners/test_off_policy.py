@@ -321,6 +321,14 @@ def test_a_world_that_gives_no_number_stops_the_run(tmp_path):
         foldax.train(foldax.Experiment(Config, learner), Config(), run_dir=tmp_path / "run", verbose=False)
 
 
+def test_a_run_counts_what_its_agent_acts():
+    def learner(config, info):
+        return q_learner(choice(), rollout_steps=2)
+
+    with pytest.raises(ConfigError, match=r"acts 8 steps in an update and 64 before .* counts 16 .* and 64"):
+        foldax.train(foldax.Experiment(Config, learner), Config(), save=False, verbose=False)
+
+
 def test_bad_settings_are_told():
     for make in (soft, delayed):
         with pytest.raises(ConfigError, match="counter has 2 discrete actions; take dqn or ppo"):

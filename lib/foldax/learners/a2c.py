@@ -14,7 +14,7 @@ import optax
 
 from foldax import rl
 from foldax.errors import check_counts
-from foldax.learner import Learner
+from foldax.learner import Acts, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
 
@@ -80,4 +80,5 @@ def a2c(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))
+    predict = functools.partial(on_policy.predicted, model)
+    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))

@@ -134,7 +134,7 @@ def dqn(
         act = functools.partial(predict, state)
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
 
 
 def worth(model: Any, params: Any, observation: jax.Array, key: jax.Array | None = None) -> jax.Array:

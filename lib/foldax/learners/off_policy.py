@@ -17,7 +17,7 @@ import numpy as np
 
 from foldax import rl
 from foldax.errors import ConfigError, check_counts
-from foldax.learner import Average
+from foldax.learner import Acts, Average
 from foldax.rl import priorities, replay, wrappers
 from foldax.rl.replay import Replay
 
@@ -102,6 +102,11 @@ def begin(
         return random_actions(environment.actions, key, num_envs)
 
     return play(environment, memory, experience, anything, of_actions, -(-start // num_envs), None)[0], observation
+
+
+def acts(environment: rl.World, num_envs: int, rollout_steps: int, start: int) -> Acts:
+    """Returns how much a learner acts; on a host the random steps are those of its first updates."""
+    return Acts(0 if isinstance(environment, rl.HostFacts) else start, num_envs * rollout_steps)
 
 
 def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> jax.Array:

@@ -16,7 +16,7 @@ import optax
 
 from foldax import rl
 from foldax.errors import check_counts
-from foldax.learner import Learner
+from foldax.learner import Acts, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
 from foldax.learners.policies import policy
@@ -108,7 +108,8 @@ def ppo(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))
+    predict = functools.partial(on_policy.predicted, model)
+    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
 
 
 def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:

@@ -15,7 +15,7 @@ import optax
 
 from foldax import rl
 from foldax.errors import ConfigError, check_counts
-from foldax.learner import Learner
+from foldax.learner import Acts, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.gradients import TrainState
 from foldax.learners.policies import epsilon_greedy, exploration
@@ -117,7 +117,7 @@ def pqn(
 
         return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
 
 
 def worth(model: Any, params: Any, observation: jax.Array) -> jax.Array:

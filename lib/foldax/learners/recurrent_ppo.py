@@ -15,7 +15,7 @@ import optax
 
 from foldax import rl
 from foldax.errors import ConfigError, check_counts
-from foldax.learner import Learner
+from foldax.learner import Acts, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
 from foldax.learners.policies import policy
@@ -102,7 +102,7 @@ def recurrent_ppo(
         said, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
         return policy(said.policy, said.log_std).mode()
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
 
 
 def step(model: Any, params: Any, observation: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import optax
 
 from foldax import rl
 from foldax.errors import check_counts
-from foldax.learner import Average, Learner
+from foldax.learner import Acts, Average, Learner
 from foldax.learners import gradients, on_policy
 from foldax.learners.on_policy import AgentState
 
@@ -83,7 +83,8 @@ def reinforce(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, functools.partial(on_policy.predicted, model))
+    predict = functools.partial(on_policy.predicted, model)
+    return Learner(init, update, evaluate, predict, Acts(0, num_envs * episode_steps))
 
 
 def first_episodes(seen: rl.Transition) -> tuple[jax.Array, dict[str, Average]]:

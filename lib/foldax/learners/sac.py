@@ -157,7 +157,7 @@ def sac(
 
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
 
 
 def policy(actor: Any, params: Any, observation: jax.Array) -> Squashed:

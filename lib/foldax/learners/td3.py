@@ -167,7 +167,7 @@ def td3(
         act = functools.partial(predict, state)
         return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
 
 
 def critic_loss(actor: Any, critic: Any, noise: Noise) -> gradients.Loss:

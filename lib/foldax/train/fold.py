@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.config import Interaction
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Average, Batch, Learner, State, as_average
@@ -104,6 +105,8 @@ def make_learner(program: Program, config: Any) -> Learner:
     learner = program.experiment.learner(config, program.info)
     if not isinstance(learner, Learner):
         raise ExperimentError(f"the experiment's `learner` returned {type(learner).__name__}, not a foldax.Learner")
+    if learner.acts is not None and isinstance(config, Interaction):
+        config.check_acts(learner.acts)
     return learner
 
 
