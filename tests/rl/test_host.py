@@ -1,11 +1,14 @@
 """Environments on the host: whose steps are told apart rightly, and which a learner is trained in as in any other."""
 
 import functools
+import importlib.util
 import json
 import signal
 import sys
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -319,6 +322,8 @@ def test_what_cannot_be_played_in_is_told(monkeypatch):
         rl.gymnasium("CartPole-v1", gravitation=3, **sizes)
     with pytest.raises(ConfigError, match="cannot make 'nowhere:Game-v5'.*foldax\\[atari\\], MuJoCo's worlds"):
         rl.gymnasium("nowhere:Game-v5", **sizes)
+    with pytest.raises(ConfigError, match="CartPole-v1: mode 'vector_entry_point' takes no wrappers"):
+        rl.gymnasium("CartPole-v1", mode="vector_entry_point", wrappers=[lambda world: world], **sizes)
     with pytest.raises(ConfigError, match="FrozenLake-v1: observations are Discrete.*FlattenObservation"):
         rl.gymnasium("FrozenLake-v1", **sizes)
     with pytest.raises(ConfigError, match="Blackjack-v1: observations are Tuple.*only Box and Discrete"):
@@ -344,6 +349,56 @@ def test_whole_episodes_are_counted_once_each():
     lengths = 3 + np.arange(16)  # the first episode of every copy, also of those that end before the last
     np.testing.assert_array_equal(block.batches["length"][0], lengths)
     np.testing.assert_array_equal(block.batches["return"][0], lengths * (lengths + 1) / 2)
+
+
+def test_episodes_are_played_by_the_best_actions_or_by_draws():
+    shown = []
+
+    class Learner:
+        seed = np.uint32(3)
+
+        def __call__(self, inputs, number):
+            shown.append(type(inputs))
+            return np.zeros(6, np.int32)
+
+    for greedy in (True, False):
+        sizes = dict(num_envs=2, rollout_steps=2, evaluation_episodes=6, evaluation_steps=2)
+        host = rl.host(vector(Asked), "asked", greedy_evaluation=greedy, **sizes)
+        (block,) = host.splits["test"].blocks(Learner())
+        np.testing.assert_array_equal(block.batches["finished"], np.zeros((1, 6)))  # two steps of four
+    assert shown == [np.ndarray, np.ndarray, rl.Explore, rl.Explore]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ale_py") is None, reason="Atari's games are not installed: pip install 'foldax[atari]'"
+)
+def test_of_atari_each_frame_is_kept_once():
+    """Over the ends of games: what the memory makes of its frames is what the games showed."""
+    options = dict(mode="vector_entry_point", img_height=16, img_width=12)
+    host = rl.gymnasium("ale_py:ALE/Pong-v5", num_envs=2, rollout_steps=1_100, **options)
+    stack, rng = rl.replay.Stack(4, axis=0, blank=True), np.random.RandomState(0)
+    (played,) = blocks(host, 1, lambda inputs, number: rng.randint(0, 6, 2).astype(np.int32))
+    seen = jax.tree.map(np.asarray, played.seen)
+    assert seen.observation.shape[1:] == (2, 4, 16, 12)
+    assert (seen.terminated | seen.truncated).any(axis=0).all()
+    memory = rl.replay.empty(rl.replay.newest(seen.observation[0], stack), np.zeros(2, np.int32), 2_200)
+    assert memory.frames.nbytes < 1.2 * seen.observation.nbytes / 4
+
+    @jax.jit
+    def kept(memory, played):
+        def one(memory, step):
+            seen, after = step
+            return rl.replay.add(
+                memory, seen._replace(next_observation=newest(seen.next_observation)), newest(after), stack
+            ), None
+
+        return jax.lax.scan(one, memory, (played.seen, played.observation))[0]
+
+    newest = functools.partial(rl.replay.newest, stack=stack)
+    rows = np.repeat(np.arange(1_100), 2), np.tile(np.arange(2), 1_100)
+    found = jax.jit(lambda memory: rl.replay.at(memory, *map(jnp.asarray, rows), 0.99, 1, stack))(kept(memory, played))
+    np.testing.assert_array_equal(found.observation, seen.observation.reshape(-1, 4, 16, 12))
+    np.testing.assert_array_equal(found.next_observation, seen.next_observation.reshape(-1, 4, 16, 12))
 
 
 def test_images_stay_small_and_numbers_become_float32():
