@@ -12,7 +12,7 @@ import jax
 from foldax.config import Interaction, Training, config, config_hash, driver, from_json, structural, to_json
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
-from foldax.learner import Average, Learner
+from foldax.learner import Acts, Average, Learner
 from foldax.runs.launch import Ray, Slurm
 from foldax.runs.search import Optuna
 from foldax.runs.sweep import Sweep, sweep
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Acts",
     "Average",
     "Experiment",
     "FoldaxError",

@@ -364,6 +364,11 @@ class Interaction(Loop):
                 f"{type(self).__name__}: the learner acts {acts.update} steps in an update and {acts.first} before the "
                 f"first, but the config counts {counted.update} (num_envs {self.num_envs} x rollout_steps "
                 f"{self.rollout_steps}) and {counted.first} (start_steps); give the learner the config's numbers"
+                + (
+                    " (on a host, start_steps is 0, and the learner's start a field of its own)"
+                    if counted.first
+                    else ""
+                )
             )
 
     def acted(self, steps: int) -> int:

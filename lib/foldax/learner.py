@@ -24,7 +24,7 @@ class Average(NamedTuple):
 
 
 class Acts(NamedTuple):
-    """How much an agent acts, in steps of all copies of its environment together.
+    """How much an agent acts, in steps of all copies of its environment together, as a config counts it.
 
     Attributes:
       first: before the first update.

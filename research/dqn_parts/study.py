@@ -4,7 +4,8 @@
     python research/dqn_parts/study.py --quick    # the same with few steps and seeds
 
 README.md beside this file has the answer. The whole has a replay memory, a target network, double Q-learning, a dueling
-network, three-step returns and priorities; each variant lacks one of them, and is otherwise the same.
+network, three-step returns and priorities; each variant lacks one of them, and is otherwise the same (without replay
+there is nothing for priorities to choose from, and there are none).
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from scipy import integrate, stats
 import foldax
 from foldax import learners, models, rl
 from foldax.errors import ConfigError, NonFiniteError
-from foldax.learners import Memory, off_policy
+from foldax.learners import Memory, heads, off_policy
 from foldax.learners.policies import Squashed
 from foldax.rl import priorities, replay, wrappers
 from tests.rl.worlds import choice, continuous, continuous_and_late, counter
@@ -69,6 +69,14 @@ def test_numbers_are_learned_that_depend_on_what_is_seen(name):
     assert jax.jit(learner.evaluate)(state, None, KEY)["return"].min() > -0.03
     if name == "sac":
         assert float(metrics["entropy"][-50:].mean()) == pytest.approx(-1.0, abs=0.3)  # as is wanted of one number
+
+
+def test_evaluations_are_greedy_or_drawn():
+    """One reward a sign by the likeliest actions, and many by drawn ones."""
+    for greedy in (True, False):
+        learner = soft(continuous(), evaluation_episodes=64, greedy_evaluation=greedy)
+        found = jax.jit(learner.evaluate)(jax.jit(lambda: learner.init(KEY, None))(), None, KEY)  # noqa: B023
+        assert (len(np.unique(np.round(found["return"], 5))) <= 2) == greedy
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -172,7 +180,7 @@ RINGS = st.sampled_from([(4, 1, 1), (7, 2, 1), (13, 3, 1), (20, 1, 4)])  # each 
 def test_what_has_a_priority_is_what_can_be_drawn(ends, ring):
     """Of a ring whose size copies need not divide: never a row that has not its n steps yet, or whose frames are gone."""
     capacity, steps, frames = ring
-    memory = Memory(capacity, steps, True, stack=replay.Stack(frames))
+    memory = Memory(capacity, steps, True, stack=replay.Stack(frames, -1))
     experience = begun(memory, 2)
     for row in ends:
         experience = remembered(memory, experience, jnp.array(row))
@@ -256,9 +264,22 @@ def test_trees_of_one_place_and_of_many_keep_their_sums():
     assert float(tree[1]) == 1000
 
 
+def test_a_divergence_that_rounding_makes_negative_is_no_surprise():
+    experience = off_policy.surprised(Memory(13, 1, True), begun(Memory(13, 1, True), 2), jnp.arange(2), -jnp.ones(2))
+    assert float(experience.tree[1]) == pytest.approx(2 * 1e-6**0.6, rel=1e-4)
+    head = heads.categorical()
+    after = 3 * jax.random.normal(KEY, (1000, 51))
+    reward, zero = jax.random.uniform(KEY, (1000,), minval=-12, maxval=12), jnp.zeros(1000)
+    target = jax.grad(lambda x: head.loss(x, after, reward, zero)[0].sum())(after)
+    known = jnp.log(jnp.maximum(jax.nn.softmax(after) - target, 1e-30))  # of which the loss is 0, and its gradient too
+    _, surprise = head.loss(known, after, reward, zero)
+    np.testing.assert_allclose(surprise, 0.0, atol=1e-4)
+    assert float(surprise.min()) < 0  # it does happen
+
+
 def test_a_memory_of_frames_teaches_as_one_of_what_was_seen():
     world, found = wrappers.frame_stack(choice(), 3), []
-    for stack in (replay.Stack(), replay.Stack(3)):
+    for stack in (replay.UNSTACKED, replay.Stack(3, -1)):
         learner = q_learner(world, memory=Memory(600, 2, True, stack=stack), rollout_steps=2)
         state, _ = trained(learner, 40)
         assert state.experience.replay.frames.shape[1:] == ((3,) if stack.count == 3 else (9,))
@@ -340,6 +361,10 @@ def test_bad_settings_are_told():
             make(continuous()._replace(actions=free))
         with pytest.raises(ConfigError, match="descents: 0 must be 1 or more"):
             make(continuous(), descents=0)
+    with pytest.raises(ConfigError, match="start: 66 transitions are no whole steps of 4 copies; 68 are"):
+        soft(continuous(), start=66)
+    with pytest.raises(ConfigError, match=r"greedy_evaluation: on a host.*rl\.gymnasium\(\.\.\., greedy"):
+        soft(facts(continuous(), num_envs=4, rollout_steps=1), greedy_evaluation=False)
     with pytest.raises(ConfigError, match="descents: 3 must be a multiple of policy_delay, 2"):
         delayed(continuous(), descents=3)
     with pytest.raises(ConfigError, match="unit_actions: counter has no actions between finite bounds"):

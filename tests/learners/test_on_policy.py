@@ -210,7 +210,8 @@ def test_actions_reach_a_world_within_its_bounds():
         state = state._replace(network=state.network._replace(params=params))
         _, metrics = jax.jit(learner.update)(state, None, KEY)
         assert float(metrics["return"].total / metrics["return"].count) == pytest.approx(1.0, abs=1e-3)
-        assert float(learner.predict(state, jnp.ones((1, 1)), KEY)[0, 0]) > 3
+        assert float(learner.predict(state, rl.Explore(jnp.ones((1, 1))), KEY)[0, 0]) > 1
+        assert float(learner.predict(state, jnp.ones((1, 1)), KEY)[0, 0]) == 1.0
 
 
 def test_evaluations_are_greedy_or_drawn():

@@ -175,3 +175,14 @@ def test_cnn_without_pooling_keeps_the_image():
 def test_cnn_of_flat_inputs_says_what_it_wants():
     with pytest.raises(ValueError, match="images"):
         CNN(2).init(jax.random.key(0), jnp.zeros((4, 64)))
+
+
+@pytest.mark.parametrize("network", [MLP, CNN])
+def test_the_last_layer_may_be_activated_too(network):
+    """The same parameters, and what was below 0 is 0."""
+    options = dict(features=(8, 5)) if network is MLP else dict(features=5, channels=(4,), dense=(8,))
+    x = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
+    params = network(**options).init(jax.random.key(0), x)
+    plain, activated = (network(**options, activate_final=final).apply(params, x) for final in (False, True))
+    assert (plain < 0).any()
+    np.testing.assert_array_equal(activated, np.maximum(plain, 0))

@@ -10,7 +10,7 @@ from scipy import stats
 
 from foldax.errors import ConfigError
 from foldax.rl import Transition, priorities, replay
-from foldax.rl.replay import Stack
+from foldax.rl.replay import UNSTACKED, Stack
 
 KEY = jax.random.key(0)
 DISCOUNT = 0.9
@@ -40,14 +40,14 @@ def history(seed, copies, steps, ends):
 
 
 @functools.partial(jax.jit, static_argnames="stack")
-def add(memory, row, stack=Stack()):
+def add(memory, row, stack=UNSTACKED):
     names = ("observation", "action", "reward", "next_observation", "terminated", "truncated")
     step = Transition(*(row[name] for name in names), extras={})
     step = step._replace(observation=step.observation[:, None], next_observation=step.next_observation[:, None])
     return replay.add(memory, step, row["following"][:, None], stack)
 
 
-def filled(start, rows, capacity, stack=Stack(), spare=0.125):
+def filled(start, rows, capacity, stack=UNSTACKED, spare=0.125):
     copies = len(start)
     memory = replay.empty(jnp.asarray(start, jnp.float32)[:, None], jnp.zeros(copies, jnp.int32), capacity, spare)
     for row in rows:
@@ -79,12 +79,12 @@ def expected(rows, row, column, steps, stack):
 @pytest.mark.parametrize(
     ("copies", "capacity", "ends", "stack", "steps"),
     [
-        (3, 20, 0.3, Stack(), 1),
-        (3, 20, 0.3, Stack(), 3),
-        (4, 32, 0.1, Stack(3), 2),
-        (4, 32, 0.1, Stack(3, blank=True), 2),
-        (1, 7, 0.9, Stack(), 2),
-        (2, 15, 0.0, Stack(2), 1),
+        (3, 20, 0.3, UNSTACKED, 1),
+        (3, 20, 0.3, UNSTACKED, 3),
+        (4, 32, 0.1, Stack(3, -1), 2),
+        (4, 32, 0.1, Stack(3, -1, blank=True), 2),
+        (1, 7, 0.9, UNSTACKED, 2),
+        (2, 15, 0.0, Stack(2, -1), 1),
     ],
 )
 def test_all_in_reach_is_what_happened(copies, capacity, ends, stack, steps):
@@ -109,7 +109,7 @@ def test_all_in_reach_is_what_happened(copies, capacity, ends, stack, steps):
         assert found.action[index] == rows[r]["action"][c]
 
 
-@pytest.mark.parametrize("stack", [Stack(3), Stack(3, axis=0), Stack(4, axis=0, blank=True)])
+@pytest.mark.parametrize("stack", [Stack(3, axis=-1), Stack(3, axis=0), Stack(4, axis=0, blank=True)])
 def test_frames_that_are_kept_once_make_what_was_seen(stack):
     """Observations are pictures `[H, W, C]`, stacked by hand; of each the memory keeps its newest frame."""
     rng, copies = np.random.RandomState(0), 2
@@ -143,8 +143,14 @@ def test_frames_that_are_kept_once_make_what_was_seen(stack):
     found = replay.at(memory, jnp.asarray(row), jnp.asarray(column), DISCOUNT, 1, stack)
     np.testing.assert_array_equal(found.observation, [rows[r][0][c] for r, c in zip(row, column, strict=True)])
     np.testing.assert_array_equal(found.next_observation, [rows[r][1][c] for r, c in zip(row, column, strict=True)])
-    with pytest.raises(ConfigError, match="7 frames do not lie along axis"):
-        replay.newest(jnp.asarray(seen), stack._replace(count=7))
+    for wrong in (stack._replace(count=7), stack._replace(count=0), stack._replace(axis=3)):
+        with pytest.raises(ConfigError, match=f"{wrong.count} frames do not lie along axis {wrong.axis} of"):
+            replay.newest(jnp.asarray(seen), wrong)
+
+
+def test_observations_may_be_single_numbers():
+    memory = replay.empty(replay.newest(jnp.arange(3.0), UNSTACKED), jnp.zeros(3, jnp.int32), 9)
+    assert memory.frames.ndim == 1
 
 
 def test_without_room_for_last_frames_less_is_in_reach_and_all_of_it_right():

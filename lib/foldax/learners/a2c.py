@@ -60,9 +60,9 @@ def a2c(
       greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
-      ConfigError: a number is below 1.
+      ConfigError: the environment is none, or a number is below 1 or not the host's.
     """
-    rl.check_world(environment, num_envs, rollout_steps)
+    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
     check_counts(evaluation_episodes=evaluation_episodes)
     world, descend = on_policy.within(environment), on_policy.policy_gradient(model, entropy_weight, value_weight)
 
@@ -80,5 +80,5 @@ def a2c(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    predict = functools.partial(on_policy.predicted, model)
+    predict = functools.partial(on_policy.predicted, environment.actions, model)
     return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))

@@ -70,8 +70,8 @@ def dqn(
       memory: how it remembers.
       num_envs: copies of the environment.
       rollout_steps: of each in an update.
-      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
-        the first updates, which do not learn.
+      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
+        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
       batch_size: transitions in an update's descent.
       discount: of a reward one step later; may be traced.
       epsilon: probability of a random action in the end; may be traced.
@@ -82,7 +82,7 @@ def dqn(
       evaluation_steps: most of each.
 
     Raises:
-      ConfigError: actions are no choices, or a number does not fit the others.
+      ConfigError: the environment is none, actions are no choices, or a number does not fit the others or the host's.
     """
     head = heads.expected() if head is None else head
     counts = dict(target_period=target_period, evaluation_episodes=evaluation_episodes)

@@ -45,7 +45,7 @@ class Memory(NamedTuple):
     exponent: Any = 0.6
     correction: Any = 0.4
     correction_steps: Any = np.inf
-    stack: replay.Stack = replay.Stack()
+    stack: replay.Stack = replay.UNSTACKED
 
 
 class Experience(NamedTuple):
@@ -83,7 +83,7 @@ class Drawn(NamedTuple):
 def begin(
     environment: rl.World, memory: Memory, key: jax.Array, num_envs: int, start: int, examples: Any
 ) -> tuple[Experience, jax.Array]:
-    """Returns the experience of `start` transitions, or as many more as fill a step of all copies, and what these see.
+    """Returns the experience of `start` transitions, and what the copies saw at first.
 
     Actions are random. Of a host it is that of none, whose copies see `examples` `[N, ...]`.
     """
@@ -101,7 +101,7 @@ def begin(
     def anything(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
         return random_actions(environment.actions, key, num_envs)
 
-    return play(environment, memory, experience, anything, of_actions, -(-start // num_envs), None)[0], observation
+    return play(environment, memory, experience, anything, of_actions, start // num_envs, None)[0], observation
 
 
 def acts(environment: rl.World, num_envs: int, rollout_steps: int, start: int) -> Acts:
@@ -200,10 +200,13 @@ def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int
 
 
 def surprised(memory: Memory, experience: Experience, places: jax.Array, surprise: jax.Array) -> Experience:
-    """Returns the experience whose places int `[B]` have priorities by how much they surprised, `[B]` >= 0."""
+    """Returns the experience whose places int `[B]` have priorities by how much they surprised, `[B]`.
+
+    What is below 0, as a divergence may be by rounding, counts as 0.
+    """
     if not memory.prioritized:
         return experience
-    fresh = (surprise + 1e-6) ** memory.exponent
+    fresh = (jnp.maximum(surprise, 0.0) + 1e-6) ** memory.exponent
     tree = priorities.changed(experience.tree, places, fresh)
     return experience._replace(tree=tree, highest=jnp.maximum(experience.highest, fresh.max()))
 
@@ -270,7 +273,7 @@ def check(
     """Checks what a learner from memory is told; all of `counts`, by name, must be 1 or more.
 
     Raises:
-      ConfigError: a number does not fit the others, or the host's.
+      ConfigError: the environment is none, or a number does not fit the others, or the host's.
     """
     rl.check_world(environment, num_envs, rollout_steps)
     check_counts(**counts, **{"batch_size": batch_size, "memory.steps": memory.steps})
@@ -283,6 +286,9 @@ def check(
         )
     if start < least:
         raise ConfigError(f"start: {start} transitions must be {least} or more, so that there is a batch of them")
+    if isinstance(environment, rl.Environment) and start % num_envs:
+        more = -(-start // num_envs) * num_envs
+        raise ConfigError(f"start: {start} transitions are no whole steps of {num_envs} copies; {more} are")
 
 
 def _number(kept: Replay, place: jax.Array) -> jax.Array:

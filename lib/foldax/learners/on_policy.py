@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from foldax import rl
@@ -71,11 +72,21 @@ def acting(
     return action, {"log_probability": chances.log_probability(action), "value": said.value}
 
 
-def predicted(model: Any, state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-    """Returns the likeliest actions of observations `[B, ...]`, and drawn ones of `rl.Explore`."""
+def predicted(space: rl.Discrete | rl.Box, model: Any, state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
+    """Returns the likeliest actions of observations `[B, ...]` within their bounds, and drawn ones of `rl.Explore`.
+
+    The latter are what is learned from, and so as the policy says them; the host brings them within bounds.
+    """
     if isinstance(inputs, rl.Explore):
         return acting(model, state, inputs.observation, key)[0]
-    return acting(model, state, jnp.asarray(inputs), key, greedy=True)[0]
+    return bounded(space, acting(model, state, jnp.asarray(inputs), key, greedy=True)[0])
+
+
+def bounded(space: rl.Discrete | rl.Box, actions: jax.Array) -> jax.Array:
+    """Returns actions `[..., A]` within their bounds, if they are numbers."""
+    if isinstance(space, rl.Discrete):
+        return actions
+    return jnp.clip(actions, *(np.broadcast_to(bound, actions.shape) for bound in space))
 
 
 def played(

@@ -84,9 +84,10 @@ def ppo(
       greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
-      ConfigError: a number is below 1, or the minibatches do not divide the steps.
+      ConfigError: the environment is none, a number is below 1 or not the host's, or the minibatches do not divide the
+        steps.
     """
-    rl.check_world(environment, num_envs, rollout_steps)
+    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
     check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)
     on_policy.check_parts(minibatches, num_envs, rollout_steps)
     world, descend = on_policy.within(environment), loss(model, surrogate)
@@ -108,7 +109,7 @@ def ppo(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    predict = functools.partial(on_policy.predicted, model)
+    predict = functools.partial(on_policy.predicted, environment.actions, model)
     return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
 
 

@@ -74,7 +74,8 @@ def pqn(
       evaluation_steps: most of each.
 
     Raises:
-      ConfigError: actions are no choices, a number is below 1, or the minibatches do not divide the steps.
+      ConfigError: the environment is none, actions are no choices, a number is below 1 or not the host's, or the
+        minibatches do not divide the steps.
     """
     rl.check_world(environment, num_envs, rollout_steps)
     check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)

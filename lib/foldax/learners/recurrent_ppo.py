@@ -59,7 +59,8 @@ def recurrent_ppo(
       greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
 
     Raises:
-      ConfigError: a number is below 1, or the minibatches do not divide the copies.
+      ConfigError: the environment is none, or on the host, a number is below 1, or the minibatches do not divide
+        the copies.
     """
     rl.check_device("recurrent_ppo", environment)
     check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
@@ -100,7 +101,7 @@ def recurrent_ppo(
 
     def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
         said, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
-        return policy(said.policy, said.log_std).mode()
+        return on_policy.bounded(environment.actions, policy(said.policy, said.log_std).mode())
 
     return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
 

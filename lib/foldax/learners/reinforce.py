@@ -58,7 +58,7 @@ def reinforce(
       greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
 
     Raises:
-      ConfigError: a number is below 1.
+      ConfigError: the environment is none, or on the host, or a number is below 1.
     """
     rl.check_device("reinforce", environment)
     check_counts(num_envs=num_envs, episode_steps=episode_steps, evaluation_episodes=evaluation_episodes)
@@ -83,7 +83,7 @@ def reinforce(
         act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
         return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
 
-    predict = functools.partial(on_policy.predicted, model)
+    predict = functools.partial(on_policy.predicted, environment.actions, model)
     return Learner(init, update, evaluate, predict, Acts(0, num_envs * episode_steps))
 
 

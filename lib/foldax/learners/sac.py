@@ -80,8 +80,8 @@ def sac(
       num_envs: copies of the environment.
       rollout_steps: of each in an update.
       descents: in an update.
-      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
-        the first updates, which do not learn.
+      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
+        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
       batch_size: transitions in a descent.
       discount: of a reward one step later; may be traced.
       target_rate: share of the critics in the next target's parameters, in (0, 1]; may be traced.
@@ -92,11 +92,13 @@ def sac(
       greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
 
     Raises:
-      ConfigError: actions are choices or have no bounds, or a number does not fit the others.
+      ConfigError: the environment is none, actions are choices or have no bounds, or a number does not fit the others
+        or the host's.
     """
     counts = dict(descents=descents, evaluation_episodes=evaluation_episodes)
     off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
     off_policy.check_bounded("sac", environment)
+    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
     world = off_policy.in_units(environment)
     wanted = -float(world.actions.shape[0]) if target_entropy is None else target_entropy  # type: ignore[union-attr]
 

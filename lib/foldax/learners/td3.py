@@ -92,8 +92,8 @@ def td3(
       rollout_steps: of each in an update.
       descents: of the critics in an update, a multiple of `policy_delay`.
       policy_delay: descents of the critics for one of the actor.
-      start: transitions of random actions before the first update, and at least a batch; on a host they are those of
-        the first updates, which do not learn.
+      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
+        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
       batch_size: transitions in a descent.
       discount: of a reward one step later; may be traced.
       target_rate: share of the networks in the next targets' parameters, in (0, 1]; may be traced.
@@ -102,7 +102,8 @@ def td3(
       evaluation_steps: most of each.
 
     Raises:
-      ConfigError: actions are choices or have no bounds, or a number does not fit the others.
+      ConfigError: the environment is none, actions are choices or have no bounds, or a number does not fit the others
+        or the host's.
     """
     counts = dict(descents=descents, policy_delay=policy_delay, evaluation_episodes=evaluation_episodes)
     off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)

@@ -28,13 +28,13 @@ class CNN(nn.Module):
       pooling: "max", "mean", or None for none.
       pool_size: length of a window's sides, and its step.
       dense: widths of the hidden dense layers.
-      activation: what follows every layer but the last: a name of `ACTIVATIONS` or a function.
+      activation: what follows every convolution and hidden layer: a name of `ACTIVATIONS` or a function.
       dropout: rate after every hidden dense layer; may be traced.
       conv_dropout: rate after every stage; may be traced.
       normalization: None, "batch", "layer", "group" or "rms"; in convolutions and dense layers.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`; biases start at 0.
-      activate_final: makes the last layer like the hidden dense ones, for what other layers come after.
+      activate_final: whether it and all else follow the last layer too, for what other layers come after.
     """
 
     features: int

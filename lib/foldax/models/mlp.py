@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
     Attributes:
       features: width of every layer, the output's too: `(128, 128, info.num_classes)`.
-      activation: what follows every layer but the last: a name of `ACTIVATIONS` or a function.
+      activation: what follows every hidden layer: a name of `ACTIVATIONS` or a function.
       dropout: rate after every hidden layer; may be traced.
       normalization: None, "batch", "layer", "group" or "rms".
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
@@ -31,7 +31,8 @@ class MLP(nn.Module):
         pre-activation residual units (He et al., 2016, "Identity mappings") of one dense layer each.
       scan_layers: runs the hidden layers after the first, all of one width, as a loop, so that a deep network compiles
         as fast as a shallow one. Their parameters are stacked, `[layers, ...]`, under the names of one layer.
-      activate_final: makes the last layer like the hidden ones, for what other layers come after.
+      activate_final: whether normalisation, activation and dropout follow the last layer too, for what other layers
+        come after; it adds nothing to another, also with `residual`.
     """
 
     features: tuple[int, ...]

@@ -70,7 +70,7 @@ World = Environment | HostFacts
 """Where a learner acts, or what is known of it where that is on the host."""
 
 
-def check_world(environment: World, num_envs: int, rollout_steps: int) -> None:
+def check_world(environment: World, num_envs: int, rollout_steps: int, greedy_evaluation: bool = True) -> None:
     """Checks that a learner was given a world, and of a host the same numbers.
 
     Raises:
@@ -81,6 +81,11 @@ def check_world(environment: World, num_envs: int, rollout_steps: int) -> None:
         for name, value in (("num_envs", num_envs), ("rollout_steps", rollout_steps)):
             if value != getattr(environment, name):
                 raise ConfigError(f"{name}: {value} must be the host's, {getattr(environment, name)}")
+        if not greedy_evaluation:
+            raise ConfigError(
+                "greedy_evaluation: on a host, which plays the episodes, it is said there: rl.gymnasium(..., "
+                "greedy_evaluation=False)"
+            )
     elif not isinstance(environment, Environment):
         raise ConfigError(
             f"environment: {type(environment).__name__} must be an rl.Environment, such as rl.gymnax(name), or the "

@@ -48,14 +48,19 @@ class Stack(NamedTuple):
     """How frames make an observation, of which the newest alone are kept.
 
     Attributes:
-      count: frames, the oldest first; 1: observations are frames.
+      count: frames, the oldest first.
       axis: of an observation along which they lie: -1 of `wrappers.frame_stack`, 0 of Atari's `[count, H, W]`.
-      blank: whether nothing but zeros was before an episode's first frame, as in Atari's; else that frame itself.
+      blank: whether nothing but zeros is before an episode's first frame, as in Atari's; else that frame itself. Each
+        end of an episode must begin the stack anew, which of a life that is lost Atari's `life_loss_info` does not.
     """
 
-    count: int = 1  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
-    axis: int = -1
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    axis: int
     blank: bool = False
+
+
+UNSTACKED = Stack(1, -1)
+"""Observations are frames."""
 
 
 class Sample(NamedTuple):
@@ -113,14 +118,21 @@ def newest(observation: jax.Array, stack: Stack) -> jax.Array:
     Raises:
       ConfigError: they are not as many frames.
     """
-    axis = _axis(observation, stack)
-    size, rest = divmod(observation.shape[axis], stack.count)
-    if rest:
+    if stack.count == 1:
+        return observation
+    sides = observation.ndim - 1
+    if (
+        stack.count < 1
+        or not -sides <= stack.axis < sides
+        or observation.shape[_axis(observation, stack)] % stack.count
+    ):
         raise ConfigError(f"replay: {stack.count} frames do not lie along axis {stack.axis} of {observation.shape[1:]}")
+    axis = _axis(observation, stack)
+    size = observation.shape[axis] // stack.count
     return jax.lax.slice_in_dim(observation, observation.shape[axis] - size, None, axis=axis)
 
 
-def add(replay: Replay, transition: Transition, observation: jax.Array, stack: Stack = Stack()) -> Replay:
+def add(replay: Replay, transition: Transition, observation: jax.Array, stack: Stack = UNSTACKED) -> Replay:
     """Returns the memory with one step of all copies more.
 
     Args:
@@ -190,7 +202,7 @@ def num_transitions(replay: Replay, steps: int = 1) -> jax.Array:
 
 
 def sample(
-    replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: Stack = Stack()
+    replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: Stack = UNSTACKED
 ) -> Sample:
     """Returns transitions drawn uniformly, with replacement, of all in reach; there must be one at least."""
     of_rows, of_columns = jax.random.split(key)
@@ -201,7 +213,7 @@ def sample(
 
 
 def at(
-    replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: int = 1, stack: Stack = Stack()
+    replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: int = 1, stack: Stack = UNSTACKED
 ) -> Sample:
     """Returns the transitions of n steps that begin at rows and columns int32 `[B]`.
 
