@@ -2,11 +2,11 @@
 
     foldax run experiments/rl/halfcheetah.py
 
-Observations and rewards are scaled by what the learner has seen of them. Greedy return of 8 test episodes (`test/return`)
-after a million steps of the environments: 2,074, standard deviation 815 over seeds 0 to 7 (from 1,545 to 4,068). A
-sweep of these 8 (`--exact --seeds 8`) took 619 s on 2 CPU cores. After 300,000 (`--environment-steps 300000`, with a
-learning rate that falls to 0 by then): 1,154 and 884. Other processors round otherwise, and their runs part soon. The
-simulations are not saved: a run that is resumed begins new episodes.
+Observations and rewards are scaled by what the learner has seen of them. Greedy return of 8 test episodes
+(`test/return`) after a million steps of the environments: 2,074, standard deviation 815 over seeds 0 to 7 (from 1,545
+to 4,068). A sweep of these 8 (`--exact --seeds 8`) took 619 s on 2 CPU cores. After 300,000 (`--environment-steps
+300000`, with a learning rate that falls to 0 by then): 1,154 and 884. Other processors round otherwise, and their runs
+part soon. The simulations are not saved: a run that is resumed begins new episodes.
 """
 
 import optax
