@@ -79,7 +79,13 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     steps = 80 if path.stem == "contrastive_digits" else 12
     config = experiment.config()
     fields = {field.name for field in dataclasses.fields(config)}
-    small = {"batch_size": 16, "hidden": (8,), "channels": (4, 4), "dense": 8, "width": 8}
+    small = {
+        "batch_size": 16,
+        "hidden": (8, 8) if path.stem == "dqn_mountain_car" else (8,),
+        "channels": (4, 4),
+        "dense": 8,
+        "width": 8,
+    }
     small |= {"blocks": 1, "depth": 20 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory": 64}
     small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
     small |= {"evaluation_episodes": 2, "evaluation_steps": 50, "size": 42}

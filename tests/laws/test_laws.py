@@ -265,7 +265,7 @@ def remembering(config: Config, info: None) -> foldax.Learner:
 
 def rainbow(config: Config, info: None) -> foldax.Learner:
     memory, head = learners.Memory(35, 3, True, 0.5, 1 - config.dropout), learners.heads.categorical(5, -1.0, 3.0)
-    model = models.QNetwork(2, 5, (8,), dueling=True, noisy=True)
+    model = models.QNetwork(2, 5, (8, 8), dueling=True, noisy=True)
     settings = dict(memory=memory, head=head, epsilon=0.0, epsilon_steps=0.0, target_period=12, double=True)
     return learners.dqn(choice(), model, optax.adam(config.learning_rate), **settings, **REMEMBERING)
 
