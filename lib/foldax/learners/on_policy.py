@@ -6,6 +6,7 @@ are part of the state. Where the environment is on the host, its steps come as t
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class AgentState(NamedTuple):
     Attributes:
       network: what learns.
       actors: copies of the environment; None where they are on the host, or begin anew with each update.
-      scales: of observations and rewards, see `scales`.
+      scales: of observations and rewards, see `scales`; None in `recurrent_ppo`, which has none.
     """
 
     network: TrainState
@@ -107,10 +108,7 @@ def experienced(
     environment: rl.World, model: Any, state: AgentState, batch: Any, key: jax.Array, steps: int, discount: Any
 ) -> tuple[AgentState, rl.Transition, dict[str, Average]]:
     """Returns the state after `steps` steps, these `[T, N, ...]` in scale and `judged`, and what `played` reports."""
-
-    def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return acting(model, state, observation, key)
-
+    act = functools.partial(acting, model, state)
     actors, seen, ended = played(environment, act, state.actors, batch, key, steps)
     on_host = isinstance(environment, rl.HostFacts)
     before = begun(state.scales, batch.begun[0]) if on_host else state.scales
