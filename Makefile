@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 kill: $(VENV)/.installed-dev
-	FOLDAX_KILLS=20 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -s tests/train/test_kill.py tests/train/test_sweep_kill.py
+	FOLDAX_KILLS=20 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -s tests/engine/test_kill.py tests/sweeps/test_kill.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "foldax needs Python 3.11 to 3.13; choose one with PYTHON=...")'

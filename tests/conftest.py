@@ -26,8 +26,8 @@ import pytest
 
 import foldax
 from foldax import data, learners, models
-from foldax.config import with_steps
-from foldax.train import programs
+from foldax.configuration import with_steps
+from foldax.engine import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
@@ -104,7 +104,7 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
 def room_for_programs() -> Iterator[None]:
     """Drops the programs of earlier tests, also of those that use no driver, before XLA runs out of mappings."""
     yield
-    programs.make_room()
+    compiled.make_room()
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ import optax
 import foldax
 from foldax import augment, data, learners, models, plots
 from foldax.evaluation import generative
-from foldax.learners import processes
+from foldax.learners.generative import noise_schedule
 
 LEVELS = 17
-PROCESSES = {"cosine": processes.cosine, "linear": processes.linear, "flow": processes.flow}
+PROCESSES = {"cosine": noise_schedule.cosine, "linear": noise_schedule.linear, "flow": noise_schedule.flow}
 
 
 @foldax.config

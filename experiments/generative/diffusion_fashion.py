@@ -19,9 +19,9 @@ import optax
 import foldax
 from foldax import augment, data, learners, models, plots
 from foldax.evaluation import generative
-from foldax.learners import processes
+from foldax.learners.generative import noise_schedule
 
-PROCESSES = {"cosine": processes.cosine, "flow": processes.flow}
+PROCESSES = {"cosine": noise_schedule.cosine, "flow": noise_schedule.flow}
 AT_ONCE = 250  # samples
 
 

@@ -29,7 +29,7 @@ import optax
 import foldax
 from foldax import augment, data, learners, models, plots
 from foldax.evaluation import generative, likelihood
-from foldax.learners import likelihoods
+from foldax.learners.generative import likelihoods
 
 LEVELS = 17
 

@@ -17,7 +17,7 @@ import numpy as np
 import foldax
 from foldax import data, learners, models, optim, plots
 from foldax.evaluation import generative, likelihood
-from foldax.learners import likelihoods
+from foldax.learners.generative import likelihoods
 
 LEVELS = 256
 

@@ -25,7 +25,7 @@ import numpy as np
 
 import foldax
 from foldax import data, learners, plots
-from foldax.learners import kmeans
+from foldax.learners.clustering import kmeans
 
 
 @foldax.config

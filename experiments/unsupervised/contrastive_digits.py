@@ -34,7 +34,7 @@ import optax
 
 import foldax
 from foldax import augment, data, learners, models, plots
-from foldax.learners import kmeans
+from foldax.learners.clustering import kmeans
 
 
 @foldax.config

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from foldax.config import Interaction, Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.configuration import Interaction, Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.learner import Acts, Average, Learner
-from foldax.runs.launch import Ray, Slurm
-from foldax.runs.search import Optuna
-from foldax.runs.sweep import Sweep, sweep
 from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
-from foldax.train.result import Result
-from foldax.train.search import PBT, Halving
-from foldax.train.space import Range
+from foldax.sweeps.launchers.launch import Ray, Slurm
+from foldax.sweeps.populations import PBT, Halving
+from foldax.sweeps.search import Optuna
+from foldax.sweeps.space import Range
+from foldax.sweeps.sweep import Sweep, sweep
 
 if TYPE_CHECKING:
-    from foldax import augment, data, evaluation, laws, learners, models, optim, rl
+    from foldax import augment, data, evaluation, laws, learners, models, optim, plots, rl
     from foldax.cli import run_experiment as main
-    from foldax.runs import plots, transfer
-    from foldax.runs.cluster import cluster
-    from foldax.runs.export import export
-    from foldax.runs.saved import load_run
+    from foldax.inference.cluster import cluster
+    from foldax.inference.export import export
+    from foldax.runs import transfer
+    from foldax.runs.load import load_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -73,17 +73,17 @@ __all__ = [
 
 _LAZY = {
     "augment": ("foldax.augment", None),
-    "cluster": ("foldax.runs.cluster", "cluster"),
+    "cluster": ("foldax.inference.cluster", "cluster"),
     "data": ("foldax.data", None),
     "evaluation": ("foldax.evaluation", None),
-    "export": ("foldax.runs.export", "export"),
+    "export": ("foldax.inference.export", "export"),
     "laws": ("foldax.laws", None),
     "learners": ("foldax.learners", None),
-    "load_run": ("foldax.runs.saved", "load_run"),
+    "load_run": ("foldax.runs.load", "load_run"),
     "main": ("foldax.cli", "run_experiment"),
     "models": ("foldax.models", None),
     "optim": ("foldax.optim", None),
-    "plots": ("foldax.runs.plots", None),
+    "plots": ("foldax.plots", None),
     "rl": ("foldax.rl", None),
     "transfer": ("foldax.runs.transfer", None),
 }

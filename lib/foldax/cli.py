@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.config import field_types, is_config
+from foldax.configuration import field_types, is_config
 from foldax.errors import ConfigError, FoldaxError, RunError, nearest
 from foldax.experiment import Experiment, experiment_file, load_experiment
 
@@ -162,14 +162,14 @@ def _train(experiment: Experiment, arguments: list[str]) -> int:
 
 
 def _sweep(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import sweep_command
+    from foldax.sweeps import command as sweep_command
 
     return sweep_command.run(load_experiment(command.file), command.file, rest)
 
 
 def _report(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.report import report
     from foldax.runs.tables import shown
+    from foldax.sweeps.report import report
 
     _no_more(rest)
     print(f"report: {shown(report(command.sweep_dir))}")
@@ -177,11 +177,12 @@ def _report(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _resume(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import folder, summary, sweep_command
+    from foldax.runs import folder
     from foldax.runs.train import train
+    from foldax.sweeps import command as sweep_command
 
     _no_more(rest)
-    if summary.is_sweep(command.run_dir):
+    if folder.is_sweep(command.run_dir):
         return sweep_command.resume(command.run_dir)
     experiment, config = folder.load(command.run_dir)
     if (command.run_dir / "result.json").exists():
@@ -192,10 +193,11 @@ def _resume(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _reproduce(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import folder, summary
-    from foldax.runs.reproduce import reproduce, reproduce_member
+    from foldax.runs import folder
+    from foldax.runs.reproduce import reproduce
+    from foldax.sweeps.reproduce import reproduce_member
 
-    if command.member is not None or summary.is_sweep(command.run_dir):
+    if command.member is not None or folder.is_sweep(command.run_dir):
         _no_more(rest)
         return 0 if reproduce_member(command.run_dir, command.member) else FAILED
     experiment, config = folder.load(command.run_dir)
@@ -204,16 +206,17 @@ def _reproduce(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs import summary
+    from foldax.runs import folder
     from foldax.runs.show import show
+    from foldax.sweeps import statistics
 
     _no_more(rest)
-    (summary.show if summary.is_sweep(command.run_dir) else show)(command.run_dir)
+    (statistics.show if folder.is_sweep(command.run_dir) else show)(command.run_dir)
     return 0
 
 
 def _predict(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.predict import predict
+    from foldax.inference.predict import predict
 
     _no_more(rest)
     predict(command.run_dir, command.input, command.out)
@@ -221,7 +224,7 @@ def _predict(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _export(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.export import PLATFORMS, export
+    from foldax.inference.export import PLATFORMS, export
 
     def number(text: str) -> int | str:
         return int(text) if text.isdigit() else text
@@ -234,7 +237,7 @@ def _export(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _cluster(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.cluster import cluster
+    from foldax.inference.cluster import cluster
 
     _no_more(rest)
     options = ("of", "split", "method", "clusters", "normalize", "seed", "out")
@@ -243,7 +246,7 @@ def _cluster(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _play(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.play import play
+    from foldax.inference.play import play
 
     _no_more(rest)
     play(command.run_dir, **{name: getattr(command, name) for name in ("episodes", "seed", "steps", "out", "fps")})

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.config import kinds, with_steps
+from foldax.configuration import kinds, with_steps
+from foldax.engine import compiled, loop
+from foldax.engine import fold as folds
+from foldax.engine.checkpoint import Checkpoints, flat, to_host
+from foldax.engine.policy import Newest
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.learner import Average
-from foldax.runs import starts
-from foldax.train import driver, programs
-from foldax.train import fold as folds
-from foldax.train.checkpoint import Checkpoints, flat, to_host
-from foldax.train.members import Lanes, Member, own_devices
-from foldax.train.newest import Newest
-from foldax.train.together import Together
+from foldax.runs.transfer import initial_parameters
+from foldax.sweeps.exact import Lanes, Member, own_devices
+from foldax.sweeps.vmapped import Together
 
 STEPS = 10
 FAST_TOLERANCE = 1e-4
@@ -48,10 +48,10 @@ class Subject(NamedTuple):
     config: Any
     dataset: Any
 
-    def begin(self, **changes: Any) -> driver.Run:
+    def begin(self, **changes: Any) -> loop.Run:
         """Returns a run before its first step, with some fields of the config changed."""
         config = dataclasses.replace(self.config, **changes)
-        return driver.begin(self.experiment, config, _hooks(config), self.dataset)
+        return loop.begin(self.experiment, config, _hooks(config), self.dataset)
 
 
 def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> Subject:
@@ -66,7 +66,7 @@ def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> 
 def purity(subject: Subject) -> str | None:
     """Same seed, same bits, also when everything is traced anew."""
     run = subject.begin()
-    driver.refill(run)
+    loop.refill(run)
     first, second = (_fold_anew(run, STEPS) for _ in range(2))
     _same_bits(first, second, "two runs with the same seed differ", "the learner uses randomness that is not its key's")
     return None
@@ -74,7 +74,7 @@ def purity(subject: Subject) -> str | None:
 
 def chunking(subject: Subject) -> str | None:
     """Any chunk size, same bits."""
-    if reason := driver.unsaved(subject.dataset):
+    if reason := loop.unsaved(subject.dataset):
         return reason
     whole = _fold(subject.begin(), [STEPS])
     parts = _fold(subject.begin(), [1, 2, STEPS // 2, STEPS])
@@ -85,7 +85,7 @@ def chunking(subject: Subject) -> str | None:
 
 def resume(subject: Subject) -> str | None:
     """Stop anywhere, go on from the checkpoint, same bits."""
-    if reason := driver.unsaved(subject.dataset):
+    if reason := loop.unsaved(subject.dataset):
         return reason
     whole = _fold(subject.begin(), [STEPS])
     with tempfile.TemporaryDirectory() as folder:
@@ -93,10 +93,10 @@ def resume(subject: Subject) -> str | None:
         _fold(run, [STEPS // 2])
         checkpoints = Checkpoints(Path(folder))
         try:
-            driver.save(run, driver.Hooks(checkpoints=checkpoints), (run.fold, run.best), run.block.cursor)
+            loop.save(run, loop.Hooks(checkpoints=checkpoints), (run.fold, run.best), run.block.cursor)
             checkpoints.wait()
             config = subject.config
-            resumed = driver.begin(subject.experiment, config, driver.Hooks(checkpoints=checkpoints), subject.dataset)
+            resumed = loop.begin(subject.experiment, config, loop.Hooks(checkpoints=checkpoints), subject.dataset)
             after = _fold(resumed, [STEPS])
         finally:
             checkpoints.close()
@@ -107,7 +107,7 @@ def resume(subject: Subject) -> str | None:
 
 def sweep(subject: Subject) -> str | None:
     """A member of a sweep has the bits of its lone run (exact), and its metrics agree at first (fast)."""
-    if reason := driver.unsaved(subject.dataset):
+    if reason := loop.unsaved(subject.dataset):
         return reason
     config = dataclasses.replace(subject.config, log_every=STEPS, evaluate_every=0)
     leaves, treedef = jax.tree_util.tree_flatten(config)
@@ -121,7 +121,7 @@ def sweep(subject: Subject) -> str | None:
         dataset = None if member.dataset is None else member.dataset.to(device)
         run = lanes.begin(member._replace(dataset=dataset), device, _hooks(config))
         with contextlib.closing(run.blocks):
-            lanes.fold(member, run, device, driver.Hooks(), STEPS)
+            lanes.fold(member, run, device, loop.Hooks(), STEPS)
         exact[member.number] = to_host(run.fold.state)
 
     lanes.each(members, work)
@@ -132,7 +132,7 @@ def sweep(subject: Subject) -> str | None:
     if alone[0].block.end is not None:
         return "its members have the bits of lone runs; side by side they cannot be, because this dataset streams"
     together = Together(subject.experiment, members, jax.devices(), _hooks(config).initial)
-    together.fold(driver.Hooks(), STEPS)
+    together.fold(loop.Hooks(), STEPS)
     for number, lone in enumerate(alone):
         for name, value in lone.history[-1].items():
             other = together.histories[number][-1][name]
@@ -144,11 +144,11 @@ def sweep(subject: Subject) -> str | None:
     return None
 
 
-def _alone(subject: Subject, config: Any) -> driver.Run:
+def _alone(subject: Subject, config: Any) -> loop.Run:
     """Returns a lone run after the laws' steps."""
-    run = driver.begin(subject.experiment, config, _hooks(config), subject.dataset)
-    with contextlib.closing(run.blocks), programs.explained(run.program, **run.arguments):
-        driver.fold_all(run, driver.Hooks(), STEPS)
+    run = loop.begin(subject.experiment, config, _hooks(config), subject.dataset)
+    with contextlib.closing(run.blocks), compiled.explained(run.program, **run.arguments):
+        loop.fold_all(run, loop.Hooks(), STEPS)
     return run
 
 
@@ -182,12 +182,12 @@ def tracing(subject: Subject) -> str | None:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
     changed = jax.tree.unflatten(treedef, [float(leaf) * 0.7 + 0.01 for _, leaf in leaves])
     changed = dataclasses.replace(changed, seed=config.seed + 1, log_every=config.log_every + 1)
-    before = dict(programs.traces)
-    run = driver.begin(subject.experiment, changed, driver.Hooks(), subject.dataset)
+    before = dict(compiled.traces)
+    run = loop.begin(subject.experiment, changed, loop.Hooks(), subject.dataset)
     _fold(run, [1])
     weak = jax.tree.unflatten(treedef, [jnp.asarray(leaf) for _, leaf in leaves])
-    _fold(driver.begin(subject.experiment, weak, driver.Hooks(), subject.dataset), [1])
-    if programs.traces != before:
+    _fold(loop.begin(subject.experiment, weak, loop.Hooks(), subject.dataset), [1])
+    if compiled.traces != before:
         fields = ", ".join(name for name, kind in kinds(type(config)).items() if kind != "structural")
         raise LawBroken(f"a new value of a traced or driver field compiled the program again (one of: {fields})")
     return None
@@ -223,12 +223,12 @@ def coverage(subject: Subject) -> str | None:
 
 def learning(subject: Subject) -> str | None:
     """The loss falls on a batch that is repeated."""
-    if subject.dataset is None or driver.unsaved(subject.dataset):
+    if subject.dataset is None or loop.unsaved(subject.dataset):
         return "there is no batch to repeat: what an agent learns from is what it did (see how its returns rise)"
     run = subject.begin()
     learner = folds.make_learner(run.program, run.arguments["config"])
     keys = folds.streams(run.arguments["seed"])
-    driver.refill(run)
+    loop.refill(run)
     batch = run.program.feed.batch(run.block.data, keys.data, jnp.int32(0), jnp.int32(run.block.start))
 
     @jax.jit
@@ -260,7 +260,7 @@ LAWS: dict[str, Callable[[Subject], str | None]] = {
 
 def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
     """Returns advice if dispatching each step is clearly faster here than a compiled loop (median of three)."""
-    if driver.unsaved(subject.dataset):
+    if loop.unsaved(subject.dataset):
         return None  # its environments take the time
 
     def seconds(dispatch: str) -> float:
@@ -278,23 +278,23 @@ def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
     return None
 
 
-def _hooks(config: Any) -> driver.Hooks:
+def _hooks(config: Any) -> loop.Hooks:
     """Returns what the driver is to do beside the learner: start from other parameters, if the config says so."""
-    return driver.Hooks(initial=starts.starting(starts.begins(config)))
+    return loop.Hooks(initial=initial_parameters.starting(initial_parameters.begins(config)))
 
 
-def _fold(run: driver.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
+def _fold(run: loop.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
     """Folds to each of the boundaries and returns the state's arrays by path."""
-    with programs.explained(run.program, **run.arguments):
+    with compiled.explained(run.program, **run.arguments):
         for end in boundaries:
             while run.step < end:
-                driver.refill(run)
+                loop.refill(run)
                 stop = end if run.block.end is None else min(end, run.block.end)
-                driver.dispatch_chunk(run, driver.Hooks(), stop)
+                loop.dispatch_chunk(run, loop.Hooks(), stop)
     return to_host(run.fold.state)
 
 
-def _fold_anew(run: driver.Run, end: int) -> dict[str, np.ndarray]:
+def _fold_anew(run: loop.Run, end: int) -> dict[str, np.ndarray]:
     """Folds within the first block with programs that are traced anew, so that nothing is remembered."""
     end = end if run.block.end is None else min(end, run.block.end)
     program, arguments = run.program, run.arguments
@@ -305,7 +305,7 @@ def _fold_anew(run: driver.Run, end: int) -> dict[str, np.ndarray]:
         bounds = dict(first=zero, until=jnp.int32(end), log_every=jnp.int32(STEPS + 1))
         return folds.advance(program, config, seed, fold, jnp.bool_(False), data, **bounds)[0].state
 
-    with programs.explained(program, **arguments):
+    with compiled.explained(program, **arguments):
         return to_host(anew(**arguments))
 
 
@@ -315,15 +315,15 @@ def _same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], what
             raise LawBroken(f"{what}, in `{name}` at least: {why}")
 
 
-def _rows(run: driver.Run, batches: Any, mask: Any, index: int) -> dict[str, np.ndarray]:
+def _rows(run: loop.Run, batches: Any, mask: Any, index: int) -> dict[str, np.ndarray]:
     config, seed = run.arguments["config"], run.arguments["seed"]
-    _, values = programs.evaluate(
+    _, values = compiled.evaluate(
         run.program, config, seed, run.fold.state, batches, mask, jnp.int32(index), collect=True
     )
     return flat(jax.device_get(values))
 
 
-def _independent_of_batch(learner: Any, run: driver.Run, block: Any, values: dict[str, Any], seed: Any) -> None:
+def _independent_of_batch(learner: Any, run: loop.Run, block: Any, values: dict[str, Any], seed: Any) -> None:
     """Checks that an example's values stay when its neighbours in the batch change."""
     batch = jax.tree.map(lambda x: jnp.asarray(x[0]), block.batches)
     size = block.mask.shape[1]

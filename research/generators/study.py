@@ -19,9 +19,9 @@ import pandas
 
 import foldax
 from foldax import plots
+from foldax.engine.flops import operations_of
 from foldax.evaluation import generative
 from foldax.runs import studies
-from foldax.train.operations import operations_of
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE.parents[1] / "experiments"

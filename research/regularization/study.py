@@ -19,7 +19,8 @@ import pandas
 
 import foldax
 from foldax import augment, data, learners, models, plots
-from foldax.runs import studies, summary
+from foldax.runs import studies
+from foldax.sweeps import statistics
 
 CLASSES = 10
 GUESS = {"accuracy": 1 / CLASSES, "loss": math.log(CLASSES)}
@@ -155,7 +156,7 @@ def train_all(grid: Grid, runs: Path) -> pandas.DataFrame:
 
 def scored(members: pandas.DataFrame) -> pandas.DataFrame:
     """Returns the members with columns as "test accuracy"; one that is not finite counts as a guess."""
-    lost = members["status"] == summary.NOT_FINITE
+    lost = members["status"] == statistics.NOT_FINITE
     scores = {
         f"{split} {metric}": members[f"{split}/{metric}"].mask(lost, guess)
         for split in ("validation", "test")
@@ -183,7 +184,7 @@ def choose(members: pandas.DataFrame) -> pandas.DataFrame:
             if contender == "none":
                 plain[size, metric] = test
             for name, values in ((metric, test), (f"{metric}_gain", test - plain[size, metric])):
-                low, high = summary.interval(values.to_numpy())
+                low, high = statistics.interval(values.to_numpy())
                 row |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
     order = {name: index for index, name in enumerate(CONTENDERS)}
@@ -277,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures["strengths"] = draw_strengths(members, results)
     places.save({"results": results}, figures)
     print(f"\n{readme_table(results, 'accuracy')}\n\n{readme_table(results, 'loss')}\n")
-    lost, steps = (members["status"] == summary.NOT_FINITE).sum(), members["steps_done"].sum()
+    lost, steps = (members["status"] == statistics.NOT_FINITE).sum(), members["steps_done"].sum()
     print(f"{len(members):,} members ({lost:,} not finite), {steps:,} steps; table and figures: {places.out}")
 
 

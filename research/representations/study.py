@@ -16,7 +16,8 @@ import pandas
 
 import foldax
 from foldax import data, learners, models, plots
-from foldax.runs import studies, summary
+from foldax.runs import studies
+from foldax.sweeps import statistics
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE.parents[1] / "experiments"
@@ -223,7 +224,7 @@ def summarized(members: pandas.DataFrame) -> pandas.DataFrame:
     """Returns a row for each method and number of labels: mean, 95% bootstrap interval, standard deviation."""
     rows = []
     for (method, per_class), group in members.groupby(["method", "per_class"], sort=False):
-        low, high = summary.interval(group["accuracy"].to_numpy())
+        low, high = statistics.interval(group["accuracy"].to_numpy())
         row = {"method": method, "per_class": per_class, "middle": group["accuracy"].mean(), "low": low, "high": high}
         rows.append({**row, "std": group["accuracy"].std(), "seeds": len(group)})
     return pandas.DataFrame(rows)

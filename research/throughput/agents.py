@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from throughput import CONSOLE, CORES, Contenders, compare, torch, trained
 
 import foldax
+from foldax.engine.flops import operations_of
 from foldax.rl import replay
-from foldax.train.operations import operations_of
 
 try:
     import stable_baselines3

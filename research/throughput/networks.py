@@ -19,7 +19,7 @@ from throughput import CONSOLE, CORES, Config, Contenders, compare, torch, torch
 
 import foldax
 from foldax import data, learners, models
-from foldax.train.operations import operations_of
+from foldax.engine.flops import operations_of
 
 ROUNDS = 3
 RESNET = Config(steps=120, batch_size=64, log_every=20)

@@ -19,7 +19,7 @@ import pandas
 
 import foldax
 from foldax import plots, rl
-from foldax.config import with_steps
+from foldax.configuration import with_steps
 from foldax.evaluation import agents
 from foldax.runs import studies
 

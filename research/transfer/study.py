@@ -15,7 +15,8 @@ import pandas
 
 import foldax
 from foldax import plots
-from foldax.runs import studies, summary
+from foldax.runs import studies
+from foldax.sweeps import statistics
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE.parents[1] / "experiments" / "supervised" / "transfer_digits.py"
@@ -93,7 +94,7 @@ def choose(members: pandas.DataFrame) -> pandas.DataFrame:
     95% bootstrap interval, std the standard deviation; gain is the mean difference to "from scratch" with the same
     labelled images, with its interval. A member that is not finite counts as a guess.
     """
-    lost = members["status"] == summary.NOT_FINITE
+    lost = members["status"] == statistics.NOT_FINITE
     scores = {split: members[f"{split}/accuracy"].mask(lost, CHANCE) for split in ("validation", "test")}
     source = members["init_from"].map(lambda path: Path(path).name if isinstance(path, str) else "none")
     found = members.assign(lost=lost, source=source, **scores)
@@ -109,7 +110,7 @@ def choose(members: pandas.DataFrame) -> pandas.DataFrame:
         row = {"source": source, "method": method, "per_class": int(size), "learning_rate": rate, "depth_decay": decay}
         row |= {"validation": validation.max(), "std": test.std(), "seeds": len(test), "lost": group["lost"].sum()}
         for name, values in (("", test), ("gain_", test - scratch[size])):
-            low, high = summary.interval(values.to_numpy())
+            low, high = statistics.interval(values.to_numpy())
             row |= {f"{name}middle": values.mean(), f"{name}low": low, f"{name}high": high}
         rows.append(row)
     return pandas.DataFrame(rows)

@@ -24,7 +24,8 @@ import pandas
 import foldax
 from foldax import data, learners, models, plots
 from foldax.learners import losses
-from foldax.runs import studies, summary
+from foldax.runs import studies
+from foldax.sweeps import statistics
 
 CHANCE = 0.1  # accuracy of a guess among ten classes
 TRAINED = 0.9  # test accuracy from which a network counts as trained
@@ -231,7 +232,7 @@ def choose(members: pandas.DataFrame) -> pandas.DataFrame:
     A member that is not finite counts as a guess. The columns middle, low and high are the mean test accuracy over
     seeds and its 95% bootstrap interval; min and max are the worst and best seed.
     """
-    lost = members["status"] == summary.NOT_FINITE
+    lost = members["status"] == statistics.NOT_FINITE
     scores = {split: members[f"{split}/accuracy"].mask(lost, CHANCE) for split in ("validation", "test")}
     members = members.assign(lost=lost, **scores)
     rows = []
@@ -239,7 +240,7 @@ def choose(members: pandas.DataFrame) -> pandas.DataFrame:
         validation = group.groupby("learning_rate")["validation"].mean()
         chosen = group[group["learning_rate"] == validation.idxmax()]
         test = chosen["test"].to_numpy()
-        low, high = summary.interval(test)
+        low, high = statistics.interval(test)
         numbers = {"learning_rate": validation.idxmax(), "validation": validation.max()}
         numbers |= {"middle": test.mean(), "low": low, "high": high, "min": test.min(), "max": test.max()}
         numbers |= {"seeds": len(test), "not_finite": int(chosen["lost"].sum())}
@@ -341,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     places.save({"results": results, "gradients": gradients, "ratios": ratios}, figures)
     print(f"\n{readme_table(results, ratios, grid)}\n")
-    lost = (members["status"] == summary.NOT_FINITE).sum()
+    lost = (members["status"] == statistics.NOT_FINITE).sum()
     steps = members["steps_done"].sum()
     print(f"{len(members):,} members ({lost:,} not finite) of {programs} programs, {steps:,} steps; see {places.out}")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import foldax
-from foldax import paths
+from foldax import parameter_paths
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "experiments" / "unsupervised"
@@ -23,8 +23,8 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np
     folder = tmp_path_factory.mktemp("run") / "simclr"
     result = foldax.train(experiment, experiment.config(**SMALL), run_dir=folder, verbose=False)
     state = result.state.learner
-    statistics = paths.leaves_by_path(state.model_state["batch_stats"])
-    return folder, {k: np.asarray(v) for k, v in (paths.leaves_by_path(state.params) | statistics).items()}
+    statistics = parameter_paths.leaves_by_path(state.model_state["batch_stats"])
+    return folder, {k: np.asarray(v) for k, v in (parameter_paths.leaves_by_path(state.params) | statistics).items()}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def experiment() -> foldax.Experiment:
 
 def arrays(state: Any) -> dict[str, np.ndarray]:
     state = state.learner
-    statistics = paths.leaves_by_path(state.model_state["batch_stats"])
-    return {k: np.asarray(v) for k, v in (paths.leaves_by_path(state.params) | statistics).items()}
+    statistics = parameter_paths.leaves_by_path(state.model_state["batch_stats"])
+    return {k: np.asarray(v) for k, v in (parameter_paths.leaves_by_path(state.params) | statistics).items()}
 
 
 @pytest.mark.parametrize("layer", ["features", "projections"])

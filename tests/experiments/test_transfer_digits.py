@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import foldax
-from foldax import paths
+from foldax import parameter_paths
 from tests.conftest import ROOT
 
 experiment = foldax.load_experiment(ROOT / "experiments" / "supervised" / "transfer_digits.py")
@@ -30,7 +30,7 @@ def begun(config: Any) -> tuple[foldax.Learner, Any, dict[str, jax.Array]]:
 
 
 def params(state: Any) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in paths.leaves_by_path(state.learner.params).items()}
+    return {path: np.asarray(leaf) for path, leaf in parameter_paths.leaves_by_path(state.learner.params).items()}
 
 
 def test_the_tasks_are_five_digits_each() -> None:
@@ -57,7 +57,7 @@ def test_clothes_are_means_of_squares_of_the_padded_image() -> None:
 
 def test_features_are_those_of_the_run_before_the_head_is_new_and_frozen_ones_stay(tmp_path: Path) -> None:
     before = foldax.train(experiment, config(task="zero_to_four", per_class=None), run_dir=tmp_path, verbose=False)
-    theirs = paths.leaves_by_path(before.state.params)
+    theirs = parameter_paths.leaves_by_path(before.state.params)
     result = foldax.train(experiment, config(frozen=True, init_from=str(tmp_path)), save=False, verbose=False)
     ours = params(result.state)
     convolutions = {path for path in ours if path.startswith("Conv_")}
@@ -82,7 +82,7 @@ def test_frozen_convolutions_have_no_gradients() -> None:
         learner, state, batch = begun(config(frozen=frozen, channels=(16, 32), dense=4, batch_size=50))
         found[frozen] = flops(learner.update, state, batch, KEY)
         forward = flops(learner.predict, state, batch["inputs"], KEY)
-        moments = [path for path in paths.leaves_by_path(state.learner.optimizer_state) if "Conv_" in path]
+        moments = [path for path in parameter_paths.leaves_by_path(state.learner.optimizer_state) if "Conv_" in path]
         assert bool(moments) is not frozen
     assert found[True] < 1.3 * forward  # the head is small; the optimizer, and drawing examples, are no products
     assert found[False] > 2.2 * forward

@@ -12,10 +12,10 @@ from jax.experimental import io_callback
 
 import foldax
 from foldax import augment, data, laws, learners, models
+from foldax.engine import loop
 from foldax.learners import losses
-from foldax.train import driver
 from tests.conftest import EXPERIMENTS, Config, shrunk, tiny, tiny_dataset, tiny_learner
-from tests.rl.worlds import choice, continuous, recall
+from tests.rl.environments import choice, continuous, recall
 
 
 def images(config: Config) -> data.Dataset:
@@ -339,7 +339,7 @@ def test_experiment_keeps_all_laws(path: Path) -> None:
         if agent and name not in OF_AGENTS:
             continue
         exempt = subject.dataset is None and name in WITHOUT_DATASET
-        exempt |= driver.unsaved(subject.dataset) is not None and name in OF_BITS_OR_BATCHES
+        exempt |= loop.unsaved(subject.dataset) is not None and name in OF_BITS_OR_BATCHES
         assert (law(subject) is not None) == exempt, name
 
 

@@ -12,11 +12,11 @@ from optax import contrib
 
 import foldax
 from foldax import cli, data, learners, models, optim
-from foldax.config import field_types, for_learner, traced
+from foldax.configuration import field_types, for_learner, traced
 from foldax.errors import ConfigError
 from foldax.optim.optimizer import RULES, SCHEDULES
-from foldax.runs import sweep_command
-from foldax.train.space import member_configs, points, structure
+from foldax.sweeps import command
+from foldax.sweeps.space import member_configs, points, structure
 from tests.conftest import tiny_arrays
 
 PARAMS = {
@@ -280,7 +280,7 @@ def test_the_command_line_sets_its_fields(capsys) -> None:
 
 def test_a_sweep_varies_its_fields_in_one_program_for_each_name() -> None:
     texts = ["--optimizer.learning-rate", "1e-3", "1e-2", "--optimizer.name", "sgd", "adamw", "--optimizer.final=0.5"]
-    config, space = sweep_command._space(nested, {"optimizer.warmup": "uniform:0:0.5"}, texts, 1)
+    config, space = command._space(nested, {"optimizer.warmup": "uniform:0:0.5"}, texts, 1)
     assert config.optimizer.final == 0.5
     drawn = member_configs(config, points(space, samples=5), seeds=1)
     assert len({one.optimizer.warmup for one in drawn}) == 5

@@ -10,7 +10,7 @@ import pytest
 from foldax import rl
 from foldax.errors import ConfigError
 from foldax.rl import wrappers
-from tests.rl.worlds import counter
+from tests.rl.environments import counter
 
 KEY = jax.random.key(0)
 

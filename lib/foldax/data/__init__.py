@@ -1,8 +1,8 @@
 """Datasets: by name or from arrays, on the device or streamed; text, sequences and series."""
 
 from foldax.data.cache import remembered
+from foldax.data.dataset import Dataset, from_arrays, from_splits, load
 from foldax.data.info import Info
-from foldax.data.load import Dataset, from_arrays, from_splits, load
 from foldax.data.sequences import Packed, pack, pad, windows
 from foldax.data.series import Series, co2, forecast_splits, rolling_origins, rolling_windows, sunspots, ucr
 from foldax.data.sources import Block, DeviceSource, EvalBlock, Split, StreamSource

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from foldax.data.prepared import FASHION_MNIST, OWN_VERSION
+from foldax.data.bundled import FASHION_MNIST, OWN_VERSION
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -18,12 +18,11 @@ import jax
 import numpy as np
 
 from foldax.data import cache
+from foldax.data.bundled import OWN_VERSION, own_names
 from foldax.data.info import ArrayExamples, Examples, example_bytes, in_blocks
 from foldax.errors import DataError, nearest
 
 DEVICE_BYTES = 1 << 30  # a dataset of at most this size lives on the device
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-OWN_VERSION = "1.0.0"
 
 
 class Raw(NamedTuple):
@@ -56,12 +55,6 @@ class TFDSExamples:
             key: np.array([record[feature] for record in records], leaf.dtype)
             for key, (feature, leaf) in self._fields.items()
         }
-
-
-def own_names() -> tuple[str, ...]:
-    """Returns the names of the datasets that need no download."""
-    fashion = ("fashion_mnist",) if (FASHION_MNIST / "train-images-idx3-ubyte.gz").exists() else ()
-    return ("digits", "breast_cancer", "wine", "iris", "diabetes", *fashion)
 
 
 def choose(source: str, examples: Examples) -> str:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foldax.data.dataset import Dataset, from_splits
 from foldax.data.extras import optional
-from foldax.data.load import Dataset, from_splits
 from foldax.data.sequences import pad
 from foldax.data.splits import check_fractions
 from foldax.errors import DataError, nearest

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.blocks import Block, EvalBlock
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
+from foldax.data.protocol import Block, EvalBlock
 from foldax.data.shuffle import shuffled
 
 Batch = dict[str, jax.Array]

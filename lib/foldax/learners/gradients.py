@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import paths
+from foldax import parameter_paths
 from foldax.errors import ExperimentError
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
@@ -50,8 +50,8 @@ def create(
     Raises:
       ConfigError: a pattern in `frozen` matches no parameter.
     """
-    paths.check_patterns(frozen, paths.leaves_by_path(params), "frozen")
-    trained, _ = paths.split(params, frozen)
+    parameter_paths.check_patterns(frozen, parameter_paths.leaves_by_path(params), "frozen")
+    trained, _ = parameter_paths.split(params, frozen)
     average = None if ema_decay is None else jax.tree.map(jnp.copy, params)
     return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), average)
 
@@ -77,8 +77,8 @@ def step(
       key: randomness of the loss.
       accumulate: number of microbatches `[B / accumulate, ...]` over which gradients are averaged.
       ema_decay: weight of the past in the moving average; as given to `create`; may be traced.
-      frozen: patterns of paths (see `foldax.paths`), as given to `create`: such parameters stay as they are, their
-        gradients are not computed, and the optimizer never sees them. Statistics of these names stay too.
+      frozen: patterns of paths (see `foldax.parameter_paths`), as given to `create`: such parameters stay as they are,
+        their gradients are not computed, and the optimizer never sees them. Statistics of these names stay too.
 
     Returns:
       The new state, and the loss's metrics with "gradient_norm".
@@ -86,17 +86,17 @@ def step(
     Raises:
       ExperimentError: if `accumulate` does not divide the batch.
     """
-    trained, fixed = paths.split(state.params, frozen)
+    trained, fixed = parameter_paths.split(state.params, frozen)
 
     def of_trained(trained: Any, *rest: Any) -> Any:
-        return loss(paths.merge(trained, fixed), *rest)
+        return loss(parameter_paths.merge(trained, fixed), *rest)
 
     value, gradients, model_state, metrics = value_and_gradients(
         state._replace(params=trained), of_trained, batch, key, accumulate
     )
     update = optax.with_extra_args_support(optimizer).update
     updates, optimizer_state = update(gradients, state.optimizer_state, trained, value=value)
-    params = paths.merge(optax.apply_updates(trained, updates), fixed)
+    params = parameter_paths.merge(optax.apply_updates(trained, updates), fixed)
     if frozen:
         model_state = {name: _kept(state.model_state[name], new, frozen) for name, new in model_state.items()}
     average = state.ema_params
@@ -139,7 +139,7 @@ def value_and_gradients(
 
 
 def _kept(before: Any, after: Any, frozen: Sequence[str]) -> Any:
-    return paths.merge(paths.split(after, frozen)[0], paths.split(before, frozen)[1])
+    return parameter_paths.merge(parameter_paths.split(after, frozen)[0], parameter_paths.split(before, frozen)[1])
 
 
 def _split(leaf: jax.Array, parts: int) -> jax.Array:

@@ -143,3 +143,8 @@ def _check_labels(name: str, logits: jax.Array, targets: jax.Array) -> None:
             f"{name}: the targets must be integer classes of shape {logits.shape[:1]}, got {targets.dtype}"
             f"{list(targets.shape)}"
         )
+
+
+def normalized(x: jax.Array) -> jax.Array:
+    """Returns `[B, D]` divided by lengths; zeros stay."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))

@@ -1,29 +1,29 @@
 """Flax Linen modules; every network is called as `model(x, train=...)`, one of sequences also with `mask=...`."""
 
-from foldax.models.activations import ACTIVATIONS, activation
-from foldax.models.actor_critic import ActorCritic, Opinion, RecurrentActorCritic
-from foldax.models.autoencoder import Autoencoder, Coded, Upsampler
-from foldax.models.cnn import CNN
-from foldax.models.continuous import Actor, GaussianActor, TwinCritic
-from foldax.models.convolution import convolution
-from foldax.models.denoisers import DiT, UNet
-from foldax.models.fcn import FCN
-from foldax.models.generate import generate, sample
-from foldax.models.initializers import INITIALIZERS, initializer
-from foldax.models.layers import Conv, ConvTranspose, Dropout, normalization, pool, repeat
-from foldax.models.masked import Masked, MaskedAutoencoder, patched, unpatched
-from foldax.models.mlp import MLP
-from foldax.models.nature import NatureCNN
-from foldax.models.neighbours import Neighbours
-from foldax.models.patches import Patched
-from foldax.models.projected import Projected, Represented
-from foldax.models.q_network import NoisyDense, QNetwork
-from foldax.models.recurrent import Recurrent
-from foldax.models.resnet import ResNet
-from foldax.models.sequences import check_tokens, pool_sequence
-from foldax.models.spectral import SpectralNorm
-from foldax.models.transformer import Transformer
-from foldax.models.vit import MLPMixer, ViT
+from foldax.models.generation import generate, sample
+from foldax.models.layers.activations import ACTIVATIONS, activation
+from foldax.models.layers.building_blocks import Conv, ConvTranspose, Dropout, normalization, pool, repeat
+from foldax.models.layers.convolution import convolution
+from foldax.models.layers.initializers import INITIALIZERS, initializer
+from foldax.models.layers.sequences import check_tokens, pool_sequence
+from foldax.models.layers.spectral_norm import SpectralNorm
+from foldax.models.networks.actor_critic import ActorCritic, Opinion, RecurrentActorCritic
+from foldax.models.networks.autoencoder import Autoencoder, Coded, Upsampler
+from foldax.models.networks.cnn import CNN
+from foldax.models.networks.continuous_control import Actor, GaussianActor, TwinCritic
+from foldax.models.networks.denoisers import DiT, UNet
+from foldax.models.networks.fcn import FCN
+from foldax.models.networks.local_autoregressive import Neighbours
+from foldax.models.networks.masked_autoencoder import Masked, MaskedAutoencoder, patched, unpatched
+from foldax.models.networks.mlp import MLP
+from foldax.models.networks.nature_cnn import NatureCNN
+from foldax.models.networks.patch_network import Patched
+from foldax.models.networks.projection import Projected, Represented
+from foldax.models.networks.q_network import NoisyDense, QNetwork
+from foldax.models.networks.recurrent import Recurrent
+from foldax.models.networks.resnet import ResNet
+from foldax.models.networks.transformer import Transformer
+from foldax.models.networks.vit import MLPMixer, ViT
 
 __all__ = [
     "ACTIVATIONS",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from foldax.errors import ConfigError
-from foldax.paths import check_patterns, matches, name_of
+from foldax.parameter_paths import check_patterns, matches, name_of
 
 FROZEN = "frozen"
 Leaves = Mapping[str, Any]  # by path; what is frozen elsewhere has a path and no array

@@ -11,10 +11,10 @@ import jax
 import optax
 from optax import contrib
 
-from foldax.config import config
+from foldax.configuration import config
 from foldax.errors import ConfigError
 from foldax.optim import schedules
-from foldax.paths import name_of
+from foldax.parameter_paths import name_of
 
 
 @config

@@ -1,6 +1,9 @@
 """Reinforcement learning's world: environments as pure functions, acting in many of them at once, and returns."""
 
 from foldax.rl import priorities, replay, wrappers
+from foldax.rl.adapters.gymnasium import gymnasium
+from foldax.rl.adapters.gymnax import gymnax
+from foldax.rl.adapters.playground import playground
 from foldax.rl.environment import (
     Actors,
     Box,
@@ -19,11 +22,8 @@ from foldax.rl.environment import (
     evaluated,
     rollout,
 )
-from foldax.rl.gymnasium_worlds import gymnasium
-from foldax.rl.gymnax_worlds import gymnax
-from foldax.rl.host import Host, HostFacts, Stage, World, check_device, check_world, host
-from foldax.rl.memory import remembering
-from foldax.rl.playground_worlds import playground
+from foldax.rl.host_environment import Host, HostFacts, Stage, World, check_device, check_world, host
+from foldax.rl.policy_memory import remembering
 from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
 
 __all__ = [

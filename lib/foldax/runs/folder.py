@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import jax
 
-from foldax.config import config_hash, from_json, to_json
+from foldax.configuration import config_hash, from_json, to_json
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 
@@ -88,13 +88,18 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "sweep.json").is_file()
+
+
 def create(folder: Path, experiment: Experiment, config: Any) -> None:
     """Writes `config.json` and `manifest.json` of a new run.
 
     Raises:
       RunError: the folder holds a run already.
     """
-    if (folder / "sweep.json").exists():
+    if is_sweep(folder):
         raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
     if (folder / "manifest.json").exists():
         owner = read_json(folder / "manifest.json")["experiment"]

@@ -7,14 +7,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from foldax.errors import ConfigError, RunError
+from foldax.engine.loop import Hooks, fit
+from foldax.errors import RunError
 from foldax.experiment import Experiment, experiment_file
-from foldax.runs import folder, starts
-from foldax.runs.members import read_lines
+from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.train import as_json
-from foldax.train.driver import Hooks, fit
-from foldax.train.space import check_space, member_configs, points
+from foldax.runs.transfer import initial_parameters
 
 
 def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
@@ -30,39 +29,11 @@ def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
         raise RunError(f"{path} is not finished; `foldax resume {path}` goes on with it")
     before, made = folder.read_json(path / "result.json"), folder.read_json(path / "manifest.json")
     same_log = config.log_every == folder.read_json(path / "config.json")["log_every"]
-    source = starts.begins(config, facts=made.get("init_from"))
-    return _again(path.name, before, made, experiment, config, same_log, source)
+    source = initial_parameters.begins(config, facts=made.get("init_from"))
+    return run_again(path.name, before, made, experiment, config, same_log, source)
 
 
-def reproduce_member(path: Path, number: int | None) -> bool:
-    """Runs a member of a sweep alone, says what differs from the sweep, and returns whether nothing does.
-
-    Raises:
-      ConfigError: there is no such member.
-      RunError: it is no sweep, or the member is not done.
-    """
-    experiment, config = folder.load(path, "sweep.json")
-    facts = folder.read_json(path / "sweep.json")
-    space = check_space(config, facts["space"])
-    configs = member_configs(config, points(space, facts["samples"], config.seed), facts["seeds"])
-    if number is None or not 0 <= number < len(configs):
-        raise ConfigError(f"--member: {number} is no member of {path}; it has the members 0 to {len(configs) - 1}")
-    done = {line["number"]: line for line in read_lines(path / "members.jsonl")}
-    if number not in done:
-        raise RunError(f"member {number} of {path} is not done; `foldax resume {path}` goes on with the sweep")
-    before = done[number]
-    if before["status"] == "not finite":
-        raise RunError(f"member {number} of {path} became not finite at step {before['steps']}: nothing to compare")
-    if any(group["way"] == "fast" for group in facts.get("groups", [])):
-        print("note: members of a fast sweep agree with lone runs to rounding at first, then drift")
-    before |= {"tested": "last" if before["best_step"] is None else "best", **before["metrics"]}
-    known = {one["path"]: one for one in facts.get("init_from", [])}
-    source = starts.begins(configs[number], facts=known.get(str(Path(configs[number].init_from or "").resolve())))
-    name = f"{path.name}, member {number}"
-    return _again(name, before, facts, experiment, configs[number], same_log=True, source=source)
-
-
-def _again(
+def run_again(
     name: str,
     before: dict[str, Any],
     made: dict[str, Any],
@@ -71,10 +42,11 @@ def _again(
     same_log: bool,
     source: Any,
 ) -> bool:
+    """Runs a config again, prints which results differ from those `before`, and returns whether none does."""
     for note in _changes(made, folder.manifest(experiment, config), experiment):
         print(f"note: {note}")
     with contextlib.closing(Progress(f"{name}, again", config.steps)) as progress:
-        hooks = Hooks(progress=progress.step, initial=starts.starting(source))
+        hooks = Hooks(progress=progress.step, initial=initial_parameters.starting(source))
         after = as_json(fit(experiment, config, hooks))
     same = True
     for key in ["steps", "tested", "best_step", "validation", "test", "state_sha256", *(["train"] if same_log else [])]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from foldax.errors import RunError
-from foldax.runs import folder, plots, tables
+from foldax.plots import common
+from foldax.runs import folder, tables
 from foldax.runs.log import read_log
 
 
@@ -40,6 +41,6 @@ def show(path: Path) -> None:
     console.print(tables.metrics(title, metrics))
     if history:
         (path / "figures").mkdir(exist_ok=True)
-        plots.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
+        common.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
     for figure in sorted((path / "figures").glob("*")):
         print(tables.shown(figure))

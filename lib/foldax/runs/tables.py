@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foldax.train import programs
-from foldax.train.checkpoint import flat
-from foldax.train.run import Run
+from foldax.engine import compiled
+from foldax.engine.checkpoint import flat
+from foldax.engine.state import Run
 
 
 def summary(run: Run) -> Any:
@@ -26,11 +26,11 @@ def summary(run: Run) -> Any:
         table.add_row(shown_name, "x".join(map(str, leaf.shape)) or "scalar", f"{leaf.size:,}")
     if len(leaves) > 24:
         table.add_row(f"... and {len(leaves) - 24} more", "", "")
-    flops = programs.update_flops(run.program, run.arguments["config"], run.arguments["seed"], run.fold, run.block.data)
+    flops = compiled.update_flops(run.program, run.arguments["config"], run.arguments["seed"], run.fold, run.block.data)
     table.add_section()
     table.add_row("parameters", "", f"{sum(leaf.size for leaf in leaves.values()):,}")
     table.add_row("FLOPs of one update", "", f"{flops:,.0f}")
-    table.add_row("bytes of the state", "", f"{programs.state_bytes(state):,}")
+    table.add_row("bytes of the state", "", f"{compiled.state_bytes(state):,}")
     return table
 
 

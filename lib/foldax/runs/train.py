@@ -12,16 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from foldax.config import Interaction
+from foldax.configuration import Interaction
+from foldax.engine import compiled
+from foldax.engine.checkpoint import Checkpoints, state_digest
+from foldax.engine.loop import Hooks, Run, fit, unsaved
+from foldax.engine.result import Result
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
-from foldax.runs import folder, match, starts, tables
+from foldax.runs import folder, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
-from foldax.train import programs
-from foldax.train.checkpoint import Checkpoints, state_digest
-from foldax.train.driver import Hooks, Run, fit, unsaved
-from foldax.train.result import Result
+from foldax.runs.transfer import initial_parameters, matching
 
 
 def train(
@@ -52,13 +53,13 @@ def train(
       The trained state and all that was measured.
 
     Raises:
-      FoldaxError: see `foldax.train.driver.fit`; `Interrupted` after SIGINT or SIGTERM, when all is saved;
+      FoldaxError: see `foldax.engine.loop.fit`; `Interrupted` after SIGINT or SIGTERM, when all is saved;
         `RunError` if the folder is locked, another experiment's, or cannot be written, or if no parameter to start
         from fits the model.
     """
     config = experiment.config() if config is None else config
     facts = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
-    source = starts.begins(config, initial, facts)
+    source = initial_parameters.begins(config, initial, facts)
     if source is not None and not resume:
         source()  # what cannot be read is said before a folder is made
     progress = Progress(experiment_name(experiment), config.steps, verbose)
@@ -139,15 +140,24 @@ def _hooks(
         if verbose:
             _print(tables.summary(run))
 
-    def tell(found: match.Match) -> None:
+    def tell(found: matching.Match) -> None:
         if path is not None:
-            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in match.HOWS})
+            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in matching.HOWS})
         if verbose:
-            match.show(found)
+            matching.show(found)
 
     profile = path / "profile" if path is not None and config.profile else None
     rewind = log.rewind if log is not None else lambda step: []
-    return Hooks(write, progress.step, interrupted, rewind, ready, starts.starting(source, tell), checkpoints, profile)
+    return Hooks(
+        write,
+        progress.step,
+        interrupted,
+        rewind,
+        ready,
+        initial_parameters.starting(source, tell),
+        checkpoints,
+        profile,
+    )
 
 
 @contextlib.contextmanager
@@ -173,11 +183,11 @@ def signals() -> Iterator[Any]:
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
     """Saves the learning curves and what the experiment's `figures` makes: PNGs, and texts as `.txt`."""
-    from foldax.runs import plots
+    from foldax.plots import common
 
-    made: dict[str, Any] = {"learning_curves": plots.learning_curves(result.history)}
+    made: dict[str, Any] = {"learning_curves": common.learning_curves(result.history)}
     if result.experiment.figures is not None:
-        with programs.own_code(result.experiment):
+        with compiled.own_code(result.experiment):
             made |= result.experiment.figures(result)
     files = {name: path / f"{name}.{'txt' if isinstance(figure, str) else 'png'}" for name, figure in made.items()}
     try:

@@ -1,0 +1,1 @@
+"""Uses of a finished run: predict, export, play, cluster."""

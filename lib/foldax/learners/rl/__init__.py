@@ -1,0 +1,1 @@
+"""Reinforcement learning: policy gradients, Q-learning and actor-critic methods."""

@@ -1,0 +1,1 @@
+"""Supervised learning: classification, regression and sequences."""

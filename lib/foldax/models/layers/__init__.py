@@ -1,0 +1,1 @@
+"""Layers and other parts that networks are built from."""

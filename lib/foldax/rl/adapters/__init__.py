@@ -1,0 +1,1 @@
+"""Adapters to libraries of environments, one library a file."""

@@ -1,0 +1,205 @@
+"""Checkpoints: what comes back has the bits that went in, and only whole checkpoints come back."""
+
+import re
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foldax.engine.checkpoint import Checkpoints, flat, from_host, to_host
+from foldax.errors import RunError
+
+
+class State(NamedTuple):
+    params: dict
+    extra: tuple
+    none: None = None
+
+
+def everything(scale: float = 1.0) -> State:
+    """A pytree with a leaf of every kind that a learner may keep."""
+    odd = np.array([np.nan, -0.0, 0.0, np.inf, -np.inf, 1e-45, scale], np.float32)
+    odd_nan = np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32)  # NaNs with other bits
+    return State(
+        params={
+            "dense": {"kernel": jnp.arange(6.0).reshape(2, 3) * scale, "bias": jnp.zeros(0)},
+            "half": jnp.asarray(odd).astype(jnp.bfloat16),
+            "float16": jnp.asarray(odd).astype(jnp.float16),
+            "odd": jnp.asarray(odd),
+            "odd_nan": jax.device_put(odd_nan),
+            "empty": {},
+        },
+        extra=(
+            jnp.int32(-7),
+            jnp.uint32(2**32 - 1),
+            jnp.int8([-128, 127]),
+            jnp.bool_([True, False]),
+            jnp.bool_(True),
+            jnp.float32(3.0),
+            jax.random.key(3),
+            jax.random.split(jax.random.key(4, impl="rbg"), 2),
+            jax.random.PRNGKey(5),
+            (),
+            [],
+        ),
+    )
+
+
+def same_bits(one, other) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+    first, second = to_host(one), to_host(other)
+    assert list(first) == list(second)
+    for name in first:
+        assert first[name].tobytes() == second[name].tobytes(), name
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path / "checkpoints")
+    yield made
+    made.close()
+
+
+def test_leaves_are_named_by_their_path() -> None:
+    names = set(flat(everything()))
+    assert {"params.dense.kernel", "params.half", "extra.0", "extra.7"} <= names
+
+
+def test_from_host_gives_the_tree_back() -> None:
+    same_bits(from_host(to_host(everything()), everything(2.0)), everything())
+
+
+def test_every_bit_comes_back_with_its_type(checkpoints) -> None:
+    checkpoints.save(5, everything(), {"cursor": {"epoch": 1, "names": ["a"], "none": None}})
+    checkpoints.wait()
+    tree, meta = checkpoints.restore(everything(2.0))
+    same_bits(tree, everything())
+    assert meta["step"] == 5
+    assert meta["cursor"] == {"epoch": 1, "names": ["a"], "none": None}
+    key = tree.extra[6]
+    assert jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    np.testing.assert_array_equal(jax.random.bits(key), jax.random.bits(jax.random.key(3)))
+
+
+arrays = st.one_of(
+    st.builds(
+        lambda bits, dtype: np.array(bits, np.uint32).view(dtype),
+        st.lists(st.integers(0, 2**32 - 1), max_size=4),
+        st.sampled_from([np.float32, np.int32, np.uint32, np.float16, jnp.bfloat16, np.uint8]),
+    ),
+    st.booleans().map(np.bool_),
+    st.integers(-(2**31), 2**31 - 1).map(np.int32),
+)
+trees = st.recursive(
+    arrays,
+    lambda inner: (
+        st.dictionaries(st.sampled_from(["a", "b", "with space", "with/slash"]), inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(trees)
+def test_any_pytree_comes_back(tmp_path_factory, tree) -> None:
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
+    try:
+        tree = jax.device_put({"step": np.int32(1), "tree": tree})
+        checkpoints.save(1, tree, {})
+        checkpoints.wait()
+        same_bits(checkpoints.restore(tree)[0], tree)
+    finally:
+        checkpoints.close()
+
+
+def test_the_two_newest_are_kept(checkpoints) -> None:
+    for step in (1, 2, 3, 10):
+        checkpoints.save(step, {"x": jnp.float32(step)}, {})
+    checkpoints.wait()
+    assert sorted(int(path.name) for path in checkpoints.folder.iterdir()) == [3, 10]
+    assert checkpoints.restore({"x": jnp.float32(0)})[0]["x"] == 10.0
+    assert not checkpoints.busy()
+
+
+def test_a_step_is_saved_once(checkpoints) -> None:
+    for value in (1.0, 2.0):
+        checkpoints.save(4, {"x": jnp.float32(value)}, {})
+    checkpoints.wait()
+    assert checkpoints.restore({"x": jnp.float32(0)})[0]["x"] == 1.0
+
+
+def test_nothing_saved_is_nothing_restored(checkpoints) -> None:
+    assert checkpoints.restore({"x": jnp.float32(0)}) is None
+
+
+def test_saving_does_not_change_what_is_saved_later(checkpoints) -> None:
+    state = {"x": np.zeros(3, np.float32)}
+    checkpoints.save(1, jax.device_put(state), {})
+    checkpoints.wait()
+    same_bits(checkpoints.restore(jax.device_put(state))[0], jax.device_put(state))
+
+
+def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
+    state = {"x": jnp.arange(5.0)}
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    folder = checkpoints.folder
+    # What a killed process leaves: the folder under its temporary name, with some of its files.
+    half = folder / "2.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "1", half)
+    shutil.rmtree(half / "meta")
+    again = Checkpoints(folder)
+    try:
+        tree, meta = again.restore(state)
+        assert meta["step"] == 1
+        same_bits(tree, state)
+        again.save(2, {"x": state["x"] + 1}, {})
+        again.wait()
+        assert again.restore(state)[1]["step"] == 2
+    finally:
+        again.close()
+
+
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        ({"x": jnp.zeros(3), "y": jnp.zeros(3)}, "other arrays than this experiment's state .y."),
+        ({"x": jnp.zeros(4)}, r"`x` is float32\(3,\), not float32\(4,\)"),
+        ({"x": jnp.zeros(3, jnp.int32)}, r"`x` is float32\(3,\), not int32\(3,\)"),
+    ],
+)
+def test_a_checkpoint_of_another_state_is_refused_in_words(tmp_path, like, words) -> None:
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path / "c", said.append)
+    try:
+        checkpoints.save(7, {"x": jnp.ones(3)}, {})
+        checkpoints.wait()
+        with pytest.raises(RunError, match=r"none of the checkpoints in .* can be read"):
+            checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+    assert len(said) == 1
+    assert "c/7 " in said[0]
+    assert re.search(words, said[0])
+
+
+def test_a_write_that_fails_names_the_folder_and_what_is_kept(checkpoints, monkeypatch) -> None:
+    checkpoints.save(3, {"x": jnp.ones(3)}, {})
+    checkpoints.wait()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    checkpoints.save(4, {"x": jnp.ones(3)}, {})
+    with pytest.raises(RunError, match=r"cannot write a checkpoint to .*: the disk is full; checkpoints kept: 3"):
+        checkpoints.wait()

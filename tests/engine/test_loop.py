@@ -1,0 +1,230 @@
+"""The driver: what a run gives, whatever the chunks, sources and interruptions."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import foldax
+from foldax.engine import compiled, loop
+from foldax.engine.checkpoint import Checkpoints, to_host
+from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
+
+
+def final(result: foldax.Result) -> dict[str, np.ndarray]:
+    return to_host(result.final)
+
+
+def same(first: foldax.Result, second: foldax.Result) -> None:
+    chex.assert_trees_all_equal(final(first), final(second))
+    assert first.metrics["test"] == second.metrics["test"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> foldax.Result:
+    return foldax.train(tiny, Config(), save=False, verbose=False)
+
+
+@pytest.mark.parametrize("log_every", [1, 5, 12, 100])
+def test_log_every_changes_no_bit(plain: foldax.Result, log_every: int) -> None:
+    same(plain, foldax.train(tiny, Config(log_every=log_every), save=False, verbose=False))
+
+
+def test_log_lines_are_means_over_their_steps(plain: foldax.Result) -> None:
+    each = foldax.train(tiny, Config(log_every=1), save=False, verbose=False)
+    losses = [line["loss"] for line in each.history if line["split"] == "train"]
+    lines = [line for line in plain.history if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    for index, line in enumerate(lines):
+        assert line["loss"] == pytest.approx(np.mean(losses[4 * index : 4 * index + 4]), rel=1e-5)
+
+
+def test_evaluation_is_the_mean_over_every_example_once(plain: foldax.Result) -> None:
+    learner, key = plain.learner, jax.random.key(0)
+    examples = plain.examples("test")
+    values = learner.evaluate(plain.state, {k: np.asarray(v) for k, v in examples.items()}, key)
+    assert len(examples["targets"]) == plain.info.num_examples["test"] == 32
+    assert plain.metrics["test"]["loss"] == pytest.approx(float(np.mean(values["loss"])), rel=1e-5)
+
+
+def test_step_dispatch_agrees_with_the_loop(plain: foldax.Result) -> None:
+    stepwise = foldax.train(tiny, Config(dispatch="step"), save=False, verbose=False)
+    chex.assert_trees_all_close(final(plain), final(stepwise), rtol=1e-4, atol=1e-5)
+
+
+def test_two_devices_agree_with_one(plain: foldax.Result) -> None:
+    shared = foldax.train(tiny, Config(devices=2), save=False, verbose=False)
+    chex.assert_trees_all_close(final(plain), final(shared), rtol=1e-3, atol=1e-4)
+
+
+def test_a_new_rate_seed_or_log_period_compiles_nothing(plain: foldax.Result) -> None:
+    before = dict(compiled.traces)
+    other = Config(seed=3, learning_rate=0.5, dropout=0, log_every=7, checkpoint_every=3, evaluate_every=5, patience=9)
+    foldax.train(tiny, other, save=False, verbose=False)
+    assert compiled.traces == before
+
+
+def scripted(losses: list[float]) -> foldax.Experiment:
+    """Evaluations go through `losses`, one per update; the state is the number of updates."""
+    table = np.asarray(losses, np.float32)
+
+    def learner(config: Config, info: None) -> foldax.Learner:
+        return foldax.Learner(
+            init=lambda key, examples: np.int32(0) + jax.numpy.int32(0),
+            update=lambda state, batch, key: (state + 1, {"loss": jax.numpy.float32(0)}),
+            evaluate=lambda state, batch, key: {"loss": jax.numpy.asarray(table)[state][None]},
+        )
+
+    return foldax.Experiment(Config, learner, name="scripted")
+
+
+def test_early_stopping_waits_and_restores_the_best() -> None:
+    experiment = scripted([9, 5, 3, 4, 4, 4, 1, 1, 1, 1, 1, 1, 1])
+    config = Config(steps=12, evaluate_every=1, log_every=100, patience=3)
+    result = foldax.train(experiment, config, save=False, verbose=False)
+    assert (result.status, result.step, result.best_step) == ("stopped early", 5, 2)
+    assert (int(result.state), int(result.final)) == (2, 5)
+    assert result.metrics["validation"]["loss"] == 3
+    assert [line["step"] for line in result.history if line["split"] == "validation"] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
+def test_mode_and_keep(mode: str, best: int) -> None:
+    experiment = scripted([0, 5, 3, 4, 6, 5])
+    config = Config(steps=5, evaluate_every=1, mode=mode)
+    assert foldax.train(experiment, config, save=False, verbose=False).best_step == best
+    last = foldax.train(experiment, dataclasses.replace(config, keep="last"), save=False, verbose=False)
+    assert last.best_step is None
+    assert int(last.state) == 5
+
+
+def test_a_nan_evaluation_is_never_the_best() -> None:
+    result = foldax.train(
+        scripted([0, np.nan, 3, np.nan, 4, 5]), Config(steps=5, evaluate_every=1), save=False, verbose=False
+    )
+    assert result.best_step == 2
+
+
+def test_absent_averages_are_absent() -> None:
+    def learner(config: Config, info: None) -> foldax.Learner:
+        def update(state: jax.Array, batch: None, key: jax.Array) -> tuple[jax.Array, dict]:
+            finished = (state % 6 == 5).astype(np.float32)
+            return state + 1, {"return": foldax.Average(10.0 * finished, finished)}
+
+        return foldax.Learner(
+            lambda key, examples: jax.numpy.int32(0), update, lambda s, b, k: {"loss": jax.numpy.zeros(1)}
+        )
+
+    result = foldax.train(foldax.Experiment(Config, learner, name="absent"), Config(), save=False, verbose=False)
+    lines = [{k: v for k, v in line.items() if k != "split"} for line in result.history if line["split"] == "train"]
+    assert lines == [{"step": 4}, {"step": 8, "return": 10.0}, {"step": 12, "return": 10.0}]
+
+
+@pytest.mark.parametrize("source", ["device", "stream"])
+@pytest.mark.parametrize("stop", [1, 5, 7])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str, stop: int) -> None:
+    experiment = tiny._replace(dataset=lambda config: tiny_dataset(config, source), name="tiny")
+    config = Config(steps=30, evaluate_every=10, log_every=5)
+    whole = loop.fit(experiment, config)
+    seen = []
+    checkpoints = Checkpoints(tmp_path)
+    hooks = loop.Hooks(
+        progress=seen.append, interrupted=lambda: bool(seen) and max(seen) >= stop, checkpoints=checkpoints
+    )
+    first = loop.fit(experiment, config, hooks)
+    assert first.status == "interrupted"
+    assert first.step < config.steps
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    second = loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints))
+    checkpoints.close()
+    assert second.status == "finished"
+    same(whole, second)
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = Config(steps=24, checkpoint_every=5)
+    whole = foldax.train(tiny, config, run_dir=tmp_path / "whole", verbose=False)
+
+    def stop_late(result: foldax.Result) -> dict:
+        raise KeyboardInterrupt
+
+    interrupted = tiny._replace(figures=stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        foldax.train(interrupted, config, run_dir=tmp_path / "cut", verbose=False)
+    resumed = foldax.train(tiny, config, run_dir=tmp_path / "cut", resume=True, verbose=False)
+    same(whole, resumed)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut")]
+    for key in ("state_sha256", "train", "validation", "test", "steps", "best_step"):
+        assert results[0][key] == results[1][key]
+
+
+def test_a_profile_is_one_that_tensorboard_opens(tmp_path: Path) -> None:
+    foldax.train(tiny, Config(steps=40, log_every=2, profile=True), run_dir=tmp_path / "run", verbose=False)
+    traces = list((tmp_path / "run" / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
+    assert len(traces) == 1
+    profile = jax.profiler.ProfileData.from_file(str(traces[0]))
+    assert any("CPU" in plane.name for plane in profile.planes)
+
+
+def test_predict_gives_the_logits_of_evaluate(plain: foldax.Result) -> None:
+    inputs = plain.examples("test")["inputs"]
+    values = plain.learner.evaluate(plain.state, plain.examples("test"), jax.random.key(0))
+    np.testing.assert_allclose(plain.predict(inputs), values["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_summarize_gets_every_example_in_order_and_can_be_monitored() -> None:
+    seen = []
+
+    def summarize(values: dict[str, np.ndarray]) -> dict[str, float]:
+        seen.append(values)
+        return {"score": float(len(seen))}
+
+    experiment = tiny._replace(summarize=summarize)
+    config = Config(monitor="score", mode="max")
+    dataset = tiny_dataset(config)
+    result = foldax.train(experiment, config, dataset=dataset, save=False, verbose=False)
+    assert result.best_step == 12
+    np.testing.assert_array_equal(seen[-1]["targets"], result.examples("test")["targets"])
+    assert seen[0]["logits"].shape == (32, 2)
+
+
+def test_a_learner_that_ignores_info_can_be_rebuilt() -> None:
+    assert isinstance(tiny_learner(Config(), tiny_dataset(Config()).info), foldax.Learner)
+
+
+def learner_with(update) -> foldax.Experiment:
+    def init(key, examples):
+        return {"count": jax.numpy.int32(0)}
+
+    return foldax.Experiment(Config, lambda config, info: foldax.Learner(init, update, init), name="wrong")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        (learner_with(lambda s, b, k: s), r"must return \(state, metrics\)"),
+        (learner_with(lambda s, b, k: ({**s, "more": s["count"]}, {})), r"\['more'\] was nothing, and became int32"),
+        (learner_with(lambda s, b, k: ({"count": s["count"] + 0.5}, {})), r"was int32\[\], and became float32\[\]"),
+        (learner_with(lambda s, b, k: (s, {"loss": jax.numpy.zeros(3)})), "scalars or Averages as metrics; 'loss'"),
+        (tiny._replace(dataset=lambda config: {"inputs": 1}), "`dataset` returned dict"),
+        (tiny._replace(learner=lambda config, info: None), "`learner` returned NoneType"),
+    ],
+)
+def test_broken_promises_are_named(experiment: foldax.Experiment, message: str) -> None:
+    with pytest.raises(foldax.FoldaxError, match=message):
+        foldax.train(experiment, Config(), save=False, verbose=False)
+
+
+def test_a_config_field_without_a_type_is_refused() -> None:
+    with pytest.raises(foldax.FoldaxError, match=r"learning_rate: float = 0\.1"):
+
+        @foldax.config
+        class Forgotten(foldax.Training):
+            learning_rate = 0.1

@@ -1,0 +1,312 @@
+"""Sweeps on workers elsewhere: a real local Ray and submitit's local jobs, with workers that are killed."""
+
+import builtins
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from pandas.testing import assert_frame_equal
+
+import foldax
+from foldax.errors import ConfigError, ExperimentError, FoldaxError, Interrupted, RunError
+from foldax.sweeps.launchers import launch
+from foldax.sweeps.launchers.launch import Ray, Slurm
+
+FILE = '''
+"""A line through the origin; where a file `kill` is, a worker kills itself at its seventh evaluation, or all do."""
+import os, signal
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+import foldax
+from foldax import data
+
+HOME = Path("SOMEWHERE")
+
+
+@foldax.config
+class Config(foldax.Training):
+    steps: int = 40
+    log_every: int = foldax.driver(10)
+    evaluate_every: int = foldax.driver(10)
+    checkpoint_every: int | str = foldax.driver(10)
+    learning_rate: float = 0.1
+    width: int = 2
+
+
+def dataset(config):
+    if (HOME / "fail").exists():
+        raise OSError("no such disk")
+    slope = 3.0 if (HOME / "other").exists() and os.getpid() != int((HOME / "other").read_text()) else 2.0
+    inputs = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    return data.from_arrays({"inputs": inputs, "targets": inputs[:, 0] * slope}, batch_size=10)
+
+
+def learner(config, info):
+    def errors(w, batch):
+        return (batch["inputs"][:, 0] * w.sum() - batch["targets"]) ** 2
+
+    def update(w, batch, key):
+        loss, gradient = jax.value_and_grad(lambda w: errors(w, batch).mean())(w)
+        return w - config.learning_rate * (gradient + jax.random.normal(key, w.shape)), {"loss": loss}
+
+    return foldax.Learner(
+        lambda key, examples: jax.random.normal(key, (config.width,)),
+        update,
+        lambda w, batch, key: {"loss": errors(w, batch)},
+    )
+
+
+def summarize(values):
+    calls = HOME / f"{os.getpid()}.calls"
+    with calls.open("a") as file:
+        file.write("x")
+    always, once = HOME / "kill-all", HOME / "kill"
+    if always.exists() or once.exists() and calls.stat().st_size == 7:
+        once.unlink(missing_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"largest": float(values["loss"].max())}
+
+
+experiment = foldax.Experiment(Config, learner, dataset, summarize)
+'''
+SPACE = {"learning_rate": [0.1, 0.01, 1e38], "width": [2, 3]}  # the last rate is not finite
+COUNT = 12  # members, with two seeds
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Any:
+    """A Ray of this machine with room for two workers, shared by the tests."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with launch._forking():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "line.py").write_text(FILE.replace("SOMEWHERE", str(tmp_path)))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> foldax.Sweep:
+    """What every sweep here has to come to."""
+    home = tmp_path_factory.mktemp("whole")
+    (home / "line.py").write_text(FILE.replace("SOMEWHERE", str(home)))
+    return swept(home, save=False)
+
+
+def swept(home: Path, launcher: Any = None, **options: Any) -> foldax.Sweep:
+    experiment = foldax.load_experiment(home / "line.py")
+    return foldax.sweep(experiment, SPACE, launcher=launcher, **{"seeds": 2, "verbose": False} | options)
+
+
+def same(first: foldax.Sweep, second: foldax.Sweep) -> None:
+    frames = [one.results.drop(columns="seconds") for one in (first, second)]
+    assert_frame_equal(*frames, check_exact=True)
+    assert_frame_equal(first.curves, second.curves, check_exact=True)
+
+
+def processes(home: Path) -> set[int]:
+    return {int(path.stem) for path in home.glob("*.calls")} - {os.getpid()}
+
+
+def test_ray_workers_give_the_bits_of_this_process_though_one_is_killed(ray_here, home, whole) -> None:
+    (home / "kill").touch()
+    sweep = swept(home, Ray(), sweep_dir=home / "sweep")
+    same(whole, sweep)
+    assert not (home / "kill").exists(), "no worker was killed"
+    assert len(processes(home)) >= 3  # two at a time, and the one in the killed one's place
+    facts = json.loads((home / "sweep" / "sweep.json").read_text())
+    assert (facts["status"], facts["launcher"], facts["launcher_options"]["cpus"]) == ("finished", "ray", 1)
+    assert_frame_equal(pandas.read_parquet(home / "sweep" / "results.parquet"), sweep.results, check_exact=True)
+
+
+def test_ray_workers_that_cannot_see_our_files_get_the_experiment_sent(ray_here, home, whole, monkeypatch) -> None:
+    real = launch.jobs
+    monkeypatch.setattr(
+        launch,
+        "jobs",
+        lambda *given: ({**job, "file": "/nowhere/line.py", "folder": "/nowhere"} for job in real(*given)),
+    )
+    same(whole, swept(home, Ray(), save=False))
+    assert processes(home)
+
+
+def test_fast_members_are_sent_side_by_side(ray_here, home) -> None:
+    sweep = swept(home, Ray(), way="fast", save=False)
+    assert set(sweep.results["status"]) == {"finished", "not finite"}
+    alone = swept(home, way="fast", members_at_once=3, save=False)  # half a group each, as two workers get it
+    same(alone, sweep)
+
+
+def test_optuna_asks_for_batches_that_ray_folds(ray_here, home) -> None:
+    space = {"learning_rate": foldax.Range(1e-3, 1e-1, log=True)}
+    options = dict(search=foldax.Optuna(trials=4, batch=2), save=False, verbose=False)
+    experiment = foldax.load_experiment(home / "line.py")
+    same(foldax.sweep(experiment, space, **options), foldax.sweep(experiment, space, launcher=Ray(), **options))
+    assert processes(home)
+
+
+def test_workers_lost_again_and_again_end_the_sweep_and_lose_nothing(ray_here, home, whole) -> None:
+    (home / "kill-all").touch()
+    with pytest.raises(RunError, match=r"3 workers in turn were lost with the members \d.*; the last: "):
+        swept(home, Ray(), sweep_dir=home / "sweep")
+    (home / "kill-all").unlink()
+    same(whole, swept(home, Ray(), sweep_dir=home / "sweep", resume=True))
+
+
+def test_an_error_of_the_experiment_comes_from_the_worker_without_our_frames(ray_here, home) -> None:
+    experiment = foldax.load_experiment(home / "line.py")
+    data = experiment.dataset(experiment.config())  # loaded here, where there was no such file yet
+    here = experiment._replace(dataset=lambda config: data)
+    (home / "fail").touch()
+    with pytest.raises(ExperimentError, match="no such disk") as caught:
+        foldax.sweep(here, SPACE, launcher=Ray(), save=False, verbose=False)
+    assert "foldax/sweeps" not in str(caught.value)
+
+
+def test_a_worker_with_other_data_is_found_out(ray_here, home) -> None:
+    (home / "other").write_text(str(os.getpid()))
+    with pytest.raises(RunError, match="a worker loaded other data"):
+        swept(home, Ray(), save=False)
+
+
+def test_a_local_ray_is_started_for_the_sweep_and_stopped(home) -> None:
+    """In a process of its own, for this one may have a Ray already; SIGTERM saves, and `foldax resume` goes on."""
+    arguments = ["sweep", "line.py", "--learning-rate", "0.1", "0.01", "1e38", "--width", "2", "3", "--seeds", "2"]
+    arguments += ["--launcher", "ray", "--workers", "2", "--sweep-dir", "sweep", "--steps", "100"]
+    check_stopped_and_resumed(home, arguments)
+
+
+def test_slurm_jobs_are_stopped_and_resumed(home) -> None:
+    arguments = ["sweep", "line.py", "--learning-rate", "0.1", "0.01", "1e38", "--width", "2", "3", "--seeds", "2"]
+    arguments += ["--launcher", "slurm", "--slurm-cluster", "local", "--workers", "2", "--sweep-dir", "sweep"]
+    check_stopped_and_resumed(home, [*arguments, "--steps", "100"])
+
+
+def check_stopped_and_resumed(home: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "foldax.cli"]
+    pipes: dict[str, Any] = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home)
+    running = subprocess.Popen([*command, *arguments], **pipes)
+    until, records = time.monotonic() + 240, home / "sweep" / "members.jsonl"
+    while running.poll() is None and time.monotonic() < until and not (records.exists() and records.stat().st_size):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=240)
+    assert running.returncode == 1, err
+    assert "Traceback" not in err
+    assert "members done; go on with: foldax resume sweep" in err
+    before = records.read_text()
+    resumed = subprocess.run([*command, "resume", "sweep"], timeout=400, check=False, **pipes)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Traceback" not in resumed.stderr
+    assert records.read_text().startswith(before)
+    experiment = foldax.load_experiment(home / "line.py")
+    config = experiment.config(steps=100)
+    whole = foldax.sweep(experiment, SPACE, seeds=2, config=config, save=False, verbose=False)
+    results, curves = (pandas.read_parquet(home / "sweep" / f"{name}.parquet") for name in ("results", "curves"))
+    assert_frame_equal(results.drop(columns="seconds"), whole.results.drop(columns="seconds"), check_exact=True)
+    assert_frame_equal(curves, whole.curves, check_exact=True)
+
+
+def test_slurm_jobs_give_the_bits_of_this_process_though_one_is_killed(home, whole) -> None:
+    (home / "kill").touch()
+    same(whole, swept(home, Slurm(workers=2, cluster="local"), sweep_dir=home / "sweep"))
+    assert not (home / "kill").exists(), "no worker was killed"
+    assert len(processes(home)) == 3
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "said"),
+    [
+        ("ray", {}, "launcher: 'ray' is neither foldax.Ray() nor foldax.Slurm()"),
+        (Ray(workers=0), {}, "launcher: workers is 0; it must be at least 1"),
+        (Ray(cpus=0), {}, "launcher: cpus is 0; it must be at least 1"),
+        (Slurm(gpus=-1), {}, "launcher: gpus is -1; it must be at least 0"),
+        (Slurm(cluster="lsf"), {}, "launcher: cluster 'lsf' is neither 'slurm' nor 'local'"),
+        (Slurm(), {"save": False}, "launcher: Slurm's workers answer through the sweep folder"),
+        (Ray(), {"search": foldax.Halving()}, "launcher: Halving compares members on their way"),
+        (Ray(address="there"), {}, "launcher: the Ray address 'there' is not of the form host:port"),
+        (Ray(address="there:many"), {}, "launcher: the Ray address 'there:many' is not of the form host:port"),
+    ],
+)
+def test_launchers_that_cannot_be(home, monkeypatch, launcher, options, said) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        swept(home, launcher, **{"save": True, "sweep_dir": home / "sweep"} | options)
+    assert str(caught.value).startswith(said)
+
+
+def test_an_experiment_without_a_file_cannot_be_sent(home) -> None:
+    space: dict[str, Any] = {}
+    exec(FILE.replace("SOMEWHERE", str(home)), space)
+    with pytest.raises(ConfigError, match="workers load the experiment from its file, and this one has none"):
+        foldax.sweep(space["experiment"], launcher=Ray(), save=False, verbose=False)
+
+
+def test_a_ray_address_that_does_not_answer(home, monkeypatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for launcher in (Ray(address=address), Ray(address=f"ray://{address}")):
+            with pytest.raises(RunError, match=f"no Ray cluster answers at (ray://)?{address}"):
+                swept(home, launcher, save=False)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(RunError, match="no Ray cluster answers"):
+            swept(home, Ray(), sweep_dir=home / "sweep")
+    assert json.loads((home / "sweep" / "sweep.json").read_text())["status"].startswith("failed: launcher: no Ray")
+
+
+@pytest.mark.parametrize(("launcher", "package"), [(Ray(), "ray"), (Slurm(), "submitit")])
+def test_a_launcher_whose_package_is_missing(home, monkeypatch, launcher, package) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name == package:
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    extra = {"ray": "ray", "submitit": "slurm"}[package]
+    with pytest.raises(FoldaxError, match=rf"is not installed: pip install 'foldax\[{extra}\]'"):
+        swept(home, launcher, sweep_dir=home / "sweep")
+
+
+def test_slurm_where_there_is_none(home, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(home))
+    with pytest.raises(RunError, match=r"cannot submit to Slurm from here: .*srun"):
+        swept(home, Slurm(), sweep_dir=home / "sweep")
+
+
+def test_a_worker_too_large_for_the_cluster(ray_here, home) -> None:
+    with pytest.raises(ConfigError, match="no worker of 3 cpus and 0 gpus fits into"):
+        swept(home, Ray(cpus=3), save=False)
+
+
+def test_an_interruption_says_how_far_it_was(ray_here, home, monkeypatch) -> None:
+    take = launch.take
+
+    def interrupted(event: Any, job: Any, data: Any, watch: Any) -> None:
+        take(event, job, data, watch)
+        if event[0] == "done":
+            watch.interrupted = lambda: True
+
+    monkeypatch.setattr(launch, "take", interrupted)
+    with pytest.raises(Interrupted, match=r"^stopped with \d+ of 12 members done$"):
+        swept(home, Ray(), save=False)

@@ -1,0 +1,181 @@
+"""Statistics of a sweep: numbers by hand, by SciPy and by pandas; what is said while it is unfinished."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from foldax.errors import RunError
+from foldax.runs import folder
+from foldax.sweeps import statistics
+
+SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "hidden": ["[8]", "[8, 8]"], "clip": [None, 1.0]}
+
+
+def results_of(space=SPACE, seeds: int = 3) -> pandas.DataFrame:
+    """Makes a grid's results; what is measured depends on the rate and, a little, on all else."""
+    rng = np.random.RandomState(0)
+    configs = [dict(zip(space, values)) for values in itertools.product(*space.values())]
+    rows = []
+    for member, (config, seed) in enumerate(itertools.product(configs, range(seeds))):
+        loss = 0.2 + abs(np.log10(config.get("learning_rate", 1e-2)) + 2) + 0.01 * rng.rand()
+        measured = {"train/loss": loss - 0.1, "validation/loss": loss, "test/loss": loss, "test/accuracy": 1 - loss / 3}
+        rows.append(
+            {"member": member, "group": 0, **config, "seed": seed, "status": "finished", "steps_done": 40} | measured
+        )
+    return pandas.DataFrame(rows)
+
+
+def write_sweep(path: Path, results: pandas.DataFrame | None, fields=tuple(SPACE), **facts) -> Path:
+    """Writes a sweep folder with these results (none while it runs) and curves that lead to them."""
+    path.mkdir()
+    if results is not None:
+        points = [
+            (row.member, step, split, "loss", row[f"{split}/loss"] + 1 / step)
+            for _, row in results.iterrows()
+            for split, step in itertools.product(("train", "validation"), (10, 20, 40))
+        ]
+        curves = pandas.DataFrame(points, columns=["member", "step", "split", "metric", "value"])
+        results.to_parquet(path / "results.parquet")
+        curves.to_parquet(path / "curves.parquet")
+        measured = {
+            "fields": list(fields), "programs": 2, "member_steps": 40 * len(results), "compile_seconds": 1.0,
+            "member_steps_per_second": 1234.5, "seconds": 9.8, "ended": "2026-01-01T00:01:00+00:00",
+            "groups": [
+                {"structural": {"hidden": hidden, "steps": 40}, "members": len(results) // 2, "way": "exact"}
+                for hidden in ("[8]", "[8, 8]")
+            ],
+        }  # fmt: skip
+    started = {
+        "experiment": "tiny", "file": None, "command": "foldax sweep tiny.py --seeds 3", "search": "grid",
+        "space": {name: SPACE.get(name, []) for name in fields}, "seeds": 3, "monitor": "loss", "mode": "min",
+        "config": {"steps": 40, "keep": "last"}, "python": "3.11.7", "versions": {"jax": "0.10.2", "gone": None},
+        "git": {"commit": "abc123", "dirty": True}, "backend": "cpu", "devices": ["cpu:0"], "data_fingerprint": "f00d",
+        "started": "2026-01-01T00:00:00+00:00", "ended": None, "status": "running",
+    }  # fmt: skip
+    ended = {} if results is None else measured | {"status": "finished"}
+    (path / "sweep.json").write_text(json.dumps(started | ended | facts))
+    return path
+
+
+def test_the_interval_is_the_bca_bootstrap_of_scipy() -> None:
+    values = np.array([0.9, 1.1, 1.3, 2.0, 1.2])
+    expected = stats.bootstrap((values,), np.mean, n_resamples=2_000, method="BCa", rng=np.random.default_rng(0))
+    assert statistics.interval(values) == tuple(expected.confidence_interval)
+
+
+def test_the_interval_where_bca_does_not_exist() -> None:
+    assert np.isnan(statistics.interval(np.array([]))).all()
+    assert np.isnan(statistics.interval(np.array([1.0]))).all()
+    assert statistics.interval(np.full(4, 2.5)) == (2.5, 2.5)
+    assert statistics.interval(np.array([1.0, 1.0 + 1e-16, 1.0])) == (1.0, 1.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=9).map(lambda values: np.array(values) / 8))
+def test_an_interval_lies_within_the_values_and_is_always_the_same(values) -> None:
+    low, high = statistics.interval(values)
+    assert values.min() <= low <= high <= values.max()
+    assert (low, high) == statistics.interval(values)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_summary_has_the_means_of_pandas_best_config_first(mode) -> None:
+    results = results_of()
+    table = statistics.summarize(results, list(SPACE), "validation/loss", mode)
+    expected = results.groupby(list(SPACE), dropna=False)["validation/loss"].mean()
+    assert table.index.names == list(SPACE)
+    pandas.testing.assert_series_equal(table["mean"].sort_index(), expected, check_names=False)
+    assert table["mean"].is_monotonic_increasing if mode == "min" else table["mean"].is_monotonic_decreasing
+    assert (table["n"] == 3).all()
+    assert (table["not_finite"] == 0).all()
+    first = results[(results["learning_rate"] == 1e-3) & (results["hidden"] == "[8]") & (results["clip"] == 1.0)]
+    row = table.loc[(1e-3, "[8]", 1.0)]
+    assert (row["low"], row["high"]) == statistics.interval(first["validation/loss"].to_numpy())
+
+
+def test_members_that_are_not_finite_are_counted_and_left_out() -> None:
+    results = results_of({"learning_rate": [1e-3, 1e-2]})
+    results.loc[0, "status"] = "not finite"  # though its last metric is a number
+    results.loc[1, "validation/loss"] = np.inf
+    results.loc[3:, "validation/loss"] = np.nan
+    results.loc[3:, "status"] = "not finite"
+    table = statistics.summarize(results, ["learning_rate"], "validation/loss")
+    assert list(table.index) == [1e-3, 1e-2]  # nothing finite comes last
+    assert table.loc[1e-3, "mean"] == results.loc[2, "validation/loss"]
+    assert table["n"].tolist() == [1, 0]
+    assert table["not_finite"].tolist() == [2, 3]
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert statistics.notes(results) == ["members not finite, so in no mean: 4"]
+
+
+def test_a_sweep_of_seeds_alone_is_one_config() -> None:
+    table = statistics.summarize(results_of({}, seeds=5), [], "test/loss")
+    assert len(table) == 1
+    assert table["n"].item() == 5
+
+
+def test_a_missing_metric_names_the_nearest() -> None:
+    with pytest.raises(RunError, match=r"no 'validation/los'; did you mean 'validation/loss'\?"):
+        statistics.summarize(results_of(), ["hidden"], "validation/los")
+
+
+def test_configs_are_not_chosen_by_the_test_split() -> None:
+    facts, results = {"monitor": "loss"}, results_of()
+    assert statistics.default_metric(facts, results) == "validation/loss"
+    assert statistics.default_metric(facts, results.assign(**{"validation/loss": np.nan})) == "train/loss"
+    assert statistics.default_metric(facts, results.drop(columns="validation/loss")) == "train/loss"
+    assert statistics.default_metric({"monitor": "reward"}, results) == "validation/loss"
+    assert statistics.default_metric(facts, results[["test/loss", "status"]]) == "test/loss"  # there is nothing else
+    assert statistics.default_metric(facts, results[["status"]]) is None
+    assert statistics.default_metric(facts, None) is None
+
+
+def test_show_prints_facts_groups_and_the_best_configs(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    results = results_of(SPACE | {"dropout": [0.0, 0.5]})
+    results.loc[0, "status"] = "not finite"
+    path = write_sweep(tmp_path / "sweep", results, (*SPACE, "dropout"))
+    assert folder.is_sweep(path)
+    assert not folder.is_sweep(tmp_path)
+    statistics.show(path)
+    shown = capsys.readouterr().out
+    for part in (
+        "tiny  sweep (grid), finished", "foldax sweep tiny.py", "members: 72  configs: 24  seeds: 3  programs: 2",
+        "member-steps/s: 1,234", "[8, 8]", "Best configs by validation/loss (min)", "and 4 more configs",
+        "members not finite, so in no mean: 1", "results.parquet",
+    ):  # fmt: skip
+        assert part in shown, part
+    assert "steps" not in shown.split("Groups")[1].split("Best")[0]  # the groups do not differ in it
+    best = statistics.summarize(results, [*SPACE, "dropout"], "validation/loss").iloc[0]
+    row = next(line for line in shown.splitlines() if line.strip().startswith("0.01 "))
+    assert statistics.digits(best["mean"]) in row
+    assert f"{statistics.digits(best['low'])}..{statistics.digits(best['high'])}" in row
+
+
+def test_show_says_what_there_is_not_yet(tmp_path, capsys) -> None:
+    path = write_sweep(tmp_path / "sweep", None)
+    statistics.show(path)
+    assert "running" in (shown := capsys.readouterr().out)
+    assert "no member is done yet" in shown
+    results = results_of()[:4]
+    results.to_parquet(path / "results.parquet")
+    statistics.show(path)
+    assert "configs: 2" in capsys.readouterr().out
+
+
+def test_what_is_no_sweep_folder_is_said_so(tmp_path) -> None:
+    with pytest.raises(RunError, match="there is no sweep folder"):
+        statistics.read(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="no sweep"):
+        statistics.read(tmp_path)
+    path = write_sweep(tmp_path / "sweep", results_of())
+    (path / "results.parquet").write_bytes(b"half a file")
+    with pytest.raises(RunError, match=r"results.parquet cannot be read"):
+        statistics.read(path)

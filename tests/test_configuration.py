@@ -1,0 +1,375 @@
+"""Configs: which fields are leaves, which are structure, what is refused, and what survives JSON."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foldax
+from foldax.configuration import kinds, parse_every, traced, type_name, with_steps
+from foldax.errors import ConfigError
+
+
+@foldax.config
+class Optimizer:
+    learning_rate: float = 1e-3
+    momentum: float | None = None
+    name: Literal["sgd", "adam"] = "adam"
+
+
+@foldax.config
+class Config(foldax.Training):
+    optimizer: Optimizer = Optimizer()
+    hidden: tuple[int, ...] = (8, 8)
+    betas: tuple[float, float] = (0.9, 0.999)
+    rates: tuple[float, ...] = ()
+    dropout: float = 0.0
+    clip: float | None = None
+    epsilon: float = foldax.structural(1e-8)
+    every: int | str = "epoch"
+    activation: Literal["relu", "tanh"] = "relu"
+    bias: bool = True
+    note: float = foldax.driver(0.0)
+
+
+def names(config) -> set[str]:
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(config)[0]}
+
+
+def test_leaves_are_exactly_the_traced_floats() -> None:
+    expected = {".optimizer.learning_rate", ".betas[0]", ".betas[1]", ".dropout"}
+    assert names(Config()) == expected
+    full = Config(optimizer=Optimizer(momentum=0.9), clip=1.0, rates=(0.1, 0.2))
+    assert names(full) == expected | {".optimizer.momentum", ".clip", ".rates[0]", ".rates[1]"}
+
+
+def test_kinds_of_fields() -> None:
+    found = kinds(Config)
+    assert {name for name, kind in found.items() if kind == "traced"} == {
+        "optimizer", "betas", "rates", "dropout", "clip",
+    }  # fmt: skip
+    assert {found[name] for name in ("seed", "log_every", "note", "patience")} == {"driver"}
+    assert {found[name] for name in ("steps", "hidden", "epsilon", "activation", "bias")} == {"structural"}
+
+
+def test_flattening_and_unflattening_give_the_same_config() -> None:
+    config = Config(clip=2.0, rates=(0.5,))
+    assert jax.tree.map(lambda leaf: leaf, config) == config
+
+
+def test_traced_gives_float32_and_resets_driver_fields() -> None:
+    given = traced(Config(seed=7, log_every=3, note=5.0, dropout=0.25, clip=1, patience=2))
+    leaves = jax.tree.leaves(given)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in leaves)
+    assert (given.seed, given.log_every, given.note, given.patience) == (0, 100, 0.0, None)
+    assert given.epsilon == 1e-8
+    assert isinstance(given.epsilon, float)
+    np.testing.assert_array_equal(given.dropout, np.float32(0.25))
+    again = traced(given)  # a nested config of arrays is taken as it is
+    np.testing.assert_array_equal(again.optimizer.learning_rate, np.float32(1e-3))
+
+
+def test_a_misspelt_name_is_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Config.activation: expected 'relu' or 'tanh'.*did you mean 'relu'"):
+        Config(activation="rellu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.5},
+        {"optimizer": Optimizer(learning_rate=1.0)},
+        {"betas": (0.5, 0.5)},
+        {"dropout": jnp.float32(0.5)},
+        {"dropout": np.float64(0.5)},
+        {"dropout": 1},
+        {"seed": 3},
+        {"log_every": 7, "evaluate_every": 1, "checkpoint_every": 5, "monitor": "accuracy", "mode": "max"},
+        {"patience": 4, "keep": "last", "dispatch": "step", "profile": True, "note": 1.0},
+    ],
+)
+def test_traced_and_driver_fields_keep_the_treedef(changes: dict) -> None:
+    before, after = traced(Config()), traced(Config(**changes))
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert hash(jax.tree.structure(after)) == hash(jax.tree.structure(before))
+    assert [jax.typeof(leaf) for leaf in jax.tree.leaves(after)] == [jax.typeof(x) for x in jax.tree.leaves(before)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 5},
+        {"hidden": (8,)},
+        {"epsilon": 1e-7},
+        {"bias": False},
+        {"activation": "tanh"},
+        {"optimizer": Optimizer(name="sgd")},
+        {"clip": 1.0},
+        {"rates": (0.1,)},
+    ],
+)
+def test_structural_fields_change_the_treedef(changes: dict) -> None:
+    assert jax.tree.structure(traced(Config(**changes))) != jax.tree.structure(traced(Config()))
+
+
+def test_a_traced_value_compiles_nothing_new() -> None:
+    calls = []
+
+    @jax.jit
+    def function(config):
+        calls.append(config)
+        return config.dropout * config.optimizer.learning_rate
+
+    for dropout, seed in ((0.1, 0), (0.2, 1), (1, 2)):
+        function(traced(Config(dropout=dropout, seed=seed)))
+    assert len(calls) == 1
+
+
+def test_numbers_in_float_fields() -> None:
+    for value in (1, np.int64(1), np.float32(1), 1.0):
+        made = Config(dropout=value).dropout
+        assert made == 1.0
+        assert type(made) is float
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().steps = 3
+    assert dataclasses.replace(Config(), steps=3).steps == 3
+
+
+REFUSED = [
+    ({"dropout": True}, ["Config.dropout", "float", "True (bool)"]),
+    ({"dropout": "0.1"}, ["Config.dropout", "float", "'0.1' (str)"]),
+    ({"dropout": None}, ["Config.dropout", "float", "None"]),
+    ({"clip": "x"}, ["Config.clip", "float | None", "'x'"]),
+    ({"steps": 10.0}, ["Config.steps", "int", "10.0 (float)"]),
+    ({"steps": True}, ["Config.steps", "int", "True"]),
+    ({"steps": 0}, ["Config.steps", "0", "at least 1"]),
+    ({"steps": -5}, ["Config.steps", "-5", "at least 1"]),
+    ({"seed": -1}, ["Config.seed", "-1", "at least 0"]),
+    ({"seed": 2**32}, ["Config.seed", "2**32"]),
+    ({"log_every": 0}, ["Config.log_every", "0", "at least 1"]),
+    ({"evaluate_every": -1}, ["Config.evaluate_every", "-1", "at least 0"]),
+    ({"patience": 0}, ["Config.patience", "at least 1"]),
+    ({"devices": 0}, ["Config.devices", "at least 1"]),
+    ({"checkpoint_every": "soon"}, ["checkpoint_every", "'soon'", "'30s'"]),
+    ({"checkpoint_every": -3}, ["Config.checkpoint_every", "-3", "negative"]),
+    ({"checkpoint_every": "-3s"}, ["Config.checkpoint_every", "-3s"]),
+    ({"checkpoint_every": "nans"}, ["checkpoint_every", "nans"]),
+    ({"checkpoint_every": ""}, ["checkpoint_every", "''"]),
+    ({"hidden": {8}}, ["Config.hidden", "tuple[int, ...]", "{8} (set)"]),
+    ({"hidden": 8}, ["Config.hidden", "tuple[int, ...]", "8 (int)"]),
+    ({"hidden": (8, 2.5)}, ["Config.hidden[1]", "int", "2.5"]),
+    ({"betas": (0.9,)}, ["Config.betas", "2 values", "1"]),
+    ({"betas": (0.9, False)}, ["Config.betas[1]", "float", "False"]),
+    ({"every": 1.5}, ["Config.every", "int | str", "1.5"]),
+    ({"activation": "rleu"}, ["Config.activation", "'relu' or 'tanh'", "'rleu'"]),
+    ({"mode": "maximum"}, ["Config.mode", "'min' or 'max'", "'maximum'"]),
+    ({"bias": 1}, ["Config.bias", "bool", "1"]),
+    ({"optimizer": 1.0}, ["Config.optimizer", "Optimizer", "1.0 (float)"]),
+    ({"optimizer": {"learning_rat": 1.0}}, ["'learning_rat'", "did you mean 'learning_rate'?"]),
+    ({"learning_rat": 1.0}, ["Config", "'learning_rat'", "fields: "]),
+    ({"droput": 0.1}, ["'droput'", "did you mean 'dropout'?"]),
+    ({"step": 10}, ["'step'", "did you mean 'steps'?"]),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), REFUSED, ids=[str(values)[:40] for values, _ in REFUSED])
+def test_what_is_wrong_is_refused_in_words(values: dict, said: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(**values)
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in said:
+        assert words in message
+
+
+def test_config_errors_are_value_errors() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        foldax.Training(steps=0)
+
+
+def test_each_allowed_form_is_taken() -> None:
+    assert Config(every=3).every == 3
+    assert Config(every="step").every == "step"
+    assert Config(clip=None).clip is None
+    assert Config(clip=1).clip == 1.0
+    assert Config(hidden=()).hidden == ()
+    assert Config(hidden=[8, 8]) == Config(hidden=(8, 8))
+    assert Config(optimizer={"learning_rate": 1.0}).optimizer == Optimizer(learning_rate=1.0)
+    assert Config(patience=None, evaluate_every=0, checkpoint_every=0).evaluate_every == 0
+
+
+def test_times_and_steps_between_checkpoints() -> None:
+    never = float("inf")
+    assert [parse_every(x) for x in (0, 500, "500", "30s", "1.5m", "2h")] == [
+        (0, never), (500, never), (500, never), (0, 30.0), (0, 90.0), (0, 7200.0),
+    ]  # fmt: skip
+
+
+def test_a_child_has_its_own_checks_and_its_parents() -> None:
+    @foldax.config
+    class Child(Config):
+        warmup: int = 0
+
+        def __post_init__(self) -> None:
+            if self.warmup > self.steps:
+                raise ConfigError(f"Child.warmup: {self.warmup} exceeds steps, {self.steps}")
+
+    assert Child(warmup=3, dropout=1).dropout == 1.0
+    assert names(Child()) == names(Config())
+    with pytest.raises(ConfigError, match=r"Child\.warmup: 11 exceeds"):
+        Child(warmup=11, steps=10)
+    with pytest.raises(ConfigError, match=r"Child\.steps: 0 is too small"):
+        Child(steps=0)
+    with pytest.raises(ConfigError, match=r"Child\.dropout: expected float"):
+        Child(dropout="x")
+
+
+def test_a_child_that_calls_super_is_checked_as_well() -> None:
+    @foldax.config
+    class Child(foldax.Training):
+        warmup: int = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+
+    with pytest.raises(ConfigError, match=r"Child\.log_every: 0 is too small"):
+        Child(log_every=0)
+
+
+def test_a_child_may_change_a_default() -> None:
+    @foldax.config
+    class Child(Config):
+        steps: int = 5
+        dropout: float = 0.5
+        log_every: int = foldax.driver(2)
+
+    assert (Child().steps, Child().dropout, traced(Child(log_every=9)).log_every) == (5, 0.5, 2)
+
+
+def test_a_list_is_refused_even_where_the_annotation_allows_it() -> None:
+    @foldax.config
+    class Lists(foldax.Training):
+        hidden: list[int] = foldax.driver(None)
+
+    with pytest.raises(ConfigError, match=r"Lists.hidden: .*use a tuple"):
+        Lists(hidden=[8, 8])
+
+
+def test_names_of_types_are_as_people_write_them() -> None:
+    assert type_name(int | None) == "int | None"
+    assert type_name(tuple[float, ...]) == "tuple[float, ...]"
+    assert type_name(Literal["a", "b"]) == "'a' or 'b'"
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+optimizers = st.builds(
+    Optimizer, learning_rate=finite, momentum=st.none() | finite, name=st.sampled_from(["sgd", "adam"])
+)
+configs = st.builds(
+    Config,
+    optimizer=optimizers,
+    steps=st.integers(1, 2**31),
+    seed=st.integers(0, 2**32 - 1),
+    hidden=st.lists(st.integers()).map(tuple),
+    betas=st.tuples(finite, finite),
+    rates=st.lists(finite).map(tuple),
+    clip=st.none() | finite,
+    every=st.integers() | st.text(),
+    activation=st.sampled_from(["relu", "tanh"]),
+    bias=st.booleans(),
+    patience=st.none() | st.integers(1, 9),
+)
+
+
+@given(configs)
+def test_json_gives_an_equal_config_back(config: Config) -> None:
+    text = json.dumps(foldax.to_json(config))
+    again = foldax.from_json(Config, json.loads(text))
+    assert again == config
+    assert foldax.config_hash(again) == foldax.config_hash(config)
+
+
+@given(configs, configs)
+def test_the_hash_tells_configs_apart(one: Config, other: Config) -> None:
+    same = repr(foldax.to_json(one)) == repr(foldax.to_json(other))  # 0.0 and -0.0 are two values
+    assert (foldax.config_hash(one) == foldax.config_hash(other)) == same
+
+
+def test_the_hash_names_the_class() -> None:
+    @foldax.config
+    class Same(Config):
+        pass
+
+    assert foldax.config_hash(Same()) != foldax.config_hash(Config())
+
+
+def test_json_of_an_older_version_takes_defaults_and_unknown_fields_are_refused() -> None:
+    assert foldax.from_json(Config, {"steps": 3}) == Config(steps=3)
+    with pytest.raises(ConfigError, match="did you mean 'hidden'"):
+        foldax.from_json(Config, {"hiden": [1]})
+    with pytest.raises(ConfigError, match="expected an object of fields"):
+        foldax.from_json(Config, [1])
+    with pytest.raises(ConfigError, match=r"Config\.betas: expected 2 values, got 3"):
+        foldax.from_json(Config, {"betas": [1.0, 2.0, 3.0]})
+    with pytest.raises(ConfigError, match=r"Optimizer has no field 'learningrate'; did you mean 'learning_rate'"):
+        foldax.from_json(Config, {"optimizer": {"learningrate": 1.0}})
+
+
+HASH = """
+import foldax
+@foldax.config
+class Config(foldax.Training):
+    hidden: tuple[int, ...] = (8, 8)
+    rate: float = 0.1
+    name: str = "a"
+print(hash("a"), foldax.config_hash(Config()))
+"""
+
+
+def test_the_hash_is_the_same_in_every_process() -> None:
+    lines = [
+        subprocess.run(
+            [sys.executable, "-c", HASH],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for seed in ("1", "2")
+    ]
+    assert lines[0][0] != lines[1][0]  # Python's own hash differs
+    assert lines[0][1] == lines[1][1]
+
+
+@foldax.config
+class Acting(foldax.Interaction):
+    environment_steps: int = 1_000
+    start_steps: int = 100
+    num_envs: int = 3
+    rollout_steps: int = 10
+
+
+def test_steps_of_an_agent_follow_from_the_environments() -> None:
+    assert Acting().steps == 30
+    assert Acting(environment_steps=190).steps == 3
+    assert dataclasses.replace(Acting(), num_envs=9).steps == 10
+    assert Acting().acted(30) == 1_000
+    assert with_steps(Acting(), 7).steps == 7
+    assert with_steps(Config(), 7).steps == 7
+    with pytest.raises(ConfigError, match="environment_steps: 120 is too small; an update takes 3 x 10, after 100"):
+        Acting(environment_steps=120)
+    with pytest.raises(ConfigError, match="Acting has no field 'steps'"):
+        Acting(steps=3)
+    assert foldax.from_json(Acting, foldax.to_json(Acting(environment_steps=500))).steps == 13
