@@ -13,7 +13,7 @@ from foldax.configuration import Interaction, Training, config, config_hash, dri
 from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
-from foldax.learner import Acts, Average, Learner
+from foldax.learner import Acts, Average, Evaluation, Learner
 from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
 from foldax.sweeps.launchers.launch import Ray, Slurm
 from foldax.sweeps.populations import PBT, Halving
@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Acts",
     "Average",
+    "Evaluation",
     "Experiment",
     "FoldaxError",
     "Halving",

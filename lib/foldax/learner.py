@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 
-State = Any  # any pytree of arrays
-Batch = Any  # any pytree of arrays with a leading axis [B, ...]; None where there is no dataset
-Key = jax.Array
+State: TypeAlias = chex.ArrayTree  # what `update` changes
+Params: TypeAlias = chex.ArrayTree  # Flax's "params" collection
+Batch: TypeAlias = chex.ArrayTree  # arrays with a leading axis [B, ...]; None where there is no dataset
+Key: TypeAlias = chex.PRNGKey
+Metrics: TypeAlias = "dict[str, jax.Array | Average]"  # of `update`: scalars, or `Average`s
+
+
+class Model(Protocol):
+    """A network as a pair of pure functions; every Flax Linen module is one.
+
+    `init(rngs, *inputs, **options)` returns the variables, `{"params": ..., ...}`; `apply(variables, *inputs,
+    **options)` returns the outputs, and with `mutable=[...]` also the changed variables.
+    """
+
+    def init(self, rngs: Any, *args: Any, **options: Any) -> Any:
+        """Returns the initial variables."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+        """Returns the outputs."""
+        ...
 
 
 class Average(NamedTuple):
@@ -21,6 +40,18 @@ class Average(NamedTuple):
 
     total: jax.Array
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+
+
+class Evaluation(NamedTuple):
+    """Results of `Learner.evaluate` for one batch.
+
+    Attributes:
+      metrics: values per example `[B]`, or `Average`s `[B]`, by name; reported as means over all examples of a split.
+      outputs: arrays `[B, ...]` by name, kept per example for `Experiment.summarize` and `Experiment.figures`.
+    """
+
+    metrics: dict[str, jax.Array | Average]
+    outputs: dict[str, jax.Array] = {}  # noqa: RUF012  # a NamedTuple's default; nobody writes to it
 
 
 class Acts(NamedTuple):
