@@ -1,24 +1,9 @@
-"""Shared by all tests: strict JAX settings, one compilation cache, one data cache, tiny experiments."""
+"""Fixtures of all tests: tiny experiments; the settings are those of the `conftest.py` above."""
 
 import dataclasses
 import importlib.util
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
-os.environ.setdefault("FOLDAX_CACHE", str(CACHE / "data"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-for library in ("OMP", "OPENBLAS"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # the tests share the cores among themselves
-
-import jax
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
+from typing import Any
 
 import numpy as np
 import optax
@@ -27,7 +12,7 @@ import pytest
 import foldax
 from foldax import data, learners, models
 from foldax.configuration import with_steps
-from foldax.engine import compiled
+from foldax.field_values import is_config
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
@@ -78,7 +63,6 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     # The rate falls to 0 in so many steps; a contrastive loss, which depends on views, needs more of them to fall.
     steps = 80 if path.stem == "contrastive_digits" else 12
     config = experiment.config()
-    fields = {field.name for field in dataclasses.fields(config)}
     small = {
         "batch_size": 16,
         "hidden": (8, 8) if path.stem == "dqn_mountain_car" else (8,),
@@ -86,41 +70,51 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         "dense": 8,
         "width": 8,
     }
-    small |= {"blocks": 1, "depth": 20 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory": 64}
-    small |= {"samples": 2, "sampling_steps": 3, "evaluation_times": 2, "compared": 20}
+    small |= {"blocks": 1, "depth": 20 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory_size": 64}
+    small |= {
+        "samples_per_example": 2,
+        "num_samples": 2,
+        "num_inference_steps": 3,
+        "num_evaluation_times": 2,
+        "comparison_examples": 20,
+    }
     small |= {"evaluation_episodes": 2, "evaluation_steps": 50, "size": 42}
-    # Agents: few copies, and a memory that is full before the steps are over.
-    small |= {"num_envs": 4, "rollout_steps": 4, "epochs": 2, "minibatches": 2, "capacity": 160}
-    small |= {"start_steps": 32 if getattr(config, "start_steps", 0) else 0}
-    small = {k: v for k, v in small.items() if k in fields and isinstance(getattr(config, k), type(v))}
-    config = with_steps(dataclasses.replace(config, **small), steps)
+    # Agents: few environments, and a replay buffer that is full before the steps are over.
+    small |= {"num_envs": 4, "rollout_steps": 4, "num_epochs": 2, "num_minibatches": 2, "capacity": 160}
+    small |= {"learning_starts": 32 if getattr(config, "learning_starts", 0) else 0}
+    config = with_steps(_with_values(config, small), steps)
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-4))
     return experiment, config
 
 
-@pytest.fixture(autouse=True)
-def room_for_programs() -> Iterator[None]:
-    """Drops the programs of earlier tests, also of those that use no driver, before XLA runs out of mappings."""
-    yield
-    compiled.make_room()
+def _with_values(config: Any, values: dict[str, Any]) -> Any:
+    """Sets the fields of these names, in nested configs too, where they have values of the same type."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if is_config(value):
+            changes[field.name] = _with_values(value, values)
+        elif field.name in values and isinstance(value, type(values[field.name])):
+            changes[field.name] = values[field.name]
+    return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture
 def experiment() -> foldax.Experiment:
-    """A classifier that trains in no time; `experiment.config` has few steps."""
+    """A tiny classifier, whose config has few steps."""
     return tiny
 
 
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Path:
-    """The same experiment as a file of its own, for the command line."""
+    """The same classifier as an experiment file, for the command line."""
     return write_tiny_file(tmp_path)
 
 
 def write_tiny_file(folder: Path) -> Path:
-    """Writes it to a folder."""
+    """Writes the file to a folder."""
     path = folder / "tiny_file.py"
     path.write_text(
         '"""A tiny experiment."""\n'

@@ -13,7 +13,7 @@ from foldax import cli
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("list", "run", "resume", "reproduce", "show", "check", "new")
 
-NESTED = '''"""A line with everything that a config may hold.
+NESTED = '''"""A line with every kind of config field.
 
 More about it.
 """
@@ -72,7 +72,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def workdir(tmp_path, monkeypatch) -> Path:
     """A working directory with the experiment `line.py`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "line.py").write_text(NESTED)
@@ -94,15 +94,15 @@ def foldax(capsys):
     return run
 
 
-def parsed(here: Path, *arguments: str):
-    experiment = cli.load_experiment(here / "line.py")
+def parsed(workdir: Path, *arguments: str):
+    experiment = cli.load_experiment(workdir / "line.py")
     return cli.parse_config(experiment, arguments), experiment.config
 
 
 # Help
 
 
-def test_without_a_command_all_are_listed(foldax) -> None:
+def test_without_a_command_all_commands_are_listed(foldax) -> None:
     code, out, _ = foldax()
     assert code == 0
     for command in COMMANDS:
@@ -116,15 +116,15 @@ def test_every_command_explains_itself(foldax, command) -> None:
     assert out.startswith(f"usage: foldax {command}")
 
 
-def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(foldax, here) -> None:
+def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(foldax, workdir) -> None:
     code, out, err = foldax("run", "line.py", "--help")
     assert (code, err) == (0, "")
-    said = " ".join(out.split())
-    assert "A line with everything" in said
+    text = " ".join(out.split())
+    assert "A line with every kind" in text
     for part in (
         "--run-dir DIR",
-        "--steps INT Number of updates; one consumes one batch. (default: 6)",
-        "--seed INT Source of all randomness",
+        "--steps INT Number of updates; each consumes one batch. (default: 6)",
+        "--seed INT Seed of all randomness",
         "--patience {None}|INT",
         "--mode {min,max}",
         "--hidden [INT [INT ...]] Widths of the hidden layers. (default: 8)",
@@ -134,7 +134,7 @@ def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(fo
         "--optimizer.learning-rate FLOAT Step size. (default: 0.1)",
         "--optimizer.momentum {None}|FLOAT Of heavy-ball momentum.",
     ):
-        assert part in said
+        assert part in text
 
 
 # Fields
@@ -166,8 +166,8 @@ def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(fo
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_every_kind_of_field_is_reachable(here, arguments, field, value) -> None:
-    config, cls = parsed(here, *arguments)
+def test_every_kind_of_field_has_an_option(workdir, arguments, field, value) -> None:
+    config, cls = parsed(workdir, *arguments)
     assert getattr(config, field) == value
     assert type(getattr(config, field)) is type(value)
     assert {name: v for name, v in vars(config).items() if name != field} == {
@@ -175,14 +175,14 @@ def test_every_kind_of_field_is_reachable(here, arguments, field, value) -> None
     }
 
 
-def test_fields_of_nested_configs(here) -> None:
-    config, _ = parsed(here, "--optimizer.learning-rate", "0.5", "--optimizer.momentum", "0.9")
+def test_fields_of_nested_configs(workdir) -> None:
+    config, _ = parsed(workdir, "--optimizer.learning-rate", "0.5", "--optimizer.momentum", "0.9")
     assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.5, 0.9)
-    config, cls = parsed(here)
+    config, cls = parsed(workdir)
     assert config == cls()
 
 
-def test_a_misspelt_field_of_a_nested_config(foldax, here) -> None:
+def test_a_misspelt_field_of_a_nested_config(foldax, workdir) -> None:
     code, _, err = foldax("run", "line.py", "--optimizer.lerning-rate", "1")
     assert code == 2
     assert "--optimizer.lerning-rate" in err
@@ -192,31 +192,72 @@ def test_a_misspelt_field_of_a_nested_config(foldax, here) -> None:
 # Commands
 
 
-def test_list_names_each_experiment_with_its_first_line(foldax, here) -> None:
-    (here / "sub").mkdir()
-    (here / "sub" / "other.py").write_text('"""Another one."""\nexperiment = 3\n')
-    (here / "sub" / "helper.py").write_text("x = 1\n")
-    (here / "broken.py").write_text("def f(:\n")
-    (here / ".hidden").mkdir()
-    (here / ".hidden" / "old.py").write_text("experiment = 1\n")
+def test_list_names_each_experiment_with_its_first_line(foldax, workdir) -> None:
+    (workdir / "sub").mkdir()
+    (workdir / "sub" / "other.py").write_text('"""Another one."""\nexperiment = 3\n')
+    (workdir / "sub" / "helper.py").write_text("x = 1\n")
+    (workdir / "broken.py").write_text("def f(:\n")
+    (workdir / ".hidden").mkdir()
+    (workdir / ".hidden" / "old.py").write_text("experiment = 1\n")
     code, out, err = foldax("list")
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["line.py  A line with everything that a config may hold.", "sub/other.py  Another one."]
+    assert out.splitlines() == ["line.py  A line with every kind of config field.", "sub/other.py  Another one."]
     assert foldax("list", "sub")[1] == "sub/other.py  Another one.\n"
 
 
-def test_list_finds_annotated_experiments(foldax, here) -> None:
-    (here / "typed.py").write_text('"""Typed."""\nexperiment: object = 3\n')
+def test_list_finds_annotated_experiments(foldax, workdir) -> None:
+    (workdir / "typed.py").write_text('"""Typed."""\nexperiment: object = 3\n')
     assert "typed.py  Typed." in foldax("list")[1]
 
 
-def test_list_of_a_folder_without_experiments_says_what_to_do(foldax, tmp_path) -> None:
+def test_list_of_a_folder_without_experiments_advises_foldax_new(foldax, tmp_path) -> None:
     code, out, err = foldax("list", tmp_path)
     assert (code, out) == (0, "")
     assert "foldax new NAME" in err
 
 
-def test_new_writes_a_file_that_runs_as_written(foldax, here) -> None:
+TINY = ("--batch-size", 16, "--log-every", 1)
+FEW_STEPS = {
+    "supervised": ("--steps", 3, "--hidden", 8, *TINY),
+    "generative": ("--steps", 3, "--hidden", 8, "--latent-size", 2, *TINY),
+    "rl": (
+        "--environment-steps", 64, "--num-envs", 2, "--rollout-steps", 8, "--hidden", 8, "--ppo.evaluation-episodes", 2,
+        "--ppo.evaluation-steps", 20,
+    ),
+    "custom": ("--steps", 3, *TINY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", cli.KINDS)
+def test_every_template_runs_as_written(foldax, workdir, kind) -> None:
+    assert foldax("new", "mine", "--kind", kind)[:2] == (0, "wrote mine.py; try: foldax run mine.py\n")
+    text = Path("mine.py").read_text()
+    assert text.startswith('"""mine: ')
+    assert "FILE" not in text.split('"""')[1]
+    assert "NAME" not in text
+    code, out, err = foldax("run", "mine.py", *FEW_STEPS[kind], "--run-dir", "r")
+    assert code == 0, err
+    assert "mine: finished after" in out
+    assert set(json.loads(Path("r/result.json").read_text())) >= {"train", "test"}
+
+
+@pytest.mark.parametrize("kind", ["supervised", "custom"])
+def test_templates_satisfy_the_laws(foldax, workdir, kind) -> None:
+    assert foldax("new", "mine", "--kind", kind)[0] == 0
+    code, out, err = foldax("check", "mine.py", *FEW_STEPS[kind])
+    assert (code, err) == (0, ""), out
+    assert "BROKEN" not in out
+
+
+def test_an_unknown_kind_of_template_is_bad_usage(foldax, workdir) -> None:
+    code, _, err = foldax("new", "mine", "--kind", "quantum")
+    assert code == 2
+    assert "quantum" in err
+    assert all(kind in err for kind in cli.KINDS)
+    assert not Path("mine.py").exists()
+
+
+def test_new_writes_a_supervised_experiment_by_default(foldax, workdir) -> None:
     code, out, _ = foldax("new", "mine")
     assert code == 0
     assert out == "wrote mine.py; try: foldax run mine.py\n"
@@ -232,7 +273,7 @@ def test_new_writes_a_file_that_runs_as_written(foldax, here) -> None:
     assert (code, err) == (1, "foldax: mine.py exists already; choose another name\n")
 
 
-def test_run_show_resume_and_reproduce(foldax, here) -> None:
+def test_run_show_resume_and_reproduce(foldax, workdir) -> None:
     code, out, err = foldax("run", "line.py", "--seed", 3, "--optimizer.learning-rate", 0.2, "--run-dir", "r")
     assert code == 0
     for part in ("Model", "parameters", "line: finished after 6 steps", "loss", "learning_curves: r/figures", "r\n"):
@@ -270,7 +311,7 @@ def test_run_show_resume_and_reproduce(foldax, here) -> None:
     assert out.endswith("NOT reproduced\n")
 
 
-def test_show_and_reproduce_of_an_unfinished_run(foldax, here) -> None:
+def test_show_and_reproduce_of_an_unfinished_run(foldax, workdir) -> None:
     assert foldax("run", "line.py", "--run-dir", "r")[0] == 0
     Path("r/result.json").unlink()
     code, out, _ = foldax("show", "r")
@@ -283,7 +324,7 @@ def test_show_and_reproduce_of_an_unfinished_run(foldax, here) -> None:
     assert foldax("show", "r")[0] == 0
 
 
-def test_reproduce_says_what_has_changed_since(foldax, here) -> None:
+def test_reproduce_notes_changes_since_the_run(foldax, workdir) -> None:
     assert foldax("run", "line.py", "--run-dir", "r")[0] == 0
     Path("line.py").write_text(NESTED + "\n# changed\n")
     manifest = json.loads(Path("r/manifest.json").read_text())
@@ -295,13 +336,13 @@ def test_reproduce_says_what_has_changed_since(foldax, here) -> None:
     assert "note: line.py has changed since" in out
 
 
-def test_run_without_a_folder_makes_one_under_runs(foldax, here) -> None:
+def test_run_without_a_folder_makes_one_under_runs(foldax, workdir) -> None:
     assert foldax("run", "line.py")[0] == 0
     (run,) = Path("runs/line").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{6}", run.name)
 
 
-def test_check_of_an_experiment_that_keeps_the_laws(foldax, tiny_file) -> None:
+def test_check_of_an_experiment_that_satisfies_the_laws(foldax, tiny_file) -> None:
     code, out, err = foldax("check", tiny_file)
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines() if not line.startswith("note: ")]
@@ -311,7 +352,7 @@ def test_check_of_an_experiment_that_keeps_the_laws(foldax, tiny_file) -> None:
     assert all(words[1:] == ["holds"] for words in lines)
 
 
-def test_check_of_a_broken_experiment_says_which_law_and_why(foldax, here) -> None:
+def test_check_of_a_broken_experiment_says_which_law_and_why(foldax, workdir) -> None:
     Path("wrong.py").write_text(NESTED.replace("w - config.optimizer", "w + config.optimizer"))
     code, out, err = foldax("check", "wrong.py")
     assert (code, err) == (1, "")
@@ -319,7 +360,7 @@ def test_check_of_a_broken_experiment_says_which_law_and_why(foldax, here) -> No
     assert re.search(r"^learning +BROKEN: the loss on one batch went from .* it does not learn", out, re.MULTILINE)
 
 
-def test_a_file_runs_by_itself_and_the_module_starts_quickly(here) -> None:
+def test_a_file_runs_by_itself_and_the_module_starts_quickly(workdir) -> None:
     run = subprocess.run([sys.executable, "line.py", "--steps", "0"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (2, "foldax: Config.steps: 0 is too small; it must be at least 1\n")
 
@@ -331,7 +372,7 @@ def test_starting_the_command_line_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_traceback_only_for_who_asks(foldax, here, monkeypatch) -> None:
+def test_a_traceback_is_printed_on_request(foldax, workdir, monkeypatch) -> None:
     monkeypatch.setenv("FOLDAX_TRACEBACK", "1")
     code, _, err = foldax("run", "line.py", "--steps", "0")
     assert code == 2

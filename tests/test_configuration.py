@@ -1,4 +1,4 @@
-"""Configs: which fields are leaves, which are structure, what is refused, and what survives JSON."""
+"""Configs: traced, structural and driver fields, checks of values, JSON and hashes."""
 
 import dataclasses
 import json
@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foldax
-from foldax.configuration import kinds, parse_every, traced, type_name, with_steps
+from foldax.configuration import field_kinds, parse_interval, traced_config, with_steps
 from foldax.errors import ConfigError
+from foldax.field_values import type_name
 
 
 @foldax.config
@@ -52,13 +53,13 @@ def test_leaves_are_exactly_the_traced_floats() -> None:
     assert names(full) == expected | {".optimizer.momentum", ".clip", ".rates[0]", ".rates[1]"}
 
 
-def test_kinds_of_fields() -> None:
-    found = kinds(Config)
-    assert {name for name, kind in found.items() if kind == "traced"} == {
+def test_fields_are_traced_structural_or_driver_by_their_type_and_declaration() -> None:
+    kinds = field_kinds(Config)
+    assert {name for name, kind in kinds.items() if kind == "traced"} == {
         "optimizer", "betas", "rates", "dropout", "clip",
     }  # fmt: skip
-    assert {found[name] for name in ("seed", "log_every", "note", "patience")} == {"driver"}
-    assert {found[name] for name in ("steps", "hidden", "epsilon", "activation", "bias")} == {"structural"}
+    assert {kinds[name] for name in ("seed", "log_every", "note", "patience")} == {"driver"}
+    assert {kinds[name] for name in ("steps", "hidden", "epsilon", "activation", "bias")} == {"structural"}
 
 
 def test_flattening_and_unflattening_give_the_same_config() -> None:
@@ -66,19 +67,19 @@ def test_flattening_and_unflattening_give_the_same_config() -> None:
     assert jax.tree.map(lambda leaf: leaf, config) == config
 
 
-def test_traced_gives_float32_and_resets_driver_fields() -> None:
-    given = traced(Config(seed=7, log_every=3, note=5.0, dropout=0.25, clip=1, patience=2))
-    leaves = jax.tree.leaves(given)
+def test_traced_config_has_float32_leaves_and_resets_driver_fields() -> None:
+    traced = traced_config(Config(seed=7, log_every=3, note=5.0, dropout=0.25, clip=1, patience=2))
+    leaves = jax.tree.leaves(traced)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in leaves)
-    assert (given.seed, given.log_every, given.note, given.patience) == (0, 100, 0.0, None)
-    assert given.epsilon == 1e-8
-    assert isinstance(given.epsilon, float)
-    np.testing.assert_array_equal(given.dropout, np.float32(0.25))
-    again = traced(given)  # a nested config of arrays is taken as it is
+    assert (traced.seed, traced.log_every, traced.note, traced.patience) == (0, 100, 0.0, None)
+    assert traced.epsilon == 1e-8
+    assert isinstance(traced.epsilon, float)
+    np.testing.assert_array_equal(traced.dropout, np.float32(0.25))
+    again = traced_config(traced)  # a nested config of arrays stays as it is
     np.testing.assert_array_equal(again.optimizer.learning_rate, np.float32(1e-3))
 
 
-def test_a_misspelt_name_is_told_the_nearest() -> None:
+def test_the_nearest_spelling_of_a_value_is_suggested() -> None:
     with pytest.raises(ConfigError, match="Config.activation: expected 'relu' or 'tanh'.*did you mean 'relu'"):
         Config(activation="rellu")
 
@@ -98,7 +99,7 @@ def test_a_misspelt_name_is_told_the_nearest() -> None:
     ],
 )
 def test_traced_and_driver_fields_keep_the_treedef(changes: dict) -> None:
-    before, after = traced(Config()), traced(Config(**changes))
+    before, after = traced_config(Config()), traced_config(Config(**changes))
     assert jax.tree.structure(after) == jax.tree.structure(before)
     assert hash(jax.tree.structure(after)) == hash(jax.tree.structure(before))
     assert [jax.typeof(leaf) for leaf in jax.tree.leaves(after)] == [jax.typeof(x) for x in jax.tree.leaves(before)]
@@ -118,7 +119,7 @@ def test_traced_and_driver_fields_keep_the_treedef(changes: dict) -> None:
     ],
 )
 def test_structural_fields_change_the_treedef(changes: dict) -> None:
-    assert jax.tree.structure(traced(Config(**changes))) != jax.tree.structure(traced(Config()))
+    assert jax.tree.structure(traced_config(Config(**changes))) != jax.tree.structure(traced_config(Config()))
 
 
 def test_a_traced_value_compiles_nothing_new() -> None:
@@ -130,15 +131,15 @@ def test_a_traced_value_compiles_nothing_new() -> None:
         return config.dropout * config.optimizer.learning_rate
 
     for dropout, seed in ((0.1, 0), (0.2, 1), (1, 2)):
-        function(traced(Config(dropout=dropout, seed=seed)))
+        function(traced_config(Config(dropout=dropout, seed=seed)))
     assert len(calls) == 1
 
 
-def test_numbers_in_float_fields() -> None:
+def test_numbers_in_float_fields_become_floats() -> None:
     for value in (1, np.int64(1), np.float32(1), 1.0):
-        made = Config(dropout=value).dropout
-        assert made == 1.0
-        assert type(made) is float
+        dropout = Config(dropout=value).dropout
+        assert dropout == 1.0
+        assert type(dropout) is float
 
 
 def test_configs_cannot_be_changed() -> None:
@@ -184,14 +185,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("values", "said"), REFUSED, ids=[str(values)[:40] for values, _ in REFUSED])
-def test_what_is_wrong_is_refused_in_words(values: dict, said: list[str]) -> None:
+@pytest.mark.parametrize(("values", "words"), REFUSED, ids=[str(values)[:40] for values, _ in REFUSED])
+def test_a_wrong_value_is_refused_with_its_field_type_and_value(values: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         Config(**values)
     message = str(caught.value)
     assert "\n" not in message
-    for words in said:
-        assert words in message
+    for word in words:
+        assert word in message
 
 
 def test_config_errors_are_value_errors() -> None:
@@ -199,7 +200,7 @@ def test_config_errors_are_value_errors() -> None:
         foldax.Training(steps=0)
 
 
-def test_each_allowed_form_is_taken() -> None:
+def test_each_allowed_form_of_a_value_is_accepted() -> None:
     assert Config(every=3).every == 3
     assert Config(every="step").every == "step"
     assert Config(clip=None).clip is None
@@ -210,9 +211,9 @@ def test_each_allowed_form_is_taken() -> None:
     assert Config(patience=None, evaluate_every=0, checkpoint_every=0).evaluate_every == 0
 
 
-def test_times_and_steps_between_checkpoints() -> None:
+def test_intervals_are_steps_or_times() -> None:
     never = float("inf")
-    assert [parse_every(x) for x in (0, 500, "500", "30s", "1.5m", "2h")] == [
+    assert [parse_interval(x) for x in (0, 500, "500", "30s", "1.5m", "2h")] == [
         (0, never), (500, never), (500, never), (0, 30.0), (0, 90.0), (0, 7200.0),
     ]  # fmt: skip
 
@@ -255,7 +256,7 @@ def test_a_child_may_change_a_default() -> None:
         dropout: float = 0.5
         log_every: int = foldax.driver(2)
 
-    assert (Child().steps, Child().dropout, traced(Child(log_every=9)).log_every) == (5, 0.5, 2)
+    assert (Child().steps, Child().dropout, traced_config(Child(log_every=9)).log_every) == (5, 0.5, 2)
 
 
 def test_a_list_is_refused_even_where_the_annotation_allows_it() -> None:
@@ -267,7 +268,7 @@ def test_a_list_is_refused_even_where_the_annotation_allows_it() -> None:
         Lists(hidden=[8, 8])
 
 
-def test_names_of_types_are_as_people_write_them() -> None:
+def test_types_are_written_as_people_write_them() -> None:
     assert type_name(int | None) == "int | None"
     assert type_name(tuple[float, ...]) == "tuple[float, ...]"
     assert type_name(Literal["a", "b"]) == "'a' or 'b'"
@@ -302,12 +303,12 @@ def test_json_gives_an_equal_config_back(config: Config) -> None:
 
 
 @given(configs, configs)
-def test_the_hash_tells_configs_apart(one: Config, other: Config) -> None:
+def test_the_hash_differs_for_different_configs(one: Config, other: Config) -> None:
     same = repr(foldax.to_json(one)) == repr(foldax.to_json(other))  # 0.0 and -0.0 are two values
     assert (foldax.config_hash(one) == foldax.config_hash(other)) == same
 
 
-def test_the_hash_names_the_class() -> None:
+def test_the_hash_depends_on_the_class() -> None:
     @foldax.config
     class Same(Config):
         pass
@@ -354,22 +355,22 @@ def test_the_hash_is_the_same_in_every_process() -> None:
 
 
 @foldax.config
-class Acting(foldax.Interaction):
+class Agent(foldax.RLTraining):
     environment_steps: int = 1_000
-    start_steps: int = 100
+    learning_starts: int = 100
     num_envs: int = 3
     rollout_steps: int = 10
 
 
-def test_steps_of_an_agent_follow_from_the_environments() -> None:
-    assert Acting().steps == 30
-    assert Acting(environment_steps=190).steps == 3
-    assert dataclasses.replace(Acting(), num_envs=9).steps == 10
-    assert Acting().acted(30) == 1_000
-    assert with_steps(Acting(), 7).steps == 7
+def test_updates_of_an_agent_follow_from_its_environment_steps() -> None:
+    assert Agent().steps == 30
+    assert Agent(environment_steps=190).steps == 3
+    assert dataclasses.replace(Agent(), num_envs=9).steps == 10
+    assert Agent().environment_steps_after(30) == 1_000
+    assert with_steps(Agent(), 7).steps == 7
     assert with_steps(Config(), 7).steps == 7
     with pytest.raises(ConfigError, match="environment_steps: 120 is too small; an update takes 3 x 10, after 100"):
-        Acting(environment_steps=120)
-    with pytest.raises(ConfigError, match="Acting has no field 'steps'"):
-        Acting(steps=3)
-    assert foldax.from_json(Acting, foldax.to_json(Acting(environment_steps=500))).steps == 13
+        Agent(environment_steps=120)
+    with pytest.raises(ConfigError, match="Agent has no field 'steps'"):
+        Agent(steps=3)
+    assert foldax.from_json(Agent, foldax.to_json(Agent(environment_steps=500))).steps == 13

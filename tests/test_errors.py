@@ -1,4 +1,4 @@
-"""Bad input: each slip of a user is answered in words that name it, with an exit code and never a traceback of ours."""
+"""Errors: every mistake of a user gets a message that names it and an exit code, never a traceback of the library."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from foldax import cli
-from foldax.errors import nearest
+from foldax.errors import did_you_mean
 
 PARTS = {
     "head": "import foldax\nimport jax\nimport jax.numpy as jnp\nimport numpy as np\nfrom foldax import data\n",
@@ -107,16 +107,16 @@ def foldax(capsys, monkeypatch, tmp_path):
     return run
 
 
-def says(answer: tuple[int, str], code: int, *words: str, lines: int = 2) -> None:
+def expect_message(answer: tuple[int, str], code: int, *words: str, lines: int = 2) -> None:
     assert answer[0] == code, answer
     assert len(answer[1].splitlines()) <= lines, answer[1]
     for word in words:
         assert word in answer[1]
 
 
-def test_nearest_spelling() -> None:
-    assert nearest("lerning_rate", ["steps", "learning_rate"]) == "; did you mean 'learning_rate'?"
-    assert nearest("zzz", ["steps", "learning_rate"]) == ""
+def test_the_nearest_spelling_is_suggested() -> None:
+    assert did_you_mean("lerning_rate", ["steps", "learning_rate"]) == "; did you mean 'learning_rate'?"
+    assert did_you_mean("zzz", ["steps", "learning_rate"]) == ""
 
 
 # On the command line
@@ -146,14 +146,14 @@ def test_nearest_spelling() -> None:
     ids=str,
 )
 def test_bad_usage_exits_2_and_names_field_value_and_what_is_allowed(write, foldax, arguments, words) -> None:
-    says(foldax("run", write(), *arguments), 2, *words)
+    expect_message(foldax("run", write(), *arguments), 2, *words)
 
 
-def test_a_batch_larger_than_the_training_split(write, foldax) -> None:
-    says(foldax("run", write(), "--batch-size", 71), 1, "batch_size=71", "training split", "70 examples")
+def test_a_batch_larger_than_the_training_split_is_refused(write, foldax) -> None:
+    expect_message(foldax("run", write(), "--batch-size", 71), 1, "batch_size=71", "training split", "70 examples")
 
 
-def test_a_batch_larger_than_the_validation_split_is_fine(write, foldax) -> None:
+def test_a_batch_larger_than_the_validation_split_is_allowed(write, foldax) -> None:
     assert foldax("run", write(), "--batch-size", 64, "--run-dir", "r")[0] == 0  # validation has 10 examples
     assert json.loads(Path("r/result.json").read_text())["steps"] == 12
 
@@ -175,51 +175,53 @@ def test_a_batch_larger_than_the_validation_split_is_fine(write, foldax) -> None
     ],
     ids=str,
 )
-def test_commands_without_what_they_need(foldax, command, code, words) -> None:
-    says(foldax(*command), code, *words, lines=3)
+def test_a_command_names_the_missing_argument_file_or_folder(foldax, command, code, words) -> None:
+    expect_message(foldax(*command), code, *words, lines=3)
 
 
 @pytest.mark.parametrize("command", ["show", "resume", "reproduce"])
-def test_a_folder_that_is_no_run_folder(foldax, tmp_path, command) -> None:
+def test_a_folder_without_a_run_is_refused(foldax, tmp_path, command) -> None:
     (tmp_path / "other").mkdir()
-    says(foldax(command, "other"), 1, "other is not a run folder", "manifest.json")
+    expect_message(foldax(command, "other"), 1, "other is not a run folder", "manifest.json")
 
 
 def test_a_missing_file_names_its_neighbours(write, foldax) -> None:
     write("line.py")
-    says(foldax("run", "lime.py"), 1, "'lime.py'", "line.py")
+    expect_message(foldax("run", "lime.py"), 1, "'lime.py'", "line.py")
 
 
 # In the experiment file
 
 
-def test_a_file_without_an_experiment(foldax, tmp_path) -> None:
+def test_a_file_without_an_experiment_is_refused(foldax, tmp_path) -> None:
     (tmp_path / "empty.py").write_text("x = 1\n")
-    says(foldax("run", "empty.py"), 1, "empty.py has no `experiment`", "foldax.Experiment(")
+    expect_message(foldax("run", "empty.py"), 1, "empty.py has no `experiment`", "foldax.Experiment(")
 
 
-def test_a_file_that_is_not_python(foldax, tmp_path) -> None:
+def test_a_file_that_is_not_python_is_refused(foldax, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("x = 1\n")
-    says(foldax("run", "notes.txt"), 1, "notes.txt", "must end in .py")
+    expect_message(foldax("run", "notes.txt"), 1, "notes.txt", "must end in .py")
 
 
 def test_a_syntax_error_shows_the_line(foldax, tmp_path) -> None:
     (tmp_path / "typo.py").write_text("x = 1\ndef f(:\n")
-    says(foldax("run", "typo.py"), 1, "typo.py", "line 2", "def f(:", "SyntaxError", lines=6)
+    expect_message(foldax("run", "typo.py"), 1, "typo.py", "line 2", "def f(:", "SyntaxError", lines=6)
 
 
 def test_an_import_error_shows_the_line(write, foldax) -> None:
     answer = foldax("run", write(head="import foldaks"))
-    says(answer, 1, "line.py failed while it was imported", "import foldaks", "No module named 'foldaks'", lines=5)
+    expect_message(
+        answer, 1, "line.py failed while it was imported", "import foldaks", "No module named 'foldaks'", lines=5
+    )
     assert "lib/foldax" not in answer[1]
 
 
 def test_a_bad_default_is_found_when_the_config_is_made(write, foldax) -> None:
-    says(foldax("run", write(fields="width: int = 1.5")), 2, "Config.width", "int", "1.5 (float)")
+    expect_message(foldax("run", write(fields="width: int = 1.5")), 2, "Config.width", "int", "1.5 (float)")
 
 
-def test_a_bool_in_a_float_field(write, foldax) -> None:
-    says(foldax("run", write(fields="decay: float = True")), 2, "Config.decay", "float", "True (bool)")
+def test_a_bool_in_a_float_field_is_refused(write, foldax) -> None:
+    expect_message(foldax("run", write(fields="decay: float = True")), 2, "Config.decay", "float", "True (bool)")
 
 
 @pytest.mark.parametrize(
@@ -234,38 +236,38 @@ def test_a_bool_in_a_float_field(write, foldax) -> None:
     ],
 )
 def test_an_error_in_the_users_functions_shows_their_lines_only(write, foldax, where, code) -> None:
-    code_, said = foldax("run", write(**{where: code}))
-    assert code_ == 1
-    assert "the experiment's own code failed" in said
-    assert code.strip() in said
-    assert "line.py" in said
-    assert "lib/foldax" not in said
-    assert "site-packages" not in said
-    assert "Error" in said.splitlines()[-1]
+    exit_code, stderr = foldax("run", write(**{where: code}))
+    assert exit_code == 1
+    assert "the experiment's own code failed" in stderr
+    assert code.strip() in stderr
+    assert "line.py" in stderr
+    assert "lib/foldax" not in stderr
+    assert "site-packages" not in stderr
+    assert "Error" in stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("function", ["summarize", "figures"])
-def test_an_error_in_what_is_run_at_the_end(write, foldax, function) -> None:
-    tail = f"def {function}(given):\n    return given.unknown_name\n"
+def test_an_error_in_summarize_or_figures_shows_its_line(write, foldax, function) -> None:
+    tail = f"def {function}(argument):\n    return argument.unknown_name\n"
     file = write(tail=tail, experiment=f"foldax.Experiment(Config, learner, dataset, {function}={function})")
-    code, said = foldax("run", file)
-    assert code == 1
-    assert "the experiment's own code failed" in said
-    assert "return given.unknown_name" in said
-    assert "lib/foldax" not in said
+    exit_code, stderr = foldax("run", file)
+    assert exit_code == 1
+    assert "the experiment's own code failed" in stderr
+    assert "return argument.unknown_name" in stderr
+    assert "lib/foldax" not in stderr
 
 
-def test_a_learner_that_is_none(write, foldax) -> None:
-    says(foldax("run", write(learner="return 3")), 1, "`learner` returned int, not a foldax.Learner", lines=3)
+def test_a_function_that_returns_no_learner_is_refused(write, foldax) -> None:
+    expect_message(foldax("run", write(learner="return 3")), 1, "`learner` returned int, not a foldax.Learner", lines=3)
 
 
 def test_a_branch_on_a_traced_field_names_it_and_what_to_do(write, foldax) -> None:
     answer = foldax("run", write(learner="if config.dropout > 0:\n        pass"))
-    says(answer, 1, "`dropout`", "dropout: float = foldax.structural(...)", "jnp.where", "line.py", lines=3)
+    expect_message(answer, 1, "`dropout`", "dropout: float = foldax.structural(...)", "jnp.where", "line.py", lines=3)
     assert "`learning_rate`" not in answer[1]
 
 
-def test_the_same_branch_on_a_structural_field_is_fine(write, foldax) -> None:
+def test_the_same_branch_on_a_structural_field_is_allowed(write, foldax) -> None:
     file = write(fields="rate: float = foldax.structural(0.5)", learner="if config.rate > 0:\n        pass")
     assert foldax("run", file, "--run-dir", "r")[0] == 0
 
@@ -273,7 +275,7 @@ def test_the_same_branch_on_a_structural_field_is_fine(write, foldax) -> None:
 def test_a_loss_that_is_not_finite_names_step_and_metric_and_keeps_the_checkpoint(write, foldax) -> None:
     file = write(loss="jnp.where(state['count'] == 9, jnp.nan, loss)")
     answer = foldax("run", file, "--checkpoint-every", 3, "--run-dir", "r")
-    says(answer, 1, "'loss'", "at step 9", "NaN or infinite", "checkpoint of step", "learning rate")
+    expect_message(answer, 1, "'loss'", "at step 9", "NaN or infinite", "checkpoint of step", "learning rate")
     step = int(re.search(r"checkpoint of step (\d+) is kept", answer[1]).group(1))
     assert 0 < step <= 9
     assert (Path("r/checkpoints") / str(step)).is_dir()
@@ -281,7 +283,7 @@ def test_a_loss_that_is_not_finite_names_step_and_metric_and_keeps_the_checkpoin
     assert not Path("r/result.json").exists()
 
 
-def test_a_dataset_that_needs_a_network(write, foldax, monkeypatch, tmp_path) -> None:
+def test_a_dataset_that_needs_a_network_says_so(write, foldax, monkeypatch, tmp_path) -> None:
     def unknown_host(host: str, *rest: object) -> None:
         raise OSError(f"{host} is not known")
 
@@ -291,7 +293,7 @@ def test_a_dataset_that_needs_a_network(write, foldax, monkeypatch, tmp_path) ->
     monkeypatch.setattr("socket.getaddrinfo", unknown_host)
     code = "\n    return data.load('mnist', batch_size=16)\n"
     answer = foldax("run", write(dataset=code))
-    says(answer, 1, "'mnist'", "must be downloaded", "no connection", "digits", lines=1)
+    expect_message(answer, 1, "'mnist'", "must be downloaded", "no connection", "digits", lines=1)
 
 
 # In the run folder
@@ -304,55 +306,55 @@ def finished(write, foldax):
     return Path("r")
 
 
-def unfinish(run: Path) -> dict:
-    """Makes it a run that was killed after its last checkpoint; returns its result."""
+def remove_result(run: Path) -> dict:
+    """Turns it into a run that was killed after its last checkpoint; returns its result."""
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").unlink()
     return result
 
 
-def test_a_folder_that_another_process_uses(finished, foldax) -> None:
-    unfinish(finished)
+def test_a_folder_that_another_process_uses_is_refused(finished, foldax) -> None:
+    remove_result(finished)
     hold = "import sys; from pathlib import Path; from foldax.runs import folder; f = folder.lock(Path('r'));"
     hold += "print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
-        says(foldax("resume", "r"), 1, "r is in use by process", str(other.pid))
+        expect_message(foldax("resume", "r"), 1, "r is in use by process", str(other.pid))
         other.stdin.close()
     assert foldax("resume", "r")[0] == 0
 
 
-def test_a_folder_that_holds_a_run(finished, write, foldax) -> None:
-    says(foldax("run", write(), "--run-dir", "r"), 1, "r holds a run already", "foldax resume r")
+def test_a_folder_that_holds_a_run_is_refused(finished, write, foldax) -> None:
+    expect_message(foldax("run", write(), "--run-dir", "r"), 1, "r holds a run already", "foldax resume r")
 
 
-def test_a_folder_of_another_experiment(finished, write, foldax) -> None:
-    says(foldax("run", write("plane.py"), "--run-dir", "r"), 1, "r is a run of another experiment, 'line'")
+def test_a_folder_of_another_experiment_is_refused(finished, write, foldax) -> None:
+    expect_message(foldax("run", write("plane.py"), "--run-dir", "r"), 1, "r is a run of another experiment, 'line'")
 
 
-def test_a_run_dir_that_cannot_be_made(write, foldax, tmp_path) -> None:
+def test_a_run_dir_that_cannot_be_created_is_named(write, foldax, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    says(foldax("run", write(), "--run-dir", "file/r"), 1, "cannot write to file/r", "Not a directory")
+    expect_message(foldax("run", write(), "--run-dir", "file/r"), 1, "cannot write to file/r", "Not a directory")
 
 
-def test_a_run_whose_experiment_file_is_gone(finished, foldax) -> None:
-    unfinish(finished)
+def test_a_missing_experiment_file_of_a_run_is_named(finished, foldax) -> None:
+    remove_result(finished)
     Path("line.py").unlink()
-    says(foldax("resume", "r"), 1, "no experiment file", "line.py")
+    expect_message(foldax("resume", "r"), 1, "no experiment file", "line.py")
 
 
-def test_a_run_whose_config_lost_a_field(finished, write, foldax) -> None:
-    unfinish(finished)
+def test_an_unknown_field_in_the_config_of_a_run_is_named(finished, write, foldax) -> None:
+    remove_result(finished)
     config = json.loads((finished / "config.json").read_text())
     (finished / "config.json").write_text(json.dumps(config | {"widht": 3}))
-    says(foldax("resume", "r"), 2, "Config has no field 'widht'")
+    expect_message(foldax("resume", "r"), 2, "Config has no field 'widht'")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.json"])
-def test_a_damaged_file_of_the_run_folder(finished, foldax, name) -> None:
-    unfinish(finished)
+def test_a_damaged_file_of_the_run_folder_is_named(finished, foldax, name) -> None:
+    remove_result(finished)
     (finished / name).write_text('{"steps": ')
-    says(foldax("resume", "r"), 1, f"r/{name} cannot be read")
+    expect_message(foldax("resume", "r"), 1, f"r/{name} cannot be read")
 
 
 def array_files(checkpoint: Path) -> list[Path]:
@@ -381,34 +383,34 @@ def lose_meta(checkpoint: Path) -> None:
     next((checkpoint / "meta").rglob("metadata")).write_text("{")
 
 
-def same_end(before: dict, after: dict) -> None:
+def assert_same_result(before: dict, after: dict) -> None:
     for key in ("state_sha256", "train", "validation", "test", "steps", "best_step"):
         assert after[key] == before[key]
 
 
 @pytest.mark.parametrize("damage", [truncate, tamper, lose_meta])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_gives_the_same_end(finished, foldax, damage) -> None:
-    before = unfinish(finished)
+def test_a_damaged_checkpoint_is_named_and_the_earlier_one_gives_the_same_result(finished, foldax, damage) -> None:
+    before = remove_result(finished)
     damage(finished / "checkpoints" / "12")
-    says(foldax("resume", "r"), 0, "checkpoint r/checkpoints/12 is damaged and was left aside", lines=1)
-    same_end(before, json.loads((finished / "result.json").read_text()))
+    expect_message(foldax("resume", "r"), 0, "checkpoint r/checkpoints/12 is damaged and was set aside", lines=1)
+    assert_same_result(before, json.loads((finished / "result.json").read_text()))
     assert (finished / "checkpoints" / "12").is_dir()
     assert (finished / "checkpoints" / "damaged-12").is_dir()
 
 
-def test_all_checkpoints_damaged(finished) -> None:
-    unfinish(finished)
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(finished) -> None:
+    remove_result(finished)
     for step in (8, 12):
         truncate(finished / "checkpoints" / str(step))
     done = subprocess.run([*FOLDAX, "resume", "r"], capture_output=True, text=True)  # a process: nothing hides threads
     assert done.returncode == 1
     *named, last = done.stderr.splitlines()
-    words = [f"foldax: checkpoint r/checkpoints/{step} is damaged and was left aside: " for step in (12, 8)]
+    words = [f"foldax: checkpoint r/checkpoints/{step} is damaged and was set aside: " for step in (12, 8)]
     assert [line[: len(word)] for line, word in zip(named, words, strict=True)] == words
     assert last == "foldax: none of the checkpoints in r/checkpoints can be read; start the run anew"
 
 
-# From outside
+# From the operating system
 
 
 FOLDAX = [sys.executable, "-c", "import sys; from foldax.cli import main; sys.exit(main())"]
@@ -416,41 +418,41 @@ FOLDAX = [sys.executable, "-c", "import sys; from foldax.cli import main; sys.ex
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
 @pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount command")
-def test_a_full_disk_keeps_the_checkpoints_before(write, foldax, tmp_path) -> None:
+def test_a_full_disk_keeps_the_earlier_checkpoints(write, foldax, tmp_path) -> None:
     disk, file = tmp_path / "disk", write(size="100_000")  # a checkpoint takes 800 kB, so the third does not fit
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("this machine does not allow mounting a small disk")
     try:
         arguments = ("--checkpoint-every", 4, "--dropout", 0.5)
         answer = foldax("run", file, *arguments, "--run-dir", "disk/r")
-        says(answer, 1, "cannot write", "disk/r", "disk is full", "checkpoints kept: 4, 8", lines=1)
+        expect_message(answer, 1, "cannot write", "disk/r", "disk is full", "checkpoints kept: 4, 8", lines=1)
         shutil.copytree(disk / "r", tmp_path / "moved")
     finally:
         subprocess.run(["umount", disk], check=True)
     assert foldax("resume", "moved")[0] == 0
     assert foldax("run", file, *arguments, "--run-dir", "whole")[0] == 0
-    same_end(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "moved")))
+    assert_same_result(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "moved")))
 
 
-def test_a_file_that_may_not_grow_keeps_the_checkpoint_before(write, foldax) -> None:
+def test_a_file_size_limit_keeps_the_earlier_checkpoint(write, foldax) -> None:
     file = write(size="100_000")
     assert foldax("run", file, "--checkpoint-every", 4, "--dropout", 0.5, "--run-dir", "r")[0] == 0
-    before = unfinish(Path("r"))
+    before = remove_result(Path("r"))
     shutil.rmtree("r/checkpoints/12")
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); " + FOLDAX[2]
     done = subprocess.run([*FOLDAX[:2], limited, "resume", "r"], capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if line.startswith("foldax: ")]
+    messages = [line for line in done.stderr.splitlines() if line.startswith("foldax: ")]
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "cannot write a checkpoint to r/checkpoints: the disk is full" in said[-1]
-    assert "checkpoints kept: 8" in said[-1]
+    assert "cannot write a checkpoint to r/checkpoints: the disk is full" in messages[-1]
+    assert "checkpoints kept: 8" in messages[-1]
     assert foldax("resume", "r")[0] == 0
-    same_end(before, json.loads(Path("r/result.json").read_text()))
+    assert_same_result(before, json.loads(Path("r/result.json").read_text()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_saves_and_the_resumed_run_has_the_same_end(write, foldax, number) -> None:
+def test_a_signal_saves_and_the_resumed_run_has_the_same_result(write, foldax, number) -> None:
     long = ("--steps", "8000", "--log-every", "50", "--evaluate-every", "2000", "--dropout", "0.5")
     file = write()
     with subprocess.Popen([*FOLDAX, "run", file, *long, "--run-dir", "r"], stderr=subprocess.PIPE, text=True) as run:
@@ -458,13 +460,13 @@ def test_a_signal_saves_and_the_resumed_run_has_the_same_end(write, foldax, numb
             assert run.poll() is None, run.stderr.read()
             time.sleep(0.01)
         run.send_signal(number)
-        said = run.stderr.read().splitlines()
+        messages = run.stderr.read().splitlines()
         assert run.wait() == 1
-    step = int(re.match(r"foldax: stopped at step (\d+) of 8000; go on with: foldax resume r$", said[-1]).group(1))
+    step = int(re.match(r"foldax: stopped at step (\d+) of 8000; go on with: foldax resume r$", messages[-1]).group(1))
     assert 0 < step < 8_000
     assert json.loads(Path("r/manifest.json").read_text())["status"] == "interrupted"
     assert not Path("r/result.json").exists()
     assert foldax("resume", "r")[0] == 0
     assert foldax("run", file, *long, "--run-dir", "whole")[0] == 0
-    same_end(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "r")))
+    assert_same_result(*(json.loads(Path(run, "result.json").read_text()) for run in ("whole", "r")))
     assert Path("r/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()

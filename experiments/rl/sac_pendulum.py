@@ -1,9 +1,9 @@
-"""Pendulum, whose action is a number, by soft actor-critic.
+"""Pendulum, whose action is continuous, by soft actor-critic.
 
     foldax run experiments/rl/sac_pendulum.py
 
-Greedy returns of 128 episodes (`test/return`): -144.4, standard deviation 3.5 over seeds 0 to 7, after 20,000 steps.
-A sweep of these 8 (`--exact --seeds 8`) took 215 s with compiling on 2 CPU cores that much else was using.
+Greedy return over 128 episodes (`test/return`): -144.4, standard deviation 3.5 over seeds 0 to 7, after 20,000 steps.
+A sweep of these 8 (`--exact --seeds 8`) took 215 s with compilation on 2 CPU cores shared with other programs.
 """
 
 import optax
@@ -13,48 +13,43 @@ from foldax import learners, models, rl
 
 
 @foldax.config
-class Config(foldax.Interaction):
+class Config(foldax.RLTraining):
     environment_steps: int = 20_000
-    start_steps: int = 1_000
+    learning_starts: int = 1_000
     num_envs: int = 1
     rollout_steps: int = 1
-    batch_size: int = 128
-    """Transitions in a step of descent, of which an update takes one."""
-    capacity: int = 20_000
-    """Transitions that are remembered."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critics."""
     learning_rate: float = 1e-3
     """Of Adam, for actor, critics and temperature."""
-    discount: float = 0.98
-    """Of a reward one step later."""
-    target_rate: float = 0.01
-    """Share of the critics in the next target's parameters."""
-    evaluation_episodes: int = 128
-    """Played at once, each of 200 steps."""
+    sac: learners.SACSettings = learners.SACSettings(
+        batch_size=128,
+        discount=0.98,
+        tau=0.01,
+        replay=learners.ReplaySettings(capacity=20_000),
+        evaluation_episodes=128,
+        evaluation_steps=200,
+    )
+    """Hyperparameters of SAC."""
 
 
 def environment(config: Config) -> rl.Environment:
     return rl.gymnax("Pendulum-v1")
 
 
-def agent(config: Config, world: rl.Environment) -> foldax.Learner:
-    """Returns the learner of a world."""
+def agent(config: Config, environment: rl.Environment) -> foldax.Learner:
+    """The agent in an environment, which studies may change."""
     return learners.sac(
-        world,
+        environment,
         models.GaussianActor(1, config.hidden),
         models.TwinCritic(config.hidden),
         optax.adam(config.learning_rate),
         optax.adam(config.learning_rate),
-        memory=learners.Memory(config.capacity),
+        config.sac,
         num_envs=config.num_envs,
         rollout_steps=config.rollout_steps,
-        start=config.start_steps,
-        batch_size=config.batch_size,
-        discount=config.discount,
-        target_rate=config.target_rate,
-        evaluation_episodes=config.evaluation_episodes,
-        evaluation_steps=200,
+        learning_starts=config.learning_starts,
+        environment_steps=config.environment_steps,
     )
 
 

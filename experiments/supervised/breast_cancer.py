@@ -1,9 +1,9 @@
-"""Breast cancer (569 tumours, 30 measured features, malignant or benign) with a small perceptron.
+"""Breast cancer (569 tumours, 30 measured features, malignant or benign) with a small multilayer perceptron.
 
     foldax run experiments/supervised/breast_cancer.py
 
-Test AUROC 0.9967 (mean of seeds 0 to 7; all the same to four digits, on 114 tumours), accuracy 0.9649; 19 s on
-2 CPU cores, of which the training takes less than one.
+Test AUROC 0.9967 (mean of seeds 0 to 7, which agree to four digits; 114 tumours), accuracy 0.9649; 19 s on 2 CPU cores,
+of which training takes less than one.
 """
 
 import numpy as np
@@ -21,15 +21,15 @@ class Config(foldax.Training):
     evaluate_every = 60
     patience = 5
     batch_size: int = 64
-    """Examples per step."""
+    """Examples per update."""
     hidden: tuple[int, ...] = (32,)
     """Widths of the hidden layers."""
     learning_rate: float = 2e-3
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     weight_decay: float = 0.1
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     dropout: float = 0.2
-    """Rate after each hidden layer."""
+    """Dropout rate after each hidden layer."""
 
 
 def dataset(config: Config) -> data.Dataset:
@@ -43,7 +43,7 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
 
 
 def benign_scores(values: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the log odds of class 1 (benign), `[N]`."""
+    """Returns the log odds `[N]` of class 1 (benign)."""
     return values["logits"][:, 1] - values["logits"][:, 0]
 
 

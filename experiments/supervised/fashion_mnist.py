@@ -19,17 +19,17 @@ class Config(foldax.Training):
     monitor = "accuracy"
     mode = "max"
     batch_size: int = 128
-    """Examples per step."""
+    """Examples per update."""
     channels: tuple[int, ...] = (32, 64)
-    """Channels of the 3 x 3 convolutions; each is followed by pooling."""
+    """Channels of the 3 x 3 convolutions, each followed by pooling."""
     dense: int = 256
     """Width of the hidden dense layer."""
     learning_rate: float = 2e-3
-    """Peak of the schedule: a linear warm-up over a tenth of the steps, then linear to 0."""
+    """Peak of the schedule: linear warmup over a tenth of the steps, then linear decay to 0."""
     weight_decay: float = 1e-2
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     dropout: float = 0.3
-    """Rate after the dense layer."""
+    """Dropout rate after the dense layer."""
 
 
 def dataset(config: Config) -> data.Dataset:

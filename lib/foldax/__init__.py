@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from foldax.configuration import Interaction, Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.configuration import RLTraining, Training, config, config_hash, driver, from_json, structural, to_json
 from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
-from foldax.learner import Acts, Average, Evaluation, Learner
-from foldax.runs.train import train  # not lazy: the folder of the same name would hide it
-from foldax.sweeps.launchers.launch import Ray, Slurm
-from foldax.sweeps.populations import PBT, Halving
+from foldax.learner import Average, EnvironmentSteps, Evaluation, Learner
+from foldax.runs.train import train
+from foldax.sweeps.launchers.ray import Ray
+from foldax.sweeps.launchers.slurm import Slurm
+from foldax.sweeps.populations import PBT, SuccessiveHalving
 from foldax.sweeps.search import Optuna
 from foldax.sweeps.space import Range
-from foldax.sweeps.sweep import Sweep, sweep
+from foldax.sweeps.sweep import SweepResult, sweep
 
 if TYPE_CHECKING:
     from foldax import augment, data, evaluation, laws, learners, models, optim, plots, rl
@@ -30,62 +31,26 @@ if TYPE_CHECKING:
     from foldax.runs.load import load_run
 
 __version__ = "0.1.0"
-__all__ = [
-    "Acts",
-    "Average",
-    "Evaluation",
-    "Experiment",
-    "FoldaxError",
-    "Halving",
-    "Interaction",
-    "Learner",
-    "Optuna",
-    "PBT",
-    "Range",
-    "Ray",
-    "Result",
-    "Slurm",
-    "Sweep",
-    "Training",
-    "augment",
-    "cluster",
-    "config",
-    "config_hash",
-    "data",
-    "driver",
-    "evaluation",
-    "export",
-    "from_json",
-    "laws",
-    "learners",
-    "load_experiment",
-    "load_run",
-    "main",
-    "models",
-    "optim",
-    "plots",
-    "rl",
-    "structural",
-    "sweep",
-    "to_json",
-    "train",
-    "transfer",
-]
+# Experiments
+__all__ = ["Experiment", "load_experiment"]
+# Configs
+__all__ += ["config", "Training", "RLTraining", "structural", "driver", "config_hash", "to_json", "from_json"]
+# Learners
+__all__ += ["Learner", "Evaluation", "Average", "EnvironmentSteps"]
+# Runs
+__all__ += ["train", "Result", "load_run", "main", "export", "cluster", "transfer", "FoldaxError"]
+# Sweeps
+__all__ += ["sweep", "SweepResult", "Range", "SuccessiveHalving", "PBT", "Optuna", "Ray", "Slurm"]
+# Packages
+__all__ += ["augment", "data", "evaluation", "laws", "learners", "models", "optim", "plots", "rl"]
 
-_LAZY = {
-    "augment": ("foldax.augment", None),
+# Modules and functions that import heavy libraries, loaded at first use.
+_PACKAGES = ("augment", "data", "evaluation", "laws", "learners", "models", "optim", "plots", "rl")
+_LAZY: dict[str, tuple[str, str | None]] = {name: (f"foldax.{name}", None) for name in _PACKAGES} | {
     "cluster": ("foldax.inference.cluster", "cluster"),
-    "data": ("foldax.data", None),
-    "evaluation": ("foldax.evaluation", None),
     "export": ("foldax.inference.export", "export"),
-    "laws": ("foldax.laws", None),
-    "learners": ("foldax.learners", None),
     "load_run": ("foldax.runs.load", "load_run"),
     "main": ("foldax.cli", "run_experiment"),
-    "models": ("foldax.models", None),
-    "optim": ("foldax.optim", None),
-    "plots": ("foldax.plots", None),
-    "rl": ("foldax.rl", None),
     "transfer": ("foldax.runs.transfer", None),
 }
 
@@ -95,20 +60,21 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'foldax' has no attribute {name!r}")
     module, attribute = _LAZY[name]
     loaded = importlib.import_module(module)
+    # Kept, so that `__getattr__` is not asked again.
     value = getattr(loaded, attribute) if attribute else loaded
     globals()[name] = value
     return value
 
 
 def _use_cores_as_devices() -> None:
-    """Makes the CPU's cores devices, unless the user has chosen, or JAX has started, already."""
+    """Makes each core of the CPU a device, unless the user has set their number or JAX has already started."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     try:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if getattr(jax.config, "jax_num_cpu_devices", None) in (None, -1):
             jax.config.update("jax_num_cpu_devices", min(cores, 64))
-    except RuntimeError:  # JAX has started: its devices stay as they are
+    except RuntimeError:  # JAX has already started, and its devices cannot change any more
         pass
 
 

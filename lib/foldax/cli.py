@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -14,35 +15,54 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.configuration import field_types, is_config
-from foldax.errors import ConfigError, FoldaxError, RunError, nearest
+from foldax.configuration import field_types
+from foldax.errors import ConfigError, FoldaxError, RunError, did_you_mean
 from foldax.experiment import Experiment, experiment_file, load_experiment
+from foldax.field_values import is_config
 
 USAGE = 2
 FAILED = 1
 
+KINDS = ("supervised", "generative", "rl", "custom")  # templates of `foldax new`
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, 1 (the run failed) or 2 (bad usage)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs a command of `foldax`.
+
+    Args:
+      arguments: the command line without "foldax"; that of the process if None.
+
+    Returns:
+      The exit code: 0, 1 (the run failed) or 2 (bad usage).
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    if not given:
+    if not words:
         parser.print_help()
         return 0
-    if given[0] in ("run", "check", "sweep") and len(given) > 1 and not given[1].startswith("-"):
-        command, rest = parser.parse_args(given[:2]), given[2:]
+    # Options after FILE, `--help` too, are those of the file's config, so argparse must not see them.
+    if words[0] in ("run", "check", "sweep") and len(words) > 1 and not words[1].startswith("-"):
+        command, options = parser.parse_args(words[:2]), words[2:]
     else:
-        command, rest = parser.parse_known_args(given)
-    return _guarded(lambda: command.run(command, rest))
+        command, options = parser.parse_known_args(words)
+    command.options = options
+    return _exit_code(lambda: _run_command(command))
+
+
+def _run_command(command: argparse.Namespace) -> int:
+    if not command.takes_options:
+        _reject(command.options)
+    return command.run(command)
 
 
 def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """Serves `python FILE.py [--field value ...]`: the same as `foldax run FILE`, then exits."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_guarded(lambda: _train(experiment, given)))
+    """Serves `python FILE.py [--field value ...]`, which does the same as `foldax run FILE`, and exits."""
+    options = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_exit_code(lambda: _train(experiment, options)))
 
 
-def _guarded(command: Callable[[], int]) -> int:
+def _exit_code(command: Callable[[], int]) -> int:
+    """Runs a command and prints its error as one message."""
     try:
         return command()
     except FoldaxError as error:
@@ -63,206 +83,187 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[..., int], help: str, *names: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str, *names: str, takes_options: bool = False
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         for argument in names:
             command.add_argument(argument.lower(), metavar=argument, type=Path)
-        command.set_defaults(run=run)
+        command.set_defaults(name=name, run=run, takes_options=takes_options)
         return command
 
+    # Experiments and runs
     add("list", _list, "list the experiments under a folder, one line each").add_argument(
         "folder", nargs="?", type=Path, default=Path(), help="default: the working directory"
     )
-    run = add("run", _run, "train an experiment file; then show a table and where things are", "FILE")
+    run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
-    add("resume", _resume, "go on from a run's last checkpoint", "RUN_DIR")
-    again = add("reproduce", _reproduce, "run a finished run again and compare metrics and state bit by bit", "RUN_DIR")
-    again.add_argument("--member", type=int, metavar="K", help="member K of a sweep, run alone")
-    again.epilog = "Other --log-every and --checkpoint-every than the run's may be given."
+    add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR")
+    help = "train a finished run again and compare metrics and state bit by bit"
+    reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
+    reproduce.add_argument("--member", type=int, metavar="K", help="member K of a sweep, trained as a single run")
+    reproduce.epilog = "--log-every and --checkpoint-every may differ from those of the run."
     add("show", _show, "show a run or a sweep: config, metrics, figures", "RUN_DIR")
     add("report", _report, "write a sweep's page: curves, effects of fields, a table of all members", "SWEEP_DIR")
-    swept = add("sweep", _sweep, "train with every combination of some values, and several seeds", "FILE")
-    swept.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
-    says = add("predict", _predict, "print what a run predicts: classes with probabilities, or numbers", "RUN_DIR")
-    says.add_argument("input", metavar="INPUT", help="test or validation, or a .npy .npz .csv .json .png .jpg file")
-    says.add_argument("--out", type=Path, metavar="FILE", help="write it too: .npy .npz (as predicted) .csv .json")
-    out = add("export", _export, "write a run's parameters, and a program that predicts without foldax", "RUN_DIR")
-    out.add_argument("--out", type=Path, metavar="DIR", help="default: export in the run folder")
-    out.add_argument("--batch-size", metavar="N", help="examples a call, or `symbolic`: any (default, if possible)")
-    out.add_argument("--platforms", nargs="+", metavar="NAME", help="of cpu, cuda, rocm, tpu (default: cpu cuda tpu)")
-    out.add_argument("--shape", nargs="+", metavar="N", help="of one input, if not the dataset's; a name is any length")
-    out.epilog = "DIR gets params.safetensors, predict.jax, signature.json and example.py, which predicts with them."
-    group = add(
-        "cluster", _cluster, "group a run's examples by what it makes of them; write groups, scores, figures", "RUN_DIR"
-    )
-    group.add_argument(
-        "--of", metavar="NAME", help="inputs, or a value of `evaluate`, as codes (default: what there is)"
-    )
-    group.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (default)")
-    group.add_argument("--method", metavar="NAME", help="kmeans (default), mixture or hierarchical")
-    group.add_argument("--clusters", type=int, metavar="K", help="default: the number of classes")
-    group.add_argument("--normalize", action="store_true", help="scale what is clustered to length 1")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of kmeans and mixture")
-    group.add_argument("--out", type=Path, metavar="DIR", help="default: a folder in RUN_DIR/clusters")
-    plays = add("play", _play, "play episodes with a run's agent: an animation, pictures, and returns", "RUN_DIR")
-    plays.add_argument("--episodes", type=int, default=1, metavar="N", help="how many, one after another (default: 1)")
-    plays.add_argument("--seed", type=int, default=0, metavar="N", help="the same plays the same episodes (default: 0)")
-    plays.add_argument("--steps", type=int, default=1000, metavar="N", help="most of an episode (default: 1000)")
-    plays.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=".gif, or .mp4 with imageio-ffmpeg (default: play.gif in the run folder)",
-    )
-    plays.add_argument("--fps", type=int, default=30, metavar="N", help="frames a second (default: 30)")
-    plays.epilog = (
-        "The agent does what it takes for best (`predict`), in the experiment's `environment`. Beside FILE there is a "
-        "strip of pictures of the first episode (_strip.png); where the environment cannot be drawn, there is a figure "
-        "of what was observed (_observations.png) instead of both."
-    )
-    check = add("check", _check, "check that an experiment file keeps the laws", "FILE")
+    help = "train with all combinations of some values, and several seeds"
+    sweep = add("sweep", _sweep, help, "FILE", takes_options=True)
+    sweep.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
+    check = add("check", _check, "check that an experiment file satisfies the laws", "FILE", takes_options=True)
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
-    new.add_argument("name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
+    new.add_argument("file_name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
+    new.add_argument("--kind", choices=KINDS, default="supervised", help="kind of learning (default: supervised)")
+    _add_inference_commands(add)
     return parser
 
 
-def _list(command: argparse.Namespace, rest: list[str]) -> int:
-    _no_more(rest)
+def _add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    predict = add("predict", _use_run, "print a run's predictions: classes with probabilities, or numbers", "RUN_DIR")
+    predict.add_argument("source", metavar="INPUT", help="test or validation, or a .npy .npz .csv .json .png .jpg file")
+    predict.add_argument("--out", type=Path, metavar="FILE", help="write them to a .npy .npz .csv .json file, too")
+
+    export = add("export", _use_run, "write a run's parameters and a program that predicts without foldax", "RUN_DIR")
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: export in the run folder")
+    export.add_argument("--batch-size", type=_size, metavar="N", help="examples per call (default: any number)")
+    platforms = ("cpu", "cuda", "tpu")
+    export.add_argument("--platforms", nargs="+", default=platforms, metavar="NAME", help="default: cpu cuda tpu")
+    export.add_argument("--shape", nargs="+", type=_size, metavar="N", help="of one input; a name is any length")
+    export.epilog = "DIR gets params.safetensors, predict.jax, signature.json, and example.py, which uses them."
+
+    cluster = add("cluster", _use_run, "cluster a run's examples by its representations of them", "RUN_DIR")
+    cluster.add_argument("--representation", metavar="NAME", help="inputs, or an output of `evaluate`")
+    cluster.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (default)")
+    cluster.add_argument("--method", metavar="NAME", help="kmeans (default), mixture or hierarchical")
+    cluster.add_argument("--num-clusters", type=int, metavar="K", help="default: the number of classes")
+    cluster.add_argument("--normalize", action="store_true", help="scale representations to length 1")
+    cluster.add_argument("--seed", type=int, default=0, metavar="N", help="seed of kmeans and mixture (default: 0)")
+    cluster.add_argument("--out", type=Path, metavar="DIR", help="default: a folder in RUN_DIR/clusters")
+
+    play = add("play", _use_run, "play episodes with a run's agent: an animation, a film strip, and returns", "RUN_DIR")
+    play.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
+    play.add_argument("--seed", type=int, default=0, metavar="N", help="seed of environment and policy (default: 0)")
+    play.add_argument(
+        "--steps", type=int, default=1000, metavar="N", help="maximum steps of an episode (default: 1000)"
+    )
+    play.add_argument("--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: play.gif in the run folder)")
+    play.add_argument("--fps", type=int, default=30, metavar="N", help="frames per second (default: 30)")
+    play.epilog = (
+        "The agent takes its best actions (`predict`) in the experiment's `environment`. A film strip of the first "
+        "episode is written beside FILE (_strip.png). If the environment cannot be rendered, a figure of the "
+        "observations (_observations.png) replaces both."
+    )
+
+
+def _list(command: argparse.Namespace) -> int:
     if not command.folder.is_dir():
         raise RunError(f"there is no folder {str(command.folder)!r}")
-    found = 0
+    count = 0
     for path in sorted(command.folder.rglob("*.py")):
         if any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in path.parts):
             continue
         with contextlib.suppress(SyntaxError, UnicodeDecodeError):
+            # Parsed, not imported: listing runs no code.
             tree = ast.parse(path.read_text())
             targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
             if any(isinstance(target, ast.Name) and target.id == "experiment" for target in targets):
-                line = (ast.get_docstring(tree) or "").split("\n")[0]
-                print(f"{path}  {line}")
-                found += 1
-    if not found:
+                print(f"{path}  {(ast.get_docstring(tree) or '').split(chr(10))[0]}")
+                count += 1
+    if not count:
         print(f"no experiment files under {command.folder}; `foldax new NAME` writes one", file=sys.stderr)
     return 0
 
 
-def _run(command: argparse.Namespace, rest: list[str]) -> int:
-    return _train(load_experiment(command.file), rest)
+def _run(command: argparse.Namespace) -> int:
+    return _train(load_experiment(command.file), command.options)
 
 
-def _train(experiment: Experiment, arguments: list[str]) -> int:
+def _train(experiment: Experiment, options: list[str]) -> int:
     from foldax.runs.train import train
 
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--run-dir", type=Path)
-    known, rest = options.parse_known_args(arguments)
-    train(experiment, parse_config(experiment, rest), run_dir=known.run_dir)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", type=Path)
+    known, fields = parser.parse_known_args(options)
+    train(experiment, parse_config(experiment, fields), run_dir=known.run_dir)
     return 0
 
 
-def _sweep(command: argparse.Namespace, rest: list[str]) -> int:
+def _sweep(command: argparse.Namespace) -> int:
     from foldax.sweeps import command as sweep_command
 
-    return sweep_command.run(load_experiment(command.file), command.file, rest)
+    return sweep_command.run(load_experiment(command.file), command.file, command.options)
 
 
-def _report(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.runs.tables import shown
-    from foldax.sweeps.report import report
+def _report(command: argparse.Namespace) -> int:
+    from foldax.runs.tables import display_path
+    from foldax.sweeps.report import write_report
 
-    _no_more(rest)
-    print(f"report: {shown(report(command.sweep_dir))}")
+    print(f"report: {display_path(write_report(command.sweep_dir))}")
     return 0
 
 
-def _resume(command: argparse.Namespace, rest: list[str]) -> int:
+def _resume(command: argparse.Namespace) -> int:
     from foldax.runs import folder
     from foldax.runs.train import train
     from foldax.sweeps import command as sweep_command
 
-    _no_more(rest)
     if folder.is_sweep(command.run_dir):
         return sweep_command.resume(command.run_dir)
     experiment, config = folder.load(command.run_dir)
     if (command.run_dir / "result.json").exists():
         print(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
-        return 0
-    train(experiment, config, run_dir=command.run_dir, resume=True)
+    else:
+        train(experiment, config, run_dir=command.run_dir, resume=True)
     return 0
 
 
-def _reproduce(command: argparse.Namespace, rest: list[str]) -> int:
+def _reproduce(command: argparse.Namespace) -> int:
     from foldax.runs import folder
     from foldax.runs.reproduce import reproduce
     from foldax.sweeps.reproduce import reproduce_member
 
+    # A member has the options of its sweep.
     if command.member is not None or folder.is_sweep(command.run_dir):
-        _no_more(rest)
+        _reject(command.options)
         return 0 if reproduce_member(command.run_dir, command.member) else FAILED
     experiment, config = folder.load(command.run_dir)
-    config = parse_config(experiment, rest, config)
+    config = parse_config(experiment, command.options, config)
     return 0 if reproduce(command.run_dir, experiment, config) else FAILED
 
 
-def _show(command: argparse.Namespace, rest: list[str]) -> int:
+def _show(command: argparse.Namespace) -> int:
     from foldax.runs import folder
     from foldax.runs.show import show
     from foldax.sweeps import statistics
 
-    _no_more(rest)
     (statistics.show if folder.is_sweep(command.run_dir) else show)(command.run_dir)
     return 0
 
 
-def _predict(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.inference.predict import predict
-
-    _no_more(rest)
-    predict(command.run_dir, command.input, command.out)
+def _use_run(command: argparse.Namespace) -> int:
+    """Calls the function of `foldax.inference` that has the name of the command, with the command's options."""
+    module = importlib.import_module(f"foldax.inference.{command.name}")
+    options = {
+        k: v for k, v in vars(command).items() if k not in ("name", "run", "takes_options", "options", "run_dir")
+    }
+    getattr(module, command.name)(command.run_dir, **options)
     return 0
 
 
-def _export(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.inference.export import PLATFORMS, export
-
-    def number(text: str) -> int | str:
-        return int(text) if text.isdigit() else text
-
-    _no_more(rest)
-    size = None if command.batch_size is None else number(command.batch_size)
-    shape = None if command.shape is None else [number(text) for text in command.shape]
-    export(command.run_dir, command.out, batch_size=size, platforms=command.platforms or PLATFORMS, shape=shape)
-    return 0
+def _size(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
-def _cluster(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.inference.cluster import cluster
-
-    _no_more(rest)
-    options = ("of", "split", "method", "clusters", "normalize", "seed", "out")
-    cluster(command.run_dir, **{name: getattr(command, name) for name in options})
-    return 0
-
-
-def _play(command: argparse.Namespace, rest: list[str]) -> int:
-    from foldax.inference.play import play
-
-    _no_more(rest)
-    play(command.run_dir, **{name: getattr(command, name) for name in ("episodes", "seed", "steps", "out", "fps")})
-    return 0
-
-
-def _check(command: argparse.Namespace, rest: list[str]) -> int:
+def _check(command: argparse.Namespace) -> int:
     from foldax import laws
 
     experiment = load_experiment(command.file)
-    subject = laws.subject(experiment, parse_config(experiment, rest))
+    # Every law is tried, also after one is broken.
+    subject = laws.make_subject(experiment, parse_config(experiment, command.options))
     broken = 0
     for name, law in laws.LAWS.items():
         try:
-            skipped = law(subject)
-            print(f"{name:9} {'does not apply: ' + skipped if skipped else 'holds'}", flush=True)
+            reason = law(subject)
+            print(f"{name:9} {'does not apply: ' + reason if reason else 'holds'}", flush=True)
         except FoldaxError as error:
             broken += 1
             print(f"{name:9} BROKEN: {error}", flush=True)
@@ -272,15 +273,14 @@ def _check(command: argparse.Namespace, rest: list[str]) -> int:
     return FAILED if broken else 0
 
 
-def _new(command: argparse.Namespace, rest: list[str]) -> int:
-    _no_more(rest)
-    path = Path(command.name)
+def _new(command: argparse.Namespace) -> int:
+    path = Path(command.file_name)
     path = path if path.suffix == ".py" else path.with_name(path.name + ".py")
     if not path.stem.isidentifier():
         raise ConfigError(f"{path.stem!r} cannot be a Python module's name: use letters, digits and underscores")
     if path.exists():
         raise RunError(f"{path} exists already; choose another name")
-    text = (Path(__file__).with_name("template.py")).read_text()
+    text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text()
     try:
         path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)))
     except OSError as error:
@@ -290,20 +290,36 @@ def _new(command: argparse.Namespace, rest: list[str]) -> int:
 
 
 def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
-    """Returns the experiment's config with what the command line says.
+    """Parses the options of a command line into a config.
+
+    Args:
+      experiment: the experiment, whose config has a field for every option.
+      arguments: options such as `["--learning-rate", "0.1"]`.
+      default: the config without options; by default `experiment.config()`.
+
+    Returns:
+      An instance of `experiment.config`.
 
     Raises:
-      ConfigError: an unknown field or a bad value; names the field, the value and what is allowed.
+      ConfigError: an option is unknown, or its value is not allowed; names both, and the allowed values.
+
+    >>> from foldax import Training, config
+    >>> @config
+    ... class Config(Training):
+    ...     steps: int = 100
+    >>> parse_config(Experiment(Config, lambda config, info: None), ["--steps", "7"]).steps
+    7
     """
     import tyro
 
+    # tyro prints help and errors itself and exits; they are captured, so that errors look like all others.
     file = experiment_file(experiment)
-    shown, said = io.StringIO(), io.StringIO()
+    stdout, stderr = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             config, unknown = tyro.cli(
                 experiment.config,
-                args=_spread(arguments),
+                args=_split_tuples(arguments),
                 default=experiment.config() if default is None else default,
                 return_unknown_args=True,
                 prog=f"foldax run {file.name if file else 'FILE'} [--run-dir DIR]",
@@ -311,28 +327,28 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
             )
     except SystemExit as stop:
         if not stop.code:
-            print(shown.getvalue(), end="")
+            print(stdout.getvalue(), end="")
             raise
-        raise ConfigError(_one_line(said.getvalue() or shown.getvalue())) from None
+        raise ConfigError(_error_message(stderr.getvalue() or stdout.getvalue())) from None
+    # tyro returns unknown options instead of suggesting known ones.
     if unknown:
-        options = _options(experiment.config)
         if unknown[0].startswith("-"):
-            near = nearest(unknown[0].split("=")[0], options)
-            raise ConfigError(f"there is no option {unknown[0]}{near} (all: --help)")
+            hint = did_you_mean(unknown[0].split("=")[0], _options(experiment.config))
+            raise ConfigError(f"there is no option {unknown[0]}{hint} (all: --help)")
         raise ConfigError(f"{unknown[0]!r} belongs to no option (a value too many, or a missing --field before it)")
     return config
 
 
-def _spread(arguments: Sequence[str]) -> list[str]:
-    """Lets a tuple be written in Python's way too: --hidden "(64, 64)" as --hidden 64 64."""
-    spread: list[str] = []
+def _split_tuples(arguments: Sequence[str]) -> list[str]:
+    """Splits tuples in Python's notation: --hidden "(64, 64)" becomes --hidden 64 64."""
+    words: list[str] = []
     for argument in arguments:
         value = None
         if argument.startswith("("):
             with contextlib.suppress(ValueError, SyntaxError):
                 value = ast.literal_eval(argument)
-        spread += map(str, value) if isinstance(value, tuple) else [argument]
-    return spread
+        words += map(str, value) if isinstance(value, tuple) else [argument]
+    return words
 
 
 def _options(cls: type, prefix: str = "--") -> list[str]:
@@ -348,8 +364,9 @@ def _first_paragraph(experiment: Experiment) -> str:
     return ((module.__doc__ if module else None) or "").split("\n\n")[0]
 
 
-def _one_line(text: str) -> str:
-    """Takes the frame off an error of tyro's and puts it on one line."""
+def _error_message(text: str) -> str:
+    """Extracts the message from the frame that tyro draws around it, as one line."""
+    # The message stands between two rules of dashes; the usage of the option may follow.
     lines = [line.strip() for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line.startswith("---") and not line.strip("-")]
     message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(filter(None, lines))
@@ -360,9 +377,9 @@ def _one_line(text: str) -> str:
     return f"{message} (usage: {usage})" if usage else message
 
 
-def _no_more(rest: list[str]) -> None:
-    if rest:
-        raise ConfigError(f"{rest[0]!r} is not understood here; see --help")
+def _reject(options: list[str]) -> None:
+    if options:
+        raise ConfigError(f"{options[0]!r} is no option of this command; see --help")
 
 
 if __name__ == "__main__":

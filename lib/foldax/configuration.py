@@ -1,38 +1,50 @@
 """Configs: frozen dataclasses that are pytrees, with traced, driver and structural fields.
 
-*Traced* fields (`float`, `float | None`, tuples of them, nested configs) are the pytree's leaves: the
-driver turns them into float32 arrays, so a new value never recompiles. *Driver* fields steer the loop
-and are hidden from the learner. All others are *structural*: a new value is a new program.
+*Traced* fields (`float`, `float | None`, tuples of them, nested configs) are the leaves of the pytree: the engine turns
+them into float32 arrays, so a new value never recompiles. *Driver* fields steer the training loop and are hidden from
+the learner. All others are *structural*: a new value is a new program.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
-import types
 import typing
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
-from foldax.errors import ConfigError, nearest
-from foldax.learner import Acts
+from foldax.errors import ConfigError, did_you_mean
+from foldax.field_values import coerce_value, is_config, is_union, to_plain
+from foldax.learner import EnvironmentSteps
 
 T = TypeVar("T")
 
 
 def structural(default: Any) -> Any:
-    """Declares a float field as structural: it stays a Python number, and a new value recompiles."""
+    """Declares a float field as structural: it stays a Python number, and a new value recompiles.
+
+    >>> @config
+    ... class WithEpsilon(Training):
+    ...     epsilon: float = structural(1e-8)
+    >>> field_kinds(WithEpsilon)["epsilon"]
+    'structural'
+    """
     return dataclasses.field(default=default, metadata={"kind": "structural"})
 
 
 def driver(default: Any) -> Any:
-    """Declares a field that only the driver reads: the learner sees its default, nothing recompiles."""
+    """Declares a field that only the training loop reads: the learner sees its default, and nothing recompiles.
+
+    >>> @config
+    ... class WithNote(Training):
+    ...     note: str = driver("")
+    >>> without_driver_fields(WithNote(note="second try")).note
+    ''
+    """
     return dataclasses.field(default=default, metadata={"kind": "driver"})
 
 
@@ -40,32 +52,42 @@ def driver(default: Any) -> Any:
     frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, structural, driver)
 )
 def config(cls: type[T]) -> type[T]:
-    """Makes a class a config: a frozen, keyword-only dataclass, checked when made, and a pytree.
+    """Class decorator for configs: frozen, keyword-only dataclasses that check their values and are pytrees.
 
     Raises:
-      ConfigError: when made with an unknown field, a value of the wrong type, or (for `Training`) a
-        value out of range.
+      ConfigError: an instance is created with an unknown field, a value of the wrong type or, for `Training`, a value
+        out of range.
+
+    >>> @config
+    ... class Config(Training):
+    ...     learning_rate: float = 3e-3
+    >>> Config(learning_rate=1).learning_rate
+    1.0
     """
+    # The class's own check, not an inherited one, which runs by itself.
     user_check = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:
         hints = field_types(type(self))
         for field in dataclasses.fields(self):
-            value = checked(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
+            value = coerce_value(getattr(self, field.name), hints[field.name], f"{type(self).__name__}.{field.name}")
             object.__setattr__(self, field.name, value)
+        # Checks of base classes run whether or not a subclass calls `super()`.
         if hasattr(super(cls, self), "__post_init__"):
             super(cls, self).__post_init__()
         if user_check is not None:
             user_check(self)
 
+    # Before `dataclass` reads the annotations.
     _inherit_kinds(cls)
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made = cls.__init__
+    init = cls.__init__
 
     def __init__(self: Any, **values: Any) -> None:
+        # A dataclass would raise a TypeError without a suggestion.
         _check_names(type(self), values)
-        made(self, **values)
+        init(self, **values)
 
     cls.__init__ = __init__  # type: ignore[method-assign]
     _register(cls)
@@ -73,12 +95,20 @@ def config(cls: type[T]) -> type[T]:
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Returns the resolved annotations of a config class by field name."""
+    """Resolves the annotations of a config class, by field name.
+
+    >>> field_types(Training)["steps"]
+    <class 'int'>
+    """
     return cls.__dict__.get("__foldax_types__") or typing.get_type_hints(cls)
 
 
-def kinds(cls: type) -> dict[str, str]:
-    """Returns "traced", "structural" or "driver" for every field of a config class."""
+def field_kinds(cls: type) -> dict[str, str]:
+    """Classifies every field of a config class as "traced", "structural" or "driver".
+
+    >>> [field_kinds(Training)[name] for name in ("steps", "seed")]
+    ['structural', 'driver']
+    """
     if "__foldax_kinds__" in cls.__dict__:
         return cls.__dict__["__foldax_kinds__"]
     hints = field_types(cls)
@@ -88,45 +118,47 @@ def kinds(cls: type) -> dict[str, str]:
     }
 
 
-def is_config(value: Any) -> bool:
-    """Whether `value` is a config class or one of its instances."""
-    return dataclasses.is_dataclass(value) and hasattr(value, "__foldax_kinds__")
+def traced_config(config: T) -> T:
+    """Converts a config to the argument of a compiled program: driver fields reset, floats as float32 arrays.
 
+    Configs that differ only in traced or driver fields give pytrees of the same structure, shapes and dtypes, so they
+    share one program.
 
-def traced(config: T) -> T:
-    """Returns the config with its driver fields reset and its floats as float32 arrays.
-
-    This is what a compiled program is given: configs that differ only in traced or driver fields give
-    trees of the same structure, shapes and dtypes, so they share one program.
+    >>> @config
+    ... class Config(Training):
+    ...     learning_rate: float = 0.5
+    >>> traced_config(Config(seed=3)).learning_rate.dtype
+    dtype('float32')
     """
-    floats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), for_learner(config))
+    floats = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), without_driver_fields(config))
     return jax.device_put(floats)  # one transfer for all
 
 
-def for_learner(config: T) -> T:
-    """Returns the config with its driver fields reset: all that makes a program, and all that a learner sees."""
-    fields = kinds(type(config))
+def without_driver_fields(config: T) -> T:
+    """Resets the driver fields to their defaults; the rest determines the program and is all that the learner sees."""
+    fields = field_kinds(type(config))
+    # Two configs that differ in driver fields alone become equal here.
     defaults = {f.name: f.default for f in dataclasses.fields(config) if fields[f.name] == "driver"}  # type: ignore[arg-type]
     return dataclasses.replace(config, **defaults)  # type: ignore[type-var]
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Returns the config as plain JSON values; `from_json` gives an equal config back."""
-    return as_plain(config)
+    """Converts a config to plain JSON values; `from_json` restores an equal config.
 
-
-def as_plain(value: Any) -> Any:
-    """Returns a field's value as plain JSON values."""
-    if is_config(value):
-        return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return [as_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+    >>> to_json(Training(steps=10))["steps"]
+    10
+    """
+    return to_plain(config)
 
 
 def from_json(cls: type[T], values: dict[str, Any]) -> T:
-    """Makes a config of class `cls` from what `to_json` returned; missing fields take their defaults.
+    """Restores a config from the result of `to_json`; missing fields take their defaults.
 
     Raises:
-      ConfigError: for an unknown field or a value of the wrong type.
+      ConfigError: there is an unknown field, or a value of the wrong type.
+
+    >>> from_json(Training, {"steps": 10}) == Training(steps=10)
+    True
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: expected an object of fields, got {values!r}")
@@ -134,16 +166,24 @@ def from_json(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def config_hash(config: Any) -> str:
-    """Returns a hash of class name and field values that is stable across processes and machines."""
+    """Hashes class name and field values (SHA-256), the same in every process and on every machine.
+
+    >>> config_hash(Training(steps=10)) == config_hash(Training(steps=10))
+    True
+    """
+    # Sorted keys: the order of fields must not matter.
     text = json.dumps([type(config).__name__, to_json(config)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def parse_every(every: int | str) -> tuple[int, float]:
-    """Splits `checkpoint_every` into (steps, seconds): 500 -> (500, inf), "30s" -> (0, 30.0); 0 is never.
+def parse_interval(every: int | str) -> tuple[int, float]:
+    """Splits `checkpoint_every` into (steps, seconds); 0 steps and infinite seconds mean never.
 
     Raises:
-      ConfigError: if it is neither a count of steps nor a time such as "30s", "5m" or "1h".
+      ConfigError: it is neither a number of steps nor a time such as "30s", "5m" or "1h".
+
+    >>> parse_interval(500), parse_interval("5m")
+    ((500, inf), (0, 300.0))
     """
     if isinstance(every, int):
         return every, math.inf
@@ -157,9 +197,10 @@ def parse_every(every: int | str) -> tuple[int, float]:
 
 
 def _inherit_kinds(cls: type) -> None:
-    """Lets `log_every = 50` (or `log_every: int = 50`) in a class body change an inherited field's default only."""
+    """Keeps type and kind of an inherited field where a class body only changes its default (`log_every = 50`)."""
     inherited = [base for base in cls.__mro__[1:] if is_config(base)]
     for field in dataclasses.fields(inherited[0]) if inherited else ():
+        # Not mentioned in the class body: nothing to keep.
         if field.name not in cls.__dict__:
             continue
         value = cls.__dict__[field.name]
@@ -173,17 +214,19 @@ def _inherit_kinds(cls: type) -> None:
 
 
 def _register(cls: type) -> None:
-    fields = kinds(cls)
+    fields = field_kinds(cls)
     leaves = [name for name, kind in fields.items() if kind == "traced"]
     static = [name for name, kind in fields.items() if kind != "traced"]
     cls.__foldax_kinds__, cls.__foldax_types__ = fields, field_types(cls)  # type: ignore[attr-defined]
 
+    # Traced fields are leaves; all others are in the treedef, whose equality decides on recompiling.
     def flatten(self: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
         return children, tuple(getattr(self, name) for name in static)
 
     def unflatten(aux: tuple[Any, ...], children: Any) -> Any:
-        self: Any = object.__new__(cls)  # leaves may be tracers or sentinels: nothing to check
+        # Not `cls(...)`: leaves may be tracers, or JAX's sentinels, which no check of values would accept.
+        self: Any = object.__new__(cls)
         for name, value in zip((*leaves, *static), (*children, *aux), strict=True):
             object.__setattr__(self, name, value)
         return self
@@ -191,12 +234,9 @@ def _register(cls: type) -> None:
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
 def _is_traced(hint: Any) -> bool:
-    if _is_union(hint):
+    # `float | None` is traced: None has no leaves, so the structure distinguishes the two.
+    if is_union(hint):
         return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not type(None))
     if typing.get_origin(hint) is tuple:
         return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not Ellipsis)
@@ -208,188 +248,157 @@ def _check_names(cls: type, values: dict[str, Any]) -> None:
     for name in values:
         if name not in names:
             raise ConfigError(
-                f"{cls.__name__} has no field {name!r}{nearest(name, names)} (fields: {', '.join(names)})"
+                f"{cls.__name__} has no field {name!r}{did_you_mean(name, names)} (fields: {', '.join(names)})"
             )
 
 
-def checked(value: Any, hint: Any, where: str) -> Any:
-    """Returns the value as the hint wants it: an int as a float, a list as a tuple, a dict as a config.
-
-    Raises:
-      ConfigError: it does not fit; `where` names the field.
-    """
-    arms = typing.get_args(hint)
-    if _is_union(hint):
-        for arm in arms:
-            with contextlib.suppress(ConfigError):
-                return checked(value, arm, where)
-    elif is_config(hint) and isinstance(value, dict):
-        return from_json(hint, value)
-    elif is_config(hint) and isinstance(value, hint):
-        return value  # checked when it was made; it may hold arrays, which cannot be hashed
-    elif typing.get_origin(hint) is tuple and isinstance(value, (tuple, list)):
-        arms = (arms[0],) * len(value) if arms[-1:] == (Ellipsis,) else arms
-        if len(arms) != len(value):
-            raise ConfigError(f"{where}: expected {len(arms)} values, got {len(value)} in {value!r}")
-        return tuple(checked(item, arm, f"{where}[{i}]") for i, (item, arm) in enumerate(zip(value, arms)))
-    elif hint is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    elif hint is float and isinstance(value, (int, float, np.number, jax.Array)) and not isinstance(value, bool):
-        return value if isinstance(value, jax.Array) else float(value)  # an array inside a traced program
-    elif _fits(value, hint):
-        try:
-            hash(value)
-        except TypeError:
-            raise ConfigError(f"{where}: {value!r} cannot be hashed; use a tuple instead") from None
-        return value
-    allowed = arms if typing.get_origin(hint) is Literal else ()
-    near = nearest(value, filter(lambda arm: isinstance(arm, str), allowed)) if isinstance(value, str) else ""
-    raise ConfigError(f"{where}: expected {type_name(hint)}, got {value!r} ({type(value).__name__}){near}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    return hint is Any or (
-        isinstance(value, typing.get_origin(hint) or hint) and (hint is not int or not isinstance(value, bool))
-    )
-
-
-def type_name(hint: Any) -> str:
-    """Returns a type as a person writes it: `int | None`, `tuple[float, ...]`, `'min' or 'max'`."""
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(repr(value) for value in typing.get_args(hint))
-    if _is_union(hint):
-        return " | ".join(type_name(arm) for arm in typing.get_args(hint))
-    if hint is type(None):
-        return "None"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
-
-
 @config
-class Loop:
-    """What the driver needs to know, but for `steps`, the number of updates: see `Training` and `Interaction`."""
+class LoopConfig:
+    """Fields that the training loop reads, common to `Training` and `RLTraining`."""
 
     seed: int = driver(0)
-    """Source of all randomness: initialisation, data order, updates, evaluation."""
+    """Seed of all randomness: initialisation, data order, updates, evaluation."""
     log_every: int = driver(100)
-    """Steps between two lines of training metrics (each a mean over these steps)."""
+    """Steps between two log lines of training metrics (each a mean over these steps)."""
     evaluate_every: int = driver(500)
     """Steps between two evaluations on the validation split; 0: only at the end."""
     checkpoint_every: int | str = driver("30s")
     """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
     monitor: str = driver("loss")
-    """Validation metric that says which evaluation was the best."""
+    """Validation metric by which evaluations are compared."""
     mode: Literal["min", "max"] = driver("min")
     """Whether the best value of `monitor` is the smallest or the largest."""
     patience: int | None = driver(None)
-    """Stop after this many evaluations without a new best; None: never."""
+    """Stop early after this many evaluations without improvement; None: never."""
     keep: Literal["best", "last"] = driver("best")
     """Which state is tested and returned: that of the best evaluation, or the last one."""
     init_from: str | None = driver(None)
-    """Run folder, or .safetensors file, whose parameters the run starts from, matched by path and shape."""
+    """Run folder or .safetensors file with initial parameters, matched by path and shape."""
     devices: int = driver(1)
-    """Number of devices that share each batch (data parallelism)."""
+    """Number of devices over which each batch is divided (data parallelism)."""
     dispatch: Literal["loop", "step"] = driver("loop")
     """Run many steps in one compiled loop, or dispatch each step (for native convolutions on the CPU)."""
     profile: bool = driver(False)
     """Record a profile of a few steps, for TensorBoard, in the run folder."""
 
     def __post_init__(self) -> None:
-        at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1)
+        check_at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1)
         if self.seed >= 2**32:
             raise ConfigError(f"{type(self).__name__}.seed: {self.seed} is too large; it must be below 2**32")
-        steps, seconds = parse_every(self.checkpoint_every)
+        steps, seconds = parse_interval(self.checkpoint_every)
         if steps < 0 or not seconds > 0:
             raise ConfigError(f"{type(self).__name__}.checkpoint_every: {self.checkpoint_every!r} must not be negative")
 
 
 @config
-class Training(Loop):
-    """A run over batches of data; inherit from it and add the fields of your experiment."""
+class Training(LoopConfig):
+    """Config of a run over batches of data; inherit from it and add the fields of your experiment.
+
+    >>> Training(steps=10, seed=1).steps
+    10
+    """
 
     steps: int = 1_000
-    """Number of updates; one consumes one batch."""
+    """Number of updates; each consumes one batch."""
 
     def __post_init__(self) -> None:
-        at_least(self, steps=1)
+        check_at_least(self, steps=1)
 
 
 @config
-class Interaction(Loop):
-    """A run of an agent, measured in steps of its environments; inherit from it and add the fields of your experiment.
+class RLTraining(LoopConfig):
+    """Config of an agent's run, measured in environment steps; inherit from it and add the fields of your experiment.
 
-    `steps`, the number of updates, follows from the fields, and is no field itself.
+    `steps`, the number of updates, follows from these fields and is no field itself.
+
+    Raises:
+      ConfigError: a field is out of range, or `environment_steps` is too small for one update.
+
+    >>> RLTraining(environment_steps=10_240, num_envs=4, rollout_steps=128).steps
+    20
     """
 
     environment_steps: int = 100_000
-    """Steps of all copies of the environment together, those before the first update included."""
-    start_steps: int = 0
-    """Of these, how many are acted at random before the first update; on a host none are."""
+    """Environment steps of the run, summed over all parallel environments, with those before the first update."""
+    learning_starts: int = 0
+    """How many of these are random steps before the first update; 0 for host environments."""
     num_envs: int = 4
-    """Copies of the environment that are acted in at once."""
+    """Number of parallel environments."""
     rollout_steps: int = 128
-    """Steps of each copy in an update."""
+    """Steps of each environment per update."""
     evaluate_every: int = driver(0)
     """Updates between two evaluations; 0: only at the end."""
     monitor: str = driver("return")
-    """Evaluation metric that says which evaluation was the best."""
+    """Evaluation metric by which evaluations are compared."""
     mode: Literal["min", "max"] = driver("max")
     """Whether the best value of `monitor` is the smallest or the largest."""
     keep: Literal["best", "last"] = driver("last")
     """Which state is tested and returned: that of the best evaluation, or the last one."""
 
     def __post_init__(self) -> None:
-        at_least(self, environment_steps=1, start_steps=0, num_envs=1, rollout_steps=1)
+        check_at_least(self, environment_steps=1, learning_starts=0, num_envs=1, rollout_steps=1)
         if self.steps < 1:
             raise ConfigError(
                 f"{type(self).__name__}.environment_steps: {self.environment_steps} is too small; an update takes "
-                f"{self.num_envs} x {self.rollout_steps}, after {self.start_steps} at the start"
+                f"{self.num_envs} x {self.rollout_steps}, after {self.learning_starts} at the start"
             )
 
     @property
     def steps(self) -> int:
         """Number of updates."""
-        return (self.environment_steps - self.start_steps) // (self.num_envs * self.rollout_steps)
+        return (self.environment_steps - self.learning_starts) // (self.num_envs * self.rollout_steps)
 
-    def check_acts(self, acts: Acts) -> None:
-        """Checks that a learner acts as much as the config counts.
+    def check_environment_steps(self, taken: EnvironmentSteps) -> None:
+        """Checks that a learner takes as many environment steps as the config counts.
 
         Raises:
-          ConfigError: it does not.
+          ConfigError: it takes more or fewer.
         """
-        counted = Acts(self.start_steps, self.num_envs * self.rollout_steps)
-        if acts != counted:
+        counted = EnvironmentSteps(self.learning_starts, self.num_envs * self.rollout_steps)
+        if taken != counted:
+            host_hint = "; for host environments it is 0, and `learning_starts` of the learner is a field of its own"
             raise ConfigError(
-                f"{type(self).__name__}: the learner acts {acts.update} steps in an update and {acts.first} before the "
-                f"first, but the config counts {counted.update} (num_envs {self.num_envs} x rollout_steps "
-                f"{self.rollout_steps}) and {counted.first} (start_steps); give the learner the config's numbers"
-                + (
-                    " (on a host, start_steps is 0, and the learner's start a field of its own)"
-                    if counted.first
-                    else ""
-                )
+                f"{type(self).__name__}: the learner takes {taken.per_update} environment steps per update and "
+                f"{taken.before_first_update} before the first, but the config counts {counted.per_update} (num_envs "
+                f"{self.num_envs} x rollout_steps {self.rollout_steps}) and {counted.before_first_update} "
+                f"(learning_starts{host_hint if counted.before_first_update else ''}). Build the learner with the "
+                "config's values"
             )
 
-    def acted(self, steps: int) -> int:
-        """Returns the steps of the environments after as many updates."""
-        return self.start_steps + steps * self.num_envs * self.rollout_steps
+    def environment_steps_after(self, steps: int) -> int:
+        """Number of environment steps after a number of updates.
+
+        >>> RLTraining(learning_starts=100, num_envs=4, rollout_steps=128).environment_steps_after(2)
+        1124
+        """
+        return self.learning_starts + steps * self.num_envs * self.rollout_steps
 
 
 def with_steps(config: T, steps: int) -> T:
-    """Returns the config with this number of updates."""
-    if isinstance(config, Interaction):
-        return dataclasses.replace(config, environment_steps=config.acted(steps))
+    """Copies a config with another number of updates.
+
+    >>> with_steps(RLTraining(), 7).steps
+    7
+    """
+    # The number of updates of an agent follows from its environment steps.
+    if isinstance(config, RLTraining):
+        return dataclasses.replace(config, environment_steps=config.environment_steps_after(steps))
     return dataclasses.replace(config, steps=steps)  # type: ignore[type-var]
 
 
-def at_least(config: Any, **least: int) -> None:
-    """Checks that fields by name are no smaller than these numbers; None passes.
+def check_at_least(config: Any, **smallest: int) -> None:
+    """Checks that fields are not smaller than allowed; None passes.
+
+    Args:
+      config: the config.
+      **smallest: the smallest allowed value, by field.
 
     Raises:
-      ConfigError: one is.
+      ConfigError: a field is smaller.
+
+    >>> check_at_least(Training(), steps=10)
     """
-    for name, number in least.items():
+    for name, number in smallest.items():
         value = getattr(config, name)
         if value is not None and value < number:
             raise ConfigError(f"{type(config).__name__}.{name}: {value} is too small; it must be at least {number}")

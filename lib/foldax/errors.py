@@ -1,4 +1,4 @@
-"""Errors meant for people: each says what was wrong, where, what is allowed and what to do."""
+"""Errors for people: each message says what was wrong, where, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ class FoldaxError(Exception):
 
 
 class ConfigError(FoldaxError, ValueError):
-    """A config field has a wrong name, type or value."""
+    """A config field or an option has a wrong name, type or value."""
 
 
 class ExperimentError(FoldaxError):
-    """An experiment file is missing, broken, or breaks what a `Learner` promises."""
+    """An experiment file is missing or broken, or its learner breaks a promise of `foldax.Learner`."""
 
 
 class DataError(FoldaxError):
-    """A dataset cannot be had, or does not fit the config."""
+    """A dataset is not available, or does not fit the config."""
 
 
 class RunError(FoldaxError):
-    """A run folder is locked, foreign, unreadable, or cannot be written."""
+    """A run folder is locked, holds another run, or cannot be read or written."""
 
 
 class NonFiniteError(FoldaxError):
-    """A training metric became NaN or infinite, at `step`."""
+    """A training metric became NaN or infinite.
+
+    Attributes:
+      step: the update that computed it.
+    """
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
@@ -35,20 +39,32 @@ class NonFiniteError(FoldaxError):
 
 
 class Interrupted(FoldaxError):
-    """A signal stopped the run after it was saved."""
+    """A signal stopped the run, after its state was saved."""
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the closest allowed spelling, or an empty string."""
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Suggests the closest allowed spelling of a word, as the end of an error message; empty if none is close.
+
+    >>> did_you_mean("lerning_rate", ["steps", "learning_rate"])
+    "; did you mean 'learning_rate'?"
+    """
+    # A cutoff of 0.5 still finds swapped and missing letters.
     matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def check_counts(**counts: int) -> None:
-    """Checks that all of these numbers, by name, are 1 or more.
+def check_positive(**counts: int) -> None:
+    """Checks that every count is at least 1.
+
+    Args:
+      **counts: the counts, by the name that the error gives.
 
     Raises:
-      ConfigError: one is not.
+      ConfigError: a count is 0 or negative.
+
+    >>> check_positive(num_envs=0)
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: num_envs: 0 must be 1 or more
     """
     for name, value in counts.items():
         if value < 1:

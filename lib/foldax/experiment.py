@@ -1,4 +1,4 @@
-"""An experiment: a config, a learner made from it, and the data it learns from."""
+"""An experiment: a config class, a learner built from a config, and the data it learns from."""
 
 from __future__ import annotations
 
@@ -10,38 +10,48 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from foldax.errors import ExperimentError
 from foldax.learner import Learner
 
 
 class Experiment(NamedTuple):
-    """What an experiment file states; `foldax.train`, `foldax run` and `foldax check` take it.
+    """A training run as an experiment file defines it; `foldax.train`, `foldax run` and `foldax check` take it.
 
     Attributes:
-      config: the config class (see `foldax.config`), a subclass of `Training` or `Interaction`.
-      learner: `(config, info) -> Learner`; called inside the traced program, so the config's floats
-        are arrays there. `info` holds static facts of the training split (None without a dataset).
-      dataset: `(config) -> data.Dataset`, usually `data.load(...)`; None where the learner makes its
-        own experience (reinforcement learning).
-      summarize: `(values) -> {name: float}` on the host, for metrics that are no means (AUROC): it is
-        given what `evaluate` returned for all examples of a split, as NumPy arrays `[N, ...]`.
-      figures: `(result) -> {name: figure or str}` at the end of a run: matplotlib figures are saved
-        as PNG, strings are printed and saved as text.
-      name: name of the run folders; the file's name if None.
-      environment: `(config) -> rl.Environment`, what `foldax play` plays in; training never reads it.
+      config: the config class (see `foldax.config`), a subclass of `Training` or `RLTraining`.
+      learner: `(config, info) -> Learner`; called inside the traced program, where the config's floats are arrays.
+        `info` holds static facts of the training split; None without a dataset.
+      dataset: `(config) -> data.Dataset`, usually `data.load(...)`; None where the learner makes its own experience
+        (reinforcement learning).
+      summarize: `(values) -> {name: float}` on the host, for metrics that are not means (AUROC). `values` holds the
+        metrics and outputs of `evaluate` for all examples of a split, as NumPy arrays `[N, ...]`.
+      figures: `(result) -> {name: figure or str}` at the end of a run: matplotlib figures are saved as PNG, strings are
+        printed and saved as text.
+      name: name of the run folders; by default the file's name.
+      environment: `(config) -> rl.Environment`, the environment of `foldax play`; training never reads it.
+
+    >>> import foldax, optax
+    >>> def learner(config, info):
+    ...     return foldax.learners.classifier(foldax.models.MLP((info.num_classes,)), optax.sgd(config.learning_rate))
+    >>> def dataset(config):
+    ...     return foldax.data.load("digits", batch_size=32)
+    >>> Experiment(foldax.Training, learner, dataset, name="linear_digits").name
+    'linear_digits'
     """
 
     config: type[Any]
     learner: Callable[[Any, Any], Learner]
     dataset: Callable[[Any], Any] | None = None
-    summarize: Callable[[dict[str, Any]], dict[str, float]] | None = None
+    summarize: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
     figures: Callable[[Any], dict[str, Any]] | None = None
     name: str | None = None
     environment: Callable[[Any], Any] | None = None
 
 
 def experiment_file(experiment: Experiment) -> Path | None:
-    """Returns the file that defines the experiment's learner, or None (a notebook, a prompt)."""
+    """Finds the file that defines the experiment's learner; None in a notebook or at a prompt."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(experiment.learner))
     except TypeError:
@@ -50,21 +60,25 @@ def experiment_file(experiment: Experiment) -> Path | None:
 
 
 def experiment_name(experiment: Experiment) -> str:
-    """Returns the experiment's name: the one it states, else its file's, else "experiment"."""
+    """Names the experiment: by its `name`, else by its file, else "experiment".
+
+    >>> experiment_name(Experiment(config=dict, learner=dict, name="tiny"))
+    'tiny'
+    """
     file = experiment_file(experiment)
     return experiment.name or (file.stem if file else "experiment")
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """Imports a Python file and returns its `experiment`; the file's folder can be imported from.
+    """Imports a Python file, which may import modules beside it, and returns its `experiment`.
 
     Raises:
-      ExperimentError: if there is no such file, its code fails, or it has no `experiment`.
+      ExperimentError: there is no such file, its code fails, or it defines no `experiment`.
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f" (in that folder: {', '.join(near)})" if near else ""
+        neighbours = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f" (in that folder: {', '.join(neighbours)})" if neighbours else ""
         raise ExperimentError(f"there is no experiment file {str(path)!r}{hint}; `foldax list` shows all")
     path = path.resolve()
     name = f"foldax_experiment_{path.stem}"
@@ -72,13 +86,15 @@ def load_experiment(path: str | Path) -> Experiment:
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{str(path)!r} is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
+    # Registered before its code runs: dataclasses and pickle look their module up by name.
     sys.modules[name] = module
+    # At the end, so that a file beside the experiment hides no installed package.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ExperimentError(f"{path.name} failed while it was imported:\n{own_traceback(error, path)}") from error
+        raise ExperimentError(f"{path.name} failed while it was imported:\n{user_traceback(error, path)}") from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise ExperimentError(
@@ -88,19 +104,18 @@ def load_experiment(path: str | Path) -> Experiment:
     return experiment
 
 
-def own_traceback(error: BaseException, file: Path | None) -> str:
-    """Returns the error's traceback from the first frame in the user's `file` on, without ours."""
+def user_traceback(error: BaseException, file: Path | None) -> str:
+    """Formats an error's traceback from the first frame in the user's `file` on, without library frames."""
+    # Frames of the library and of JAX say nothing to the author of the file.
     frames = traceback.extract_tb(error.__traceback__)
-    here = str(Path(__file__).resolve().parent)
-    skipped = (here, "jax", "flax")
     first = next((i for i, frame in enumerate(frames) if file and Path(frame.filename) == file), 0)
-    kept = [f for f in frames[first:] if not _from_library(f.filename, skipped)]
-    if isinstance(error, SyntaxError):
-        kept = []
-    told = traceback.TracebackException.from_exception(error, limit=0)
-    told.__notes__ = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]
-    return "".join([*traceback.format_list(kept), *told.format_exception_only()]).rstrip()
+    # A syntax error has no frame of the user's file; its message shows the line.
+    kept = [] if isinstance(error, SyntaxError) else [f for f in frames[first:] if not _is_library(f.filename)]
+    summary = traceback.TracebackException.from_exception(error, limit=0)
+    summary.__notes__ = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]
+    return "".join([*traceback.format_list(kept), *summary.format_exception_only()]).rstrip()
 
 
-def _from_library(filename: str, skipped: tuple[str, ...]) -> bool:
-    return filename.startswith(skipped[0]) or any(f"site-packages/{name}/" in filename for name in skipped[1:])
+def _is_library(filename: str) -> bool:
+    here = str(Path(__file__).resolve().parent)
+    return filename.startswith(here) or any(f"site-packages/{name}/" in filename for name in ("jax", "flax"))

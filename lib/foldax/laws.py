@@ -1,7 +1,7 @@
-"""The laws: what every learner and every experiment must satisfy, as functions that say in plain words what broke.
+"""The laws: properties that every learner and every experiment must have, as functions that run and check them.
 
-Each law takes a `Subject` and returns None, or a sentence saying why it does not apply; it raises
-`LawBroken` otherwise. They run a few steps of the experiment's own config with the driver's own programs.
+A law takes a `Subject`. It returns None if it holds, returns a sentence if it does not apply, and raises `LawBroken`
+with the reason otherwise. Laws train the experiment for a few steps of its own config, with the engine's own programs.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import kinds, with_steps
-from foldax.engine import compiled, loop
+from foldax.configuration import field_kinds, with_steps
+from foldax.data.protocol import Dataset, EvaluationBlock
+from foldax.engine import compiled, loop, setup
 from foldax.engine import fold as folds
-from foldax.engine.checkpoint import Checkpoints, flat, to_host
-from foldax.engine.policy import Newest
+from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path
+from foldax.engine.policy import CurrentPolicy
+from foldax.engine.state import Hooks, Run
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
-from foldax.learner import Average
+from foldax.learner import Batch, Key, Learner, State, as_average, as_evaluation
 from foldax.runs.transfer import initial_parameters
-from foldax.sweeps.exact import Lanes, Member, own_devices
-from foldax.sweeps.vmapped import Together
+from foldax.sweeps.exact import DeviceWorkers, Member, worker_devices
+from foldax.sweeps.vmapped import VmappedMembers
 
 STEPS = 10
-FAST_TOLERANCE = 1e-4
-# A ReLU that stands on its edge turns rounding into another activation: in a ResNet-20 2% of an array's step. Gradients
-# that rounding had spoiled were out by 96%.
-STEP_TOLERANCE = 0.05
+SHARDING_STEPS = 3
+VMAP_TOLERANCE = 1e-4
+# Of the distance that an array moved in `SHARDING_STEPS`. A ReLU at its threshold turns rounding into another
+# activation: 2% in a ResNet-20. Gradients that rounding had really spoiled were out by 96%.
+SHARDING_TOLERANCE = 0.05
 
 
 class LawBroken(FoldaxError):
@@ -42,20 +45,32 @@ class LawBroken(FoldaxError):
 
 
 class Subject(NamedTuple):
-    """What is checked: an experiment, a config, and its data, loaded once."""
+    """An experiment with one config and its loaded dataset, as the laws take it.
+
+    Attributes:
+      experiment: the experiment under test.
+      config: an instance of its config class.
+      dataset: the dataset of that config; None where the experiment has none.
+    """
 
     experiment: Experiment
     config: Any
-    dataset: Any
+    dataset: Dataset | None
 
-    def begin(self, **changes: Any) -> loop.Run:
-        """Returns a run before its first step, with some fields of the config changed."""
+    def start_run(self, **changes: Any) -> Run:
+        """Creates a run before its first step, with some fields of the config changed."""
         config = dataclasses.replace(self.config, **changes)
-        return loop.begin(self.experiment, config, _hooks(config), self.dataset)
+        return setup.start_run(self.experiment, config, _hooks(config), self.dataset)
 
 
-def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> Subject:
-    """Returns what the laws take; the config has at least as many steps as they need."""
+def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | None = None) -> Subject:
+    """Prepares an experiment for the laws: loads its dataset and raises the config's steps to the number they need.
+
+    Args:
+      experiment: the experiment.
+      config: an instance of `experiment.config`; by default one without arguments.
+      dataset: the data, if it is loaded already.
+    """
     config = experiment.config() if config is None else config
     config = dataclasses.replace(with_steps(config, max(config.steps, STEPS + 2)), devices=1)
     if dataset is None and experiment.dataset is not None:
@@ -64,193 +79,229 @@ def subject(experiment: Experiment, config: Any = None, dataset: Any = None) -> 
 
 
 def purity(subject: Subject) -> str | None:
-    """Same seed, same bits, also when everything is traced anew."""
-    run = subject.begin()
-    loop.refill(run)
-    first, second = (_fold_anew(run, STEPS) for _ in range(2))
-    _same_bits(first, second, "two runs with the same seed differ", "the learner uses randomness that is not its key's")
+    """The same seed gives the same bits, also when every function is traced again."""
+    run = subject.start_run()
+    loop.fetch_data_block(run)
+    # Traced twice, because Python-level randomness would be frozen into a single trace.
+    first, second = (_retrace_and_train(run, STEPS) for _ in range(2))
+    reason = "the learner draws random numbers from something other than its key"
+    _check_same_bits(first, second, "two runs with the same seed differ", reason)
     return None
 
 
 def chunking(subject: Subject) -> str | None:
-    """Any chunk size, same bits."""
-    if reason := loop.unsaved(subject.dataset):
+    """Chunks of any size give the same bits."""
+    if reason := setup.nonresumable_reason(subject.dataset):
         return reason
-    whole = _fold(subject.begin(), [STEPS])
-    parts = _fold(subject.begin(), [1, 2, STEPS // 2, STEPS])
-    why = "the learner depends on something that is neither state, batch nor key"
-    _same_bits(whole, parts, f"one chunk of {STEPS} steps and four smaller ones differ", why)
+    whole = _train(subject.start_run(), [STEPS])
+    parts = _train(subject.start_run(), [1, 2, STEPS // 2, STEPS])
+    reason = "the learner depends on something that is neither state, batch nor key"
+    _check_same_bits(whole, parts, f"one chunk of {STEPS} steps and four smaller ones differ", reason)
     return None
 
 
 def resume(subject: Subject) -> str | None:
-    """Stop anywhere, go on from the checkpoint, same bits."""
-    if reason := loop.unsaved(subject.dataset):
+    """A run that stops anywhere and resumes from its checkpoint ends with the bits of an uninterrupted run."""
+    if reason := setup.nonresumable_reason(subject.dataset):
         return reason
-    whole = _fold(subject.begin(), [STEPS])
+    whole = _train(subject.start_run(), [STEPS])
     with tempfile.TemporaryDirectory() as folder:
-        run = subject.begin()
-        _fold(run, [STEPS // 2])
+        # 1. Train half of the steps, and save.
+        run = subject.start_run()
+        _train(run, [STEPS // 2])
         checkpoints = Checkpoints(Path(folder))
+        hooks = Hooks(checkpoints=checkpoints)
         try:
-            loop.save(run, loop.Hooks(checkpoints=checkpoints), (run.fold, run.best), run.block.cursor)
+            # The cursor of the data block, too: a stream must go on where it stopped.
+            loop.save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
             checkpoints.wait()
-            config = subject.config
-            resumed = loop.begin(subject.experiment, config, loop.Hooks(checkpoints=checkpoints), subject.dataset)
-            after = _fold(resumed, [STEPS])
+            # 2. Restore into a new run, and train the rest.
+            resumed = _train(setup.start_run(subject.experiment, subject.config, hooks, subject.dataset), [STEPS])
         finally:
             checkpoints.close()
-    why = "something that the learner remembers is not in its state"
-    _same_bits(whole, after, f"a run stopped at step {STEPS // 2} and resumed differs from an uninterrupted one", why)
+    difference = f"a run stopped at step {STEPS // 2} and resumed differs from an uninterrupted one"
+    _check_same_bits(whole, resumed, difference, "something that the learner remembers is not in its state")
     return None
 
 
 def sweep(subject: Subject) -> str | None:
-    """A member of a sweep has the bits of its lone run (exact), and its metrics agree at first (fast)."""
-    if reason := loop.unsaved(subject.dataset):
+    """A member of a sweep has the bits of its lone run (exact), or at first the same metrics to rounding (vmapped)."""
+    if reason := setup.nonresumable_reason(subject.dataset):
         return reason
     config = dataclasses.replace(subject.config, log_every=STEPS, evaluate_every=0)
+    # Another value for every traced field, no power of two, and another seed.
     leaves, treedef = jax.tree_util.tree_flatten(config)
-    changed = jax.tree.unflatten(treedef, [float(leaf) * 1.1 for leaf in leaves])
-    configs = [config, dataclasses.replace(changed, seed=config.seed + 1)]
+    scaled = jax.tree.unflatten(treedef, [float(leaf) * 1.1 for leaf in leaves])
+    configs = [config, dataclasses.replace(scaled, seed=config.seed + 1)]
     members = [Member(number, 0, one, subject.dataset) for number, one in enumerate(configs)]
-    alone = [_alone(subject, one) for one in configs]
-    lanes, exact = Lanes(subject.experiment, own_devices()), {}
-
-    def work(member: Member, device: jax.Device) -> None:
-        dataset = None if member.dataset is None else member.dataset.to(device)
-        run = lanes.begin(member._replace(dataset=dataset), device, _hooks(config))
-        with contextlib.closing(run.blocks):
-            lanes.fold(member, run, device, loop.Hooks(), STEPS)
-        exact[member.number] = to_host(run.fold.state)
-
-    lanes.each(members, work)
-    why = "the learner depends on something outside of its config, key and batch"
-    for number, lone in enumerate(alone):
-        what = f"member {number} of a sweep differs from the same run alone"
-        _same_bits(to_host(lone.fold.state), exact[number], what, why)
-    if alone[0].block.end is not None:
-        return "its members have the bits of lone runs; side by side they cannot be, because this dataset streams"
-    together = Together(subject.experiment, members, jax.devices(), _hooks(config).initial)
-    together.fold(loop.Hooks(), STEPS)
-    for number, lone in enumerate(alone):
-        for name, value in lone.history[-1].items():
-            other = together.histories[number][-1][name]
-            if name != "split" and not np.allclose(other, value, rtol=FAST_TOLERANCE, atol=FAST_TOLERANCE):
-                raise LawBroken(
-                    f"metric {name!r} of member {number} under vmap is {other:.6g} over {STEPS} steps, and {value:.6g} "
-                    "alone: more than rounding (is there a host callback in it?)"
-                )
+    lone_runs = [_lone_run(subject, one) for one in configs]
+    _check_exact_sweep(subject, members, lone_runs)
+    if lone_runs[0].block.end is not None:
+        # Members of a vmapped sweep share one block of data.
+        return "its members have the bits of lone runs; they cannot be vmapped, because this dataset streams"
+    _check_vmapped_sweep(subject, members, lone_runs)
     return None
 
 
-def _alone(subject: Subject, config: Any) -> loop.Run:
-    """Returns a lone run after the laws' steps."""
-    run = loop.begin(subject.experiment, config, _hooks(config), subject.dataset)
-    with contextlib.closing(run.blocks), compiled.explained(run.program, **run.arguments):
-        loop.fold_all(run, loop.Hooks(), STEPS)
+def _lone_run(subject: Subject, config: Any) -> Run:
+    run = setup.start_run(subject.experiment, config, _hooks(config), subject.dataset)
+    with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
+        loop.train_loop(run, Hooks(), STEPS)
     return run
 
 
+def _check_exact_sweep(subject: Subject, members: list[Member], lone_runs: list[Run]) -> None:
+    workers, states = DeviceWorkers(subject.experiment, worker_devices()), {}
+
+    def train(member: Member, device: Any) -> None:
+        dataset = None if member.dataset is None else member.dataset.to(device)
+        run = workers.start_run(member._replace(dataset=dataset), device, _hooks(member.config))
+        with contextlib.closing(run.blocks):
+            workers.fold(member, run, device, Hooks(), STEPS)
+        states[member.number] = host_arrays(run.fold.state)
+
+    workers.run_all(members, train)
+    reason = "the learner depends on something outside of its config, key and batch"
+    for number, lone in enumerate(lone_runs):
+        difference = f"member {number} of a sweep differs from the same run alone"
+        _check_same_bits(host_arrays(lone.fold.state), states[number], difference, reason)
+
+
+def _check_vmapped_sweep(subject: Subject, members: list[Member], lone_runs: list[Run]) -> None:
+    vmapped = VmappedMembers(subject.experiment, members, jax.devices(), _hooks(members[0].config))
+    vmapped.fold(Hooks(), STEPS)
+    for number, lone in enumerate(lone_runs):
+        for name, value in lone.history[-1].items():
+            other = vmapped.histories[number][-1][name]
+            # vmap batches matrix products, whose sums are rounded in another order.
+            if name != "split" and not np.allclose(other, value, rtol=VMAP_TOLERANCE, atol=VMAP_TOLERANCE):
+                raise LawBroken(
+                    f"metric {name!r} of member {number} under vmap is {other:.6g} over {STEPS} steps, and {value:.6g} "
+                    "alone: more than rounding (does the learner call back to the host?)"
+                )
+
+
 def sharding(subject: Subject) -> str | None:
-    """A batch shared by several devices gives what one device gives, to rounding."""
+    """Several devices that share each batch give the result of one device, to rounding."""
     count = jax.device_count()
     batch_size = subject.dataset.info.batch_size if subject.dataset is not None else count
+    # The largest number of devices that divides a batch.
     count = max((n for n in range(1, count + 1) if batch_size % n == 0), default=1)
     if count < 2:
         return f"needs two devices that divide the batch size ({batch_size}); this machine has {jax.device_count()}"
-    run = subject.begin()
-    start = to_host(run.fold.state)
-    one, many = _fold(run, [3]), _fold(subject.begin(devices=count), [3])
+    run = subject.start_run()
+    initial = host_arrays(run.fold.state)
+    one, several = (_train(r, [SHARDING_STEPS]) for r in (run, subject.start_run(devices=count)))
     for name, array in one.items():
-        if not np.issubdtype(array.dtype, np.floating) or np.allclose(many[name], array, rtol=1e-3, atol=1e-4):
+        if not np.issubdtype(array.dtype, np.floating) or np.allclose(several[name], array, rtol=1e-3, atol=1e-4):
             continue
-        apart, moved = (float(np.linalg.norm(array - other[name])) for other in (many, start))
-        if not apart <= STEP_TOLERANCE * moved:
+        # Arrays that differ by more than rounding may do so by a small part of the distance they moved.
+        error, distance = (float(np.linalg.norm(array - other[name])) for other in (several, initial))
+        # Written so that NaN breaks the law.
+        if not error <= SHARDING_TOLERANCE * distance:
             raise LawBroken(
-                f"after 3 steps on {count} devices, `{name}` differs from one device's by "
-                f"{apart / max(moved, 1e-30):.1%} of how far it went: more than rounding (the learner depends on how a "
-                "batch is divided, or amplifies rounding)"
+                f"after {SHARDING_STEPS} steps on {count} devices, `{name}` differs from one device's by "
+                f"{error / max(distance, 1e-30):.1%} of the distance it moved: more than rounding (the learner depends "
+                "on how a batch is divided, or amplifies rounding)"
             )
     return None
 
 
 def tracing(subject: Subject) -> str | None:
-    """A new value of a traced or driver field does not compile anything."""
-    _fold(subject.begin(), [1])
+    """A new value of a traced or driver field compiles nothing."""
+    # The first run may compile; the ones after it must not.
+    _train(subject.start_run(), [1])
     config = subject.config
     leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
     changed = jax.tree.unflatten(treedef, [float(leaf) * 0.7 + 0.01 for _, leaf in leaves])
     changed = dataclasses.replace(changed, seed=config.seed + 1, log_every=config.log_every + 1)
-    before = dict(compiled.traces)
-    run = loop.begin(subject.experiment, changed, loop.Hooks(), subject.dataset)
-    _fold(run, [1])
-    weak = jax.tree.unflatten(treedef, [jnp.asarray(leaf) for _, leaf in leaves])
-    _fold(loop.begin(subject.experiment, weak, loop.Hooks(), subject.dataset), [1])
-    if compiled.traces != before:
-        fields = ", ".join(name for name, kind in kinds(type(config)).items() if kind != "structural")
+    # A config that already holds weakly typed JAX arrays must not recompile either.
+    weakly_typed = jax.tree.unflatten(treedef, [jnp.asarray(leaf) for _, leaf in leaves])
+    before = dict(compiled.trace_counts)
+    for other in (changed, weakly_typed):
+        _train(setup.start_run(subject.experiment, other, Hooks(), subject.dataset), [1])
+    if compiled.trace_counts != before:
+        fields = ", ".join(name for name, kind in field_kinds(type(config)).items() if kind != "structural")
         raise LawBroken(f"a new value of a traced or driver field compiled the program again (one of: {fields})")
     return None
 
 
 def coverage(subject: Subject) -> str | None:
-    """Evaluation counts each example once, and an example's value does not depend on its batch."""
+    """Evaluation counts each example once, and the values of an example do not depend on its batch."""
     if subject.dataset is None:
         return "there is no dataset"
     split = next((s for s in ("validation", "test") if s in subject.dataset.splits), None)
     if split is None:
         return "the dataset has no validation or test split"
-    run, source = subject.begin(), subject.dataset.splits[split]
-    config, seed, seen = run.arguments["config"], run.arguments["seed"], 0
-    learner = folds.make_learner(run.program, config)
-    newest = Newest(run.program, config, seed, run.fold.state, "evaluate")
-    for index, block in enumerate(source.blocks(newest)):
-        mask = np.asarray(block.mask)
-        seen += int(mask.sum())
-        values = _rows(run, block.batches, block.mask, index)
-        for name, value in values.items():
-            if np.shape(value)[:2] != mask.shape:
-                raise LawBroken(
-                    f"evaluate gives {name!r} of shape {np.shape(value)[1:]} for a batch of {mask.shape[1]} examples; "
-                    f"it must give one value per example, [{mask.shape[1]}]"
-                )
+    run, source, num_examples = subject.start_run(), subject.dataset.splits[split], 0
+    policy = CurrentPolicy(run.program, run.arguments["config"], run.arguments["seed"], run.fold.state, "evaluate")
+    # Padding is masked, so the masks must add up to the number of examples.
+    for index, block in enumerate(source.blocks(policy)):
+        num_examples += int(np.asarray(block.mask).sum())
         if index == 0:
-            _independent_of_batch(learner, run, block, values, seed)
-    if seen != source.num_examples:
-        raise LawBroken(f"evaluating {split} shows {seen} examples of {source.num_examples}")
+            _check_independent_examples(run, block)
+    if num_examples != source.num_examples:
+        raise LawBroken(f"evaluating {split} counts {num_examples} examples of {source.num_examples}")
     return None
+
+
+def _check_independent_examples(run: Run, block: EvaluationBlock) -> None:
+    """Checks that the values of an example stay when its neighbours in the batch change."""
+    program, config, seed, state = run.program, run.arguments["config"], run.arguments["seed"], run.fold.state
+    learner, key = folds.make_learner(program, config), jax.random.fold_in(folds.key_streams(seed).evaluate, 0)
+
+    @jax.jit
+    def evaluate(state: State, batch: Batch, key: Key) -> dict[str, Any]:
+        return as_evaluation(learner.evaluate(state, batch, key)).values
+
+    _, values = compiled.evaluate(program, config, seed, state, block.batches, block.mask, jnp.int32(0), collect=True)
+    expected = leaves_by_path(jax.device_get(values))
+    # A batch in which the first example has other neighbours: copies of itself.
+    first_repeated = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x[0])[:1], x.shape[1:]), block.batches)
+    for name, value in leaves_by_path(jax.device_get(evaluate(state, first_repeated, key))).items():
+        if not np.issubdtype(value.dtype, np.floating) or block.mask.shape[1] == 1:
+            continue
+        if not np.allclose(value[0], expected[name][0, 0], rtol=1e-3, atol=1e-4):
+            raise LawBroken(
+                f"evaluate's {name!r} of an example depends on the other examples of its batch "
+                "(batch statistics instead of running ones?), so padding would change it"
+            )
 
 
 def learning(subject: Subject) -> str | None:
     """The loss falls on a batch that is repeated."""
-    if subject.dataset is None or loop.unsaved(subject.dataset):
-        return "there is no batch to repeat: what an agent learns from is what it did (see how its returns rise)"
-    run = subject.begin()
-    learner = folds.make_learner(run.program, run.arguments["config"])
-    keys = folds.streams(run.arguments["seed"])
-    loop.refill(run)
-    batch = run.program.feed.batch(run.block.data, keys.data, jnp.int32(0), jnp.int32(run.block.start))
-
-    @jax.jit
-    def repeat(state: Any, batch: Any) -> jax.Array:
-        def one(state: Any, step: jax.Array) -> tuple[Any, jax.Array]:
-            state, metrics = learner.update(state, batch, jax.random.fold_in(keys.update, step))
-            return state, jnp.float32(
-                metrics["loss"].total if isinstance(metrics["loss"], Average) else metrics["loss"]
-            )
-
-        return jax.lax.scan(one, state, jnp.arange(8 * STEPS))[1]
-
-    if "loss" not in run.fold.sums:
+    if subject.dataset is None or setup.nonresumable_reason(subject.dataset):
+        return "there is no batch to repeat: an agent learns from its own actions (its returns must rise instead)"
+    run = subject.start_run()
+    if "loss" not in run.fold.metric_sums:
         return "update reports no loss"
-    losses = np.asarray(repeat(run.fold.state, batch))
+    learner = folds.make_learner(run.program, run.arguments["config"])
+    keys = folds.key_streams(run.arguments["seed"])
+    loop.fetch_data_block(run)
+    batch = run.program.feed.batch(run.block.data, keys.data, jnp.int32(0), jnp.int32(run.block.start))
+    losses = np.asarray(_losses_on_one_batch(learner, run.fold.state, batch, keys.update))
     before, after = float(losses[:5].mean()), float(losses[-5:].mean())
+    # Means of five losses, because dropout and views make single ones noisy.
     if not after < before:
         raise LawBroken(
             f"the loss on one batch went from {before:.4g} to {after:.4g} in {len(losses)} updates on it: it does not "
-            "learn (a sign, a stopped gradient, or a learning rate that is far too high or zero)"
+            "learn (a wrong sign, a stopped gradient, or a learning rate that is zero or far too high)"
         )
     return None
+
+
+def _losses_on_one_batch(learner: Learner, state: State, batch: Batch, key: Key) -> jax.Array:
+    """Updates 80 times on one batch; float32 `[80]`."""
+
+    @jax.jit
+    def repeat(state: State, batch: Batch) -> jax.Array:
+        def step(state: State, number: jax.Array) -> tuple[State, jax.Array]:
+            state, metrics = learner.update(state, batch, jax.random.fold_in(key, number))
+            return state, as_average(metrics["loss"]).total
+
+        return jax.lax.scan(step, state, jnp.arange(8 * STEPS))[1]
+
+    return repeat(state, batch)
 
 
 LAWS: dict[str, Callable[[Subject], str | None]] = {
@@ -259,82 +310,67 @@ LAWS: dict[str, Callable[[Subject], str | None]] = {
 
 
 def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
-    """Returns advice if dispatching each step is clearly faster here than a compiled loop (median of three)."""
-    if loop.unsaved(subject.dataset):
-        return None  # its environments take the time
+    """Measures whether `--dispatch step` is clearly faster here than a compiled loop (median of three).
+
+    Args:
+      subject: the experiment.
+      steps: number of steps to time.
+
+    Returns:
+      The advice, or None if the loop is as fast.
+    """
+    if setup.nonresumable_reason(subject.dataset):
+        return None  # host environments take most of the time
 
     def seconds(dispatch: str) -> float:
-        run, times = subject.begin(dispatch=dispatch), []
-        _fold(run, [2])
+        run, times = subject.start_run(dispatch=dispatch), []
+        _train(run, [2])
         for _ in range(3):
-            began = time.perf_counter()
-            _fold(run, [run.step + steps])
-            times.append(time.perf_counter() - began)
+            start = time.perf_counter()
+            _train(run, [run.step + steps])
+            times.append(time.perf_counter() - start)
         return float(np.median(times))
 
+    # A median of three timings, after two steps that compile and warm up.
     ratio = seconds("loop") / seconds("step")
     if ratio > 1.3:
         return f"--dispatch step would be {ratio:.1f} times as fast here (a native convolution in a loop on the CPU?)"
     return None
 
 
-def _hooks(config: Any) -> loop.Hooks:
-    """Returns what the driver is to do beside the learner: start from other parameters, if the config says so."""
-    return loop.Hooks(initial=initial_parameters.starting(initial_parameters.begins(config)))
+def _hooks(config: Any) -> Hooks:
+    """Hooks with the initial parameters that the config names in `init_from`."""
+    return Hooks(replace_initial_state=initial_parameters.initial_state_hook(initial_parameters.initial_source(config)))
 
 
-def _fold(run: loop.Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
-    """Folds to each of the boundaries and returns the state's arrays by path."""
-    with compiled.explained(run.program, **run.arguments):
+def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
+    """Trains up to each of the boundaries in turn; the state's arrays by path."""
+    with compiled.user_errors(run.program, **run.arguments):
         for end in boundaries:
             while run.step < end:
-                loop.refill(run)
+                loop.fetch_data_block(run)
                 stop = end if run.block.end is None else min(end, run.block.end)
-                loop.dispatch_chunk(run, loop.Hooks(), stop)
-    return to_host(run.fold.state)
+                loop.dispatch_chunk(run, Hooks(), stop)
+    return host_arrays(run.fold.state)
 
 
-def _fold_anew(run: loop.Run, end: int) -> dict[str, np.ndarray]:
-    """Folds within the first block with programs that are traced anew, so that nothing is remembered."""
+def _retrace_and_train(run: Run, end: int) -> dict[str, np.ndarray]:
+    """Trains up to `end` within the first block with programs that are traced again; the state's arrays by path."""
     end = end if run.block.end is None else min(end, run.block.end)
     program, arguments = run.program, run.arguments
 
+    # A new closure: JAX's cache of traces does not know it.
     @jax.jit
-    def anew(config: Any, seed: Any, examples: Any, data: Any) -> Any:
-        fold, zero = folds.start(program, config, seed, examples, data), jnp.int32(0)
-        bounds = dict(first=zero, until=jnp.int32(end), log_every=jnp.int32(STEPS + 1))
+    def train(config: Any, seed: jax.Array, examples: Batch, data: Batch) -> State:
+        fold, zero = folds.initial_fold(program, config, seed, examples, data), jnp.int32(0)
+        bounds = dict(block_start=zero, until=jnp.int32(end), log_every=jnp.int32(STEPS + 1))
         return folds.advance(program, config, seed, fold, jnp.bool_(False), data, **bounds)[0].state
 
-    with compiled.explained(program, **arguments):
-        return to_host(anew(**arguments))
+    with compiled.user_errors(program, **arguments):
+        return host_arrays(train(**arguments))
 
 
-def _same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], what: str, why: str) -> None:
+def _check_same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], difference: str, reason: str) -> None:
     for name, array in first.items():
         if array.tobytes() != second[name].tobytes():
-            raise LawBroken(f"{what}, in `{name}` at least: {why}")
-
-
-def _rows(run: loop.Run, batches: Any, mask: Any, index: int) -> dict[str, np.ndarray]:
-    config, seed = run.arguments["config"], run.arguments["seed"]
-    _, values = compiled.evaluate(
-        run.program, config, seed, run.fold.state, batches, mask, jnp.int32(index), collect=True
-    )
-    return flat(jax.device_get(values))
-
-
-def _independent_of_batch(learner: Any, run: loop.Run, block: Any, values: dict[str, Any], seed: Any) -> None:
-    """Checks that an example's values stay when its neighbours in the batch change."""
-    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), block.batches)
-    size = block.mask.shape[1]
-    alone = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), batch)  # the first example, repeated
-    key = jax.random.fold_in(folds.streams(seed).evaluate, 0)
-    repeated = flat(jax.device_get(jax.jit(learner.evaluate)(run.fold.state, alone, key)))
-    for name, value in repeated.items():
-        if np.issubdtype(value.dtype, np.floating) and size > 1:
-            expected = np.asarray(values[name])[0, 0]
-            if not np.allclose(value[0], expected, rtol=1e-3, atol=1e-4):
-                raise LawBroken(
-                    f"evaluate's {name!r} of an example depends on the other examples of its batch "
-                    "(batch statistics instead of running ones?), so padding would change it"
-                )
+            raise LawBroken(f"{difference}, in `{name}` at least: {reason}")

@@ -1,19 +1,19 @@
-"""What learns: a few pure functions, the same four for every kind of learning."""
+"""The vocabulary of learning: a `Learner` is a few pure functions, the same four for every kind of learning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
 
-State: TypeAlias = chex.ArrayTree  # what `update` changes
-Params: TypeAlias = chex.ArrayTree  # Flax's "params" collection
-Batch: TypeAlias = chex.ArrayTree  # arrays with a leading axis [B, ...]; None where there is no dataset
+State: TypeAlias = Any  # pytree of arrays: all that `update` changes
+Params: TypeAlias = chex.ArrayTree  # pytree of arrays: Flax's "params" collection
+Variables: TypeAlias = Any  # Flax's variables: {"params": ..., "batch_stats": ..., ...}
+Batch: TypeAlias = Any  # pytree of arrays with a leading axis [B, ...]; None where there is no dataset
 Key: TypeAlias = chex.PRNGKey
-Metrics: TypeAlias = "dict[str, jax.Array | Average]"  # of `update`: scalars, or `Average`s
 
 
 class Model(Protocol):
@@ -23,74 +23,129 @@ class Model(Protocol):
     **options)` returns the outputs, and with `mutable=[...]` also the changed variables.
     """
 
-    def init(self, rngs: Any, *args: Any, **options: Any) -> Any:
-        """Returns the initial variables."""
-        ...
+    def init(self, rngs: Any, *args: Any, **options: Any) -> Variables:
+        """Creates the initial variables."""
 
-    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
-        """Returns the outputs."""
-        ...
+    def apply(self, variables: Variables, *args: Any, **options: Any) -> Any:
+        """Computes the outputs, or `(outputs, changed variables)` with `mutable=[...]`."""
 
 
 class Average(NamedTuple):
-    """A mean that can be merged, for what is not there at every step (an episode's return).
+    """A mean that can be merged, for a metric that is absent at some steps (the return of finished episodes).
 
-    `total` and `count` have the same shape; a count of 0 means "absent" and is never a NaN.
+    Attributes:
+      total: sum of the values, a scalar or `[...]`.
+      count: number of values, of the same shape as `total`; 0 means absent, and never becomes a NaN.
+
+    >>> episode_returns, is_finished = jnp.array([10.0, 0.0, 20.0]), jnp.array([1.0, 0.0, 1.0])
+    >>> merged = Average((episode_returns * is_finished).sum(), is_finished.sum())
+    >>> float(merged.total / merged.count)
+    15.0
     """
 
     total: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: jax.Array  # type: ignore[assignment]  # hides `tuple.count`, which is not needed here
 
 
 class Evaluation(NamedTuple):
     """Results of `Learner.evaluate` for one batch.
 
     Attributes:
-      metrics: values per example `[B]`, or `Average`s `[B]`, by name; reported as means over all examples of a split.
+      metrics: values per example, float `[B]`, or `Average`s `[B]`, by name; reported as means over all examples of
+        a split.
       outputs: arrays `[B, ...]` by name, kept per example for `Experiment.summarize` and `Experiment.figures`.
+
+    >>> result = Evaluation({"loss": jnp.array([1.0, 3.0])}, {"logits": jnp.zeros((2, 5))})
+    >>> sorted(result.values)
+    ['logits', 'loss']
+    >>> sorted(result.with_values(outputs={"features": jnp.zeros((2, 8))}).outputs)
+    ['features', 'logits']
     """
 
     metrics: dict[str, jax.Array | Average]
-    outputs: dict[str, jax.Array] = {}  # noqa: RUF012  # a NamedTuple's default; nobody writes to it
+    outputs: dict[str, Any] = {}  # noqa: RUF012  # a default that is never written to
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Metrics and outputs in one dict, as `summarize` and `figures` receive them."""
+        return {**self.metrics, **self.outputs}
+
+    def with_values(
+        self, *, metrics: Mapping[str, jax.Array | Average] | None = None, outputs: Mapping[str, Any] | None = None
+    ) -> Evaluation:
+        """Copies the evaluation with further metrics and outputs, for a learner that wraps another."""
+        return Evaluation({**self.metrics, **(metrics or {})}, {**self.outputs, **(outputs or {})})
 
 
-class Acts(NamedTuple):
-    """How much an agent acts, in steps of all copies of its environment together, as a config counts it.
+Metrics: TypeAlias = dict[str, jax.Array | Average]  # of `update`: scalars or `Average`s by name
+
+
+class EnvironmentSteps(NamedTuple):
+    """Environment steps taken by an agent, summed over all parallel environments.
 
     Attributes:
-      first: before the first update.
-      update: in each.
+      before_first_update: steps that fill the replay buffer before the first update.
+      per_update: steps in each update.
+
+    >>> EnvironmentSteps(before_first_update=1_000, per_update=4 * 128).per_update
+    512
     """
 
-    first: int
-    update: int
+    before_first_update: int
+    per_update: int
 
 
 class Learner(NamedTuple):
-    """One way to learn, as pure functions of arrays (compare optax's `GradientTransformation`).
+    """A learning algorithm as pure functions of arrays (compare optax's `GradientTransformation`).
 
     Attributes:
-      init: `(key, examples) -> state`. `examples` is the whole training split where it lives on the
-        device, else one batch, and None where there is no dataset. Most look only at its shapes.
-      update: `(state, batch, key) -> (state, metrics)` consumes one batch; metrics are scalars or
-        `Average`s by name. The key is `fold_in(update key, step)`: store no key in the state.
-      evaluate: `(state, batch, key) -> {name: values}`. Float values `[B]` and `Average`s `[B]` become
-        means over every example; all else (integers, `[B, ...]`) goes only to `Experiment.summarize`
-        and `Experiment.figures`.
-      predict: `(state, inputs, key) -> outputs`, what the trained thing does.
-      acts: of agents, how much; must be what a run's config counts.
+      init: `(key, examples) -> state`. `examples` is the whole training split where it lives on the device, else one
+        batch, and None where there is no dataset. Most learners look only at its shapes.
+      update: `(state, batch, key) -> (state, metrics)` consumes one batch; metrics are scalars or `Average`s by name.
+        The key is `fold_in(update key, step)`: store no key in the state.
+      evaluate: `(state, batch, key) -> Evaluation`, or a plain dict where there are only metrics. Metrics (float `[B]`
+        or `Average`s `[B]`) become means over every example; outputs `[B, ...]` are kept per example for
+        `Experiment.summarize` and `Experiment.figures`. Without a dataset, B is the number of episodes played.
+      predict: `(state, inputs, key) -> outputs`: logits, an action, a reconstruction; None if there is nothing to
+        predict.
+      environment_steps: of an agent, how many environment steps it takes; must agree with the run's config.
+
+    >>> mean_of_data = Learner(
+    ...     init=lambda key, examples: jnp.zeros(()),
+    ...     update=lambda mean, batch, key: (0.9 * mean + 0.1 * batch["inputs"].mean(), {"mean": mean}),
+    ...     evaluate=lambda mean, batch, key: {"loss": (batch["inputs"] - mean) ** 2},
+    ... )
+    >>> state, metrics = mean_of_data.update(jnp.zeros(()), {"inputs": jnp.array([1.0, 3.0])}, jax.random.key(0))
+    >>> round(float(state), 2)
+    0.2
     """
 
+    # In the order in which the engine calls them.
     init: Callable[[Key, Batch], State]
-    update: Callable[[State, Batch, Key], tuple[State, dict[str, Any]]]
-    evaluate: Callable[[State, Batch, Key], dict[str, Any]]
+    update: Callable[[State, Batch, Key], tuple[State, Metrics]]
+    evaluate: Callable[[State, Batch, Key], Evaluation | dict[str, Any]]
     predict: Callable[[State, Any, Key], Any] | None = None
-    acts: Acts | None = None
+    environment_steps: EnvironmentSteps | None = None
 
 
 def as_average(value: Any) -> Average:
-    """Returns `value` as an `Average` of float32: itself, or a mean over its one occurrence."""
+    """Converts a metric to an `Average` of float32: an `Average` keeps its count, an array counts once per element.
+
+    >>> average = as_average(jnp.array([1.0, 3.0]))
+    >>> average.total.tolist(), average.count.tolist()
+    ([1.0, 3.0], [1.0, 1.0])
+    """
+    # float32, so that sums over many steps have one type whatever the learner computes in.
     if isinstance(value, Average):
         return Average(jnp.asarray(value.total, jnp.float32), jnp.asarray(value.count, jnp.float32))
     value = jnp.asarray(value, jnp.float32)
     return Average(value, jnp.ones_like(value))
+
+
+def as_evaluation(result: Evaluation | dict[str, Any]) -> Evaluation:
+    """Converts the result of `Learner.evaluate`, which may be a plain dict of metrics, to an `Evaluation`.
+
+    >>> as_evaluation({"loss": jnp.array([1.0, 3.0])}).metrics["loss"].shape
+    (2,)
+    """
+    return result if isinstance(result, Evaluation) else Evaluation(dict(result))

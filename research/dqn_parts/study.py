@@ -1,11 +1,11 @@
-"""What does each part of a deep Q-network buy? Leave one out, and see.
+"""Ablation of a deep Q-network: what each of its extensions contributes.
 
-    python research/dqn_parts/study.py            # all numbers and the figure again; goes on if killed
-    python research/dqn_parts/study.py --quick    # the same with few steps and seeds
+    python research/dqn_parts/study.py            # runs everything and draws the figure; a killed study resumes
+    python research/dqn_parts/study.py --quick    # one game, few steps and seeds
 
-README.md beside this file has the answer. The whole has a replay memory, a target network, double Q-learning, a dueling
-network, three-step returns and priorities; each variant lacks one of them, and is otherwise the same (without replay
-there is nothing for priorities to choose from, and there are none).
+README.md beside this file has the results. The full agent has a replay buffer, a target network, double Q-learning, a
+dueling network, three-step returns and prioritized replay; each variant lacks one of them and is otherwise the same.
+Without replay there are no priorities either.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ PARTS = ("replay", "target", "double", "dueling", "n_step", "prioritized")
 
 
 class Game(NamedTuple):
-    """How much of a game is played.
+    """Size of the runs of a game.
 
     Attributes:
-      environment_steps: of a run.
-      num_envs: copies, each of which takes a step for an update.
+      environment_steps: length of a run.
+      num_envs: parallel environments; each takes one step in an update.
     """
 
     environment_steps: int
@@ -40,60 +40,62 @@ GAMES = {"CartPole-v1": Game(50_000, 4), "Breakout-MinAtar": Game(60_000, 8), "S
 
 
 @foldax.config
-class Config(foldax.Interaction):
+class Config(foldax.RLTraining):
     game: str = "CartPole-v1"
-    """Name of gymnax's environment."""
-    start_steps: int = 1_000
+    """Name of an environment of gymnax."""
+    learning_starts: int = 1_000
     num_envs: int = 4
     rollout_steps: int = 1
     batch_size: int = 32
-    """Transitions in an update's descent."""
+    """Transitions sampled for the gradient step of an update."""
     capacity: int = 50_000
-    """Transitions that are remembered, if any are."""
+    """Transitions in the replay buffer, if there is one."""
     learning_rate: float = 5e-4
     """Of Adam."""
     discount: float = 0.99
-    """Of a reward one step later."""
+    """Discount of a reward one environment step later."""
     replay: bool = True
-    """Whether updates draw from a memory; without it from as many of the newest transitions as make a batch."""
+    """Whether there is a replay buffer; without it, batches are sampled from as many of the newest transitions."""
     target: bool = True
-    """Whether a network that is copied each 1,000 steps judges what comes next; without it each update."""
+    """Whether the target network is copied every 1,000 environment steps; without it, in every update."""
     double: bool = True
-    """Whether the network chooses the next action that the target judges."""
+    """Whether the online network selects the next action that the target network evaluates."""
     dueling: bool = True
-    """Whether the network tells what the state is worth from what each action adds to it."""
+    """Whether the network has separate streams for the state value and the advantages."""
     n_step: bool = True
-    """Whether three rewards are summed before the next value is asked for; without it one."""
+    """Whether three rewards are summed before bootstrapping; without it, one."""
     prioritized: bool = True
-    """Whether surprising transitions are drawn more often."""
+    """Whether transitions are sampled in proportion to a power of their TD error."""
 
 
 def learner(config: Config, info: None) -> foldax.Learner:
-    world = rl.gymnax(config.game)
-    images, steps = "MinAtar" in config.game, 3 if config.n_step else 1
-    encoder = models.CNN(64, (8,), pooling=None, dense=(), activate_final=True) if images else None
-    newest = config.batch_size + (steps - 1) * config.num_envs  # the last ones have no n steps yet
+    environment = rl.gymnax(config.game)
+    is_image, n_steps = "MinAtar" in config.game, 3 if config.n_step else 1
+    encoder = models.CNN(64, (8,), pooling=None, dense=(), activate_final=True) if is_image else None
+    newest = config.batch_size + (n_steps - 1) * config.num_envs  # the last ones do not have n steps yet
+    replay = learners.ReplaySettings(
+        capacity=config.capacity if config.replay else newest,
+        n_steps=n_steps,
+        prioritized=config.prioritized and config.replay,
+    )
+    hidden = (64,) if is_image else (64, 64)
     return learners.dqn(
-        world,
-        models.QNetwork(
-            world.actions.num, hidden=(64,) if images else (64, 64), dueling=config.dueling, encoder=encoder
-        ),
+        environment,
+        models.QNetwork(environment.action_space.num, hidden=hidden, dueling=config.dueling, encoder=encoder),
         optax.adam(config.learning_rate),
-        memory=learners.Memory(
-            config.capacity if config.replay else newest,
-            steps=steps,
-            prioritized=config.prioritized and config.replay,
-            correction_steps=config.environment_steps,
+        learners.DQNSettings(
+            batch_size=config.batch_size,
+            discount=config.discount,
+            target_update_period=1_000 if config.target else 1,
+            double=config.double,
+            exploration_fraction=0.2,
+            replay=replay,
+            evaluation_episodes=32,
         ),
+        environment_steps=config.environment_steps,
         num_envs=config.num_envs,
         rollout_steps=config.rollout_steps,
-        start=config.start_steps,
-        batch_size=config.batch_size,
-        discount=config.discount,
-        epsilon_steps=0.2 * config.environment_steps,
-        target_period=1_000 if config.target else 1,
-        double=config.double,
-        evaluation_episodes=32,
+        learning_starts=config.learning_starts,
     )
 
 
@@ -101,11 +103,11 @@ experiment = foldax.Experiment(Config, learner, name="dqn_parts")
 
 
 class Sizes(NamedTuple):
-    """How large everything is.
+    """Size of the study.
 
     Attributes:
-      seeds: of each game and variant.
-      games: by name.
+      seeds: runs of each variant of each game.
+      games: sizes of their runs by name.
     """
 
     seeds: int = 16
@@ -116,12 +118,12 @@ QUICK = Sizes(2, {"CartPole-v1": Game(1_100, 4)})
 
 
 def variants() -> dict[str, dict[str, bool]]:
-    """Returns the fields of the whole, and of what lacks each part."""
+    """The config fields of the full agent ("all"), and of the variant without each part."""
     return {"all": {}, **{f"no {part}": {part: False} for part in PARTS}}
 
 
 def study(sizes: Sizes, runs: Path) -> pandas.DataFrame:
-    """Returns a row for each run: game, variant, seed, and its test return."""
+    """Trains all variants; a row for each run: game, variant, seed and test return."""
     rows = []
     for game, size in sizes.games.items():
         for name, fields in variants().items():
@@ -134,41 +136,41 @@ def study(sizes: Sizes, runs: Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def summarized(results: pandas.DataFrame) -> pandas.DataFrame:
-    """Returns a row for each game and variant: interquartile mean, and how likely the whole is better."""
+def summarize(results: pandas.DataFrame) -> pandas.DataFrame:
+    """A row for each game and variant: interquartile mean, and the probability that the full agent is better."""
     rows = []
     for game, group in results.groupby("game", sort=False):
         scores = {name: group.loc[group["variant"] == name, "return"].to_numpy() for name in variants()}
         for name, values in scores.items():
             row: dict[str, Any] = {"game": game, "variant": name}
-            row |= dict(zip(("return", "low", "high"), map(float, agents.interval(values))))
-            better = agents.improvement(scores["all"], values) if name != "all" else (np.nan,) * 3
+            row |= dict(zip(("return", "low", "high"), map(float, agents.bootstrap_interval(values))))
+            better = agents.improvement_interval(scores["all"], values) if name != "all" else (np.nan,) * 3
             rows.append(row | dict(zip(("better", "better low", "better high"), better)))
     return pandas.DataFrame(rows)
 
 
 def draw(results: pandas.DataFrame, summary: pandas.DataFrame) -> Any:
-    """Draws each game's variants: interquartile means with intervals, and the seeds as points."""
+    """Plots the variants of each game: interquartile means with confidence intervals, and the seeds as points."""
     games = list(dict.fromkeys(summary["game"]))
     figure, axes = plots.new_figure(1, len(games), width=3.6, height=3.2)
     names = list(variants())
     for axis, game in zip(axes.flat, games, strict=True):
         rows = summary[summary["game"] == game]
-        for place, (_, row) in enumerate(rows.iterrows()):
-            chosen = (results["game"] == game) & (results["variant"] == row["variant"])
-            values, color = results.loc[chosen, "return"].to_numpy(), plots.CYCLE[0 if place == 0 else 1]
-            axis.plot(values, place + np.linspace(0.1, 0.35, len(values)), "o", color=color, alpha=0.4, markersize=3)
-            ends = [[row["return"] - row["low"]], [row["high"] - row["return"]]]
-            axis.errorbar([row["return"]], [place], xerr=ends, fmt="s", color=color, capsize=3)
+        for y, (_, row) in enumerate(rows.iterrows()):
+            is_variant = (results["game"] == game) & (results["variant"] == row["variant"])
+            values, color = results.loc[is_variant, "return"].to_numpy(), plots.CYCLE[0 if y == 0 else 1]
+            axis.plot(values, y + np.linspace(0.1, 0.35, len(values)), "o", color=color, alpha=0.4, markersize=3)
+            errors = [[row["return"] - row["low"]], [row["high"] - row["return"]]]
+            axis.errorbar([row["return"]], [y], xerr=errors, fmt="s", color=color, capsize=3)
         axis.axvline(rows["return"].iloc[0], color="#999999", linewidth=0.8)
         axis.set_yticks(range(len(names)), [name.replace("_", "-") for name in names])
         axis.invert_yaxis()
-        axis.set(title=game, xlabel="return of test episodes")
+        axis.set(title=game, xlabel="greedy test return")
     return figure
 
 
 def readme_table(summary: pandas.DataFrame) -> str:
-    """Returns the table of README.md."""
+    """The table of README.md."""
     games = list(dict.fromkeys(summary["game"]))
     lines = [f"| | {' | '.join(games)} |", "| --- |" + " ---: |" * len(games)]
     for name in variants():
@@ -183,11 +185,11 @@ def readme_table(summary: pandas.DataFrame) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    places = studies.places(__file__, __doc__, arguments, "few steps, one game")
-    results = study(QUICK if places.quick else Sizes(), places.runs)
-    summary = summarized(results)
-    places.save({"results": results, "summary": summary}, {"parts": draw(results, summary)})
-    print(f"\n{readme_table(summary)}\n\n{len(results)} runs; tables and figure: {places.out}")
+    options = studies.parse_options(__file__, __doc__, arguments, "few steps, one game")
+    results = study(QUICK if options.quick else Sizes(), options.runs_dir)
+    summary = summarize(results)
+    options.save({"results": results, "summary": summary}, {"parts": draw(results, summary)})
+    print(f"\n{readme_table(summary)}\n\n{len(results)} runs; tables and figure: {options.output_dir}")
 
 
 if __name__ == "__main__":

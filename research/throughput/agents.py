@@ -1,9 +1,9 @@
-"""How many steps of their environments do agents make in a second, against the same in Stable-Baselines3?
+"""How many environment steps a second do agents take, compared with Stable-Baselines3?
 
     python research/throughput/agents.py [ppo] [seeds] [dqn] [replay] [compile] [--json FILE]
 
-All contenders of a section run in turn in one process, in several rounds after one that is not counted; `dqn` and
-`compile` count seconds with compiling.
+All contenders of a section take turns in one process, for several rounds after a warm-up; `dqn` and `compile` measure
+seconds, compilation included.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from throughput import CONSOLE, CORES, Contenders, compare, torch, trained
+from throughput import CONSOLE, CORES, Contenders, compare, torch, training_speed
 
 import foldax
-from foldax.engine.flops import operations_of
+from foldax.engine.flops import count_flops
 from foldax.rl import replay
 
 try:
@@ -33,31 +33,31 @@ except ImportError:
 
 ROUNDS = 3
 SEEDS = 8
-PPO_STEPS = 500_000  # of the environment, of a run
-TORCH_STEPS = 8_192  # of a round, which is 16 updates
+PPO_STEPS = 500_000  # environment steps of a run
+TORCH_STEPS = 8_192  # environment steps of a round: 16 updates
 AGENTS = Path(__file__).resolve().parents[2] / "experiments" / "rl"
 CARTPOLE = AGENTS / "ppo_cartpole.py"
-DQN_STEPS = 100_000  # of the environment
-CAPACITIES = 10_000, 1_000_000  # transitions, all of which are there
-DRAWS, BATCH, COPIES = 2_000, 256, 8  # of a round, of a draw, and of the environment
+DQN_STEPS = 100_000  # environment steps of a run
+CAPACITIES = 10_000, 1_000_000  # transitions of a full replay buffer
+BATCHES, BATCH_SIZE, NUM_ENVS = 2_000, 256, 8  # of a round of replay
 
 
 def agent(experiment: foldax.Experiment, config: Any) -> float:
-    """Environment steps per second of `foldax.train` with all it does: run folder, log, checkpoint, figures."""
-    return trained(experiment, config, None) * config.acted(1)
+    """Environment steps per second of a whole `foldax.train`, with run folder, log, checkpoint and figures."""
+    return training_speed(experiment, config, None) * config.environment_steps_after(1)
 
 
 def seeds(experiment: foldax.Experiment, config: Any) -> float:
-    """Environment steps per second of all members of an exact sweep together, with its folder and tables."""
+    """Environment steps per second of an exact sweep, summed over its members, with its folder and tables."""
     with tempfile.TemporaryDirectory() as folder:
-        options = dict(sweep_dir=Path(folder) / "sweep", config=config, way="exact", verbose=False)
+        options = dict(sweep_dir=Path(folder) / "sweep", config=config, execution="exact", verbose=False)
         began = time.perf_counter()
         foldax.sweep(experiment, {}, seeds=SEEDS, **options)
-        return SEEDS * config.acted(config.steps) / (time.perf_counter() - began)
+        return SEEDS * config.environment_steps_after(config.steps) / (time.perf_counter() - began)
 
 
 def stable_baselines(config: Any, threads: int) -> Callable[[], float]:
-    """The same in Stable-Baselines3: its PPO with the config's settings, in Gymnasium's CartPole."""
+    """Makes a measurement of PPO in Stable-Baselines3 with the settings of the config, in Gymnasium's CartPole."""
     from stable_baselines3.common.env_util import make_vec_env
 
     widths = list(config.hidden)
@@ -66,14 +66,14 @@ def stable_baselines(config: Any, threads: int) -> Callable[[], float]:
         make_vec_env("CartPole-v1", n_envs=config.num_envs, seed=0),
         learning_rate=lambda left: left * config.learning_rate,
         n_steps=config.rollout_steps,
-        batch_size=config.num_envs * config.rollout_steps // config.minibatches,
-        n_epochs=config.epochs,
-        gamma=config.discount,
-        gae_lambda=config.trace_decay,
-        clip_range=config.clip,
-        clip_range_vf=config.clip,
-        ent_coef=config.entropy_weight,
-        vf_coef=0.5,
+        batch_size=config.num_envs * config.rollout_steps // config.ppo.num_minibatches,
+        n_epochs=config.ppo.num_epochs,
+        gamma=config.ppo.discount,
+        gae_lambda=config.ppo.gae_lambda,
+        clip_range=config.ppo.clip_range,
+        clip_range_vf=config.ppo.value_clip_range,
+        ent_coef=config.ppo.entropy_coefficient,
+        vf_coef=config.ppo.value_coefficient,
         max_grad_norm=config.max_gradient_norm,
         policy_kwargs={"net_arch": {"pi": widths, "vf": widths}, "activation_fn": torch.nn.Tanh},
         device="cpu",
@@ -89,7 +89,7 @@ def stable_baselines(config: Any, threads: int) -> Callable[[], float]:
 
 
 def cartpole() -> tuple[foldax.Experiment, Any]:
-    """Returns PPO's experiment with the reference settings."""
+    """PPO's experiment, and its config with the reference settings."""
     experiment = foldax.load_experiment(CARTPOLE)
     return experiment, dataclasses.replace(experiment.config(), environment_steps=PPO_STEPS)
 
@@ -102,8 +102,8 @@ def measure_ppo() -> dict[str, Any]:
             contenders[f"Stable-Baselines3, threads: {threads}"] = stable_baselines(config, threads)
     learner, key = experiment.learner(config, None), jax.random.key(0)
     state = jax.eval_shape(learner.init, key, None)
-    flops = operations_of(jax.make_jaxpr(learner.update)(state, None, key)) / config.acted(1)
-    title = "CartPole: PPO, 4 copies x 128 steps; steps of the environment"
+    flops = count_flops(jax.make_jaxpr(learner.update)(state, None, key)) / config.environment_steps_after(1)
+    title = "CartPole: PPO, 4 environments x 128 steps; environment steps"
     return compare(title, contenders, ROUNDS, flops=flops)
 
 
@@ -113,12 +113,12 @@ def measure_seeds() -> dict[str, Any]:
         "foldax.train, one run": functools.partial(agent, experiment, config),
         f"foldax.sweep, exact, {SEEDS} seeds": functools.partial(seeds, experiment, config),
     }
-    title = f"CartPole: PPO, {PPO_STEPS:,} steps of the environment a run; steps of all runs"
-    found = compare(title, contenders, ROUNDS)
-    one, many = (found[name]["steps_per_second"] for name in contenders)
+    title = f"CartPole: PPO, {PPO_STEPS:,} environment steps a run; steps of all runs"
+    results = compare(title, contenders, ROUNDS)
+    one, many = (results[name]["steps_per_second"] for name in contenders)
     ratio = statistics.median(SEEDS * a / b for a, b in zip(one, many, strict=True))
     CONSOLE.print(f"{SEEDS} seeds take {ratio:.2f} times the wall time of one")
-    return {**found, "wall_time_ratio": ratio}
+    return {**results, "wall_time_ratio": ratio}
 
 
 def measure_dqn() -> dict[str, Any]:
@@ -129,41 +129,43 @@ def measure_dqn() -> dict[str, Any]:
         began = time.perf_counter()
         foldax.train(experiment, config, run_dir=Path(folder) / "run", verbose=False)
         seconds = time.perf_counter() - began
-    CONSOLE.print(f"CartPole: DQN, {DQN_STEPS:,} steps of the environment and all else: {seconds:.1f} s with compiling")
+    title = f"CartPole: DQN, {DQN_STEPS:,} environment steps"
+    CONSOLE.print(f"{title}: {seconds:.1f} s from start to end of a run, including compilation")
     return {"seconds": seconds}
 
 
-def draws(capacity: int) -> Callable[[], float]:
-    """Batches per second from a full memory of so many transitions of CartPole's size."""
-    memory = replay.empty(jnp.zeros((COPIES, 4)), jnp.zeros(COPIES, jnp.int32), capacity)
-    shape = memory.rows.shape[:2]
+def replay_speed(capacity: int) -> Callable[[], float]:
+    """Batches per second sampled from a full buffer of transitions of CartPole's size."""
+    buffer = replay.init(jnp.zeros((NUM_ENVS, 4)), jnp.zeros(NUM_ENVS, jnp.int32), capacity)
+    shape = buffer.rows.shape[:2]
     frames = jnp.arange(shape[0] * shape[1], dtype=jnp.int32).reshape(shape)
-    rows = memory.rows.at[:, :, 0].set(frames).at[:, :, 1].set(frames + COPIES)
-    memory = memory._replace(rows=rows, num_rows=jnp.int32(shape[0]), num_frames=jnp.int32(frames.size + COPIES))
+    rows = buffer.rows.at[:, :, 0].set(frames).at[:, :, 1].set(frames + NUM_ENVS)
+    buffer = buffer._replace(rows=rows, num_rows=jnp.int32(shape[0]), num_frames=jnp.int32(frames.size + NUM_ENVS))
 
     @jax.jit
-    def drawn(memory: replay.Replay, key: jax.Array) -> jax.Array:
-        def one(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            found = replay.sample(memory, key, BATCH, 0.99)
-            return total + found.reward.sum() + found.observation.sum() + found.next_observation.sum(), None
+    def sample_batches(buffer: replay.ReplayBuffer, key: jax.Array) -> jax.Array:
+        def sample(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            batch = replay.sample(buffer, key, BATCH_SIZE, 0.99)
+            # A sum of everything, so that XLA removes no part of the batch as unused.
+            return total + batch.rewards.sum() + batch.observations.sum() + batch.next_observations.sum(), None
 
-        return jax.lax.scan(one, jnp.float32(0), jax.random.split(key, DRAWS))[0]
+        return jax.lax.scan(sample, jnp.float32(0), jax.random.split(key, BATCHES))[0]
 
     def speed() -> float:
         began = time.perf_counter()
-        drawn(memory, jax.random.key(0)).block_until_ready()
-        return DRAWS / (time.perf_counter() - began)
+        sample_batches(buffer, jax.random.key(0)).block_until_ready()
+        return BATCHES / (time.perf_counter() - began)
 
     return speed
 
 
 def measure_replay() -> dict[str, Any]:
-    contenders: Contenders = {f"of {capacity:,} transitions": draws(capacity) for capacity in CAPACITIES}
-    return compare(f"Batches of {BATCH}, drawn uniformly", contenders, 2 * ROUNDS + 1)
+    contenders: Contenders = {f"of {capacity:,}": replay_speed(capacity) for capacity in CAPACITIES}
+    return compare(f"batches of {BATCH_SIZE} transitions, sampled uniformly", contenders, 2 * ROUNDS + 1)
 
 
 def measure_compile() -> dict[str, Any]:
-    """Seconds that XLA takes for one update of every experiment's learner, without its cache."""
+    """Seconds that XLA needs to compile one update of every experiment's learner, without its cache."""
     found = {}
     jax.config.update("jax_enable_compilation_cache", False)
     for file in sorted(AGENTS.glob("*.py")):

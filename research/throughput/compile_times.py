@@ -1,11 +1,11 @@
-"""How much longer does a deep network compile than a shallow one, if its equal blocks run as a loop?
+"""Compile time of deep networks relative to shallow ones, with identical blocks run as a scan.
 
     python research/throughput/compile_times.py [--rounds 3] [--unrolled]
 
 Compiles one training step (loss, gradient, AdamW) of four networks, one after another in one process, several times,
 with all caches off: residual networks of 56 layers (basic blocks) and of 1,001 (pre-activation bottlenecks), both as
-published for CIFAR, and causal Transformers of 4 and 200 layers. Nothing is computed, so no memory is needed. README.md
-beside this file has the numbers. `--unrolled` adds the two shallow ones without a loop (minutes).
+published for CIFAR, and causal Transformers of 4 and 200 layers. The step is never run, so no memory is needed.
+README.md beside this file has the results. `--unrolled` adds the two shallow networks without a scan (minutes).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ TOKENS = jax.ShapeDtypeStruct((16, 128), jnp.int32)
 
 
 class Case(NamedTuple):
-    """A network and what it is compared with."""
+    """A network, and the shallow network it is compared with."""
 
     name: str
     model: Any
     inputs: jax.ShapeDtypeStruct
-    shallow: str | None  # name of the network that it may take twice as long as
+    shallow: str | None  # name of the shallow network
 
 
 def transformer(depth: int, scan: bool = True) -> models.Transformer:
@@ -44,7 +44,7 @@ def transformer(depth: int, scan: bool = True) -> models.Transformer:
 
 
 def resnet(depth: int, scan: bool = True) -> models.ResNet:
-    """As published: basic blocks and padded shortcuts, or past 200 layers pre-activation bottlenecks."""
+    """The published networks: basic blocks with padded shortcuts, or pre-activation bottlenecks past 200 layers."""
     if depth > 200:
         return models.ResNet(10, depth, "bottleneck", preactivation=True, scan_layers=scan)
     return models.ResNet(10, depth, "basic", shortcut="pad", scan_layers=scan)
@@ -57,13 +57,13 @@ CASES = (
     Case("Transformer, 200 layers", transformer(200), TOKENS, "Transformer, 4 layers"),
 )
 UNROLLED = (
-    Case("ResNet-56, no loop", resnet(56, scan=False), IMAGES, "ResNet-56"),
-    Case("Transformer, 4 layers, no loop", transformer(4, scan=False), TOKENS, "Transformer, 4 layers"),
+    Case("ResNet-56, unrolled", resnet(56, scan=False), IMAGES, "ResNet-56"),
+    Case("Transformer, 4 layers, unrolled", transformer(4, scan=False), TOKENS, "Transformer, 4 layers"),
 )
 
 
-def seconds(model: Any, inputs: jax.ShapeDtypeStruct) -> tuple[float, float]:
-    """Seconds that it takes to trace one training step and turn it into XLA's language, and to compile that."""
+def compile_seconds(model: Any, inputs: jax.ShapeDtypeStruct) -> tuple[float, float]:
+    """Seconds to trace and lower one training step, and seconds to compile it."""
     optimizer = optax.adamw(1e-3)
     variables = jax.eval_shape(model.init, jax.random.key(0), inputs)
     state = (variables, jax.eval_shape(optimizer.init, variables["params"]))
@@ -82,54 +82,48 @@ def seconds(model: Any, inputs: jax.ShapeDtypeStruct) -> tuple[float, float]:
         return ({"params": optax.apply_updates(params, updates), **changed}, moments), value
 
     jax.clear_caches()
-    began = time.perf_counter()
+    start = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(state, inputs, targets)
-    between = time.perf_counter()
+    lowered_at = time.perf_counter()
     lowered.compile()
-    return between - began, time.perf_counter() - between
+    return lowered_at - start, time.perf_counter() - lowered_at
 
 
 def measure(cases: Sequence[Case], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of every round by name: tracing and lowering, compiling."""
-    cached = jax.config.jax_enable_compilation_cache
+    """Measures the seconds of tracing with lowering, and of compiling, in every round, by network."""
+    previous = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # else JAX asks only once in a process whether it is on
+    compilation_cache.reset_cache()  # JAX reads the setting only once unless the cache is reset
     try:
-        found: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
+        results: dict[str, list[tuple[float, float]]] = {case.name: [] for case in cases}
         for _ in range(rounds):
             for case in cases:
-                found[case.name].append(seconds(case.model, case.inputs))
-        return found
+                results[case.name].append(compile_seconds(case.model, case.inputs))
+        return results
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+        jax.config.update("jax_enable_compilation_cache", previous)
         compilation_cache.reset_cache()
 
 
-def ratios(cases: Sequence[Case], found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """Median of the ratios within a round, of all seconds to those of the shallow network."""
+def ratios(cases: Sequence[Case], results: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """Median over rounds of a network's total seconds relative to those of the shallow network."""
     return {
         case.name: statistics.median(
-            sum(mine) / sum(other) for mine, other in zip(found[case.name], found[case.shallow], strict=True)
+            sum(mine) / sum(other) for mine, other in zip(results[case.name], results[case.shallow], strict=True)
         )
         for case in cases
         if case.shallow
     }
 
 
-def table(cases: Sequence[Case], found: dict[str, list[tuple[float, float]]]) -> Table:
-    rows, title = ratios(cases, found), "One training step, from Python to a program"
+def table(cases: Sequence[Case], results: dict[str, list[tuple[float, float]]]) -> Table:
+    rows, title = ratios(cases, results), "One training step, from Python to a program"
     result = Table("", title=title, title_justify="left")
-    for heading in (
-        "trace, lower: s",
-        "compile: s",
-        "both: s (median)",
-        "lowest to highest",
-        "times the shallow one's",
-    ):
+    for heading in ("trace, lower: s", "compile: s", "both: s (median)", "lowest to highest", "relative to shallow"):
         result.add_column(heading, justify="right")
     for case in cases:
-        parts = [statistics.median(part) for part in zip(*found[case.name], strict=True)]
-        both = [sum(pair) for pair in found[case.name]]
+        parts = [statistics.median(part) for part in zip(*results[case.name], strict=True)]
+        both = [sum(pair) for pair in results[case.name]]
         spread = f"{min(both):.1f} to {max(both):.1f}"
         ratio = f"{rows[case.name]:.2f}" if case.shallow else ""
         result.add_row(case.name, *(f"{part:.1f}" for part in parts), f"{statistics.median(both):.1f}", spread, ratio)
@@ -139,13 +133,13 @@ def table(cases: Sequence[Case], found: dict[str, list[tuple[float, float]]]) ->
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is compiled (default: 3)")
-    parser.add_argument("--unrolled", action="store_true", help="compile the shallow networks without a loop too")
-    chosen = parser.parse_args(arguments)
-    if chosen.rounds < 1:
-        parser.error(f"--rounds: {chosen.rounds} must be at least 1")
-    cases = CASES + UNROLLED * chosen.unrolled
+    parser.add_argument("--unrolled", action="store_true", help="also compile the shallow networks without a scan")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds: {options.rounds} must be at least 1")
+    cases = CASES + UNROLLED * options.unrolled
     CONSOLE.print(f"{jax.devices()[0].platform}, jax {jax.__version__}")
-    CONSOLE.print(table(cases, measure(cases, chosen.rounds)))
+    CONSOLE.print(table(cases, measure(cases, options.rounds)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How fast do a residual network, language models and a diffusion model train, against the same in PyTorch?
+"""Training speed of a residual network, language models and a diffusion model, against the same in PyTorch.
 
     python research/throughput/networks.py [resnet] [transformer] [lstm] [diffusion] [--json FILE]
 
-All contenders of a section run in turn in one process, in several rounds after one that is not counted. README.md
-beside this file has the numbers and says what is compared.
+All contenders of a section take turns in one process, for several rounds after an uncounted first one. README.md beside
+this file has the results and describes the contenders.
 """
 
 import argparse
@@ -15,17 +15,27 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from throughput import CONSOLE, CORES, Config, Contenders, compare, torch, torch_classifiers, torch_contenders, trained
+from throughput import (
+    CONSOLE,
+    CORES,
+    Config,
+    Contenders,
+    compare,
+    torch,
+    torch_classifiers,
+    torch_contenders,
+    training_speed,
+)
 
 import foldax
 from foldax import data, learners, models
-from foldax.engine.flops import operations_of
+from foldax.engine.flops import count_flops
 
 ROUNDS = 3
 RESNET = Config(steps=120, batch_size=64, log_every=20)
 LANGUAGE = Config(steps=60, batch_size=16, log_every=20)
 DENOISING = Config(steps=600, batch_size=64, log_every=100)
-VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH = 256, 128, 4, 4, 256  # of the language models; the LSTM has 2 layers of 256
+VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH = 256, 128, 4, 4, 256  # language models; the LSTM has 2 layers of 256
 
 
 def resnet_learner(config: Config, info: data.Info) -> foldax.Learner:
@@ -46,12 +56,12 @@ def lstm_learner(config: Config, info: data.Info) -> foldax.Learner:
 
 def diffusion_learner(config: Config, info: data.Info) -> foldax.Learner:
     model = models.DiT(1, 2, 64, 3, num_classes=info.num_classes, scan_layers=True)
-    options = dict(shape=info.shapes["inputs"], preprocess=lambda x: x * (1 / 8) - 1.0, evaluation_times=1)
+    options = dict(shape=info.shapes["inputs"], preprocess=lambda x: x * (1 / 8) - 1.0, num_evaluation_times=1)
     return learners.diffusion(model, optax.adamw(config.learning_rate), **options)
 
 
 def torch_resnet() -> Any:
-    """ResNet-20 for CIFAR as `models.ResNet` has it: projections in the shortcuts, one input channel."""
+    """The CIFAR ResNet-20 of `models.ResNet`, with projection shortcuts and one input channel."""
     make = torch.nn
 
     def convolve(inputs: int, outputs: int, size: int, stride: int) -> list[Any]:
@@ -80,12 +90,12 @@ def torch_resnet() -> Any:
 
 
 def torch_transformer() -> Any:
-    """The decoder as `models.Transformer` has it: pre-norm, rotary positions, GELU by tanh, fused attention."""
+    """The decoder of `models.Transformer`: pre-norm, rotary positions, GELU by tanh, fused attention."""
     make, size = torch.nn, WIDTH // HEADS
     angles = torch.arange(LENGTH)[:, None] * 10_000.0 ** (-torch.arange(size // 2) * 2 / size)
     cosine, sine = angles.cos(), angles.sin()
 
-    def rotated(x: Any) -> Any:  # [B, heads, T, size]
+    def apply_rotary(x: Any) -> Any:  # [B, heads, T, size]
         first, second = x.chunk(2, -1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
@@ -102,7 +112,7 @@ def torch_transformer() -> Any:
             batch, length, _ = x.shape
             heads = self.query_key_value(self.norms[0](x)).view(batch, length, 3, HEADS, size).permute(2, 0, 3, 1, 4)
             attended = torch.nn.functional.scaled_dot_product_attention(
-                rotated(heads[0]), rotated(heads[1]), heads[2], is_causal=True
+                apply_rotary(heads[0]), apply_rotary(heads[1]), heads[2], is_causal=True
             )
             x = x + self.output(attended.transpose(1, 2).reshape(batch, length, WIDTH))
             return x + self.mlp(self.norms[1](x))
@@ -127,11 +137,11 @@ def torch_lstm() -> Any:
 
 
 def torch_denoiser(width: int = 64, depth: int = 3, heads: int = 4, classes: int = 10) -> Any:
-    """The Diffusion Transformer as `models.DiT` has it, for images 8 x 8 in patches of 2 x 2."""
+    """The Diffusion Transformer of `models.DiT`, for images of 8 x 8 in patches of 2 x 2."""
     make, size = torch.nn, width // heads
     frequencies = torch.exp(torch.linspace(0.0, float(np.log(1000.0)), width // 2))
 
-    def closed(inputs: int, outputs: int) -> Any:
+    def zero_linear(inputs: int, outputs: int) -> Any:
         layer = make.Linear(inputs, outputs)
         make.init.zeros_(layer.weight)
         make.init.zeros_(layer.bias)
@@ -148,14 +158,14 @@ def torch_denoiser(width: int = 64, depth: int = 3, heads: int = 4, classes: int
     class Block(make.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.condition, self.norms = closed(width, 6 * width), make.ModuleList([Modulated(), Modulated()])
+            self.condition, self.norms = zero_linear(width, 6 * width), make.ModuleList([Modulated(), Modulated()])
             self.query_key_value, self.output = make.Linear(width, 3 * width), make.Linear(width, width)
             self.mlp = make.Sequential(
                 make.Linear(width, 4 * width), make.GELU(approximate="tanh"), make.Linear(4 * width, width)
             )
 
-        def forward(self, x: Any, told: Any) -> Any:
-            parts = self.condition(told)[:, None].chunk(6, -1)
+        def forward(self, x: Any, conditioning: Any) -> Any:
+            parts = self.condition(conditioning)[:, None].chunk(6, -1)
             y = self.query_key_value(self.norms[0](x, *parts[:2]))
             query, key, value = y.view(*x.shape[:2], 3, heads, size).permute(2, 0, 3, 1, 4)
             y = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
@@ -169,44 +179,44 @@ def torch_denoiser(width: int = 64, depth: int = 3, heads: int = 4, classes: int
             self.classes, self.patches = make.Embedding(classes + 1, width), make.Conv2d(1, width, 2, 2)
             self.positions = make.Parameter(0.02 * torch.randn(16, width))
             self.blocks = make.ModuleList([Block() for _ in range(depth)])
-            self.norm, self.condition, self.output = Modulated(), closed(width, 2 * width), closed(width, 4)
+            self.norm, self.condition, self.output = Modulated(), zero_linear(width, 2 * width), zero_linear(width, 4)
 
         def forward(self, x: Any, times: Any, labels: Any) -> Any:
             angles = times[:, None] * frequencies
-            told = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.classes(labels)
-            told = torch.nn.functional.silu(told)
+            conditioning = self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.classes(labels)
+            conditioning = torch.nn.functional.silu(conditioning)
             x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
             for block in self.blocks:
-                x = block(x, told)
-            x = self.output(self.norm(x, *self.condition(told)[:, None].chunk(2, -1)))
+                x = block(x, conditioning)
+            x = self.output(self.norm(x, *self.condition(conditioning)[:, None].chunk(2, -1)))
             return x.view(-1, 4, 4, 2, 2).transpose(2, 3).reshape(-1, 1, 8, 8)
 
     return Network()
 
 
 def measure_resnet() -> dict[str, Any]:
-    # PyTorch evaluates nothing here, so that there is little to evaluate at the end.
+    # PyTorch is not evaluated here, so the validation split is kept small.
     dataset = data.load("fashion_mnist", batch_size=RESNET.batch_size, validation=0.002)
     experiment = foldax.Experiment(Config, resnet_learner, name="resnet")
-    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, RESNET, dataset)}
+    contenders: Contenders = {"foldax.train": functools.partial(training_speed, experiment, RESNET, dataset)}
     contenders |= torch_classifiers(RESNET, dataset, torch_resnet, image=True)
     title = f"Fashion-MNIST: ResNet-20, width 16, batch {RESNET.batch_size}"
     return compare(title, contenders, ROUNDS, step_flops(resnet_learner, RESNET, dataset))
 
 
 def measure_language(learner: Any, make: Any, title: str) -> dict[str, Any]:
-    tokens = data.Bytes().encode(data.topics_text())
-    arrays = data.windows(tokens, LENGTH, LENGTH)
-    whole = {"inputs": arrays["inputs"][:-1]}
-    dataset = data.from_arrays(whole, batch_size=LANGUAGE.batch_size, name="topics", validation=0.02, test=0.02)
+    tokens = data.Bytes().encode(data.python_help_text())
+    arrays = data.token_windows(tokens, LENGTH, LENGTH)
+    full_rows = {"inputs": arrays["inputs"][:-1]}
+    dataset = data.from_arrays(full_rows, batch_size=LANGUAGE.batch_size, name="topics", validation=0.02, test=0.02)
     experiment = foldax.Experiment(Config, learner, name="language")
-    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, LANGUAGE, dataset)}
+    contenders: Contenders = {"foldax.train": functools.partial(training_speed, experiment, LANGUAGE, dataset)}
     if torch is not None:
         rows = torch.tensor(np.asarray(dataset.train.examples()["inputs"]), dtype=torch.long)
         criterion = torch.nn.CrossEntropyLoss()
 
-        def loss(network: Any, chosen: Any) -> Any:
-            batch = rows[chosen]
+        def loss(network: Any, indices: Any) -> Any:
+            batch = rows[indices]
             return criterion(network(batch[:, :-1]).reshape(-1, VOCABULARY), batch[:, 1:].reshape(-1))
 
         contenders |= torch_contenders(LANGUAGE, len(rows), make, loss)
@@ -217,20 +227,20 @@ def measure_language(learner: Any, make: Any, title: str) -> dict[str, Any]:
 def measure_diffusion() -> dict[str, Any]:
     dataset = data.load("digits", batch_size=DENOISING.batch_size)
     experiment = foldax.Experiment(Config, diffusion_learner, name="diffusion")
-    contenders: Contenders = {"foldax.train": functools.partial(trained, experiment, DENOISING, dataset)}
+    contenders: Contenders = {"foldax.train": functools.partial(training_speed, experiment, DENOISING, dataset)}
     if torch is not None:
-        examples, process = dataset.train.examples(), learners.processes.cosine()
+        examples, schedule = dataset.train.examples(), learners.noise_schedule.cosine()
         images = torch.tensor(np.asarray(examples["inputs"], np.float32)[..., 0][:, None]) / 8 - 1
         targets = torch.tensor(np.asarray(examples["targets"]), dtype=torch.long)
-        signals, noises = torch.tensor(process.signal), torch.tensor(process.noise)
+        alphas, sigmas = torch.tensor(schedule.alpha), torch.tensor(schedule.sigma)
 
-        def loss(network: Any, chosen: Any) -> Any:
-            x, times = images[chosen], torch.randint(1, process.steps + 1, (len(chosen),))
+        def loss(network: Any, indices: Any) -> Any:
+            x, times = images[indices], torch.randint(1, schedule.steps + 1, (len(indices),))
             noise, shape = torch.randn_like(x), (-1, 1, 1, 1)
-            labels = torch.where(torch.rand(len(chosen)) < 0.1, 10, targets[chosen])
-            signal, share = signals[times].view(shape), noises[times].view(shape)
-            outputs = network(signal * x + share * noise, times / process.steps, labels)
-            return torch.nn.functional.mse_loss(outputs, signal * noise - share * x)
+            labels = torch.where(torch.rand(len(indices)) < 0.1, 10, targets[indices])
+            alpha, sigma = alphas[times].view(shape), sigmas[times].view(shape)
+            outputs = network(alpha * x + sigma * noise, times / schedule.steps, labels)
+            return torch.nn.functional.mse_loss(outputs, alpha * noise - sigma * x)
 
         contenders |= torch_contenders(DENOISING, len(images), torch_denoiser, loss)
     title = f"digits: diffusion, a DiT of 3 layers of 64, batch {DENOISING.batch_size}"
@@ -238,11 +248,11 @@ def measure_diffusion() -> dict[str, Any]:
 
 
 def step_flops(learner: Any, config: Config, dataset: data.Dataset) -> float:
-    """Returns the operations of one update's products and convolutions, those of a loop over blocks included."""
-    made = learner(config, dataset.info)
+    """Counts the FLOPs of the products and convolutions of one update, including those inside scanned blocks."""
+    instance = learner(config, dataset.info)
     batch = {name: values[: config.batch_size] for name, values in dataset.train.examples().items()}
-    state = jax.eval_shape(made.init, jax.random.key(0), batch)
-    return operations_of(jax.make_jaxpr(made.update)(state, batch, jax.random.key(0)).jaxpr)
+    state = jax.eval_shape(instance.init, jax.random.key(0), batch)
+    return count_flops(jax.make_jaxpr(instance.update)(state, batch, jax.random.key(0)).jaxpr)
 
 
 def main() -> None:
@@ -256,14 +266,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"some of {', '.join(sections)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers of every round there too")
-    chosen = parser.parse_args()
-    if unknown := sorted(set(chosen.sections) - set(sections)):
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.sections) - set(sections)):
         parser.error(f"unknown section {unknown[0]!r}; choose from {', '.join(sections)}")
     version = f"torch {torch.__version__}" if torch else "no PyTorch rows (pip install 'foldax\\[benchmark]')"
     CONSOLE.print(f"{CORES} cores, {jax.devices()[0].platform}, jax {jax.__version__}, {version}")
-    found = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+    results = {name: measure() for name, measure in sections.items() if name in (arguments.sections or sections)}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What does it cost to treat an episode that was cut off by its time limit as one that is over?
+"""Does it cost return to treat the end of an episode at its time limit as termination?
 
     python research/time_limits/study.py            # all numbers and the figure again; goes on if killed
     python research/time_limits/study.py --quick    # the same with few steps and seeds
 
-README.md beside this file has the answer. A state at the limit is worth what would have followed; a learner that takes
-the cut for an end learns that it is worth nothing (Pardo et al., 2018). Everything but that is the same in both ways,
-seeds included; all are tested in the same environments.
+README.md beside this file has the answer. The value of the last observation is that of the rewards that would have
+followed; a learner that takes truncation for termination learns that it is 0 (Pardo et al., 2018). All else is the same
+for both, seeds included, and both are tested in the same environments.
 """
 
 import dataclasses
@@ -24,24 +24,24 @@ from foldax.evaluation import agents
 from foldax.runs import studies
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments" / "rl"
-WAYS = {"cut off": False, "over": True}  # what an episode at its limit counts as
-LONG = 1_000  # of MountainCar; within its own 200 steps chance hardly ever reaches the top
-COLORS = {"cut off": "#0072B2", "over": "#D55E00"}  # Okabe & Ito's
+TREATMENTS = {"truncated": False, "terminated": True}  # how the end at the time limit is reported to the learner
+LONG_LIMIT = 1_000  # of MountainCar: random actions hardly ever reach the top within its own 200 steps
+COLORS = {"truncated": "#0072B2", "terminated": "#D55E00"}  # colours of Okabe & Ito
 
 
 class Case(NamedTuple):
     """An agent in an environment.
 
     Attributes:
-      agent: its name.
-      world: name of gymnax's environment.
-      file: experiment whose agent and settings these are.
-      environment_steps: of a run.
-      limit: steps of an episode while it learns; None: the environment's own.
+      agent: name of the algorithm.
+      environment: name of the environment in gymnax.
+      file: experiment with the agent and its settings.
+      environment_steps: length of a run.
+      limit: time limit of training episodes in steps; None: the environment's own.
     """
 
     agent: str
-    world: str
+    environment: str
     file: str
     environment_steps: int
     limit: int | None = None
@@ -52,18 +52,18 @@ CASES = (
     Case("DQN", "CartPole-v1", "dqn_cartpole", 250_000),
     Case("PPO", "Pendulum-v1", "ppo_pendulum", 200_000),
     Case("SAC", "Pendulum-v1", "sac_pendulum", 20_000),
-    Case("PPO", "MountainCar-v0", "ppo_acrobot", 300_000, LONG),
-    Case("DQN", "MountainCar-v0", "dqn_mountain_car", 300_000, LONG),
+    Case("PPO", "MountainCar-v0", "ppo_acrobot", 300_000, LONG_LIMIT),
+    Case("DQN", "MountainCar-v0", "dqn_mountain_car", 300_000, LONG_LIMIT),
 )
 
 
 class Sizes(NamedTuple):
-    """How large everything is.
+    """Size of the study.
 
     Attributes:
-      seeds: of each case and way.
-      updates: of an agent; None: as many as its case has.
-      cases: which are run.
+      seeds: runs of each case and treatment.
+      updates: updates of a run; None: those of its case.
+      cases: cases that are run.
     """
 
     seeds: int = 16
@@ -75,93 +75,96 @@ QUICK = Sizes(seeds=2, updates=5, cases=CASES[:1])
 
 
 def experiment(case: Case) -> foldax.Experiment:
-    """Returns the case's experiment, with a field that says whether an episode at its limit is over."""
+    """The experiment of a case, with a field for the treatment of the time limit."""
     base = foldax.load_experiment(EXPERIMENTS / f"{case.file}.py")
     module = sys.modules[base.learner.__module__]
 
     @foldax.config
     class Config(base.config):
-        over: bool = False
-        """Whether an episode at its time limit counts as over."""
+        terminate_on_time_limit: bool = False
+        """Report the end of an episode at its time limit as termination."""
 
     def learner(config: Config, info: None) -> foldax.Learner:
-        world = rl.gymnax(case.world)
+        environment = rl.gymnax(case.environment)
         if case.limit is not None:
-            world = rl.wrappers.unit_observations(rl.gymnax(case.world, max_steps_in_episode=case.limit))
-        return module.agent(config, rl.wrappers.limit_ends(world) if config.over else world)
+            environment = rl.wrappers.rescale_observations(rl.gymnax(case.environment, max_steps_in_episode=case.limit))
+        if config.terminate_on_time_limit:
+            environment = rl.wrappers.terminate_on_time_limit(environment)
+        return module.agent(config, environment)
 
-    return foldax.Experiment(Config, learner, name=f"{case.agent}_{case.world}".replace("-", "_"))
+    return foldax.Experiment(Config, learner, name=f"{case.agent}_{case.environment}".replace("-", "_"))
 
 
 def study(sizes: Sizes, runs: Path) -> pandas.DataFrame:
-    """Returns a row for each run: agent, world, what the limit counts as, seed, and its test return."""
+    """Runs all cases; a row for each run: agent, environment, treatment of the limit, seed and test return."""
     rows = []
     for case in sizes.cases:
-        made = experiment(case)
-        config = dataclasses.replace(made.config(), environment_steps=case.environment_steps)
+        case_experiment = experiment(case)
+        config = dataclasses.replace(case_experiment.config(), environment_steps=case.environment_steps)
         config = config if sizes.updates is None else with_steps(config, sizes.updates)
-        folder = runs / made.name
+        folder = runs / case_experiment.name
         resume = (folder / "sweep.json").exists()
-        space = {"over": list(WAYS.values())}
-        sweep = foldax.sweep(made, space, config=config, seeds=sizes.seeds, sweep_dir=folder, resume=resume)
-        names = {value: name for name, value in WAYS.items()}
+        space = {"terminate_on_time_limit": list(TREATMENTS.values())}
+        sweep = foldax.sweep(case_experiment, space, config=config, seeds=sizes.seeds, sweep_dir=folder, resume=resume)
+        names = {value: name for name, value in TREATMENTS.items()}
         for _, row in sweep.results.iterrows():
-            found = {"limit": names[bool(row["over"])], "seed": row["seed"], "return": row["test/return"]}
-            rows.append({"agent": case.agent, "world": case.world, **found})
+            values = {"seed": row["seed"], "return": row["test/return"]}
+            limit = names[bool(row["terminate_on_time_limit"])]
+            rows.append({"agent": case.agent, "environment": case.environment, "limit": limit, **values})
     return pandas.DataFrame(rows)
 
 
-def summarized(results: pandas.DataFrame) -> pandas.DataFrame:
-    """Returns a row for each case: interquartile means with intervals, and how likely the right way is better."""
+def summarize(results: pandas.DataFrame) -> pandas.DataFrame:
+    """A row for each case: interquartile means with intervals, and the probability that truncation is better."""
     rows = []
-    for (agent, world), group in results.groupby(["agent", "world"], sort=False):
-        scores = {way: group.loc[group["limit"] == way, "return"].to_numpy() for way in WAYS}
-        row: dict[str, Any] = {"agent": agent, "world": world}
-        for way, values in scores.items():
-            row |= dict(zip((way, f"{way} low", f"{way} high"), map(float, agents.interval(values))))
-        better = agents.improvement(*scores.values())
+    for (agent, environment), group in results.groupby(["agent", "environment"], sort=False):
+        scores = {name: group.loc[group["limit"] == name, "return"].to_numpy() for name in TREATMENTS}
+        row: dict[str, Any] = {"agent": agent, "environment": environment}
+        for name, values in scores.items():
+            row |= dict(zip((name, f"{name} low", f"{name} high"), map(float, agents.bootstrap_interval(values))))
+        better = agents.improvement_interval(*scores.values())
         rows.append(row | dict(zip(("better", "better low", "better high"), better)))
     return pandas.DataFrame(rows)
 
 
 def draw(results: pandas.DataFrame, summary: pandas.DataFrame) -> Any:
-    """Draws every case: interquartile means with their intervals, and seeds as points beside."""
+    """Plots every case: interquartile means with their confidence intervals, and the seeds as points beside."""
     figure, axes = plots.new_figure(1, len(summary), width=2.2, height=3.0)
     for axis, (_, row) in zip(axes.flat, summary.iterrows(), strict=True):
-        case = results[(results["agent"] == row["agent"]) & (results["world"] == row["world"])]
-        for place, way in enumerate(WAYS):
-            values = case.loc[case["limit"] == way, "return"].to_numpy()
-            spread = place + np.linspace(0.1, 0.3, len(values))
-            axis.plot(spread, values, "o", color=COLORS[way], alpha=0.4, markersize=3)
-            ends = [[row[way] - row[f"{way} low"]], [row[f"{way} high"] - row[way]]]
-            axis.errorbar([place], [row[way]], yerr=ends, fmt="s", color=COLORS[way], capsize=4)
-        axis.set_xticks(range(len(WAYS)), list(WAYS))
-        axis.set(xlim=(-0.5, 1.6), title=f"{row['agent']}, {row['world'].split('-')[0]}")
-    axes.flat[0].set_ylabel("return of test episodes")
-    figure.supxlabel("an episode at its time limit counts as", fontsize=10)
+        case = results[(results["agent"] == row["agent"]) & (results["environment"] == row["environment"])]
+        for x, name in enumerate(TREATMENTS):
+            values = case.loc[case["limit"] == name, "return"].to_numpy()
+            jitter = x + np.linspace(0.1, 0.3, len(values))
+            axis.plot(jitter, values, "o", color=COLORS[name], alpha=0.4, markersize=3)
+            errors = [[row[name] - row[f"{name} low"]], [row[f"{name} high"] - row[name]]]
+            axis.errorbar([x], [row[name]], yerr=errors, fmt="s", color=COLORS[name], capsize=4)
+        axis.set_xticks(range(len(TREATMENTS)), list(TREATMENTS))
+        axis.set(xlim=(-0.5, 1.6), title=f"{row['agent']}, {row['environment'].split('-')[0]}")
+    axes.flat[0].set_ylabel("greedy test return")
+    figure.supxlabel("the end of an episode at its time limit is reported as", fontsize=10)
     return figure
 
 
 def readme_table(summary: pandas.DataFrame) -> str:
-    """Returns the table of README.md."""
+    """The table of README.md."""
     lines = [
-        "| agent, environment | cut off | over | probability that cut off is better |",
+        "| agent, environment | truncated | terminated | probability that truncated is better |",
         "| --- | ---: | ---: | ---: |",
     ]
     for _, row in summary.iterrows():
-        cells = [f"{row[way]:.1f} ({row[f'{way} low']:.1f} to {row[f'{way} high']:.1f})" for way in WAYS]
+        cells = [f"{row[name]:.1f} ({row[f'{name} low']:.1f} to {row[f'{name} high']:.1f})" for name in TREATMENTS]
         cells.append(f"{row['better']:.2f} ({row['better low']:.2f} to {row['better high']:.2f})")
-        lines.append(f"| {row['agent']}, {row['world']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['agent']}, {row['environment']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    places = studies.places(__file__, __doc__, arguments, "few updates, one case")
-    sizes = QUICK if places.quick else Sizes()
-    results = study(sizes, places.runs)
-    summary = summarized(results)
-    places.save({"results": results, "summary": summary}, {"returns": draw(results, summary)})
-    print(f"\n{readme_table(summary)}\n\n{len(results)} runs; tables and figure: {places.out}")
+    options = studies.parse_options(__file__, __doc__, arguments, "few updates, one case")
+    sizes = QUICK if options.quick else Sizes()
+    results = study(sizes, options.runs_dir)
+    summary = summarize(results)
+    options.save({"results": results, "summary": summary}, {"returns": draw(results, summary)})
+    print(f"\n{readme_table(summary)}\n\n{len(results)} runs; tables and figure: {options.output_dir}")
 
 
 if __name__ == "__main__":

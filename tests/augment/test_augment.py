@@ -1,7 +1,8 @@
-"""Augmentations: what they leave alone, their known answers, their limits, and what they refuse."""
+"""Augmentations: invariants, known answers, limits, and errors."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,30 +22,33 @@ LABELS = np.arange(6) % 3
 BATCH = {"inputs": jnp.asarray(IMAGES), "targets": jnp.asarray(LABELS), "extra": jnp.arange(6)}
 FLOATS = {**BATCH, "inputs": BATCH["inputs"] / 255.0}
 SERIES_BATCH = {**BATCH, "inputs": jnp.asarray(SERIES)}
-OF_ANY = {
-    "noise": augment.noise(0.3),
+ANY_INPUTS = {
+    "gaussian_noise": augment.gaussian_noise(0.3),
     "mixup": augment.mixup(0.4, 3),
     "cutmix": augment.cutmix(1.0, 3),
-    "sometimes": augment.sometimes(augment.noise(2.0), 0.5),
+    "random_apply": augment.random_apply(augment.gaussian_noise(2.0), 0.5),
 }
-OF_IMAGES = OF_ANY | {
+IMAGE_INPUTS = ANY_INPUTS | {
     "random_crop": augment.random_crop(2),
     "random_flip": augment.random_flip(0.5),
     "random_rotation": augment.random_rotation(30.0),
     "random_affine": augment.random_affine(20.0, 0.1, 0.1, 5.0),
-    "color": augment.color(0.1, 0.1, 0.1, 0.1),
+    "color_jitter": augment.color_jitter(0.1, 0.1, 0.1, 0.1),
     "cutout": augment.cutout(3),
 }
-OF_SERIES = OF_ANY | {
+SERIES_INPUTS = ANY_INPUTS | {
     "time_mask": augment.time_mask(4, count=2),
     "channel_mask": augment.channel_mask(1),
     "random_shift": augment.random_shift(3),
     "random_scaling": augment.random_scaling(0.1),
 }
 CASES = [
-    *(pytest.param(step, BATCH, id=f"bytes_{name}") for name, step in OF_IMAGES.items() if name != "noise"),
-    *(pytest.param(OF_IMAGES[name], FLOATS, id=f"floats_{name}") for name in ("noise", "random_affine", "color")),
-    *(pytest.param(step, SERIES_BATCH, id=f"series_{name}") for name, step in OF_SERIES.items()),
+    *(pytest.param(step, BATCH, id=f"bytes_{name}") for name, step in IMAGE_INPUTS.items() if name != "gaussian_noise"),
+    *(
+        pytest.param(IMAGE_INPUTS[name], FLOATS, id=f"floats_{name}")
+        for name in ("gaussian_noise", "random_affine", "color_jitter")
+    ),
+    *(pytest.param(step, SERIES_BATCH, id=f"series_{name}") for name, step in SERIES_INPUTS.items()),
 ]
 
 
@@ -53,7 +57,7 @@ def inputs_after(step, inputs, key=KEY, **fields):
 
 
 @pytest.mark.parametrize(("step", "batch"), CASES)
-def test_an_augmentation_is_pure_and_changes_inputs_and_at_most_shares(step, batch):
+def test_an_augmentation_is_pure_and_changes_inputs_and_at_most_soft_labels(step, batch):
     run = jax.jit(step)
     first, again, other = run(KEY, batch), run(KEY, batch), run(jax.random.key(1), batch)
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -73,7 +77,7 @@ SMALL = [
     augment.random_crop(1, mode="edge"),
     augment.random_flip(),
     augment.random_affine(10.0, 0.2, 0.1, 3.0),
-    augment.color(0.1, 0.1, white=200.0),
+    augment.color_jitter(0.1, 0.1, max_value=200.0),
     augment.cutout(1),
     augment.cutmix(1.0, 5),
 ]
@@ -88,11 +92,11 @@ SMALL = [
 )
 def test_any_shape_and_dtype_is_kept(step, shape, channels, kind):
     x = (200 * np.random.RandomState(0).rand(*shape, channels)).astype(kind)
-    found = jax.jit(step)(KEY, {"inputs": jnp.asarray(x), "targets": jnp.zeros(len(x), int)})
-    assert found["inputs"].shape == x.shape
-    assert found["inputs"].dtype == kind
-    assert found["inputs"].min() >= 0
-    assert found["inputs"].max() <= 200
+    augmented = jax.jit(step)(KEY, {"inputs": jnp.asarray(x), "targets": jnp.zeros(len(x), int)})
+    assert augmented["inputs"].shape == x.shape
+    assert augmented["inputs"].dtype == kind
+    assert augmented["inputs"].min() >= 0
+    assert augmented["inputs"].max() <= 200
 
 
 @pytest.mark.parametrize(
@@ -102,46 +106,43 @@ def test_any_shape_and_dtype_is_kept(step, shape, channels, kind):
         augment.random_flip(0.0),
         augment.random_affine(),
         augment.random_rotation(jnp.float32(0.0)),
-        augment.color(),
-        augment.color(0.0, 0.0, 0.0, 0.0),
-        augment.noise(0.0),
+        augment.color_jitter(),
+        augment.color_jitter(0.0, 0.0, 0.0, 0.0),
+        augment.gaussian_noise(0.0),
         augment.cutout(0),
         augment.mixup(0.0, 3),
         augment.cutmix(0.0, 3),
-        augment.sometimes(augment.cutout(3), 0.0),
+        augment.random_apply(augment.cutout(3), 0.0),
         augment.chain(),
     ],
 )
-def test_no_strength_is_the_identity(step):
+def test_zero_strength_is_the_identity(step):
     np.testing.assert_array_equal(jax.jit(step)(KEY, BATCH)["inputs"], IMAGES)
 
 
 @pytest.mark.parametrize("step", [augment.random_scaling(0.0), augment.random_shift(0), augment.time_mask(0)])
-def test_no_strength_leaves_series_as_they_are(step):
+def test_zero_strength_is_the_identity_on_series(step):
     np.testing.assert_array_equal(step(KEY, SERIES_BATCH)["inputs"], SERIES)
 
 
-def test_traced_numbers_compile_once():
-    traces = []
-
+def test_traced_arguments_compile_once():
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def run(strength):
-        traces.append(1)
         step = augment.chain(
-            augment.sometimes(augment.random_affine(30 * strength, strength, strength, strength), strength),
+            augment.random_apply(augment.random_affine(30 * strength, strength, strength, strength), strength),
             augment.random_flip(strength),
-            augment.color(strength, strength, strength, strength),
-            augment.noise(strength),
+            augment.color_jitter(strength, strength, strength, strength),
+            augment.gaussian_noise(strength),
             augment.mixup(strength, 3),
             augment.cutmix(strength, 3),
         )
         return step(KEY, FLOATS)
 
     for strength in (0.0, 0.1, 0.5):
-        found = run(jnp.float32(strength))
-        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
-        np.testing.assert_allclose(found["targets"].sum(axis=1), 1.0, rtol=1e-6)
-    assert len(traces) == 1
+        augmented = run(jnp.float32(strength))
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(augmented))
+        np.testing.assert_allclose(augmented["targets"].sum(axis=1), 1.0, rtol=1e-6)
 
 
 def test_flip_of_probability_one_mirrors_all():
@@ -151,11 +152,11 @@ def test_flip_of_probability_one_mirrors_all():
 
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
 def test_a_crop_is_the_padded_image_cut_out_somewhere_and_everywhere(mode):
-    found = inputs_after(augment.random_crop(2, mode=mode, fill=9), np.tile(IMAGES[:1], (400, 1, 1, 1)))
+    augmented = inputs_after(augment.random_crop(2, mode=mode, fill=9), np.tile(IMAGES[:1], (400, 1, 1, 1)))
     options = {"constant_values": 9} if mode == "constant" else {}
     padded = np.pad(IMAGES[0], [(2, 2), (2, 2), (0, 0)], mode=mode, **options)
     places = {padded[r : r + 8, c : c + 10].tobytes(): (r, c) for r in range(5) for c in range(5)}
-    assert {places[image.tobytes()] for image in found} == set(places.values())
+    assert {places[image.tobytes()] for image in augmented} == set(places.values())
 
 
 @settings(max_examples=10, deadline=None)
@@ -165,64 +166,66 @@ def test_resampling_is_that_of_scipy(seed, fill):
     x = random.randn(2, 5, 7, 2).astype(np.float32)
     rows, columns = random.uniform(-3, 8, (2, 5, 7)), random.uniform(-3, 10, (2, 5, 7))
     rows[0, 0, :4], columns[0, 0, :4] = [0, 4, -1, 5], [0, 6, -1, 7]  # corners, and where the fill begins
-    found = augment.resample(jnp.asarray(x), jnp.float32(rows), jnp.float32(columns), fill)
+    augmented = augment.resample(jnp.asarray(x), jnp.float32(rows), jnp.float32(columns), fill)
     for image in range(2):
         for channel in range(2):
             places = [rows[image].astype(np.float32), columns[image].astype(np.float32)]
-            wanted = scipy.ndimage.map_coordinates(
+            expected = scipy.ndimage.map_coordinates(
                 x[image, ..., channel].astype(float), places, order=1, mode="grid-constant", cval=fill
             )
-            np.testing.assert_allclose(found[image, ..., channel], wanted, atol=2e-5)
+            np.testing.assert_allclose(augmented[image, ..., channel], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["rotation", "translation", "scale", "shear"])
 def test_affine_is_that_of_scipy(kind):
-    """One number alone is drawn; scipy makes the same image of the one that was."""
+    """One parameter alone is random; scipy transforms the image by its sampled value."""
     size = {"rotation": 30.0, "translation": 0.2, "scale": 0.3, "shear": 20.0}[kind]
     image = np.random.RandomState(0).rand(1, 13, 15, 1).astype(np.float32)
-    found = inputs_after(augment.random_affine(**{kind: size}), image)[0, :, :, 0]
-    draws = np.asarray(jax.random.uniform(KEY, (5, 1, 1, 1), minval=-1.0, maxval=1.0), np.float64).ravel()
-    angle = np.deg2rad(draws[0] * 30) if kind == "rotation" else 0.0
-    slope = np.tan(np.deg2rad(draws[1] * 20)) if kind == "shear" else 0.0
-    zoom = 1 + draws[2] * 0.3 if kind == "scale" else 1.0
-    moved = draws[3:] * 0.2 * np.array([13, 15]) if kind == "translation" else np.zeros(2)
-    # Forwards: columns lean by the slope, all is scaled, then turned, then moved; scipy wants the inverse.
+    augmented = inputs_after(augment.random_affine(**{kind: size}), image)[0, :, :, 0]
+    samples = np.asarray(jax.random.uniform(KEY, (5, 1, 1, 1), minval=-1.0, maxval=1.0), np.float64).ravel()
+    angle = np.deg2rad(samples[0] * 30) if kind == "rotation" else 0.0
+    slope = np.tan(np.deg2rad(samples[1] * 20)) if kind == "shear" else 0.0
+    zoom = 1 + samples[2] * 0.3 if kind == "scale" else 1.0
+    moved = samples[3:] * 0.2 * np.array([13, 15]) if kind == "translation" else np.zeros(2)
+    # Forward: shear, scale, rotation, translation; scipy takes the inverse.
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     inverse = np.linalg.inv(turn @ (zoom * np.array([[1, 0], [slope, 1]])))
     center = np.array([6.0, 7.0])
-    wanted = scipy.ndimage.affine_transform(
+    expected = scipy.ndimage.affine_transform(
         image[0, :, :, 0].astype(float), inverse, center - inverse @ (center + moved), order=1, mode="grid-constant"
     )
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
-    assert not np.allclose(found, image[0, :, :, 0], atol=0.1)
+    np.testing.assert_allclose(augmented, expected, atol=1e-4)
+    assert not np.allclose(augmented, image[0, :, :, 0], atol=0.1)
 
 
 def test_rotation_is_that_of_scipy():
     image = np.pad(np.random.RandomState(0).rand(7, 7), 4)
-    found = inputs_after(augment.random_rotation(45.0), image[None, :, :, None].astype(np.float32))[0, :, :, 0]
+    augmented = inputs_after(augment.random_rotation(45.0), image[None, :, :, None].astype(np.float32))[0, :, :, 0]
     angle = 45.0 * float(jax.random.uniform(KEY, (5, 1, 1, 1), minval=-1.0, maxval=1.0)[0, 0, 0, 0])
-    wanted = scipy.ndimage.rotate(image, angle, reshape=False, order=1)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    expected = scipy.ndimage.rotate(image, angle, reshape=False, order=1)
+    np.testing.assert_allclose(augmented, expected, atol=1e-4)
 
 
 def test_cutout_covers_one_square():
-    found = inputs_after(augment.cutout(3, fill=7), np.ones((300, 9, 9, 1), np.float32))[..., 0] == 7
-    for hole in found:
+    augmented = inputs_after(augment.cutout(3, fill=7), np.ones((300, 9, 9, 1), np.float32))[..., 0] == 7
+    for hole in augmented:
         rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
         assert hole.sum() == len(rows) * len(columns)
         assert 2 <= len(rows) <= 3
         assert np.ptp(rows) == len(rows) - 1
-    inner = found[:, 4, 4].mean()  # each of the 9 x 9 centres is as likely, and 9 of them reach the middle
+    inner = augmented[:, 4, 4].mean()  # each of the 9 x 9 centres is as likely, and 9 of them reach the middle
     assert inner == pytest.approx(9 / 81, abs=0.06)
 
 
-def test_colors_are_changed_as_much_as_was_said():
+def test_brightness_and_contrast_change_within_their_range():
     grey = np.full((50, 4, 4, 3), 100, np.uint8)
-    found = inputs_after(augment.color(brightness=0.2), grey).astype(int)
-    assert (np.ptp(found.reshape(50, -1), axis=1) == 0).all()
-    assert len(np.unique(found[:, 0, 0, 0])) > 20
-    assert np.abs(found - 100).max() in range(40, 52)
-    contrast = inputs_after(augment.color(contrast=0.5), np.tile(IMAGES[:1] // 4 + 90, (50, 1, 1, 1))).astype(float)
+    augmented = inputs_after(augment.color_jitter(brightness=0.2), grey).astype(int)
+    assert (np.ptp(augmented.reshape(50, -1), axis=1) == 0).all()
+    assert len(np.unique(augmented[:, 0, 0, 0])) > 20
+    assert np.abs(augmented - 100).max() in range(40, 52)
+    contrast = inputs_after(augment.color_jitter(contrast=0.5), np.tile(IMAGES[:1] // 4 + 90, (50, 1, 1, 1))).astype(
+        float
+    )
     spread = contrast.std(axis=(1, 2))[:, 0] / (IMAGES[0] // 4).std(axis=(0, 1))[0]
     assert 0.5 - 0.02 <= spread.min() < 0.6
     assert 1.4 < spread.max() <= 1.5 + 0.02
@@ -233,24 +236,26 @@ def test_colors_are_changed_as_much_as_was_said():
 
 def test_saturation_and_hue_keep_the_value_and_grey():
     vivid = np.random.RandomState(0).rand(20, 4, 4, 3).astype(np.float32)
-    for step in (augment.color(saturation=0.5), augment.color(hue=0.3)):
-        found = inputs_after(step, vivid)
-        np.testing.assert_allclose(found.max(axis=3), vivid.max(axis=3), atol=1e-5)  # the V of HSV
-        assert np.abs(found - vivid).max() > 0.1
+    for step in (augment.color_jitter(saturation=0.5), augment.color_jitter(hue=0.3)):
+        augmented = inputs_after(step, vivid)
+        np.testing.assert_allclose(augmented.max(axis=3), vivid.max(axis=3), atol=1e-5)  # the V of HSV
+        assert np.abs(augmented - vivid).max() > 0.1
         grey = np.repeat(vivid[..., :1], 3, axis=3)
         np.testing.assert_allclose(inputs_after(step, grey), grey, atol=1e-5)
 
 
-def test_noise_has_its_deviation():
-    found = jax.jit(lambda std: augment.noise(std)(KEY, {"inputs": jnp.zeros((100, 20, 5))}))(0.3)["inputs"]
-    assert float(found.std()) == pytest.approx(0.3, rel=0.03)
-    assert float(found.mean()) == pytest.approx(0.0, abs=0.01)
-    bytes_ = inputs_after(augment.noise(3.0), np.full((100, 20, 5, 1), 128, np.uint8)).astype(float)
+def test_noise_has_its_standard_deviation():
+    augmented = jax.jit(lambda std: augment.gaussian_noise(std)(KEY, {"inputs": jnp.zeros((100, 20, 5))}))(0.3)[
+        "inputs"
+    ]
+    assert float(augmented.std()) == pytest.approx(0.3, rel=0.03)
+    assert float(augmented.mean()) == pytest.approx(0.0, abs=0.01)
+    bytes_ = inputs_after(augment.gaussian_noise(3.0), np.full((100, 20, 5, 1), 128, np.uint8)).astype(float)
     assert bytes_.std() == pytest.approx(3.0, rel=0.03)
-    assert set(np.unique(inputs_after(augment.noise(900.0), IMAGES))) >= {0, 255}  # clipped, not wrapped
+    assert set(np.unique(inputs_after(augment.gaussian_noise(900.0), IMAGES))) >= {0, 255}  # clipped, not wrapped
 
 
-def test_mixup_mixes_inputs_and_targets_by_the_same_beta_share():
+def test_mixup_mixes_inputs_and_targets_by_the_same_beta_weight():
     count = 4000
     targets = jnp.arange(count) % 2
     inputs = jnp.broadcast_to(targets[:, None, None].astype(jnp.float32), (count, 2, 1))
@@ -264,28 +269,28 @@ def test_mixup_mixes_inputs_and_targets_by_the_same_beta_share():
 
 
 @pytest.mark.parametrize("shape", [(12, 9, 1), (20, 1)])
-def test_cutmix_shares_are_those_of_the_pixels(shape):
+def test_cutmix_probabilities_are_the_fractions_of_pixels(shape):
     targets = jnp.arange(120) % 3
     inputs = jnp.broadcast_to(targets.reshape(-1, *[1] * len(shape)), (120, *shape))
     mixed = augment.cutmix(1.0, 3)(KEY, {"inputs": inputs, "targets": targets})
     pixels = (np.asarray(mixed["inputs"]).reshape(120, -1, 1) == np.arange(3)).mean(axis=1)
     np.testing.assert_allclose(mixed["targets"], pixels, atol=1e-6)
     boxes = np.asarray(mixed["inputs"] != inputs)[..., 0]
-    if len(shape) == 3:  # what is taken is a box
+    if len(shape) == 3:  # the pasted part is a box
         assert (boxes == boxes.any(2, keepdims=True) & boxes.any(1, keepdims=True)).all()
     assert 0.1 < boxes.mean() < 0.5
 
 
-def test_mixing_again_takes_shares():
+def test_soft_labels_can_be_mixed_again():
     twice = augment.chain(augment.mixup(1.0, 3), augment.cutmix(1.0, 3))(KEY, FLOATS)
     np.testing.assert_allclose(twice["targets"].sum(axis=1), 1.0, rtol=1e-6)
-    soft = augment.chain(augment.soft_targets(3), augment.sometimes(augment.mixup(1.0, 3), 0.5))(KEY, FLOATS)
+    soft = augment.chain(augment.soft_targets(3), augment.random_apply(augment.mixup(1.0, 3), 0.5))(KEY, FLOATS)
     kept = (soft["inputs"] == FLOATS["inputs"]).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(soft["targets"][kept], np.eye(3)[LABELS][kept])
     assert 0 < kept.sum() < 6
 
 
-def test_masks_cover_steps_in_a_row_of_every_length():
+def test_masks_cover_consecutive_steps_of_every_length():
     ones = np.ones((500, 8, 3), np.float32)
     hidden = inputs_after(augment.time_mask(3), ones) == 0
     assert (hidden.all(axis=2) == hidden.any(axis=2)).all()
@@ -303,41 +308,41 @@ def test_masks_cover_steps_in_a_row_of_every_length():
 def test_a_shift_moves_series_and_their_mask(mode):
     mask = jnp.broadcast_to(jnp.arange(12) < 7, (100, 12))
     batch = {"inputs": jnp.asarray(np.tile(SERIES[:1], (100, 1, 1))), "mask": mask}
-    found = augment.random_shift(2, mode=mode)(KEY, batch)
+    augmented = augment.random_shift(2, mode=mode)(KEY, batch)
     padded = np.pad(SERIES[0], [(2, 2), (0, 0)], mode=mode)
     places = {padded[start : start + 12].tobytes(): start for start in range(5)}
-    starts = [places[np.asarray(series).tobytes()] for series in found["inputs"]]
+    starts = [places[np.asarray(series).tobytes()] for series in augmented["inputs"]]
     assert set(starts) == set(range(5))
     masks = np.pad(np.arange(12) < 7, 2, mode="wrap" if mode == "wrap" else "constant")
-    for start, moved in zip(starts, found["mask"]):
+    for start, moved in zip(starts, augmented["mask"]):
         np.testing.assert_array_equal(moved, masks[start : start + 12])
 
 
 def test_scaling_multiplies_whole_channels():
-    found = inputs_after(augment.random_scaling(0.2), np.ones((2000, 4, 3), np.float32))
-    assert (np.ptp(found, axis=1) == 0).all()
-    assert found[:, 0].std() == pytest.approx(0.2, rel=0.05)
-    assert found[:, 0].mean() == pytest.approx(1.0, abs=0.02)
+    augmented = inputs_after(augment.random_scaling(0.2), np.ones((2000, 4, 3), np.float32))
+    assert (np.ptp(augmented, axis=1) == 0).all()
+    assert augmented[:, 0].std() == pytest.approx(0.2, rel=0.05)
+    assert augmented[:, 0].mean() == pytest.approx(1.0, abs=0.02)
 
 
-def test_sometimes_changes_its_share_of_examples():
+def test_random_apply_changes_its_fraction_of_examples():
     ones = {"inputs": jnp.ones((2000, 3, 3, 1))}
-    step = jax.jit(lambda probability: augment.sometimes(augment.noise(1.0), probability)(KEY, ones))
+    step = jax.jit(lambda probability: augment.random_apply(augment.gaussian_noise(1.0), probability)(KEY, ones))
     changed = (np.asarray(step(0.3)["inputs"]) != 1).any(axis=(1, 2, 3))
     assert changed.mean() == pytest.approx(0.3, abs=0.04)
     assert (step(1.0)["inputs"] != 1).any(axis=(1, 2, 3)).all()
 
 
-def test_steps_of_a_chain_draw_for_themselves():
-    step = augment.noise(1.0)
+def test_augmentations_of_a_chain_have_their_own_keys():
+    step = augment.gaussian_noise(1.0)
     twice = augment.chain(step, step)(KEY, {"inputs": jnp.zeros((4, 50, 2))})["inputs"]
-    assert float(twice.std()) == pytest.approx(np.sqrt(2), rel=0.1)  # the same draw twice would give 2
+    assert float(twice.std()) == pytest.approx(np.sqrt(2), rel=0.1)  # the same noise twice would give 2
     parts = [step(jax.random.fold_in(KEY, index), {"inputs": jnp.zeros((4, 50, 2))})["inputs"] for index in range(2)]
     np.testing.assert_allclose(twice, functools.reduce(jnp.add, parts), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("make", "batch", "error", "said"),
+    ("make", "batch", "error", "message"),
     [
         (lambda: augment.random_crop(-1), BATCH, ConfigError, "padding -1 does not fit images 8 x 10"),
         (lambda: augment.random_crop(9), BATCH, ConfigError, "padding 9 does not fit images 8 x 10"),
@@ -352,34 +357,44 @@ def test_steps_of_a_chain_draw_for_themselves():
         (lambda: augment.random_affine(scale=2.0), BATCH, ConfigError, "scale 2.0 is out of range"),
         (lambda: augment.cutout(9), BATCH, ConfigError, "size 9 does not fit images 8 x 10"),
         (lambda: augment.cutout(2.5), BATCH, ConfigError, "size 2.5"),
-        (lambda: augment.color(hue=0.1), {"inputs": BATCH["inputs"][..., :1]}, ExperimentError, "3 channels.*have 1"),
-        (lambda: augment.color(contrast=-0.1), BATCH, ConfigError, "contrast -0.1"),
+        (
+            lambda: augment.color_jitter(hue=0.1),
+            {"inputs": BATCH["inputs"][..., :1]},
+            ExperimentError,
+            "3 channels.*have 1",
+        ),
+        (lambda: augment.color_jitter(contrast=-0.1), BATCH, ConfigError, "contrast -0.1"),
         (lambda: augment.time_mask(3), BATCH, ExperimentError, r"must be \[B, T, C\]"),
         (lambda: augment.time_mask(13), SERIES_BATCH, ConfigError, r"max_length 13 does not fit inputs \[6, 12, 2\]"),
         (lambda: augment.channel_mask(3), SERIES_BATCH, ConfigError, "max_length 3"),
         (lambda: augment.random_shift(13), SERIES_BATCH, ConfigError, "max_steps 13 does not fit series of 12 steps"),
-        (lambda: augment.noise(1.0), {"inputs": jnp.ones((2, 5), int)}, ExperimentError, "tokens"),
-        (lambda: augment.mixup(0.2, 4), {**BATCH, "targets": jnp.zeros((6, 3))}, ExperimentError, r"shares \[B, 4\]"),
+        (lambda: augment.gaussian_noise(1.0), {"inputs": jnp.ones((2, 5), int)}, ExperimentError, "tokens"),
+        (
+            lambda: augment.mixup(0.2, 4),
+            {**BATCH, "targets": jnp.zeros((6, 3))},
+            ExperimentError,
+            r"probabilities \[B, 4\]",
+        ),
         (lambda: augment.mixup(0.2, 3), {**BATCH, "targets": jnp.zeros(6)}, ExperimentError, r"float32\[6\]"),
-        (lambda: augment.mixup(0.2, 2), BATCH, DataError, "from 0 to 1 .* there is 2"),
-        (lambda: augment.mixup(0.2, 3), {**BATCH, "targets": jnp.arange(6) - 1}, DataError, "there is -1"),
+        (lambda: augment.mixup(0.2, 2), BATCH, DataError, "from 0 to 1 .* has class 2"),
+        (lambda: augment.mixup(0.2, 3), {**BATCH, "targets": jnp.arange(6) - 1}, DataError, "has class -1"),
         (lambda: augment.mixup(0.2, None), BATCH, ConfigError, "num_classes None is no number.*info.num_classes"),
         (lambda: augment.mixup(0.2, 3), {**SERIES_BATCH, "mask": jnp.ones((6, 12))}, ExperimentError, "with a mask"),
         (lambda: augment.cutmix(0.2, 3), {**BATCH, "inputs": jnp.ones((6, 4))}, ExperimentError, r"or \[B, T, C\]"),
-        (lambda: augment.sometimes(augment.mixup(0.2, 3)), BATCH, ExperimentError, "soft_targets"),
+        (lambda: augment.random_apply(augment.mixup(0.2, 3)), BATCH, ExperimentError, "soft_targets"),
     ],
 )
-def test_mistakes_are_named(make, batch, error, said):
-    with pytest.raises(error, match=said):
+def test_mistakes_are_errors_that_name_them(make, batch, error, message):
+    with pytest.raises(error, match=message):
         make()(KEY, batch)
 
 
-def test_a_class_that_is_not_known_stops_a_compiled_run():
-    found = jax.jit(augment.mixup(0.2, 2))(KEY, BATCH)["targets"]
-    assert bool(jnp.isnan(found).any())
+def test_an_unknown_class_makes_targets_nan_in_a_compiled_program():
+    augmented = jax.jit(augment.mixup(0.2, 2))(KEY, BATCH)["targets"]
+    assert bool(jnp.isnan(augmented).any())
 
 
-def test_a_classifier_learns_of_mixed_images():
+def test_a_classifier_trains_on_mixed_images():
     import optax
 
     steps = augment.chain(augment.random_crop(1), augment.mixup(0.2, 3))

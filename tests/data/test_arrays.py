@@ -1,4 +1,4 @@
-"""Splits of one's own: kept as they are, drawn where missing, and checked against each other."""
+"""Splits of one's own: kept as they are, sampled where missing, and checked against each other."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_what_does_not_fit(changed, says):
 
 
 def test_integers_that_32_bits_do_not_hold():
-    with pytest.raises(DataError, match=r"'targets' has integers from 0 to 4294967296, which 32 bits do not hold"):
+    with pytest.raises(DataError, match=r"'targets' has integers from 0 to 4294967296, which do not fit into 32 bits"):
         data.from_arrays({"targets": np.array([0, 2**32])}, batch_size=1)
 
 
@@ -123,7 +123,7 @@ class TestTokens:
         rows = np.zeros((9, 3), int)
         rows[5, 1] = bad
         splits = {"train": {"inputs": np.zeros((9, 3), int)}, "test": {"inputs": rows}}
-        says = rf"'inputs' of split 'test' have the unknown token {bad}, first in example 5; .* must be 0 to 6"
+        says = rf"'inputs' of split 'test' have the unknown token {bad}, first in example 5; .* allows 0 to 6"
         with pytest.raises(DataError, match=says):
             data.from_splits(splits, batch_size=4, vocabulary_size=7)
 
@@ -139,10 +139,10 @@ class TestFacts:
         rng = np.random.default_rng(0)
         sequences = [5 + 2 * rng.normal(size=(size, 3)) for size in rng.integers(1, 9, 40)]
         whole = np.concatenate(sequences)
-        info = data.from_arrays(data.pad(sequences), batch_size=4, validation=0, test=0).info
+        info = data.from_arrays(data.pad_sequences(sequences), batch_size=4, validation=0, test=0).info
         np.testing.assert_allclose(info.mean, whole.mean(0), rtol=1e-5)
         np.testing.assert_allclose(info.std, whole.std(0), rtol=1e-5)
-        longer = data.from_arrays(data.pad(sequences, 30), batch_size=4, validation=0, test=0).info
+        longer = data.from_arrays(data.pad_sequences(sequences, 30), batch_size=4, validation=0, test=0).info
         np.testing.assert_allclose(longer.std, info.std, rtol=1e-5)
 
     def test_constant_features_are_told(self):

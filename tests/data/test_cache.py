@@ -19,10 +19,10 @@ def test_what_is_remembered_is_computed_once_for_a_name() -> None:
         asked.append(1)
         return {"accuracy": 0.1 + 0.2, "errors": (1, 2.5)}
 
-    first = data.remembered("one", compute)
-    assert first == data.remembered("one", compute) == {"accuracy": 0.1 + 0.2, "errors": [1, 2.5]}
+    first = data.disk_cached("one", compute)
+    assert first == data.disk_cached("one", compute) == {"accuracy": 0.1 + 0.2, "errors": [1, 2.5]}
     assert len(asked) == 1
-    assert data.remembered("two", lambda: 3) == 3
+    assert data.disk_cached("two", lambda: 3) == 3
 
 
 def test_what_failed_or_is_damaged_is_computed_again(tmp_path: Path) -> None:
@@ -30,8 +30,8 @@ def test_what_failed_or_is_damaged_is_computed_again(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        data.remembered("one", fail)
-    assert data.remembered("one", lambda: 1) == 1
+        data.disk_cached("one", fail)
+    assert data.disk_cached("one", lambda: 1) == 1
     (file,) = tmp_path.rglob("one.json")
     file.write_text("{")
-    assert data.remembered("one", lambda: 2) == 2
+    assert data.disk_cached("one", lambda: 2) == 2

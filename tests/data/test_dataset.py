@@ -114,7 +114,7 @@ def test_infos_differ_by_batch_size():
 
 
 @pytest.mark.skipif(
-    "fashion_mnist" not in bundled.own_names(), reason="Debian's dataset-fashion-mnist is not installed"
+    "fashion_mnist" not in bundled.bundled_names(), reason="Debian's dataset-fashion-mnist is not installed"
 )
 def test_fashion_mnist_keeps_its_own_test_split(monkeypatch, tmp_path):
     import gzip
@@ -201,13 +201,13 @@ def test_what_a_killed_process_left_is_not_read(tmp_path, monkeypatch):
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
-    assert cache.root() == tmp_path.parent / os.path.basename(os.environ["FOLDAX_CACHE"])
+    assert cache.cache_folder() == tmp_path.parent / os.path.basename(os.environ["FOLDAX_CACHE"])
     monkeypatch.delenv("FOLDAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.root() == tmp_path / "foldax"
+    assert cache.cache_folder() == tmp_path / "foldax"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache.root() == tmp_path / ".cache" / "foldax"
+    assert cache.cache_folder() == tmp_path / ".cache" / "foldax"
 
 
 class TestFromArrays:

@@ -1,4 +1,4 @@
-"""Series that packages bring along, and windows that never look ahead."""
+"""Bundled time series, and windows without look-ahead."""
 
 import sys
 
@@ -13,13 +13,13 @@ from foldax.errors import DataError
 many = settings(max_examples=100, deadline=None)
 
 
-def test_known_windows():
+def test_windows_of_small_examples():
     windows = data.rolling_windows(np.arange(7), 3, 2)
     assert windows["inputs"].dtype == windows["targets"].dtype == np.float32
     assert windows["inputs"][:, :, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
     assert windows["targets"].tolist() == [[3, 4], [4, 5], [5, 6]]
     two = np.stack([np.arange(7), 10 * np.arange(7)], axis=1)
-    windows = data.rolling_windows(two, 1, 1, start=4, end=6, target=1)
+    windows = data.rolling_windows(two, 1, 1, start=4, end=6, target_channel=1)
     assert windows["inputs"].tolist() == [[[3, 30]], [[4, 40]]]
     assert windows["targets"].tolist() == [[40], [50]]
 
@@ -33,11 +33,11 @@ def test_known_windows():
     validation=st.sampled_from([0.0, 0.1, 0.3]),
     test=st.sampled_from([0.0, 0.1, 0.3]),
 )
-def test_nothing_leaks_from_a_later_split(length, context, horizon, stride, validation, test):
+def test_windows_hold_no_target_of_a_later_split(length, context, horizon, stride, validation, test):
     series = np.arange(length, dtype=float)
     splits = data.forecast_splits(series, context, horizon, validation=validation, test=test, stride=stride)
     assert list(splits) == ["train", *(["validation"] if validation else []), *(["test"] if test else [])]
-    before = -1  # the last step that an earlier split has for a target
+    before = -1  # the last target of earlier splits
     for split, arrays in splits.items():
         inputs, targets = arrays["inputs"][:, :, 0], arrays["targets"]
         assert inputs.shape == (len(targets), context)
@@ -54,14 +54,14 @@ def test_nothing_leaks_from_a_later_split(length, context, horizon, stride, vali
 
 @many
 @given(end=st.integers(5, 60), context=st.integers(1, 4), start=st.integers(0, 3), stride=st.integers(1, 9))
-def test_origins_are_where_the_windows_are(end, context, start, stride):
+def test_origins_are_the_first_targets_of_the_windows(end, context, start, stride):
     series = np.arange(60)
     windows = data.rolling_windows(series, context, 1, start=start, end=end, stride=stride)
     origins = data.rolling_origins(end, context, 1, start=start, stride=stride)
     assert windows["targets"][:, 0].tolist() == origins.tolist()
 
 
-def test_the_splits_are_a_dataset():
+def test_the_splits_make_a_dataset():
     splits = data.forecast_splits(np.sin(np.arange(100.0)), 8, 2)
     info = data.from_splits(splits, batch_size=4, name="sine").info
     assert info.num_examples == {"train": 61, "validation": 9, "test": 19}
@@ -70,7 +70,7 @@ def test_the_splits_are_a_dataset():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "says"),
+    ("arguments", "options", "message"),
     [
         ((np.arange(9.0), 0, 1), {}, "context=0 is too small"),
         ((np.arange(9.0), 1, 0), {}, "horizon=0 is too small"),
@@ -82,7 +82,7 @@ def test_the_splits_are_a_dataset():
         ),
         ((np.arange(9.0), 1, 1), {"end": 10}, "end=10 must be in order and at most the 9 steps"),
         ((np.arange(9.0), 1, 1), {"start": 5, "end": 4}, "start=5 and end=4"),
-        ((np.arange(9.0), 1, 1), {"target": 1}, "target=1 is no channel of the series; it must be 0 to 0"),
+        ((np.arange(9.0), 1, 1), {"target_channel": 1}, "target_channel=1 must be 0 to 0, a channel of the series"),
         ((np.array([0, 1, np.nan, 3]), 1, 1), {}, "not finite, first in step 2"),
         ((np.ones((2, 2, 2)), 1, 1), {}, r"numbers \[T\] or \[T, C\], not float64 of shape \[2, 2, 2\]"),
         (([], 1, 1), {}, "leave no origin"),
@@ -90,12 +90,12 @@ def test_the_splits_are_a_dataset():
         ((["a"], 1, 1), {}, "must be numbers"),
     ],
 )
-def test_what_does_not_fit(arguments, options, says):
-    with pytest.raises(DataError, match=says):
+def test_invalid_arguments_raise_helpful_errors(arguments, options, message):
+    with pytest.raises(DataError, match=message):
         data.rolling_windows(*arguments, **options)
 
 
-def test_a_split_without_a_window_is_named():
+def test_a_split_too_short_for_a_window_is_named():
     with pytest.raises(
         DataError, match="split 'validation': context=2 and horizon=5 leave no origin in steps 14 to 15"
     ):
@@ -107,7 +107,7 @@ def test_a_split_without_a_window_is_named():
 def test_co2():
     pytest.importorskip("statsmodels")
     series = data.co2()
-    assert (series.season, series.unit) == (12, "ppm")
+    assert (series.season_length, series.unit) == (12, "ppm")
     assert len(series.values) == len(series.times) == 526
     assert (str(series.times[0]), str(series.times[-1])) == ("1958-03", "2001-12")
     assert np.all(np.diff(series.times).astype(int) == 1)
@@ -124,7 +124,7 @@ def test_sunspots():
     assert (str(series.times[0]), str(series.times[-1])) == ("1700", "2008")
     assert series.values[:3].tolist() == [5, 11, 16]
     assert series.values[-1] == 2.9
-    assert series.season == 11
+    assert series.season_length == 11
 
 
 class TestUCR:
@@ -144,7 +144,7 @@ class TestUCR:
             ("PickupGestureWiimoteZ", 50, 50, (361, 1), 10),
         ],
     )
-    def test_is_the_published_split(self, name, train, test, shape, classes):
+    def test_splits_are_the_published_ones(self, name, train, test, shape, classes):
         info = data.ucr(name, batch_size=8, validation=0).info
         assert info.num_examples == {"train": train, "test": test}
         assert info.shapes["inputs"] == shape
@@ -152,7 +152,7 @@ class TestUCR:
         assert info.num_classes == len(info.class_names) == classes
         assert ("mask" in info.shapes) == (name in ("JapaneseVowels", "PickupGestureWiimoteZ"))
 
-    def test_values_are_those_of_the_package(self):
+    def test_values_equal_those_of_aeon(self):
         from aeon.datasets import load_italy_power_demand
 
         dataset = data.ucr("ItalyPowerDemand", batch_size=8, validation=0)
@@ -162,7 +162,7 @@ class TestUCR:
         names = [dataset.info.class_names[target] for target in train["targets"]]
         assert names == labels.tolist()
 
-    def test_what_is_padded_is_masked(self):
+    def test_padding_is_masked(self):
         train = data.ucr("JapaneseVowels", batch_size=8, validation=0).train.examples()
         mask = np.asarray(train["mask"])
         assert mask.sum(axis=1).min() == 7
@@ -175,11 +175,11 @@ class TestUCR:
         assert info.class_counts == (19, 21)
 
 
-def test_unknown_names_and_missing_packages(monkeypatch):
-    with pytest.raises(DataError, match=r"no dataset 'Gunpoint'; did you mean 'GunPoint'\?; aeon brings along ACSF1"):
+def test_unknown_names_and_missing_packages_raise_helpful_errors(monkeypatch):
+    with pytest.raises(DataError, match=r"no dataset 'Gunpoint'; did you mean 'GunPoint'\?; aeon bundles ACSF1"):
         data.ucr("Gunpoint", batch_size=8)
     for module in ("aeon.datasets", "statsmodels.datasets.co2", "statsmodels.datasets.sunspots"):
         monkeypatch.setitem(sys.modules, module, None)
     for call in (data.co2, data.sunspots, lambda: data.ucr("GunPoint", batch_size=8)):
-        with pytest.raises(DataError, match=r"is not there .*pip install 'foldax\[series\]'"):
+        with pytest.raises(DataError, match=r"is not installed .*pip install 'foldax\[series\]'"):
             call()

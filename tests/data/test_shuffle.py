@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from foldax.data.shuffle import shuffled
+from foldax.data.shuffle import shuffled_indices
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def order(key, epoch, size):
-    return shuffled(key, epoch, jnp.arange(size, dtype=jnp.int32), size)
+    return shuffled_indices(key, epoch, jnp.arange(size, dtype=jnp.int32), size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,5 +75,5 @@ def test_vmap_over_keys_equals_single_calls():
 
 def test_only_the_asked_positions():
     positions = jnp.array([5, 90, 5], jnp.int32)
-    some = jax.jit(shuffled, static_argnums=3)(jax.random.key(0), 1, positions, 97)
+    some = jax.jit(shuffled_indices, static_argnums=3)(jax.random.key(0), 1, positions, 97)
     assert np.array_equal(some, order(jax.random.key(0), 1, 97)[positions])

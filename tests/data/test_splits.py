@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldax.data.splits import check_fractions, partition, subset
+from foldax.data.splits import check_fractions, split_indices, stratified_subset
 from foldax.errors import DataError
 
 
@@ -18,7 +18,7 @@ from foldax.errors import DataError
 )
 def test_a_partition_is_whole_disjoint_and_stratified(counts, validation, test, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
-    parts = partition("name", {"train": len(labels)}, labels, validation=validation, test=test, seed=seed)
+    parts = split_indices("name", {"train": len(labels)}, labels, validation=validation, test=test, seed=seed)
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(labels)))
     assert ("validation" in parts) == (validation > 0)
     assert ("test" in parts) == (test > 0)
@@ -31,18 +31,18 @@ def test_a_partition_is_whole_disjoint_and_stratified(counts, validation, test, 
 
 
 def test_the_assignment_is_known_for_ever():
-    parts = partition("digits", {"train": 20}, None, validation=0.1, test=0.2, seed=0)
+    parts = split_indices("digits", {"train": 20}, None, validation=0.1, test=0.2, seed=0)
     assert {split: indices.tolist() for split, indices in parts.items() if split != "train"} == {
         "test": [0, 10, 11, 13],
         "validation": [15, 16],
     }
-    again = partition("digits", {"train": 20}, None, validation=0.1, test=0.2, seed=0)
+    again = split_indices("digits", {"train": 20}, None, validation=0.1, test=0.2, seed=0)
     assert all(np.array_equal(parts[split], again[split]) for split in parts)
 
 
 def test_seed_and_name_change_the_assignment():
     def test_split(name, seed):
-        return partition(name, {"train": 100}, None, validation=0.1, test=0.2, seed=seed)["test"].tolist()
+        return split_indices(name, {"train": 100}, None, validation=0.1, test=0.2, seed=seed)["test"].tolist()
 
     assert test_split("a", 0) != test_split("a", 1)
     assert test_split("a", 0) != test_split("b", 0)
@@ -50,11 +50,11 @@ def test_seed_and_name_change_the_assignment():
 
 def test_own_splits_are_used_whole():
     sizes = {"test": 7, "extra": 5, "train": 20}
-    parts = partition("name", sizes, None, validation=0.1, test=0.5, seed=0)
+    parts = split_indices("name", sizes, None, validation=0.1, test=0.5, seed=0)
     assert parts["test"].tolist() == list(range(7))
     assert len(parts["validation"]) == 2  # a fraction of "train"
     assert set(parts["train"]) | set(parts["validation"]) == set(range(12, 32))
-    assert "test" not in partition("name", sizes, None, validation=0.1, test=0.0, seed=0)
+    assert "test" not in split_indices("name", sizes, None, validation=0.1, test=0.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_fractions_out_of_range(validation, test, says):
 
 def test_an_empty_split_is_an_error():
     with pytest.raises(DataError, match=r"validation=0\.01 of 8 examples is none"):
-        partition("name", {"train": 10}, None, validation=0.01, test=0.2, seed=0)
+        split_indices("name", {"train": 10}, None, validation=0.01, test=0.2, seed=0)
     with pytest.raises(DataError, match="no examples"):
-        partition("name", {"train": 0}, None, validation=0.1, test=0.2, seed=0)
+        split_indices("name", {"train": 0}, None, validation=0.1, test=0.2, seed=0)
     with pytest.raises(DataError, match="its split 'test' has no examples"):
-        partition("name", {"train": 10, "test": 0}, None, validation=0.1, test=0.2, seed=0)
-    assert list(partition("name", {"train": 10, "test": 0}, None, validation=0.1, test=0, seed=0)) == [
+        split_indices("name", {"train": 10, "test": 0}, None, validation=0.1, test=0.2, seed=0)
+    assert list(split_indices("name", {"train": 10, "test": 0}, None, validation=0.1, test=0, seed=0)) == [
         "train",
         "validation",
     ]
@@ -95,7 +95,7 @@ def test_subsets_have_the_shares_of_the_whole_and_are_nested(counts, seed):
     indices = np.arange(0, len(labels), 2)
     shares = np.bincount(labels[indices], minlength=len(counts)) / len(indices)
     for size in (1, 5, 9, len(indices)):
-        chosen = subset("name", indices, labels, size, seed=seed)
+        chosen = stratified_subset("name", indices, labels, size, seed=seed)
         assert len(chosen) == size
         assert np.all(np.diff(chosen) > 0)
         assert set(chosen) <= set(indices)
@@ -107,13 +107,15 @@ def test_subsets_have_the_shares_of_the_whole_and_are_nested(counts, seed):
 def test_a_subset_of_equal_classes_has_as_many_of_each():
     labels = np.repeat(np.arange(10), 100)
     for size in (10, 50, 500):
-        assert np.all(np.bincount(labels[subset("name", np.arange(1000), labels, size, seed=3)]) == size // 10)
+        assert np.all(
+            np.bincount(labels[stratified_subset("name", np.arange(1000), labels, size, seed=3)]) == size // 10
+        )
 
 
 def test_the_subset_is_known_for_ever():
-    chosen = subset("digits", np.arange(5, 25), None, 4, seed=0)
+    chosen = stratified_subset("digits", np.arange(5, 25), None, 4, seed=0)
     assert chosen.tolist() == [5, 7, 14, 23]
-    assert chosen.tolist() != subset("digits", np.arange(5, 25), None, 4, seed=1).tolist()
-    assert chosen.tolist() != subset("wine", np.arange(5, 25), None, 4, seed=0).tolist()
+    assert chosen.tolist() != stratified_subset("digits", np.arange(5, 25), None, 4, seed=1).tolist()
+    assert chosen.tolist() != stratified_subset("wine", np.arange(5, 25), None, 4, seed=0).tolist()
     with pytest.raises(DataError, match="train_examples=21 is more than the training split of digits has: 20"):
-        subset("digits", np.arange(5, 25), None, 21, seed=0)
+        stratified_subset("digits", np.arange(5, 25), None, 21, seed=0)

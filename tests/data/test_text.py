@@ -1,4 +1,4 @@
-"""Tokenizers give back every text, and count every byte."""
+"""Tokenizers decode every text they encode, and count every byte."""
 
 import dataclasses
 import subprocess
@@ -15,14 +15,16 @@ from foldax.errors import DataError
 SPECIAL = ("begin", "end")
 CORPUS = "the cat sat on the mat; the dog sat on the log. Größe, 日本語, 🙂 <|end|>\r\n\tthe end" * 3
 pytest.importorskip("tokenizers")
-LEARNED = data.BPE.train(CORPUS, 300, SPECIAL)
+TRAINED_BPE = data.BPE.train(CORPUS, 300, SPECIAL)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
-@pytest.mark.parametrize("make", [lambda _: data.Bytes(SPECIAL), data.Characters.of, lambda _: LEARNED])
-def test_every_text_comes_back_and_its_bytes_are_counted(make, text):
-    tokenizer = make(text)
+@pytest.mark.parametrize(
+    "make_tokenizer", [lambda _: data.Bytes(SPECIAL), data.Characters.from_text, lambda _: TRAINED_BPE]
+)
+def test_every_text_is_recovered_and_its_bytes_are_counted(make_tokenizer, text):
+    tokenizer = make_tokenizer(text)
     tokens = tokenizer.encode(text)
     assert tokens.dtype == np.int32
     assert tokens.ndim == 1
@@ -32,13 +34,13 @@ def test_every_text_comes_back_and_its_bytes_are_counted(make, text):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, LEARNED.vocabulary_size - 1)))
+@given(st.lists(st.integers(0, TRAINED_BPE.vocabulary_size - 1)))
 def test_any_tokens_decode_to_some_text(tokens):
-    assert isinstance(LEARNED.decode(tokens), str)
+    assert isinstance(TRAINED_BPE.decode(tokens), str)
     assert isinstance(data.Bytes().decode([token % 256 for token in tokens]), str)
 
 
-def test_bytes():
+def test_byte_tokenizer():
     tokenizer = data.Bytes(SPECIAL)
     assert tokenizer.vocabulary_size == 258
     assert tokenizer.encode("aß").tolist() == [97, 195, 159]
@@ -49,20 +51,20 @@ def test_bytes():
     assert data.Bytes().vocabulary_size == 256
 
 
-def test_characters():
-    tokenizer = data.Characters.of("hello ß")
+def test_character_tokenizer():
+    tokenizer = data.Characters.from_text("hello ß")
     assert tokenizer.characters == " ehloß"
     assert tokenizer.encode("oh").tolist() == [4, 2]
     assert tokenizer.token_bytes.tolist() == [1, 1, 1, 1, 1, 2]
     with pytest.raises(DataError, match="character 'x' at position 2 is none of the 6"):
         tokenizer.encode("hex")
-    lenient = data.Characters.of("hello ß", unknown=True)
+    lenient = data.Characters.from_text("hello ß", unknown=True)
     assert lenient.encode("hex").tolist() == [2, 1, 6]
     assert lenient.decode([2, 1, 6]) == "he\ufffd"
     assert lenient.token_bytes.tolist() == [1, 1, 1, 1, 1, 2, 0]
 
 
-def test_pairs_are_those_that_come_most():
+def test_the_most_frequent_pairs_are_merged():
     tokenizer = data.BPE.train(["low low low low", "lower newest newest"], 259)
     # "lo" and "low" come 5 times each; then "Ġlow" (3), before "ne", "ew", "es", "st" (2).
     assert [tokenizer.decode([token]) for token in range(256, 259)] == ["lo", "low", " low"]
@@ -70,7 +72,7 @@ def test_pairs_are_those_that_come_most():
     assert tokenizer.token_bytes[256:].tolist() == [2, 3, 4]
 
 
-def test_special_tokens_are_no_text():
+def test_special_tokens_are_not_text():
     tokenizer = data.BPE.train(CORPUS, 300, ("<|end|>",))
     end = tokenizer.token("<|end|>")
     tokens = tokenizer.encode("a<|end|>")
@@ -80,31 +82,31 @@ def test_special_tokens_are_no_text():
     assert tokenizer.token_bytes[end] == 0
 
 
-def test_a_vocabulary_ends_where_pairs_end():
+def test_the_vocabulary_is_smaller_when_there_are_no_more_pairs():
     assert data.BPE.train("ab", 1000).vocabulary_size == 257
 
 
-def test_learning_is_the_same_in_another_process():
+def test_training_is_deterministic_across_processes():
     code = f"from foldax import data; print(data.BPE.train({CORPUS!r}, 300, {SPECIAL!r}).json, end='')"
     environment = {"PYTHONHASHSEED": "1", "PYTHONUTF8": "1", "RAYON_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
-    assert result.stdout.decode() == LEARNED.json
+    assert result.stdout.decode() == TRAINED_BPE.json
 
 
-def test_save_and_load(tmp_path):
-    LEARNED.save(tmp_path / "bpe.json")
+def test_saved_tokenizer_can_be_loaded(tmp_path):
+    TRAINED_BPE.save(tmp_path / "bpe.json")
     again = data.BPE.load(tmp_path / "bpe.json")
-    assert again == LEARNED
-    assert again.encode(CORPUS).tolist() == LEARNED.encode(CORPUS).tolist()
+    assert again == TRAINED_BPE
+    assert again.encode(CORPUS).tolist() == TRAINED_BPE.encode(CORPUS).tolist()
     (tmp_path / "bad.json").write_text('{"model": 1}')
-    with pytest.raises(DataError, match=r"bad\.json is no tokenizer"):
+    with pytest.raises(DataError, match=r"bad\.json is not a tokenizer"):
         data.BPE.load(tmp_path / "bad.json")
     with pytest.raises(DataError, match=r"none\.json cannot be read"):
         data.BPE.load(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("tokenizer", [data.Bytes(SPECIAL), data.Characters("abc"), LEARNED])
-def test_unknown_tokens(tokenizer):
+@pytest.mark.parametrize("tokenizer", [data.Bytes(SPECIAL), data.Characters("abc"), TRAINED_BPE])
+def test_unknown_tokens_raise_helpful_errors(tokenizer):
     size = tokenizer.vocabulary_size
     for bad in (-1, size):
         with pytest.raises(DataError, match=rf"no token {bad} \(position 1\); there are 0 to {size - 1}"):
@@ -114,39 +116,39 @@ def test_unknown_tokens(tokenizer):
     assert tokenizer.decode([]) == ""
 
 
-@pytest.mark.parametrize("tokenizer", [data.Bytes(SPECIAL), LEARNED])
-def test_what_has_no_bytes(tokenizer):
+@pytest.mark.parametrize("tokenizer", [data.Bytes(SPECIAL), TRAINED_BPE])
+def test_text_without_utf8_raises_a_helpful_error(tokenizer):
     with pytest.raises(DataError, match=r"character '\\ud800' at position 1 has no UTF-8"):
         tokenizer.encode("a\ud800")
     with pytest.raises(DataError, match=r"no special token 'ende'; did you mean 'end'\?"):
         tokenizer.token("ende")
 
 
-def test_a_vocabulary_without_room():
+def test_a_vocabulary_smaller_than_the_bytes_is_an_error():
     with pytest.raises(DataError, match="vocabulary_size=257 is too small; bytes and special tokens need 258"):
         data.BPE.train("text", 257, SPECIAL)
 
 
-def test_without_the_package(monkeypatch):
+def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DataError, match=r"tokenizers is not there .*pip install 'foldax\[text\]'"):
+    with pytest.raises(DataError, match=r"tokenizers is not installed .*pip install 'foldax\[text\]'"):
         data.BPE.train("text", 300)
     with pytest.raises(DataError, match=r"pip install 'foldax\[text\]'"):
-        dataclasses.replace(LEARNED).encode("text")
+        dataclasses.replace(TRAINED_BPE).encode("text")
 
 
-def test_topics():
-    topics = data.topics()
+def test_python_help_topics():
+    topics = data.python_help_topics()
     assert list(topics) == sorted(topics)
     assert 'The "assert" statement' in topics["assert"]
-    text = data.topics_text()
+    text = data.python_help_text()
     assert text.startswith('assert\nThe "assert" statement')
     assert len(text) == sum(len(name) + len(topic) + 2 for name, topic in topics.items()) > 400_000
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(min_size=2), st.sampled_from([0.1, 0.5, 0.9]))
-def test_what_is_held_out_is_the_end(text, fraction):
+def test_the_end_of_the_text_is_held_out(text, fraction):
     size = len(text.encode())
     try:
         train, held_out = data.hold_out(text, fraction)
@@ -160,6 +162,6 @@ def test_what_is_held_out_is_the_end(text, fraction):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0])
-def test_nothing_held_out_is_an_error(fraction):
+def test_an_empty_split_is_an_error(fraction):
     with pytest.raises(DataError, match="leaves one of the two texts empty"):
         data.hold_out("text", fraction)

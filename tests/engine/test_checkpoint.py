@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldax.engine.checkpoint import Checkpoints, flat, from_host, to_host
+from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path, tree_from_arrays
 from foldax.errors import RunError
 
 
@@ -21,7 +21,7 @@ class State(NamedTuple):
     none: None = None
 
 
-def everything(scale: float = 1.0) -> State:
+def state_of_all_dtypes(scale: float = 1.0) -> State:
     """A pytree with a leaf of every kind that a learner may keep."""
     odd = np.array([np.nan, -0.0, 0.0, np.inf, -np.inf, 1e-45, scale], np.float32)
     odd_nan = np.array([0x7FC00001, 0xFFC12345], np.uint32).view(np.float32)  # NaNs with other bits
@@ -50,12 +50,12 @@ def everything(scale: float = 1.0) -> State:
     )
 
 
-def same_bits(one, other) -> None:
+def assert_same_bits(one, other) -> None:
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
-    first, second = to_host(one), to_host(other)
+    first, second = host_arrays(one), host_arrays(other)
     assert list(first) == list(second)
     for name in first:
         assert first[name].tobytes() == second[name].tobytes(), name
@@ -63,25 +63,27 @@ def same_bits(one, other) -> None:
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    made = Checkpoints(tmp_path / "checkpoints")
-    yield made
-    made.close()
+    store = Checkpoints(tmp_path / "checkpoints")
+    yield store
+    store.close()
 
 
 def test_leaves_are_named_by_their_path() -> None:
-    names = set(flat(everything()))
+    names = set(leaves_by_path(state_of_all_dtypes()))
     assert {"params.dense.kernel", "params.half", "extra.0", "extra.7"} <= names
 
 
-def test_from_host_gives_the_tree_back() -> None:
-    same_bits(from_host(to_host(everything()), everything(2.0)), everything())
+def test_host_arrays_are_restored_to_the_same_tree() -> None:
+    assert_same_bits(
+        tree_from_arrays(host_arrays(state_of_all_dtypes()), state_of_all_dtypes(2.0)), state_of_all_dtypes()
+    )
 
 
-def test_every_bit_comes_back_with_its_type(checkpoints) -> None:
-    checkpoints.save(5, everything(), {"cursor": {"epoch": 1, "names": ["a"], "none": None}})
+def test_every_bit_is_restored_with_its_dtype(checkpoints) -> None:
+    checkpoints.save(5, state_of_all_dtypes(), {"cursor": {"epoch": 1, "names": ["a"], "none": None}})
     checkpoints.wait()
-    tree, meta = checkpoints.restore(everything(2.0))
-    same_bits(tree, everything())
+    tree, meta = checkpoints.restore(state_of_all_dtypes(2.0))
+    assert_same_bits(tree, state_of_all_dtypes())
     assert meta["step"] == 5
     assert meta["cursor"] == {"epoch": 1, "names": ["a"], "none": None}
     key = tree.extra[6]
@@ -110,13 +112,13 @@ trees = st.recursive(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trees)
-def test_any_pytree_comes_back(tmp_path_factory, tree) -> None:
+def test_any_pytree_is_restored(tmp_path_factory, tree) -> None:
     checkpoints = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
     try:
         tree = jax.device_put({"step": np.int32(1), "tree": tree})
         checkpoints.save(1, tree, {})
         checkpoints.wait()
-        same_bits(checkpoints.restore(tree)[0], tree)
+        assert_same_bits(checkpoints.restore(tree)[0], tree)
     finally:
         checkpoints.close()
 
@@ -127,7 +129,7 @@ def test_the_two_newest_are_kept(checkpoints) -> None:
     checkpoints.wait()
     assert sorted(int(path.name) for path in checkpoints.folder.iterdir()) == [3, 10]
     assert checkpoints.restore({"x": jnp.float32(0)})[0]["x"] == 10.0
-    assert not checkpoints.busy()
+    assert not checkpoints.is_saving()
 
 
 def test_a_step_is_saved_once(checkpoints) -> None:
@@ -137,15 +139,15 @@ def test_a_step_is_saved_once(checkpoints) -> None:
     assert checkpoints.restore({"x": jnp.float32(0)})[0]["x"] == 1.0
 
 
-def test_nothing_saved_is_nothing_restored(checkpoints) -> None:
+def test_an_empty_folder_restores_none(checkpoints) -> None:
     assert checkpoints.restore({"x": jnp.float32(0)}) is None
 
 
-def test_saving_does_not_change_what_is_saved_later(checkpoints) -> None:
+def test_a_saved_state_can_be_saved_again(checkpoints) -> None:
     state = {"x": np.zeros(3, np.float32)}
     checkpoints.save(1, jax.device_put(state), {})
     checkpoints.wait()
-    same_bits(checkpoints.restore(jax.device_put(state))[0], jax.device_put(state))
+    assert_same_bits(checkpoints.restore(jax.device_put(state))[0], jax.device_put(state))
 
 
 def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
@@ -153,7 +155,7 @@ def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
     checkpoints.save(1, state, {})
     checkpoints.wait()
     folder = checkpoints.folder
-    # What a killed process leaves: the folder under its temporary name, with some of its files.
+    # A killed process leaves the folder under its temporary name, with some of its files.
     half = folder / "2.orbax-checkpoint-tmp"
     shutil.copytree(folder / "1", half)
     shutil.rmtree(half / "meta")
@@ -161,7 +163,7 @@ def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
     try:
         tree, meta = again.restore(state)
         assert meta["step"] == 1
-        same_bits(tree, state)
+        assert_same_bits(tree, state)
         again.save(2, {"x": state["x"] + 1}, {})
         again.wait()
         assert again.restore(state)[1]["step"] == 2
@@ -177,9 +179,9 @@ def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
         ({"x": jnp.zeros(3, jnp.int32)}, r"`x` is float32\(3,\), not int32\(3,\)"),
     ],
 )
-def test_a_checkpoint_of_another_state_is_refused_in_words(tmp_path, like, words) -> None:
-    said: list[str] = []
-    checkpoints = Checkpoints(tmp_path / "c", said.append)
+def test_a_checkpoint_of_another_state_is_refused_with_the_array_that_differs(tmp_path, like, words) -> None:
+    warnings: list[str] = []
+    checkpoints = Checkpoints(tmp_path / "c", warnings.append)
     try:
         checkpoints.save(7, {"x": jnp.ones(3)}, {})
         checkpoints.wait()
@@ -187,12 +189,12 @@ def test_a_checkpoint_of_another_state_is_refused_in_words(tmp_path, like, words
             checkpoints.restore(like)
     finally:
         checkpoints.close()
-    assert len(said) == 1
-    assert "c/7 " in said[0]
-    assert re.search(words, said[0])
+    assert len(warnings) == 1
+    assert "c/7 " in warnings[0]
+    assert re.search(words, warnings[0])
 
 
-def test_a_write_that_fails_names_the_folder_and_what_is_kept(checkpoints, monkeypatch) -> None:
+def test_a_failed_write_names_the_folder_and_the_kept_checkpoints(checkpoints, monkeypatch) -> None:
     checkpoints.save(3, {"x": jnp.ones(3)}, {})
     checkpoints.wait()
 

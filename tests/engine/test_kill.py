@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL at random moments and resumed until done end with the bits of an uninterrupted run."""
+"""A run that is killed with SIGKILL at random moments and resumed ends with the bits of an uninterrupted run."""
 
 import json
 import os

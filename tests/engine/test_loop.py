@@ -1,4 +1,4 @@
-"""The driver: what a run gives, whatever the chunks, sources and interruptions."""
+"""The driver: the result of a run does not depend on chunks, sources of data and interruptions."""
 
 import dataclasses
 import json
@@ -11,16 +11,16 @@ import pytest
 
 import foldax
 from foldax.engine import compiled, loop
-from foldax.engine.checkpoint import Checkpoints, to_host
+from foldax.engine.checkpoint import Checkpoints, host_arrays
 from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
 
 
-def final(result: foldax.Result) -> dict[str, np.ndarray]:
-    return to_host(result.final)
+def final_arrays(result: foldax.Result) -> dict[str, np.ndarray]:
+    return host_arrays(result.final_state)
 
 
-def same(first: foldax.Result, second: foldax.Result) -> None:
-    chex.assert_trees_all_equal(final(first), final(second))
+def assert_same(first: foldax.Result, second: foldax.Result) -> None:
+    chex.assert_trees_all_equal(final_arrays(first), final_arrays(second))
     assert first.metrics["test"] == second.metrics["test"]
 
 
@@ -31,7 +31,7 @@ def plain() -> foldax.Result:
 
 @pytest.mark.parametrize("log_every", [1, 5, 12, 100])
 def test_log_every_changes_no_bit(plain: foldax.Result, log_every: int) -> None:
-    same(plain, foldax.train(tiny, Config(log_every=log_every), save=False, verbose=False))
+    assert_same(plain, foldax.train(tiny, Config(log_every=log_every), save=False, verbose=False))
 
 
 def test_log_lines_are_means_over_their_steps(plain: foldax.Result) -> None:
@@ -48,27 +48,27 @@ def test_evaluation_is_the_mean_over_every_example_once(plain: foldax.Result) ->
     examples = plain.examples("test")
     values = learner.evaluate(plain.state, {k: np.asarray(v) for k, v in examples.items()}, key)
     assert len(examples["targets"]) == plain.info.num_examples["test"] == 32
-    assert plain.metrics["test"]["loss"] == pytest.approx(float(np.mean(values["loss"])), rel=1e-5)
+    assert plain.metrics["test"]["loss"] == pytest.approx(float(np.mean(values.metrics["loss"])), rel=1e-5)
 
 
 def test_step_dispatch_agrees_with_the_loop(plain: foldax.Result) -> None:
     stepwise = foldax.train(tiny, Config(dispatch="step"), save=False, verbose=False)
-    chex.assert_trees_all_close(final(plain), final(stepwise), rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(final_arrays(plain), final_arrays(stepwise), rtol=1e-4, atol=1e-5)
 
 
 def test_two_devices_agree_with_one(plain: foldax.Result) -> None:
     shared = foldax.train(tiny, Config(devices=2), save=False, verbose=False)
-    chex.assert_trees_all_close(final(plain), final(shared), rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(final_arrays(plain), final_arrays(shared), rtol=1e-3, atol=1e-4)
 
 
 def test_a_new_rate_seed_or_log_period_compiles_nothing(plain: foldax.Result) -> None:
-    before = dict(compiled.traces)
+    before = dict(compiled.trace_counts)
     other = Config(seed=3, learning_rate=0.5, dropout=0, log_every=7, checkpoint_every=3, evaluate_every=5, patience=9)
     foldax.train(tiny, other, save=False, verbose=False)
-    assert compiled.traces == before
+    assert compiled.trace_counts == before
 
 
-def scripted(losses: list[float]) -> foldax.Experiment:
+def with_losses(losses: list[float]) -> foldax.Experiment:
     """Evaluations go through `losses`, one per update; the state is the number of updates."""
     table = np.asarray(losses, np.float32)
 
@@ -79,22 +79,22 @@ def scripted(losses: list[float]) -> foldax.Experiment:
             evaluate=lambda state, batch, key: {"loss": jax.numpy.asarray(table)[state][None]},
         )
 
-    return foldax.Experiment(Config, learner, name="scripted")
+    return foldax.Experiment(Config, learner, name="with_losses")
 
 
-def test_early_stopping_waits_and_restores_the_best() -> None:
-    experiment = scripted([9, 5, 3, 4, 4, 4, 1, 1, 1, 1, 1, 1, 1])
+def test_early_stopping_waits_for_patience_and_restores_the_best_state() -> None:
+    experiment = with_losses([9, 5, 3, 4, 4, 4, 1, 1, 1, 1, 1, 1, 1])
     config = Config(steps=12, evaluate_every=1, log_every=100, patience=3)
     result = foldax.train(experiment, config, save=False, verbose=False)
     assert (result.status, result.step, result.best_step) == ("stopped early", 5, 2)
-    assert (int(result.state), int(result.final)) == (2, 5)
+    assert (int(result.state), int(result.final_state)) == (2, 5)
     assert result.metrics["validation"]["loss"] == 3
     assert [line["step"] for line in result.history if line["split"] == "validation"] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
-def test_mode_and_keep(mode: str, best: int) -> None:
-    experiment = scripted([0, 5, 3, 4, 6, 5])
+def test_mode_chooses_the_best_and_keep_the_returned_state(mode: str, best: int) -> None:
+    experiment = with_losses([0, 5, 3, 4, 6, 5])
     config = Config(steps=5, evaluate_every=1, mode=mode)
     assert foldax.train(experiment, config, save=False, verbose=False).best_step == best
     last = foldax.train(experiment, dataclasses.replace(config, keep="last"), save=False, verbose=False)
@@ -104,12 +104,12 @@ def test_mode_and_keep(mode: str, best: int) -> None:
 
 def test_a_nan_evaluation_is_never_the_best() -> None:
     result = foldax.train(
-        scripted([0, np.nan, 3, np.nan, 4, 5]), Config(steps=5, evaluate_every=1), save=False, verbose=False
+        with_losses([0, np.nan, 3, np.nan, 4, 5]), Config(steps=5, evaluate_every=1), save=False, verbose=False
     )
     assert result.best_step == 2
 
 
-def test_absent_averages_are_absent() -> None:
+def test_an_average_of_count_0_is_not_logged() -> None:
     def learner(config: Config, info: None) -> foldax.Learner:
         def update(state: jax.Array, batch: None, key: jax.Array) -> tuple[jax.Array, dict]:
             finished = (state % 6 == 5).astype(np.float32)
@@ -130,10 +130,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str
     experiment = tiny._replace(dataset=lambda config: tiny_dataset(config, source), name="tiny")
     config = Config(steps=30, evaluate_every=10, log_every=5)
     whole = loop.fit(experiment, config)
-    seen = []
+    steps = []
     checkpoints = Checkpoints(tmp_path)
     hooks = loop.Hooks(
-        progress=seen.append, interrupted=lambda: bool(seen) and max(seen) >= stop, checkpoints=checkpoints
+        progress=steps.append, stop_requested=lambda: bool(steps) and max(steps) >= stop, checkpoints=checkpoints
     )
     first = loop.fit(experiment, config, hooks)
     assert first.status == "interrupted"
@@ -143,7 +143,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str
     second = loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints))
     checkpoints.close()
     assert second.status == "finished"
-    same(whole, second)
+    assert_same(whole, second)
 
 
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         foldax.train(interrupted, config, run_dir=tmp_path / "cut", verbose=False)
     resumed = foldax.train(tiny, config, run_dir=tmp_path / "cut", resume=True, verbose=False)
-    same(whole, resumed)
+    assert_same(whole, resumed)
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert lines[0] == lines[1]
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut")]
@@ -165,7 +165,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
         assert results[0][key] == results[1][key]
 
 
-def test_a_profile_is_one_that_tensorboard_opens(tmp_path: Path) -> None:
+def test_a_profile_can_be_opened_by_tensorboard(tmp_path: Path) -> None:
     foldax.train(tiny, Config(steps=40, log_every=2, profile=True), run_dir=tmp_path / "run", verbose=False)
     traces = list((tmp_path / "run" / "profile" / "plugins" / "profile").glob("*/*.xplane.pb"))
     assert len(traces) == 1
@@ -176,23 +176,23 @@ def test_a_profile_is_one_that_tensorboard_opens(tmp_path: Path) -> None:
 def test_predict_gives_the_logits_of_evaluate(plain: foldax.Result) -> None:
     inputs = plain.examples("test")["inputs"]
     values = plain.learner.evaluate(plain.state, plain.examples("test"), jax.random.key(0))
-    np.testing.assert_allclose(plain.predict(inputs), values["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain.predict(inputs), values.outputs["logits"], rtol=1e-5, atol=1e-5)
 
 
 def test_summarize_gets_every_example_in_order_and_can_be_monitored() -> None:
-    seen = []
+    calls = []
 
     def summarize(values: dict[str, np.ndarray]) -> dict[str, float]:
-        seen.append(values)
-        return {"score": float(len(seen))}
+        calls.append(values)
+        return {"score": float(len(calls))}
 
     experiment = tiny._replace(summarize=summarize)
     config = Config(monitor="score", mode="max")
     dataset = tiny_dataset(config)
     result = foldax.train(experiment, config, dataset=dataset, save=False, verbose=False)
     assert result.best_step == 12
-    np.testing.assert_array_equal(seen[-1]["targets"], result.examples("test")["targets"])
-    assert seen[0]["logits"].shape == (32, 2)
+    np.testing.assert_array_equal(calls[-1]["targets"], result.examples("test")["targets"])
+    assert calls[0]["logits"].shape == (32, 2)
 
 
 def test_a_learner_that_ignores_info_can_be_rebuilt() -> None:

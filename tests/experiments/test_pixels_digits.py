@@ -1,4 +1,4 @@
-"""Pixels as tokens: the same images and splits as everywhere, and changed ones that say so."""
+"""Pixels as tokens: the images and splits of the dataset, and augmented images marked by their first token."""
 
 import dataclasses
 import sys
@@ -23,20 +23,21 @@ def test_the_test_images_are_those_of_the_dataset(conditional: bool) -> None:
     tokens = MODULE.dataset(dataclasses.replace(CONFIG, conditional=conditional))
     images = data.load("digits", batch_size=CONFIG.batch_size)
     rows = rows_of(tokens.splits["test"])
-    np.testing.assert_array_equal(MODULE.images_of(rows[:, 1:]), rows_of(images.splits["test"]))
+    np.testing.assert_array_equal(MODULE.to_images(rows[:, 1:]), rows_of(images.splits["test"]))
     assert tokens.info.num_examples == images.info.num_examples
     assert len(np.unique(rows[:, 0])) == (10 if conditional else 1)
-    assert rows[:, 0].max() + 1 < tokens.info.vocabulary_size  # room for the token of changed images
+    assert rows[:, 0].max() + 1 < tokens.info.vocabulary_size  # room for the first token of augmented images
 
 
-@pytest.mark.parametrize(("share", "amount"), [(0.0, 1.0), (1.0, 0.0), (1.0, 0.5), (0.5, 0.5)])
-def test_changed_images_and_they_alone_have_the_other_first_token(share: float, amount: float) -> None:
+@pytest.mark.parametrize(("fraction", "strength"), [(0.0, 1.0), (1.0, 0.0), (1.0, 0.5), (0.5, 0.5)])
+def test_exactly_the_augmented_images_are_marked_by_their_first_token(fraction: float, strength: float) -> None:
     rows = np.asarray(MODULE.dataset(CONFIG).train.examples()["inputs"])[:64]
-    config = dataclasses.replace(CONFIG, changed=share, amount=amount)
-    changed = np.asarray(MODULE.changes(config)(jax.random.key(0), {"inputs": rows})["inputs"])
-    said = changed[:, 0] == MODULE.LEVELS + 1
-    np.testing.assert_array_equal(changed[~said], rows[~said])
-    assert said.mean() == pytest.approx(share, abs=0.2)
-    assert (changed[:, 1:] != rows[:, 1:]).any(axis=1).mean() == pytest.approx(share if amount else 0, abs=0.2)
-    assert changed[:, 1:].min() >= 0
-    assert changed[:, 1:].max() < MODULE.LEVELS
+    config = dataclasses.replace(CONFIG, augmented_fraction=fraction, augmentation_strength=strength)
+    augmented = np.asarray(MODULE.augmentation(config)(jax.random.key(0), {"inputs": rows})["inputs"])
+    marked = augmented[:, 0] == MODULE.NUM_LEVELS + 1
+    np.testing.assert_array_equal(augmented[~marked], rows[~marked])
+    assert marked.mean() == pytest.approx(fraction, abs=0.2)
+    changed = (augmented[:, 1:] != rows[:, 1:]).any(axis=1)
+    assert changed.mean() == pytest.approx(fraction if strength else 0, abs=0.2)
+    assert augmented[:, 1:].min() >= 0
+    assert augmented[:, 1:].max() < MODULE.NUM_LEVELS

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "experiments" / "unsupervised"
 KEY = jax.random.key(0)
-SMALL: dict[str, Any] = {"channels": (4, 4), "width": 8, "projections": 4, "batch_size": 20, "steps": 4}
+SMALL: dict[str, Any] = {"channels": (4, 4), "width": 8, "projection_size": 4, "batch_size": 20, "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def arrays(state: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("layer", ["features", "projections"])
 def test_a_frozen_encoder_stays_what_the_run_left(before: Any, experiment: Any, layer: str) -> None:
     folder, theirs = before
-    config = experiment.config(**SMALL, per_class=2, frozen=True, layer=layer, init_from=str(folder))
+    config = experiment.config(**SMALL, examples_per_class=2, frozen=True, layer=layer, init_from=str(folder))
     ours = arrays(foldax.train(experiment, config, save=False, verbose=False).state)
     below = {path for path in theirs if layer == "projections" or path.startswith("encoder/")}
     assert ours.keys() == below | {"output/kernel", "output/bias"}
@@ -51,7 +51,9 @@ def test_a_frozen_encoder_stays_what_the_run_left(before: Any, experiment: Any, 
 
 
 def test_what_is_thawed_late_moves_late(before: Any, experiment: Any) -> None:
-    config = experiment.config(**SMALL, per_class=2, thaw=0.5, weight_decay=0.0, keep_statistics=True)
+    config = experiment.config(
+        **SMALL, examples_per_class=2, freeze_fraction=0.5, weight_decay=0.0, use_running_statistics=True
+    )
     dataset = experiment.dataset(config)
     learner, split = experiment.learner(config, dataset.info), dataset.train.examples()
     batch = {name: values[:20] for name, values in split.items()}

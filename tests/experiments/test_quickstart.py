@@ -26,7 +26,7 @@ import json, sys
 shape = lambda trained: trained.state.params["Dense_0"]["kernel"].shape
 facts = dict(
     python=sys.executable, devices=jax.device_count(), runs=len(sweep.results), finished=set(sweep.results["status"]),
-    groups=len(sweep.facts["groups"]), best=tested["mean"].max(), rows=tested["n"].tolist(), again=shape(result),
+    groups=len(sweep.metadata["groups"]), best=tested["mean"].max(), rows=tested["n"].tolist(), again=shape(result),
     sharp=shape(sharp_result), folders=[str(result.run_dir), str(sweep.path)])
 print(json.dumps(facts, default=list))
 """

@@ -1,4 +1,4 @@
-"""The language models' experiment: what it holds out, and what it compares itself with."""
+"""The language model of bytes: its splits, and the baselines it is compared to."""
 
 import dataclasses
 import lzma
@@ -17,7 +17,7 @@ MODULE = sys.modules[EXPERIMENT.learner.__module__]
 
 
 def plain_witten_bell(before: bytes, after: bytes, order: int) -> np.ndarray:
-    """The same n-gram model by dictionaries, byte by byte."""
+    """Returns the bits of the same n-gram model from dictionaries, byte by byte."""
     counts: Counter = Counter()
     for length in range(1, order + 1):
         counts.update(before[i : i + length] for i in range(len(before) - length + 1))
@@ -28,10 +28,12 @@ def plain_witten_bell(before: bytes, after: bytes, order: int) -> np.ndarray:
     for place in range(len(before), len(before) + len(after)):
         history, probability = (before + after)[:place], 1 / 256
         for length in range(order):
-            seen = followers.get(history[len(history) - length :], {})
-            if seen:
-                own = seen.get(after[place - len(before)].to_bytes(), 0)
-                probability = (own + len(seen) * probability) / (sum(seen.values()) + len(seen))
+            counts_after = followers.get(history[len(history) - length :], {})
+            if counts_after:
+                count = counts_after.get(after[place - len(before)].to_bytes(), 0)
+                probability = (count + len(counts_after) * probability) / (
+                    sum(counts_after.values()) + len(counts_after)
+                )
         bits.append(-np.log2(probability))
     return np.array(bits)
 
@@ -41,26 +43,26 @@ def tokens(text: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("order", [1, 2, 5, 7])
-def test_witten_bell_is_the_plain_one(order: int) -> None:
-    text = data.topics_text().encode()
+def test_witten_bell_equals_a_plain_implementation(order: int) -> None:
+    text = data.python_help_text().encode()
     before, after = text[:3000], text[3000:3400]
-    found = MODULE.witten_bell(tokens(before), tokens(after), order)
-    np.testing.assert_allclose(found, plain_witten_bell(before, after, order), rtol=1e-12)
+    bits = MODULE.witten_bell(tokens(before), tokens(after), order)
+    np.testing.assert_allclose(bits, plain_witten_bell(before, after, order), rtol=1e-12)
 
 
-def test_witten_bell_by_hand() -> None:
-    # "aab": a 2 of 3, two kinds; after "b" nothing was seen, so the shorter context decides.
-    found = MODULE.witten_bell(tokens(b"aab"), tokens(b"a"), 2)
-    np.testing.assert_allclose(found, -np.log2((2 + 2 / 256) / 5))
+def test_witten_bell_of_three_bytes_by_hand() -> None:
+    # "aab": a is 2 of 3, of two kinds; nothing follows "b", so the shorter context decides.
+    bits = MODULE.witten_bell(tokens(b"aab"), tokens(b"a"), 2)
+    np.testing.assert_allclose(bits, -np.log2((2 + 2 / 256) / 5))
 
 
 def test_witten_bell_is_a_distribution() -> None:
-    before = tokens(data.topics_text().encode()[:5000])
+    before = tokens(data.python_help_text().encode()[:5000])
     bits = [MODULE.witten_bell(before, np.array([byte]), 5)[0] for byte in range(256)]
     np.testing.assert_allclose(np.exp2(-np.array(bits)).sum(), 1.0)
 
 
-def test_xz_is_what_is_added_to_the_file() -> None:
+def test_xz_bits_are_those_that_are_added_to_the_file() -> None:
     before, after = b"some words, and others" * 20, b"and others, some words"
     size = len(lzma.compress(before + after, preset=9 | lzma.PRESET_EXTREME))
     size -= len(lzma.compress(before, preset=9 | lzma.PRESET_EXTREME))
@@ -68,20 +70,20 @@ def test_xz_is_what_is_added_to_the_file() -> None:
 
 
 def test_last_tenth_is_predicted_once_and_never_trained_on() -> None:
-    config = dataclasses.replace(CONFIG, length=64)
-    text = tokens(data.topics_text().encode())
-    _, test = data.hold_out(data.topics_text())
+    config = dataclasses.replace(CONFIG, context_length=64)
+    text = tokens(data.python_help_text().encode())
+    _, test = data.hold_out(data.python_help_text())
     pieces = MODULE.split_bytes()
     size = len(test.encode())
     assert abs(size / len(text) - 0.1) < 1e-4
     train, validation = pieces["train"], pieces["validation"][0]
     held_out = np.concatenate([train[0], validation[1:], train[1], pieces["test"][0][1:]])
-    np.testing.assert_array_equal(held_out, text)  # every byte in one split, but for what predicts the first
+    np.testing.assert_array_equal(held_out, text)  # every byte in one split, besides the byte that predicts the first
 
-    made = EXPERIMENT.dataset(config)
+    dataset = EXPERIMENT.dataset(config)
     for split, count in (("validation", len(validation) - 1), ("test", size)):
-        weights = [np.asarray(b.batches["weights"])[np.asarray(b.mask)] for b in made.splits[split].blocks()]
+        weights = [np.asarray(b.batches["weights"])[np.asarray(b.mask)] for b in dataset.splits[split].blocks()]
         assert sum(w[:, 1:].sum() for w in weights) == count
-    rows = np.asarray(made.train.examples()["inputs"])
+    rows = np.asarray(dataset.train.examples()["inputs"])
     known = {bytes(piece[i : i + 65].astype(np.uint8)) for piece in train for i in range(0, len(piece), 16)}
     assert {bytes(row.astype(np.uint8)) for row in rows} <= known

@@ -1,4 +1,4 @@
-"""`foldax export`: what is written, that it predicts alone as the run does, and what cannot be exported."""
+"""`foldax export`: its files, predictions without foldax, and errors."""
 
 import json
 import shutil
@@ -59,17 +59,17 @@ def trained(learner: Any, path: Path, dataset: Any = tiny_dataset, **changes: An
     return foldax.train(experiment, Config(steps=2, **changes), run_dir=path, verbose=False)
 
 
-# What is written
+# Files
 
 
-def test_the_files(result, exported) -> None:
+def test_files_of_an_export(result, exported) -> None:
     assert exported == result.run_dir / "export"
     assert sorted(path.name for path in exported.iterdir()) == [
         "example.py", "params.safetensors", "predict.jax", "signature.json",
     ]  # fmt: skip
     assert len({stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()}) == 1
     weights = load_file(exported / "params.safetensors")
-    expected = parameters.of(result.state)
+    expected = parameters.parameters_of(result.state)
     assert weights.keys() == expected.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(array, expected[name])
@@ -80,7 +80,7 @@ def test_the_files(result, exported) -> None:
     assert (metadata["experiment"], metadata["foldax"]) == ("tiny", foldax.__version__)
 
 
-def test_the_signature(result, exported) -> None:
+def test_content_of_the_signature(result, exported) -> None:
     found = signature(exported)
     assert found["inputs"] == {"shape": ["batch", 6], "dtype": "float32"}
     assert found["outputs"] == {"shape": ["batch", 2], "dtype": "float32"}
@@ -109,25 +109,25 @@ def test_the_example_needs_neither_foldax_nor_flax(result, exported, tmp_path) -
         np.testing.assert_array_equal(file["arr_0"], result.predict(inputs))
 
 
-def test_the_example_as_it_is(exported) -> None:
+def test_the_example_runs_without_a_file(exported) -> None:
     done = subprocess.run([sys.executable, exported / "example.py"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("[") == 5  # a row for each of four zeros
 
 
-def test_exported_parameters_are_something_to_start_from(result, exported) -> None:
+def test_a_run_starts_from_exported_parameters(result, exported) -> None:
     config = tiny.config(init_from=exported, learning_rate=0.0, steps=1, keep="last")
-    begun = foldax.train(tiny, config, save=False, verbose=False)
-    jax.tree.map(np.testing.assert_array_equal, begun.final.params, result.state.params)
+    started = foldax.train(tiny, config, save=False, verbose=False)
+    jax.tree.map(np.testing.assert_array_equal, started.final_state.params, result.state.params)
 
 
 def test_a_run_folder_is_exported_from_its_file(tiny_file, tmp_path, capsys) -> None:
     experiment = foldax.load_experiment(tiny_file)
     result = foldax.train(experiment, run_dir=tmp_path / "r", verbose=False)
     folder = foldax.export(tmp_path / "r", tmp_path / "out", batch_size=3, platforms=["cpu"])
-    said = capsys.readouterr().out
-    assert "[3, 6]" in said
-    assert "platforms: cpu; same bits as `predict`" in said
+    output = capsys.readouterr().out
+    assert "[3, 6]" in output
+    assert "platforms: cpu; same bits as `predict`" in output
     inputs = result.examples("test")["inputs"][:3]
     np.testing.assert_array_equal(program(folder, inputs), result.predict(inputs))
     with pytest.raises(ValueError):
@@ -137,7 +137,7 @@ def test_a_run_folder_is_exported_from_its_file(tiny_file, tmp_path, capsys) -> 
 # Other learners
 
 
-def test_statistics_and_the_average_are_what_predict_reads(tmp_path) -> None:
+def test_predict_reads_statistics_and_the_average(tmp_path) -> None:
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         model = models.MLP((4, 2), normalization="batch")
         return learners.classifier(model, optax.adam(0.1), preprocess=info.standardize, ema_decay=0.9)
@@ -145,7 +145,7 @@ def test_statistics_and_the_average_are_what_predict_reads(tmp_path) -> None:
     result = trained(learner, tmp_path / "r", keep="last")
     folder = foldax.export(result, verbose=False)
     weights = load_file(folder / "params.safetensors")
-    assert weights.keys() == parameters.of(result.state).keys()
+    assert weights.keys() == parameters.parameters_of(result.state).keys()
     np.testing.assert_array_equal(weights["params/Dense_0/kernel"], result.state.ema_params["Dense_0"]["kernel"])
     assert (weights["params/Dense_0/kernel"] != result.state.params["Dense_0"]["kernel"]).any()
     assert set(signature(folder)["parameters"]) == set(weights)
@@ -175,8 +175,8 @@ def test_several_outputs_and_masked_sequences_of_any_length(tmp_path) -> None:
             np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-6, atol=1e-6)
 
 
-def own(predict: Any) -> Any:
-    """A learner of one's own, whose state is no `TrainState`."""
+def custom_learner(predict: Any) -> Any:
+    """A custom learner, whose state is a dict."""
 
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         def init(key: jax.Array, examples: Any) -> dict[str, jax.Array]:
@@ -193,11 +193,11 @@ def own(predict: Any) -> Any:
     return learner
 
 
-def test_a_learner_that_draws_takes_a_seed(tmp_path) -> None:
+def test_a_predict_that_samples_takes_a_seed(tmp_path) -> None:
     def predict(state: dict, inputs: jax.Array, key: jax.Array) -> jax.Array:
         return inputs @ state["w"] + jax.random.normal(key, inputs.shape[:1])
 
-    result = trained(own(predict), tmp_path / "r")
+    result = trained(custom_learner(predict), tmp_path / "r")
     folder = foldax.export(result, verbose=False)
     assert signature(folder)["takes_seed"]
     assert signature(folder)["parameters"] == ["params/w"], "what predict does not read is no argument"
@@ -209,11 +209,11 @@ def test_a_learner_that_draws_takes_a_seed(tmp_path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_model_that_needs_to_know_the_number_of_examples(tmp_path, capsys) -> None:
+def test_a_model_that_needs_a_fixed_batch_size(tmp_path, capsys) -> None:
     def predict(state: dict, inputs: jax.Array, key: jax.Array) -> jax.Array:
         return inputs @ state["w"] + np.arange(len(inputs) + 0).sum()
 
-    result = trained(own(predict), tmp_path / "r")
+    result = trained(custom_learner(predict), tmp_path / "r")
     folder = foldax.export(result, verbose=False)
     assert "with a symbolic batch size" in capsys.readouterr().err
     assert signature(folder)["inputs"]["shape"] == [16, 6]
@@ -222,17 +222,17 @@ def test_a_model_that_needs_to_know_the_number_of_examples(tmp_path, capsys) -> 
     assert signature(foldax.export(result, batch_size=4, verbose=False))["inputs"]["shape"] == [4, 6]
 
 
-# What cannot be exported
+# Errors
 
 
 def test_bad_arguments(result, tmp_path) -> None:
-    for options, said in (
+    for options, message in (
         ({"platforms": ["cpu", "gpu"]}, "platforms: gpu given; allowed are cpu, cuda, rocm and tpu"),
         ({"platforms": []}, "platforms: none given"),
         ({"batch_size": 0}, "batch_size: 0 is neither a number above 0 nor 'symbolic'"),
         ({"batch_size": "many"}, "batch_size: 'many'"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             foldax.export(result, tmp_path / "out", **options)
     with pytest.raises(ExperimentError, match="predict cannot be exported: "):
         foldax.export(result, tmp_path / "out", shape=[7])
@@ -252,7 +252,7 @@ def test_other_files_are_not_overwritten(result, tmp_path) -> None:
 
 
 def test_learners_without_predict_or_data(tmp_path) -> None:
-    result = trained(own(None), tmp_path / "r")
+    result = trained(custom_learner(None), tmp_path / "r")
     with pytest.raises(ExperimentError, match="no `predict`, so there is nothing to export"):
         foldax.export(result)
 
@@ -264,13 +264,13 @@ def test_a_run_that_was_not_saved(tmp_path) -> None:
     assert (foldax.export(result, tmp_path / "out", verbose=False) / "predict.jax").exists()
 
 
-# Runs read back
+# load_run
 
 
 def test_a_run_is_read_back(result) -> None:
     found = foldax.load_run(result.run_dir, tiny)
     jax.tree.map(np.testing.assert_array_equal, found.state, result.state)
-    jax.tree.map(np.testing.assert_array_equal, found.final, result.final)
+    jax.tree.map(np.testing.assert_array_equal, found.final_state, result.final_state)
     for name in ("config", "info", "step", "best_step", "status", "metrics", "history", "figures", "run_dir"):
         assert getattr(found, name) == getattr(result, name), name
     inputs = result.examples("test")["inputs"]
@@ -280,7 +280,8 @@ def test_a_run_is_read_back(result) -> None:
 def test_runs_that_cannot_be_read_back(result, tmp_path, capsys) -> None:
     wider = tiny._replace(learner=lambda config, info: tiny.learner(Config(hidden=(9,)), info))
     with pytest.raises(
-        RunError, match=r"holds another state than its experiment file makes now; these differ: params.Dense_0.bias, "
+        RunError,
+        match=r"does not fit its experiment file, which has changed; these arrays differ: params.Dense_0.bias, ",
     ):
         foldax.load_run(result.run_dir, wider)
     other = tiny._replace(
@@ -291,8 +292,8 @@ def test_runs_that_cannot_be_read_back(result, tmp_path, capsys) -> None:
     foldax.load_run(result.run_dir, other)
     assert "is not what it was trained on: its fingerprint differs" in capsys.readouterr().err
     copy = shutil.copytree(result.run_dir, tmp_path / "notebook")
-    made = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(made | {"file": None}))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"file": None}))
     with pytest.raises(RunError, match="was made in a notebook"):
         foldax.export(copy)
-    assert transfer.read(copy).facts["state"] == "best", "parameters need no experiment"
+    assert transfer.read(copy).provenance["state"] == "best", "parameters need no experiment"

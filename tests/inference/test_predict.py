@@ -1,4 +1,4 @@
-"""`foldax predict`: inputs from files and splits, what is shown of the outputs, and what is written."""
+"""`foldax predict`: inputs from files and splits, printed outputs, and written files."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ import foldax
 from foldax import data
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, DataError, ExperimentError, RunError
-from foldax.inference import inputs as reading
-from foldax.inference.predict import AT_ONCE, predict, probabilities
+from foldax.inference.inputs import input_specs, read_inputs
+from foldax.inference.predict import MAX_BATCH, class_probabilities, predict
 from tests.conftest import Config, tiny
 
 
-def made(arrays: dict[str, np.ndarray], outputs: Any, **names: Any) -> Result:
-    """A run of a learner that learns nothing: `outputs` is its `predict`, a function of inputs."""
+def run_of(arrays: dict[str, np.ndarray], outputs: Any, **names: Any) -> Result:
+    """A run whose `predict` is the function `outputs` of the inputs."""
     dataset = data.from_arrays(arrays, batch_size=4, validation=0.0, test=0.25, **names)
 
     def learner(config: Config, info: data.Info) -> foldax.Learner:
@@ -45,23 +45,23 @@ NAMES = ("sepal", "petal", "width")
 @pytest.fixture(scope="module")
 def table() -> Result:
     arrays = {"inputs": np.random.RandomState(0).randn(40, 3).astype(np.float32), "targets": np.arange(40) % 2}
-    return made(
+    return run_of(
         arrays, lambda x: x @ np.float32([[1, 0], [0, 1], [0, 0]]), feature_names=NAMES, class_names=("no", "yes")
     )
 
 
 def images(shape: tuple[int, ...], dtype: Any = np.uint8) -> Result:
     arrays = {"inputs": np.zeros((8, *shape), dtype), "targets": np.arange(8) % 2}
-    return made(arrays, lambda x: jnp.float32(x).reshape(len(x), -1)[:, :2])
+    return run_of(arrays, lambda x: jnp.float32(x).reshape(len(x), -1)[:, :2])
 
 
 @pytest.fixture(scope="module")
 def tokens() -> Result:
     arrays = {"inputs": np.arange(80).reshape(8, 10) % 7, "mask": np.ones((8, 10), np.int32)}
-    return made(arrays, lambda given: given["inputs"] * given["mask"])
+    return run_of(arrays, lambda batch: batch["inputs"] * batch["mask"])
 
 
-# Reading
+# Inputs
 
 ROWS = [[1.5, -2.0, 0.25], [0.0, 3.0, -1.0]]
 
@@ -77,32 +77,32 @@ ROWS = [[1.5, -2.0, 0.25], [0.0, 3.0, -1.0]]
         ("x.CSV", "1.5,-2.0,0.25\n0,3,-1\n"),
     ],
 )
-def test_rows_of_text(table, tmp_path, name, content) -> None:
+def test_json_and_csv_files(table, tmp_path, name, content) -> None:
     (tmp_path / name).write_text(content)
-    arrays, targets = reading.read(table, str(tmp_path / name))
+    arrays, targets = read_inputs(table, str(tmp_path / name))
     assert arrays["inputs"].dtype == np.float32
     np.testing.assert_array_equal(arrays["inputs"], np.float32(ROWS))
     assert targets == {}
 
 
-def test_arrays(table, tmp_path) -> None:
+def test_npy_and_npz_files(table, tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.float64(ROWS))
     np.savez(tmp_path / "one.npz", anything=np.float64(ROWS))
     np.savez(tmp_path / "two.npz", inputs=np.float64(ROWS), other=np.zeros(3))
     for name in ("x.npy", "one.npz", "two.npz"):
-        np.testing.assert_array_equal(reading.read(table, str(tmp_path / name))[0]["inputs"], np.float32(ROWS))
+        np.testing.assert_array_equal(read_inputs(table, str(tmp_path / name))[0]["inputs"], np.float32(ROWS))
     np.save(tmp_path / "x.npy", np.float64(ROWS[0]))
-    np.testing.assert_array_equal(reading.read(table, str(tmp_path / "x.npy"))[0]["inputs"], np.float32(ROWS[:1]))
+    np.testing.assert_array_equal(read_inputs(table, str(tmp_path / "x.npy"))[0]["inputs"], np.float32(ROWS[:1]))
 
 
 def test_a_row_of_numbers_becomes_an_example_of_any_shape(tmp_path) -> None:
     (tmp_path / "x.csv").write_text("0,1,2,3,4,5\n")
-    found, _ = reading.read(images((2, 3, 1)), str(tmp_path / "x.csv"))
+    found, _ = read_inputs(images((2, 3, 1)), str(tmp_path / "x.csv"))
     np.testing.assert_array_equal(found["inputs"], np.arange(6, dtype=np.uint8).reshape(1, 2, 3, 1))
 
 
 def test_rows_of_a_split_come_with_their_targets(table) -> None:
-    arrays, targets = reading.read(table, "test")
+    arrays, targets = read_inputs(table, "test")
     examples = table.examples("test")
     np.testing.assert_array_equal(arrays["inputs"], examples["inputs"])
     np.testing.assert_array_equal(targets["targets"], examples["targets"])
@@ -110,10 +110,10 @@ def test_rows_of_a_split_come_with_their_targets(table) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["png", "jpg"])
-def test_images(tmp_path, shape, kind) -> None:
+def test_image_files(tmp_path, shape, kind) -> None:
     pixels = np.random.RandomState(0).randint(0, 255, (4, 6, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / f"x.{kind}", quality=100)
-    found = reading.read(images(shape), str(tmp_path / f"x.{kind}"))[0]["inputs"]
+    found = read_inputs(images(shape), str(tmp_path / f"x.{kind}"))[0]["inputs"]
     assert (found.shape, found.dtype) == ((1, *shape), np.uint8)
     if kind == "png":
         grey = np.asarray(Image.fromarray(pixels).convert("L")).reshape(4, 6, 1)
@@ -122,7 +122,7 @@ def test_images(tmp_path, shape, kind) -> None:
 
 def test_tokens_of_any_length_and_their_mask(tokens, tmp_path) -> None:
     (tmp_path / "x.json").write_text("[[1, 2, 3], [4, 5, 6]]")
-    arrays, _ = reading.read(tokens, str(tmp_path / "x.json"))
+    arrays, _ = read_inputs(tokens, str(tmp_path / "x.json"))
     assert arrays["inputs"].shape == arrays["mask"].shape == (2, 3)
     np.testing.assert_array_equal(predict(tokens, str(tmp_path / "x.json")), [[1, 2, 3], [4, 5, 6]])
     np.savez(tmp_path / "x.npz", inputs=[[1, 2, 3]], mask=[[1, 1, 0]])
@@ -130,7 +130,7 @@ def test_tokens_of_any_length_and_their_mask(tokens, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("x.json", "[[1, 2]]", r"x.json: expected \[B, 3\] or \[3\], got \[1, 2\]"),
         ("x.json", "[]", r"expected \[B, 3\] or \[3\], got \[0\]"),
@@ -150,62 +150,62 @@ def test_tokens_of_any_length_and_their_mask(tokens, tmp_path) -> None:
         ("x.txt", "1,2,3", "'.*x.txt' is neither a split nor a file of a known kind .splits: test; files: .npy, "),
     ],
 )
-def test_files_that_do_not_fit(table, tmp_path, name, content, said) -> None:
+def test_files_that_do_not_fit(table, tmp_path, name, content, message) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=said):
-        reading.read(table, str(tmp_path / name))
+    with pytest.raises(DataError, match=message):
+        read_inputs(table, str(tmp_path / name))
 
 
-def test_more_that_does_not_fit(table, tokens, tmp_path) -> None:
+def test_other_inputs_that_do_not_fit(table, tokens, tmp_path) -> None:
     with pytest.raises(DataError, match=r"there is no file 'gone.npy' \(splits: test; files"):
-        reading.read(table, "gone.npy")
+        read_inputs(table, "gone.npy")
     with pytest.raises(DataError, match="'validation' is neither a split nor a file"):
-        reading.read(table, "validation")
+        read_inputs(table, "validation")
     Image.new("L", (6, 5)).save(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"expected an image of 6 x 4 pixels \(width x height\), got 6 x 5"):
-        reading.read(images((4, 6, 1)), str(tmp_path / "x.png"))
+        read_inputs(images((4, 6, 1)), str(tmp_path / "x.png"))
     (tmp_path / "torn.png").write_bytes((tmp_path / "x.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"torn.png cannot be read"):
-        reading.read(images((5, 6)), str(tmp_path / "torn.png"))
+        read_inputs(images((5, 6)), str(tmp_path / "torn.png"))
     (tmp_path / "x.json").write_text("[[1, 2.5]]")
     with pytest.raises(DataError, match=r"expected int32 \(-2147483648 to 2147483647\), got 2.5"):
-        reading.read(tokens, str(tmp_path / "x.json"))
+        read_inputs(tokens, str(tmp_path / "x.json"))
     (tmp_path / "x.csv").write_text("0,1,256,0,0,0\n")
     with pytest.raises(DataError, match=r"expected uint8 \(0 to 255\), got 256.0"):
-        reading.read(images((2, 3)), str(tmp_path / "x.csv"))
+        read_inputs(images((2, 3)), str(tmp_path / "x.csv"))
     np.savez(tmp_path / "x.npz", a=np.zeros(3), b=np.zeros(3))
     with pytest.raises(DataError, match=r'expected an array "inputs", or one alone; got a, b'):
-        reading.read(table, str(tmp_path / "x.npz"))
+        read_inputs(table, str(tmp_path / "x.npz"))
     np.save(tmp_path / "x.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(DataError, match="x.npy cannot be read"):
-        reading.read(table, str(tmp_path / "x.npy"))
+        read_inputs(table, str(tmp_path / "x.npy"))
 
 
-def test_without_a_dataset_inputs_are_not_known(table) -> None:
+def test_inputs_need_a_dataset(table) -> None:
     import dataclasses
 
     with pytest.raises(RunError, match='no dataset with "inputs"'):
-        reading.expected(dataclasses.replace(table, info=None, dataset=None))
+        input_specs(dataclasses.replace(table, info=None, dataset=None))
 
 
-# Showing and writing
+# Outputs
 
 
 def test_probabilities_are_those_of_softmax_and_sigmoid(table) -> None:
     logits = np.float32([[1000.0, 0.0], [0.0, np.log(3)]])
-    np.testing.assert_allclose(probabilities(table, logits), [[1, 0], [0.25, 0.75]], atol=1e-6)
-    np.testing.assert_allclose(probabilities(table, logits[:, 1:]), [[0.5, 0.5], [0.25, 0.75]], atol=1e-6)
-    assert probabilities(table, np.zeros((2, 3))) is None
-    assert probabilities(table, {"mean": logits}) is None
+    np.testing.assert_allclose(class_probabilities(table, logits), [[1, 0], [0.25, 0.75]], atol=1e-6)
+    np.testing.assert_allclose(class_probabilities(table, logits[:, 1:]), [[0.5, 0.5], [0.25, 0.75]], atol=1e-6)
+    assert class_probabilities(table, np.zeros((2, 3))) is None
+    assert class_probabilities(table, {"mean": logits}) is None
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_classes_are_shown_by_name_with_probabilities(table, monkeypatch, capsys, width) -> None:
+def test_classes_are_printed_by_name_with_probabilities(table, monkeypatch, capsys, width) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     outputs = predict(table, "test")
-    said = capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line[0] == "│"]
-    found = probabilities(table, outputs)
+    output = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines() if line[0] == "│"]
+    found = class_probabilities(table, outputs)
     for row, line in enumerate(lines):
         first = int(found[row].argmax())
         names = ["no", "yes"]
@@ -213,36 +213,36 @@ def test_classes_are_shown_by_name_with_probabilities(table, monkeypatch, capsys
         assert line[3:5] == [names[1 - first], f"{found[row, 1 - first]:.4f}"]
         assert line[5] == names[table.examples("test")["targets"][row]]
     right = (found.argmax(1) == table.examples("test")["targets"]).sum()
-    assert f"{right} of {len(found)} right" in said
+    assert f"{right} of {len(found)} right" in output
     assert len(lines) == len(found) == 10
 
 
-def test_many_rows_are_predicted_in_parts(capsys, tmp_path) -> None:
-    count = AT_ONCE + 3
-    run = made({"inputs": np.ones((8, 1), np.float32), "targets": np.ones(8, np.float32)}, lambda x: x[:, 0] * 2)
+def test_many_rows_are_predicted_in_batches(capsys, tmp_path) -> None:
+    count = MAX_BATCH + 3
+    run = run_of({"inputs": np.ones((8, 1), np.float32), "targets": np.ones(8, np.float32)}, lambda x: x[:, 0] * 2)
     np.save(tmp_path / "x.npy", np.arange(count, dtype=np.float32)[:, None])
     np.testing.assert_array_equal(predict(run, str(tmp_path / "x.npy")), 2 * np.arange(count))
     assert f"and {count - 20} more rows" in capsys.readouterr().out
 
 
-def test_other_outputs_are_a_table(capsys) -> None:
+def test_other_outputs_are_printed_as_a_table(capsys) -> None:
     arrays = {"inputs": np.ones((8, 3), np.float32), "targets": np.full(8, 7.5, np.float32)}
-    predict(made(arrays, lambda x: {"mean": x[:, :2], "std": x[:, :1]}), "test")
-    said = capsys.readouterr().out
+    predict(run_of(arrays, lambda x: {"mean": x[:, :2], "std": x[:, :1]}), "test")
+    output = capsys.readouterr().out
     for part in ("mean 0", "mean 1", "std", "target", "7.5"):
-        assert part in said
-    predict(made(arrays, lambda x: jnp.ones((len(x), 5, 4))), "test")
-    said = capsys.readouterr().out
-    assert "2x5x4" in said
-    assert "--out FILE writes them" in said
+        assert part in output
+    predict(run_of(arrays, lambda x: jnp.ones((len(x), 5, 4))), "test")
+    output = capsys.readouterr().out
+    assert "2x5x4" in output
+    assert "--out FILE writes them" in output
 
 
-def test_what_is_written_is_what_was_predicted(table, tmp_path, capsys) -> None:
+def test_files_hold_the_predictions(table, tmp_path, capsys) -> None:
     outputs, out = None, {kind: tmp_path / f"y{kind}" for kind in (".npy", ".npz", ".csv", ".json")}
     for path in out.values():
         outputs = predict(table, "test", path)
         assert f"written: {path}" in capsys.readouterr().out.replace("\n", "")
-    found = probabilities(table, outputs)
+    found = class_probabilities(table, outputs)
     np.testing.assert_array_equal(np.load(out[".npy"]), outputs)
     np.testing.assert_array_equal(np.load(out[".npz"])["outputs"], outputs)
     with out[".csv"].open() as file:
@@ -255,7 +255,7 @@ def test_what_is_written_is_what_was_predicted(table, tmp_path, capsys) -> None:
 
 
 def test_several_outputs_are_written(tmp_path) -> None:
-    run = made({"inputs": np.ones((8, 3), np.float32)}, lambda x: {"mean": x[:, :2] + 1, "std": x[:, 0]})
+    run = run_of({"inputs": np.ones((8, 3), np.float32)}, lambda x: {"mean": x[:, :2] + 1, "std": x[:, 0]})
     predict(run, "test", tmp_path / "y.npz")
     assert set(np.load(tmp_path / "y.npz")) == {"mean", "std"}
     predict(run, "test", tmp_path / "y.csv")
@@ -266,11 +266,11 @@ def test_several_outputs_are_written(tmp_path) -> None:
         predict(run, "test", tmp_path / "y.npy")
 
 
-def test_what_cannot_be_written_or_predicted(table, tmp_path: Path) -> None:
+def test_errors_of_predict(table, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--out: '.*y.txt' is of no known kind; allowed are .npy, .npz, .csv, .json"):
         predict(table, "test", tmp_path / "y.txt")
     with pytest.raises(RunError, match="cannot write .*gone/y.npy: No such file"):
         predict(table, "test", tmp_path / "gone" / "y.npy")
-    broken = made({"inputs": np.ones((8, 3), np.float32)}, lambda x: x @ jnp.ones((7, 2)))
+    broken = run_of({"inputs": np.ones((8, 3), np.float32)}, lambda x: x @ jnp.ones((7, 2)))
     with pytest.raises(ExperimentError, match="own code failed"):
         predict(broken, "test")

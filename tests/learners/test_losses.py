@@ -22,41 +22,41 @@ def test_softmax_cross_entropy_is_log_loss():
     assert losses.softmax_cross_entropy(LOGITS, CLASSES).mean() == pytest.approx(expected, rel=1e-5)
 
 
-def test_softmax_label_smoothing():
+def test_label_smoothing_of_softmax_is_its_closed_form():
     smoothed = np.eye(4)[CLASSES] * 0.8 + 0.2 / 4
     expected = -(smoothed * log_softmax(LOGITS.astype(float), axis=1)).sum(1)
     loss = jax.jit(losses.softmax_cross_entropy)(LOGITS, CLASSES, 0.2)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
-def test_softmax_of_shares_is_the_mean_over_the_shares():
-    shares = RANDOM.dirichlet(np.ones(4), 50).astype(np.float32)
+def test_softmax_cross_entropy_of_soft_labels_is_the_weighted_mean_over_classes():
+    probabilities = RANDOM.dirichlet(np.ones(4), 50).astype(np.float32)
     each = [
         metrics.log_loss(
             np.full(50, c),
             np.exp(log_softmax(LOGITS.astype(float), axis=1)),
             labels=range(4),
-            sample_weight=shares[:, c],
+            sample_weight=probabilities[:, c],
         )
-        * shares[:, c].sum()
+        * probabilities[:, c].sum()
         / 50
         for c in range(4)
     ]
-    loss = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(shares))
+    loss = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(probabilities))
     assert loss.mean() == pytest.approx(sum(each), rel=1e-5)
     hard = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.eye(4)[CLASSES], 0.2)
     np.testing.assert_allclose(hard, losses.softmax_cross_entropy(LOGITS, CLASSES, 0.2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_gaussian_nll_is_scipys(outputs):
+def test_gaussian_nll_is_that_of_scipy(outputs):
     mean, log_std = RANDOM.normal(size=(2, 20, outputs)).astype(np.float32)
     targets = RANDOM.normal(size=(20, outputs)).astype(np.float32)
     loss = losses.gaussian_nll(jnp.concatenate([mean, log_std], axis=1), jnp.asarray(targets))
     np.testing.assert_allclose(loss, -norm.logpdf(targets, mean, np.exp(log_std)).mean(axis=1), rtol=1e-4)
 
 
-def test_gaussian_nll_stays_finite_where_the_model_is_too_sure():
+def test_gaussian_nll_is_finite_for_extreme_standard_deviations():
     def loss(outputs):
         return losses.gaussian_nll(outputs, jnp.zeros((1, 1))).sum()
 
@@ -83,7 +83,7 @@ def test_sigmoid_cross_entropy_of_many_labels_is_their_mean():
     np.testing.assert_allclose(loss, np.mean(each, axis=0), rtol=1e-5)
 
 
-def test_sigmoid_label_smoothing():
+def test_label_smoothing_of_sigmoid_is_its_closed_form():
     logits = jnp.asarray(LOGITS[:, 0])
     smooth = np.where(BINARY == 1, 0.95, 0.05)
     expected = -smooth * np.log(expit(logits)) - (1 - smooth) * np.log(expit(-logits))
@@ -115,7 +115,7 @@ def test_huber_is_quadratic_then_linear():
 
 
 @pytest.mark.parametrize(
-    ("loss", "outputs", "targets", "said"),
+    ("loss", "outputs", "targets", "message"),
     [
         (losses.softmax_cross_entropy, jnp.zeros((3, 1)), jnp.zeros(3, int), "two classes or more"),
         (losses.softmax_cross_entropy, jnp.zeros((3, 2)), jnp.zeros(3), "integer classes"),
@@ -126,6 +126,6 @@ def test_huber_is_quadratic_then_linear():
         (losses.huber, jnp.zeros((3, 2, 2)), jnp.zeros((3, 2, 2)), "must match"),
     ],
 )
-def test_shapes_that_do_not_fit_say_so(loss, outputs, targets, said):
-    with pytest.raises(ExperimentError, match=said):
+def test_shapes_that_do_not_match_are_errors(loss, outputs, targets, message):
+    with pytest.raises(ExperimentError, match=message):
         loss(outputs, targets)

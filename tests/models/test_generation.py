@@ -1,4 +1,4 @@
-"""Generation: with a cache as without, sampling as its settings define it, and what does not fit."""
+"""Generation: the cache, sampling by temperature, top-k and top-p, and invalid arguments."""
 
 import functools
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldax.errors import ConfigError
-from foldax.models import Recurrent, Transformer, generate, sample
+from foldax.models import Recurrent, Transformer, generate, sample_tokens
 from tests.models.shared import random_variables
 
 B, T, V = 4, 5, 13
@@ -35,44 +35,46 @@ def extra(name):
 @pytest.mark.parametrize(
     ("name", "top_k"), list(zip(["rotary", "scanned", "learned", "translator", "lstm"], [None, 7, 5, None, 7]))
 )
-def test_cache_changes_no_token(name, top_k):
+def test_cached_generation_equals_uncached_generation(name, top_k):
     model = MODELS[name]
     variables = random_variables(model, PROMPT, scale=0.5, **extra(name))
-    make = functools.partial(generate, model, variables, steps=9, top_k=top_k, **extra(name))
-    seen = set()
+    continuation = functools.partial(generate, model, variables, num_tokens=9, top_k=top_k, **extra(name))
+    generated = set()
     for seed, (temperature, top_p) in enumerate([(1.0, 1.0), (0.0, 1.0), (0.7, 0.8), (3.0, 0.95), (10.0, 1.0)]):
         prompt = np.roll(PROMPT, seed, axis=1)
         settings = {"key": jax.random.key(seed), "temperature": temperature, "top_p": top_p}
-        cached, anew = (np.asarray(make(prompt, use_cache=use, **settings)) for use in (True, False))
+        cached, uncached = (np.asarray(continuation(prompt, use_cache=use, **settings)) for use in (True, False))
         assert cached.shape == (B, 9)
-        np.testing.assert_array_equal(cached, anew)
-        seen |= set(cached.ravel())
-    assert len(seen) > 4
+        np.testing.assert_array_equal(cached, uncached)
+        generated |= set(cached.ravel())
+    assert len(generated) > 4
 
 
-def test_prompt_of_one_token_and_all_steps_that_fit():
+def test_prompt_of_one_token_can_be_continued_to_max_length():
     variables = random_variables(MODELS["learned"], PROMPT, scale=0.5)
-    make = functools.partial(generate, MODELS["learned"], variables, PROMPT[:, :1], jax.random.key(0), temperature=0)
-    longest = make(steps=19)
-    np.testing.assert_array_equal(longest, make(steps=19, use_cache=False))
-    np.testing.assert_array_equal(longest[:, :1], make(steps=1))
+    continuation = functools.partial(
+        generate, MODELS["learned"], variables, PROMPT[:, :1], jax.random.key(0), temperature=0
+    )
+    longest = continuation(num_tokens=19)
+    np.testing.assert_array_equal(longest, continuation(num_tokens=19, use_cache=False))
+    np.testing.assert_array_equal(longest[:, :1], continuation(num_tokens=1))
 
 
-def test_settings_may_be_traced_and_the_cache_is_as_long_as_needed():
+def test_settings_may_be_traced_and_the_cache_is_no_longer_than_needed():
     variables = random_variables(MODELS["rotary"], PROMPT, scale=0.5)
 
     def tokens(temperature, top_p, dropout):
         model = MODELS["rotary"].clone(dropout=dropout, max_length=4099)
-        options = {"steps": 9, "temperature": temperature, "top_p": top_p}
+        options = {"num_tokens": 9, "temperature": temperature, "top_p": top_p}
         return generate(model, variables, PROMPT, jax.random.key(1), **options)
 
-    plain = generate(MODELS["rotary"], variables, PROMPT, jax.random.key(1), steps=9, temperature=0.7, top_p=0.8)
+    plain = generate(MODELS["rotary"], variables, PROMPT, jax.random.key(1), num_tokens=9, temperature=0.7, top_p=0.8)
     np.testing.assert_array_equal(jax.jit(tokens)(0.7, 0.8, 0.5), plain)
     assert "4099" not in str(jax.make_jaxpr(tokens)(0.7, 0.8, 0.5))
 
 
-def distribution(logits, temperature=1.0, top_k=None, top_p=1.0):
-    """Probabilities `[V]` by definition: token after token, likeliest first, until there are enough."""
+def expected_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):
+    """Probabilities `[V]` by definition: most probable tokens first, until their sum reaches `top_p`."""
     weights = np.exp((logits - logits.max()) / temperature)
     order = np.argsort(-logits)[:top_k]
     probabilities = weights / weights[order].sum()
@@ -85,27 +87,27 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=1.0):
     return kept / kept.sum()
 
 
-DRAWS = 4096
+SAMPLES = 4096
 LOGITS = np.log(np.array([0.02, 0.3, 0.08, 0.4, 0.05, 0.15], np.float32))
 
 
 @functools.partial(jax.jit, static_argnames="top_k")
 def frequencies(key, logits, temperature=1.0, top_p=1.0, top_k=None):
-    """How often each token is drawn for these logits `[V]`."""
-    many = jnp.broadcast_to(logits, (DRAWS, *logits.shape))
-    drawn = sample(key, many, temperature=temperature, top_k=top_k, top_p=top_p)
-    return jnp.bincount(drawn, length=len(logits)) / DRAWS
+    """Relative frequency of each token among samples for these logits `[V]`."""
+    many = jnp.broadcast_to(logits, (SAMPLES, *logits.shape))
+    samples = sample_tokens(key, many, temperature=temperature, top_k=top_k, top_p=top_p)
+    return jnp.bincount(samples, length=len(logits)) / SAMPLES
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 3, 6])
-def test_draws_have_the_support_and_frequencies_of_the_definition(top_k):
+def test_samples_have_the_support_and_frequencies_of_the_definition(top_k):
     cases = [(1.0, 1.0), (1.0, 0.5), (1.0, 0.75), (1.0, 0.3), (0.5, 0.9), (2.5, 0.9), (2.5, 1.0), (1.0, 1e-6)]
     for seed, (temperature, top_p) in enumerate(cases):
-        expected = distribution(LOGITS.astype(float), temperature, top_k, top_p)
-        found = frequencies(jax.random.key(seed), LOGITS, temperature, top_p, top_k)
-        assert ((found > 0) == (expected > 0)).all(), (temperature, top_p)
-        deviation = np.sqrt(np.maximum(expected * (1 - expected), 0) / DRAWS)
-        assert (np.abs(found - expected) <= 5 * deviation + 1e-6).all(), (temperature, top_p)
+        expected = expected_probabilities(LOGITS.astype(float), temperature, top_k, top_p)
+        observed = frequencies(jax.random.key(seed), LOGITS, temperature, top_p, top_k)
+        assert ((observed > 0) == (expected > 0)).all(), (temperature, top_p)
+        deviation = np.sqrt(np.maximum(expected * (1 - expected), 0) / SAMPLES)
+        assert (np.abs(observed - expected) <= 5 * deviation + 1e-6).all(), (temperature, top_p)
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,32 +117,32 @@ def test_draws_have_the_support_and_frequencies_of_the_definition(top_k):
     top_p=st.floats(0.01, 1),
     top_k=st.sampled_from([None, 3]),
 )
-def test_no_draw_is_outside_the_support(logits, temperature, top_p, top_k):
+def test_samples_stay_within_the_support(logits, temperature, top_p, top_k):
     logits = np.array(logits)
-    supports = [distribution(logits, temperature, top_k, top_p + shift) > 0 for shift in (-1e-5, 1e-5)]
-    found = np.asarray(frequencies(jax.random.key(0), logits.astype(np.float32), temperature, top_p, top_k)) > 0
-    assert not (found & ~supports[1]).any()  # top_p is rounded, so a token at its edge may or may not be in
-    likely = distribution(logits, temperature, top_k, top_p) > 0.01
-    assert not (likely & supports[0] & ~found).any()
+    supports = [expected_probabilities(logits, temperature, top_k, top_p + shift) > 0 for shift in (-1e-5, 1e-5)]
+    sampled = np.asarray(frequencies(jax.random.key(0), logits.astype(np.float32), temperature, top_p, top_k)) > 0
+    assert not (sampled & ~supports[1]).any()  # top_p is rounded, so a token at its edge may or may not be in
+    likely = expected_probabilities(logits, temperature, top_k, top_p) > 0.01
+    assert not (likely & supports[0] & ~sampled).any()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-44, 1e-30, 1e-6])
-def test_no_temperature_is_too_low(temperature):
+def test_tiny_temperatures_select_the_most_probable_token(temperature):
     logits = jnp.array([[1.0, 3.0, 2.999, -1e30], [-1e4, -2e4, -3e4, -jnp.inf]])
-    drawn = sample(jax.random.key(0), logits, temperature=temperature, top_k=3, top_p=0.9)
-    np.testing.assert_array_equal(drawn, [1, 0])
+    samples = sample_tokens(jax.random.key(0), logits, temperature=temperature, top_k=3, top_p=0.9)
+    np.testing.assert_array_equal(samples, [1, 0])
 
 
-def test_equal_logits_at_the_edge_all_stay():
+def test_top_k_keeps_all_ties_with_its_last_token():
     logits = np.array([2.0, 1.0, 1.0, 1.0, 0.0], np.float32)
     assert (np.asarray(frequencies(jax.random.key(0), logits, top_k=2)) > 0).tolist() == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "said"),
+    ("model", "options", "message"),
     [
-        (MODELS["learned"], {"steps": 16}, "5 tokens and 16 steps are more than the model's max_length, 20"),
-        (MODELS["lstm"], {"steps": 0}, "at least 1 token, got 5 and 0"),
+        (MODELS["learned"], {"num_tokens": 16}, "5 tokens and 16 new ones are more than the model's max_length, 20"),
+        (MODELS["lstm"], {"num_tokens": 0}, "at least 1 token, got 5 and 0"),
         (MODELS["lstm"], {"prompt": PROMPT[:, :0]}, "at least 1 token, got 0 and 2"),
         (MODELS["lstm"], {"prompt": PROMPT[0]}, r"integer tokens \[B, T\], got int32\[5\]"),
         (MODELS["lstm"], {"prompt": PROMPT / 1}, r"integer tokens \[B, T\], got float32\[4, 5\]"),
@@ -151,13 +153,13 @@ def test_equal_logits_at_the_edge_all_stay():
         (MODELS["lstm"], {"top_k": V + 1}, "top_k: 14 .* at most the vocabulary, 13"),
         (MODELS["lstm"], {"top_p": 0.0}, "top_p: 0.0 must be above 0"),
         (MODELS["lstm"], {"top_p": 1.5}, "top_p: 1.5 .* at most 1"),
-        (MODELS["rotary"].clone(causal=False), {}, "Transformer sees what comes after"),
-        (MODELS["gru"].clone(bidirectional=True), {}, "Recurrent sees what comes after"),
+        (MODELS["rotary"].clone(causal=False), {}, "Transformer attends to later steps"),
+        (MODELS["gru"].clone(bidirectional=True), {}, "Recurrent attends to later steps"),
         (MODELS["gru"].clone(pooling="last"), {}, "no pooling"),
         (MODELS["gru"].clone(vocabulary_size=None), {}, "must have a vocabulary_size"),
         (MODELS["gru"].clone(features=V + 1), {}, "14 features are more than the vocabulary, 13"),
     ],
 )
-def test_what_does_not_fit_says_so(model, options, said):
-    with pytest.raises(ConfigError, match=said):
-        generate(model, {}, options.pop("prompt", PROMPT), jax.random.key(0), **{"steps": 2, **options})
+def test_invalid_arguments_raise_helpful_errors(model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        generate(model, {}, options.pop("prompt", PROMPT), jax.random.key(0), **{"num_tokens": 2, **options})

@@ -1,8 +1,8 @@
-"""An optimizer built of a config equals the Optax chain written by hand; its numbers are traced."""
+"""Optimizers from configs equal the Optax chains written by hand; their floats are traced."""
 
 import dataclasses
-from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +12,11 @@ from optax import contrib
 
 import foldax
 from foldax import cli, data, learners, models, optim
-from foldax.configuration import field_types, for_learner, traced
+from foldax.configuration import field_types, traced_config, without_driver_fields
 from foldax.errors import ConfigError
 from foldax.optim.optimizer import RULES, SCHEDULES
 from foldax.sweeps import command
-from foldax.sweeps.space import member_configs, points, structure
+from foldax.sweeps.space import enumerate_overrides, member_configs, structure
 from tests.conftest import tiny_arrays
 
 PARAMS = {
@@ -43,7 +43,7 @@ def rates():
     return optax.linear_schedule(RATE, 0.2 * RATE, 4)
 
 
-# What each name is, and the same by hand with Python numbers.
+# The fields of each optimizer, and the same optimizer by hand with Python hyperparameters.
 BY_HAND = {
     "sgd": ({}, lambda: l2(optax.sgd(rates()))),
     "momentum": (dict(momentum=0.7), lambda: l2(optax.sgd(rates(), momentum=0.7))),
@@ -74,7 +74,13 @@ BY_HAND = {
     "muon": (
         dict(momentum=0.9, **ADAM),
         lambda: contrib.muon(
-            rates(), beta=0.9, adam_b1=0.8, adam_b2=0.95, eps=1e-3, weight_decay=DECAY, weight_decay_mask=optim.decayed
+            rates(),
+            beta=0.9,
+            adam_b1=0.8,
+            adam_b2=0.95,
+            eps=1e-3,
+            weight_decay=DECAY,
+            weight_decay_mask=optim.decay_mask,
         ),
     ),
     "adafactor": (
@@ -89,7 +95,7 @@ def loss(params, target):
 
 
 def descend(optimizer, params=PARAMS):
-    """Twelve steps towards targets that move to and fro, so that signs of gradients change."""
+    """Takes twelve steps towards alternating targets, so that signs of gradients change."""
 
     def step(carry, target):
         params, state = carry
@@ -100,69 +106,77 @@ def descend(optimizer, params=PARAMS):
     return jax.lax.scan(step, (params, optimizer.init(params)), targets)[0][0]
 
 
-def close(found, wanted, rtol=2e-5, atol=2e-6) -> None:
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, wanted)
+def assert_close(actual, expected, rtol=2e-5, atol=2e-6) -> None:
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_optimizer_equals_optax_by_hand_and_traces_once(name) -> None:
-    numbers, by_hand = BY_HAND[name]
+    hyperparameters, by_hand = BY_HAND[name]
     config = optim.Optimizer(
-        name=name, learning_rate=RATE, schedule="linear", final=0.2, weight_decay=DECAY, clip_norm=CLIP, **numbers
+        name=name,
+        learning_rate=RATE,
+        schedule="linear",
+        final_fraction=0.2,
+        weight_decay=DECAY,
+        clip_norm=CLIP,
+        **hyperparameters,
     )
-    traces = []
+    chex.clear_trace_counter()
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def run(config):
-        traces.append(1)
         return descend(optim.build(config, 4))
 
-    found = run(traced(config))
-    wanted = jax.jit(lambda: descend(optax.chain(optax.clip_by_global_norm(CLIP), by_hand())))()
-    close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(found["Dense_0"]["kernel"], PARAMS["Dense_0"]["kernel"], rtol=1e-4)
-    for field in ("learning_rate", "final", "weight_decay", *numbers):  # every one has an effect
-        other = run(traced(dataclasses.replace(config, **{field: 0.6 * getattr(config, field)})))
-        same = jax.tree.map(lambda a, b: bool((a == b).all()), found, other)
+    actual = run(traced_config(config))
+    expected = jax.jit(lambda: descend(optax.chain(optax.clip_by_global_norm(CLIP), by_hand())))()
+    assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(actual["Dense_0"]["kernel"], PARAMS["Dense_0"]["kernel"], rtol=1e-4)
+    for field in ("learning_rate", "final_fraction", "weight_decay", *hyperparameters):  # each has an effect
+        other = run(traced_config(dataclasses.replace(config, **{field: 0.6 * getattr(config, field)})))
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), actual, other)
         assert not jax.tree.all(same), field
-    assert len(traces) == 1
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lars", "adafactor"])
 def test_fields_that_are_none_are_the_defaults_of_optax(name) -> None:
     rule = RULES[name]
-    no_decay = {rule.decay: 0.0} if rule.decay else {}
+    no_decay = {rule.weight_decay: 0.0} if rule.weight_decay else {}
     masks = {"trust_ratio_mask": KERNELS} if name == "lars" else {}
-    wanted = jax.jit(lambda: descend(rule.make(RATE, **no_decay, **masks)))()
-    found = jax.jit(lambda config: descend(optim.build(config, 4)))(
-        traced(optim.Optimizer(name=name, learning_rate=RATE))
+    expected = jax.jit(lambda: descend(rule.factory(RATE, **no_decay, **masks)))()
+    actual = jax.jit(lambda config: descend(optim.build(config, 4)))(
+        traced_config(optim.Optimizer(name=name, learning_rate=RATE))
     )
-    close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_by_name(name) -> None:
-    numbers = {"piecewise": dict(milestones=(0.25, 0.5), factor=0.3), "restarts": dict(cycles=2, growth=2.0)}
-    config = optim.Optimizer(schedule=name, learning_rate=0.3, warmup=0.25, **numbers.get(name, {}))
-    rate = optim.schedule(config, 12)
-    wanted = SCHEDULES[name](0.3, 12, warmup=0.25, **numbers.get(name, {}))
+def test_a_schedule_is_the_function_of_its_name(name) -> None:
+    hyperparameters = {
+        "piecewise": dict(milestones=(0.25, 0.5), factor=0.3),
+        "restarts": dict(num_cycles=2, cycle_growth=2.0),
+    }
+    config = optim.Optimizer(schedule=name, learning_rate=0.3, warmup_fraction=0.25, **hyperparameters.get(name, {}))
+    rate = optim.build_schedule(config, 12)
+    expected = SCHEDULES[name](0.3, 12, warmup_fraction=0.25, **hyperparameters.get(name, {}))
     counts = jnp.arange(12)
-    np.testing.assert_array_equal(jax.vmap(rate)(counts), jax.vmap(wanted)(counts))
+    np.testing.assert_array_equal(jax.vmap(rate)(counts), jax.vmap(expected)(counts))
 
 
-def test_names_are_those_of_the_tables() -> None:
+def test_names_of_the_config_are_those_of_the_tables() -> None:
     hints = field_types(optim.Optimizer)
     assert hints["name"].__args__ == tuple(RULES)
     assert hints["schedule"].__args__ == tuple(SCHEDULES)
     assert BY_HAND.keys() == RULES.keys()
 
 
-def test_decay_acts_on_kernels_alone_stacked_or_not() -> None:
-    assert optim.decayed(PARAMS) == KERNELS
+def test_weight_decay_acts_on_kernels_only_whether_stacked_or_not() -> None:
+    assert optim.decay_mask(PARAMS) == KERNELS
     for scan in (False, True):
         model = models.ViT(3, depth=2, width=8, num_heads=2, scan_layers=scan)
         params = jax.eval_shape(lambda model=model: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))["params"]
-        acts = jax.tree_util.tree_leaves_with_path(optim.decayed(params))
+        acts = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params))
         names = {path[-1].key for path, leaf in acts if leaf}
         left = {path[-1].key for path, leaf in acts if not leaf}
         assert names == {"kernel", "positions", "class_token"}
@@ -173,11 +187,11 @@ def test_biases_do_not_decay() -> None:
     still = jax.tree.map(jnp.zeros_like, PARAMS)
     optimizer = optim.build(optim.Optimizer(name="adamw", learning_rate=0.5, weight_decay=0.5), 3)
     updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
-    wanted = jax.tree.map(lambda p, acts: -0.25 * p if acts else 0 * p, PARAMS, KERNELS)
-    close(updates, wanted)
+    expected = jax.tree.map(lambda p, acts: -0.25 * p if acts else 0 * p, PARAMS, KERNELS)
+    assert_close(updates, expected)
 
 
-def test_clipping() -> None:
+def test_gradients_are_clipped_by_value_or_by_norm() -> None:
     gradients = jax.tree.map(lambda p: 3.0 * jnp.ones_like(p), PARAMS)
 
     def norm(**clip):
@@ -185,12 +199,12 @@ def test_clipping() -> None:
         return optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[0]
 
     assert float(optax.tree.norm(norm(clip_norm=0.5))) == pytest.approx(0.5)
-    close(norm(clip_value=0.2), jax.tree.map(lambda p: jnp.full_like(p, -0.2), PARAMS))
-    close(norm(clip_norm=1e6), jax.tree.map(jnp.negative, gradients))
+    assert_close(norm(clip_value=0.2), jax.tree.map(lambda p: jnp.full_like(p, -0.2), PARAMS))
+    assert_close(norm(clip_norm=1e6), jax.tree.map(jnp.negative, gradients))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_accumulation_equals_the_larger_batch(name) -> None:
+def test_accumulated_steps_equal_the_larger_batch(name) -> None:
     batch = jnp.asarray(np.random.RandomState(1).randn(24, 5), jnp.float32)
     config = optim.Optimizer(name=name, learning_rate=0.1, schedule="linear", weight_decay=0.1, clip_norm=0.5)
 
@@ -205,26 +219,34 @@ def test_accumulation_equals_the_larger_batch(name) -> None:
         parts = batch.reshape(-1, size, 5)
         return jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), parts)[0][0]
 
-    wanted = jax.jit(lambda config: run(config, 8))(traced(config))
-    found = jax.jit(lambda config: run(config, 2))(traced(dataclasses.replace(config, accumulate=4)))
-    close(found, wanted, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(found["Dense_0"]["kernel"], PARAMS["Dense_0"]["kernel"])
+    expected = jax.jit(lambda config: run(config, 8))(traced_config(config))
+    actual = jax.jit(lambda config: run(config, 2))(traced_config(dataclasses.replace(config, accumulate_steps=4)))
+    assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(actual["Dense_0"]["kernel"], PARAMS["Dense_0"]["kernel"])
 
 
-def test_wrong_fields_are_refused() -> None:
+def test_wrong_fields_are_errors_that_name_them() -> None:
     with pytest.raises(ConfigError, match="Optimizer.name: .*'adammw'.*did you mean 'adamw'"):
         optim.Optimizer(name="adammw")
     with pytest.raises(ConfigError, match="Optimizer.schedule: .*did you mean 'cosine'"):
         optim.Optimizer(schedule="cosin")
     with pytest.raises(ConfigError, match="'learning_rat'; did you mean 'learning_rate'"):
         optim.Optimizer(learning_rat=1.0)
-    with pytest.raises(ConfigError, match="Optimizer.beta1: the optimizer 'momentum' has no such number .*momentum"):
+    with pytest.raises(ConfigError, match="Optimizer.beta1: the optimizer 'momentum' has no such field .*momentum"):
         optim.build(optim.Optimizer(name="momentum", beta1=0.9), 3)
-    with pytest.raises(ConfigError, match="Optimizer.power: the schedule 'cosine' has no such.*final, warmup"):
+    with pytest.raises(
+        ConfigError, match="Optimizer.power: the schedule 'cosine' has no such.*final_fraction, warmup_fraction"
+    ):
         optim.build(optim.Optimizer(schedule="cosine", power=2.0), 3)
-    with pytest.raises(ConfigError, match="Optimizer.final: the schedule 'constant' has no such"):
-        optim.build(optim.Optimizer(final=0.1), 3)
-    for field, value in [("learning_rate", -1.0), ("warmup", 1.5), ("beta2", -0.1), ("accumulate", 0), ("cycles", 0)]:
+    with pytest.raises(ConfigError, match="Optimizer.final_fraction: the schedule 'constant' has no such"):
+        optim.build(optim.Optimizer(final_fraction=0.1), 3)
+    for field, value in [
+        ("learning_rate", -1.0),
+        ("warmup_fraction", 1.5),
+        ("beta2", -0.1),
+        ("accumulate_steps", 0),
+        ("num_cycles", 0),
+    ]:
         with pytest.raises(ConfigError, match=f"Optimizer.{field}: .*out of range.*must be"):
             optim.Optimizer(**{field: value})
     with pytest.raises(ConfigError, match=r"Optimizer.milestones: 2.0 is out of range"):
@@ -237,7 +259,9 @@ def test_wrong_fields_are_refused() -> None:
 class Config(foldax.Training):
     steps: int = 12
     log_every: int = 4
-    optimizer: optim.Optimizer = optim.Optimizer(learning_rate=3e-3, schedule="cosine", warmup=0.1, clip_norm=1.0)
+    optimizer: optim.Optimizer = optim.Optimizer(
+        learning_rate=3e-3, schedule="cosine", warmup_fraction=0.1, clip_norm=1.0
+    )
 
 
 def dataset(config):
@@ -251,12 +275,14 @@ def learner(config, info):
 nested = foldax.Experiment(Config, learner, dataset, name="nested")
 
 
-def test_an_experiment_trains_with_it_and_runs_again_without_a_new_program() -> None:
+def test_an_experiment_trains_with_a_nested_optimizer_and_runs_again_without_a_new_program() -> None:
     first = foldax.train(nested, Config(), save=False, verbose=False)
     rate = dataclasses.replace(Config().optimizer, learning_rate=0.1)
     second = foldax.train(nested, Config(optimizer=rate), save=False, verbose=False)
     assert second.metrics["train"]["loss"] < first.metrics["train"]["loss"]
-    assert jax.tree.structure(for_learner(Config())) == jax.tree.structure(for_learner(Config(optimizer=rate)))
+    assert jax.tree.structure(without_driver_fields(Config())) == jax.tree.structure(
+        without_driver_fields(Config(optimizer=rate))
+    )
 
 
 def test_the_command_line_sets_its_fields(capsys) -> None:
@@ -273,19 +299,27 @@ def test_the_command_line_sets_its_fields(capsys) -> None:
         cli.parse_config(nested, ["--optimizer.name", "adanw"])
     with pytest.raises(SystemExit):
         cli.parse_config(nested, ["--help"])
-    said = capsys.readouterr().out
-    assert "--optimizer.learning-rate FLOAT" in said
-    assert "The highest rate of the schedule" in " ".join(said.replace("│", " ").split())
+    text = capsys.readouterr().out
+    assert "--optimizer.learning-rate FLOAT" in text
+    assert "Peak of the learning-rate schedule" in " ".join(text.replace("│", " ").split())
 
 
 def test_a_sweep_varies_its_fields_in_one_program_for_each_name() -> None:
-    texts = ["--optimizer.learning-rate", "1e-3", "1e-2", "--optimizer.name", "sgd", "adamw", "--optimizer.final=0.5"]
-    config, space = command._space(nested, {"optimizer.warmup": "uniform:0:0.5"}, texts, 1)
-    assert config.optimizer.final == 0.5
-    drawn = member_configs(config, points(space, samples=5), seeds=1)
-    assert len({one.optimizer.warmup for one in drawn}) == 5
-    del space["optimizer.warmup"]
-    assert len({structure(one) for one in member_configs(config, points(space), seeds=2)}) == 2
+    texts = [
+        "--optimizer.learning-rate",
+        "1e-3",
+        "1e-2",
+        "--optimizer.name",
+        "sgd",
+        "adamw",
+        "--optimizer.final-fraction=0.5",
+    ]
+    config, space = command._split_space(nested, {"optimizer.warmup_fraction": "uniform:0:0.5"}, texts, 1)
+    assert config.optimizer.final_fraction == 0.5
+    sampled = member_configs(config, enumerate_overrides(space, samples=5), seeds=1)
+    assert len({one.optimizer.warmup_fraction for one in sampled}) == 5
+    del space["optimizer.warmup_fraction"]
+    assert len({structure(one) for one in member_configs(config, enumerate_overrides(space), seeds=2)}) == 2
     swept = foldax.sweep(nested, {"optimizer.learning_rate": [1e-4, 1e-1]}, config=Config(), save=False, verbose=False)
-    assert swept.facts["programs"] <= 1  # none where the process has it already
+    assert swept.metadata["programs"] <= 1  # none where the process has it already
     assert swept.results["train/loss"].nunique() == 2

@@ -1,4 +1,4 @@
-"""Figures: counts are right and everything renders."""
+"""Figures: every one renders, and counts, labels and intervals are right."""
 
 import warnings
 
@@ -9,23 +9,23 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from foldax.plots import common
+from foldax import plots
 
 CLASSES = st.integers(2, 6)
 
 
 @given(CLASSES.flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2), min_size=1))))
-def test_confusion_counts_are_those_of_sklearn(given) -> None:
-    num_classes, pairs = given
+def test_confusion_counts_equal_those_of_scikit_learn(example) -> None:
+    num_classes, pairs = example
     targets, predictions = np.array(pairs).T
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = metrics.confusion_matrix(targets, predictions, labels=range(num_classes))
-    np.testing.assert_array_equal(common.confusion_counts(targets, predictions, num_classes), expected)
+    np.testing.assert_array_equal(plots.confusion_counts(targets, predictions, num_classes), expected)
 
 
 def test_confusion_as_text_has_a_row_per_class() -> None:
-    text = common.confusion_text(np.array([0, 0, 1]), np.array([0, 1, 1]), ["cat", "dog"])
+    text = plots.confusion_text(np.array([0, 0, 1]), np.array([0, 1, 1]), ["cat", "dog"])
     assert [line.split() for line in text.splitlines()] == [
         ["true", "\\", "predicted", "cat", "dog"], ["cat", "1", "1"], ["dog", ".", "1"],
     ]  # fmt: skip
@@ -40,26 +40,26 @@ IMAGES = np.linspace(0, 1, 12 * 64).reshape(12, 8, 8)
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
 
 FIGURES = {
-    "learning curves": lambda: common.learning_curves(HISTORY),
-    "one point": lambda: common.learning_curves(HISTORY[:1]),
-    "losses below zero": lambda: common.learning_curves([{"step": s, "split": "train", "loss": -s} for s in (1, 50)]),
-    "confusion": lambda: common.confusion_matrix(np.arange(3), np.array([0, 2, 2]), NAMES),
-    "a class without examples": lambda: common.confusion_matrix(np.zeros(3, int), np.zeros(3, int), NAMES),
-    "ROC": lambda: common.roc_curve(np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4]), "net"),
-    "grey images": lambda: common.image_grid(IMAGES, ["Ankle boot taken for T-shirt/top"] * 12, title="wrong"),
-    "colour images": lambda: common.image_grid(np.repeat(IMAGES[..., None], 3, axis=-1), columns=5),
-    "one channel": lambda: common.image_grid(IMAGES[:1, ..., None], ["one"]),
-    "rows": lambda: common.image_rows(IMAGES.reshape(2, 6, 8, 8, 1), ["one", "two"], "abcdef", "title"),
-    "rows in colour": lambda: common.image_rows(np.repeat(IMAGES.reshape(2, 6, 8, 8, 1), 3, axis=-1)),
-    "neighbours": lambda: common.neighbours(IMAGES[:4, ..., None], IMAGES[4:8, ..., None], np.arange(4)),
-    "members": lambda: common.members(IMAGES, np.arange(12) % 3, np.arange(12.0), columns=3),
-    "members of one cluster": lambda: common.members(IMAGES[..., None], np.zeros(12, int)),
-    "embeddings": lambda: common.embeddings(
+    "learning curves": lambda: plots.learning_curves(HISTORY),
+    "one point": lambda: plots.learning_curves(HISTORY[:1]),
+    "losses below zero": lambda: plots.learning_curves([{"step": s, "split": "train", "loss": -s} for s in (1, 50)]),
+    "confusion": lambda: plots.confusion_matrix(np.arange(3), np.array([0, 2, 2]), NAMES),
+    "a class without examples": lambda: plots.confusion_matrix(np.zeros(3, int), np.zeros(3, int), NAMES),
+    "ROC": lambda: plots.roc_curve(np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.6, 0.4]), "net"),
+    "grey images": lambda: plots.image_grid(IMAGES, ["Ankle boot as T-shirt/top"] * 12, title="misclassified"),
+    "colour images": lambda: plots.image_grid(np.repeat(IMAGES[..., None], 3, axis=-1), columns=5),
+    "one channel": lambda: plots.image_grid(IMAGES[:1, ..., None], ["one"]),
+    "rows": lambda: plots.image_rows(IMAGES.reshape(2, 6, 8, 8, 1), ["one", "two"], "abcdef", "title"),
+    "rows in colour": lambda: plots.image_rows(np.repeat(IMAGES.reshape(2, 6, 8, 8, 1), 3, axis=-1)),
+    "nearest neighbours": lambda: plots.nearest_neighbors(IMAGES[:4, ..., None], IMAGES[4:8, ..., None], np.arange(4)),
+    "cluster members": lambda: plots.cluster_members(IMAGES, np.arange(12) % 3, np.arange(12.0), columns=3),
+    "members of one cluster": lambda: plots.cluster_members(IMAGES[..., None], np.zeros(12, int)),
+    "embeddings": lambda: plots.embeddings(
         np.random.RandomState(0).randn(30, 3),
         {"by cluster": (np.arange(30), None), "by class": (np.arange(30) % 3, NAMES)},
     ),
-    "few codes": lambda: common.embedding(np.eye(3)),
-    "no images": lambda: common.image_grid(IMAGES[:0]),
+    "few points": lambda: plots.embedding(np.eye(3)),
+    "no images": lambda: plots.image_grid(IMAGES[:0]),
 }
 
 
@@ -78,44 +78,44 @@ def test_learning_curves_have_an_axis_per_metric_and_a_line_per_split() -> None:
     assert [len(axis.lines) for axis in axes] == [2, 1, 1, 1]
 
 
-def test_coverage_is_what_a_normal_distribution_holds() -> None:
-    """Against SciPy's interval, at targets a little inside and a little outside of it."""
+def test_interval_coverage_equals_that_of_a_normal_distribution() -> None:
+    """Against SciPy's interval, at targets slightly inside and slightly outside."""
     low, high = stats.norm.interval(0.9, loc=2.0, scale=3.0)
     targets, mean, std = np.array([low + 1e-6, low - 1e-6, high - 1e-6, high + 1e-6]), np.full(4, 2.0), np.full(4, 3.0)
-    assert common.coverage(targets, mean, std, 0.9) == 0.5
-    assert common.coverage(targets, mean, std, 0.91) == 1.0
+    assert plots.interval_coverage(targets, mean, std, 0.9) == 0.5
+    assert plots.interval_coverage(targets, mean, std, 0.91) == 1.0
 
 
 def lines_of(axis) -> dict[str, np.ndarray]:
     return {line.get_label(): np.asarray(line.get_xydata()) for line in axis.get_lines()}
 
 
-def test_intervals_are_sorted_and_tell_what_is_outside() -> None:
+def test_prediction_intervals_are_sorted_and_mark_the_targets_outside() -> None:
     targets, mean, std = np.array([5.0, 0.0, 1.0]), np.array([2.0, 0.0, 1.0]), np.ones(3)
-    axis = common.intervals(targets, mean, std, unit="mm").axes[0]
+    axis = plots.prediction_intervals(targets, mean, std, unit="mm").axes[0]
     lines = lines_of(axis)
-    assert axis.get_title() == "66.7% of 3 inside"
+    assert axis.get_title() == "66.7% of 3 targets inside"
     np.testing.assert_array_equal(lines["inside: 2"], [[0, 0], [1, 1]])
     np.testing.assert_array_equal(lines["outside: 1"], [[2, 5]])
     assert axis.get_ylabel() == "mm"
 
 
-def test_calibration_draws_the_diagonal_for_what_is_calibrated() -> None:
+def test_the_calibration_curve_of_calibrated_predictions_is_the_diagonal() -> None:
     random = np.random.default_rng(0)
     mean, std = random.normal(size=(4_000, 2)), random.uniform(1, 2, (4_000, 2))
     targets = mean + std * random.normal(size=mean.shape)
-    drawn = {"right": (targets, mean, std), "too sure": (targets, mean, std / 3)}
-    lines = lines_of(common.calibration(drawn, independent=4_000).axes[0])
-    np.testing.assert_allclose(lines["right"][:, 1], lines["right"][:, 0], atol=0.03)
-    assert (lines["too sure"][5:, 1] < lines["too sure"][5:, 0] - 0.05).all()
+    predictions = {"calibrated": (targets, mean, std), "overconfident": (targets, mean, std / 3)}
+    lines = lines_of(plots.calibration_curve(predictions, independent=4_000).axes[0])
+    np.testing.assert_allclose(lines["calibrated"][:, 1], lines["calibrated"][:, 0], atol=0.03)
+    assert (lines["overconfident"][5:, 1] < lines["overconfident"][5:, 0] - 0.05).all()
 
 
-def test_fans_stand_where_they_were_forecast() -> None:
+def test_forecast_fans_start_at_their_first_step() -> None:
     years = np.arange(1990, 2000).astype(str).astype("datetime64[Y]")
     fans = [(4, np.array([1.0, 2.0]), np.ones(2)), (7, np.array([3.0, 4.0]), np.ones(2))]
-    figure = common.forecast_fans(years, np.arange(10.0), fans, "title", "ppm", naive=np.array([[5, 6], [7, 8]]))
-    drawn = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].get_lines()]
-    assert [1.0, 2.0] in drawn
-    assert [7.0, 8.0] in drawn
+    figure = plots.forecast_fans(years, np.arange(10.0), fans, "title", "ppm", naive=np.array([[5, 6], [7, 8]]))
+    lines = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].get_lines()]
+    assert [1.0, 2.0] in lines
+    assert [7.0, 8.0] in lines
     assert len(figure.axes[0].collections) == 4  # two intervals of each
     figure.canvas.draw()

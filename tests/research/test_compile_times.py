@@ -1,4 +1,4 @@
-"""Compile times of deep and shallow networks: what is compiled, and what is made of the seconds."""
+"""Compile times of deep and shallow networks: the compiled networks, and the statistics of the seconds."""
 
 import importlib.util
 from typing import Any
@@ -18,7 +18,7 @@ def study() -> Any:
     return module
 
 
-def test_networks_are_those_that_are_named(study):
+def test_networks_have_the_sizes_their_names_say(study):
     counts = {case.name: parameter_count(case.model, case.inputs) for case in study.CASES}
     assert counts["ResNet-56"] == 853_018
     assert counts["ResNet-1001"] == 10_327_706
@@ -26,7 +26,7 @@ def test_networks_are_those_that_are_named(study):
     assert counts["Transformer, 200 layers"] - counts["Transformer, 4 layers"] == 196 * block
 
 
-def test_every_round_compiles_anew_and_leaves_the_cache_as_it_was(study):
+def test_every_round_recompiles_and_restores_the_cache_setting(study):
     tokens = jax.ShapeDtypeStruct((2, 4), "int32")
     small = [
         study.Case("shallow", study.models.Transformer(8, 8, 8, 1, 2, causal=True, scan_layers=True), tokens, None),
@@ -44,7 +44,7 @@ def test_every_round_compiles_anew_and_leaves_the_cache_as_it_was(study):
     assert study.table(small, found).row_count == 2
 
 
-def test_ratios_are_medians_of_rounds(study):
+def test_ratios_are_medians_over_rounds(study):
     cases = [study.Case("a", None, None, None), study.Case("b", None, None, "a")]
     found = {"a": [(1.0, 1.0), (1.0, 3.0), (2.0, 2.0)], "b": [(1.0, 3.0), (2.0, 2.0), (3.0, 3.0)]}
     assert study.ratios(cases, found) == {"b": 1.5}

@@ -1,4 +1,4 @@
-"""The study of searches: its table is whole, and what it says of the best is in the sweeps."""
+"""The study of searches: its table is complete, and its best members are those of the sweeps."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,9 @@ def study() -> Any:
     return module
 
 
-def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quick_study_is_complete_and_resumes(
+    study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     study.main(arguments)
     written = (tmp_path / "out" / "results.csv").read_text()
@@ -31,7 +33,7 @@ def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Path, capsys
     for row in table.to_dict("records"):
         results = pandas.read_parquet(tmp_path / "runs" / f"{row['search']}-{row['repetition']}" / "results.parquet")
         finished = results[results["status"] == "finished"]
-        assert row["best"] == pytest.approx(finished[study.METRIC].min(), rel=1e-5)
+        assert row["best_validation_loss"] == pytest.approx(finished[study.METRIC].min(), rel=1e-5)
         assert row["member_steps"] == results["steps_done"].sum()
     steps = table.groupby("search")["member_steps"].mean()
     assert steps["grid"] == study.QUICK.steps * np.prod(study.QUICK.values)
@@ -42,7 +44,7 @@ def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Path, capsys
     assert "| pbt | 3 |" in capsys.readouterr().out
 
 
-def test_the_full_study_compares_half_of_the_grids_steps(study: Any) -> None:
+def test_the_full_study_gives_the_population_half_of_the_steps_of_the_grid(study: Any) -> None:
     sizes = study.Sizes()
     grid = study.grid(sizes)
     assert [len(values) for values in grid.values()] == list(sizes.values)

@@ -1,4 +1,4 @@
-"""The study of transfer: its table is whole, and each cell is what validated best in the sweep."""
+"""The study of transfer: its table is complete, and each cell is the setting with the best validation accuracy."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,9 @@ def study() -> Any:
     return module
 
 
-def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_quick_study_is_complete_and_resumes(
+    study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     study.main(arguments)
     written = (tmp_path / "out" / "results.csv").read_text()
@@ -33,10 +35,10 @@ def test_the_quick_study_is_whole_and_goes_on(study: Any, tmp_path: Path, capsys
     assert (table["seeds"] == study.QUICK.seeds).all()
     results = pandas.read_parquet(tmp_path / "runs" / "sweep" / "results.parquet")
     assert len(results) == 4 * study.QUICK.seeds
-    assert results["group"].nunique() == 2  # frozen or not: where parameters come from makes no program
+    assert results["group"].nunique() == 2  # frozen or not: initial parameters need no program of their own
     scratch = results[results["init_from"].isna() & ~results["frozen"]]
     row = table.set_index("method").loc["from scratch"]
-    assert row["middle"] == pytest.approx(scratch["test/accuracy"].mean(), rel=1e-5)
+    assert row["test_accuracy"] == pytest.approx(scratch["test/accuracy"].mean(), rel=1e-5)
     assert (tmp_path / "out" / "transfer.png").read_bytes().startswith(b"\x89PNG")
     study.main(arguments)
     assert (tmp_path / "out" / "results.csv").read_text() == written
@@ -56,12 +58,12 @@ def test_rates_are_chosen_by_validation_and_gains_are_paired_by_seed(study: Any)
         ("runs/zero_to_four", 0.2, 1, np.nan, np.nan),
     ]:
         scores = {"validation/accuracy": validation, "test/accuracy": test}
-        cell = {"init_from": path, "frozen": False, "per_class": 5, "learning_rate": rate, "depth_decay": 1.0}
+        cell = {"init_from": path, "frozen": False, "examples_per_class": 5, "learning_rate": rate, "layer_decay": 1.0}
         status = "not finite" if np.isnan(test) else "finished"
         rows.append({**cell, **scores, "seed": seed, "status": status})
     table = study.choose(pandas.DataFrame(rows)).set_index("method")
     scratch, tuned = table.loc["from scratch"], table.loc["fine-tuning"]
-    assert (scratch["learning_rate"], scratch["middle"], scratch["lost"]) == (0.1, pytest.approx(0.5), 0)
-    assert (tuned["learning_rate"], tuned["middle"], tuned["lost"]) == (0.1, pytest.approx(0.65), 1)
-    assert tuned["gain_middle"] == pytest.approx(0.15)
+    assert (scratch["learning_rate"], scratch["test_accuracy"], scratch["not_finite"]) == (0.1, pytest.approx(0.5), 0)
+    assert (tuned["learning_rate"], tuned["test_accuracy"], tuned["not_finite"]) == (0.1, pytest.approx(0.65), 1)
+    assert tuned["gain"] == pytest.approx(0.15)
     assert (scratch["gain_low"], scratch["gain_high"]) == (0, 0)

@@ -1,4 +1,4 @@
-"""The study of vanishing gradients: its tables are whole, and its gradients are those of the network by hand."""
+"""The study of vanishing gradients: its tables are complete, and its gradients are those of the network by hand."""
 
 import contextlib
 import importlib.util
@@ -28,7 +28,7 @@ def study() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a quick study has written everything."""
+    """The folder of a quick study."""
     path = tmp_path_factory.mktemp("study")
     study.main(["--quick", "--runs", str(path / "runs"), "--out", str(path / "out")])
     return path
@@ -46,13 +46,13 @@ def test_tables_have_every_cell_once(study: Any, folder: Path) -> None:
         assert sorted(table[study.CELL].itertuples(index=False, name=None)) == sorted(cells(grid, study))
     results, gradients = (pandas.read_csv(folder / "out" / f"{name}.csv") for name in ("results", "gradients"))
     assert (results["seeds"] == grid.seeds).all()
-    assert results["middle"].between(results["min"], results["max"]).all()
+    assert results["test_accuracy"].between(results["min"], results["max"]).all()
     assert set(results["learning_rate"]) <= set(grid.learning_rates)
     for (*_, depth), rows in gradients.groupby(study.CELL):
         assert list(rows["layer"]) == list(range(1, depth + 2))
 
 
-def test_figures_are_there(folder: Path) -> None:
+def test_figures_are_written(folder: Path) -> None:
     names = {path.stem for path in (folder / "out").glob("*.png") if path.read_bytes().startswith(b"\x89PNG")}
     assert names == {"gradient_by_layer", "gradient_ratio", "accuracy", "cures"}
 
@@ -70,15 +70,15 @@ def norms(study: Any, seeds: int = 2, **fields: Any) -> tuple[np.ndarray, Any, A
     config = study.Config(**fields)
     dataset = study.dataset(config)
     batch = {name: values[:32] for name, values in dataset.train.examples().items()}
-    found = study.gradient_norms(config, jnp.arange(seeds), batch, dataset.info)
-    return np.asarray(found), config, dataset.info, batch
+    actual = study.gradient_norms(config, jnp.arange(seeds), batch, dataset.info)
+    return np.asarray(actual), config, dataset.info, batch
 
 
 @pytest.mark.parametrize(("activation", "function", "depth"), [("tanh", jnp.tanh, 1), ("sigmoid", jax.nn.sigmoid, 4)])
 def test_gradient_norms_are_those_of_the_network_by_hand(
     study: Any, activation: str, function: Any, depth: int
 ) -> None:
-    found, config, info, batch = norms(study, seeds=1, depth=depth, activation=activation)
+    actual, config, info, batch = norms(study, seeds=1, depth=depth, activation=activation)
     inputs = (batch["inputs"].astype(jnp.float32) - info.mean[0]) / info.std[0]
     params = study.network(config, info).init(jax.random.key(0), inputs)["params"]
     first, last = params["Dense_0"]["kernel"], params["Dense_1"]["kernel"]
@@ -92,11 +92,11 @@ def test_gradient_norms_are_those_of_the_network_by_hand(
         return -jnp.take_along_axis(scores, batch["targets"][:, None], axis=1).mean()
 
     by_hand = [float(jnp.sqrt((gradient**2).sum())) for gradient in jax.grad(loss)(kernels)]
-    np.testing.assert_allclose(found[0], by_hand, rtol=2e-4)
+    np.testing.assert_allclose(actual[0], by_hand, rtol=2e-4)
 
 
 def test_known_gradients_of_deep_networks(study: Any) -> None:
-    """A sigmoid's slope is at most 1/4, so 16 layers lose at least nine orders; He's ReLU loses none."""
+    """The slope of a sigmoid is at most 1/4, so 16 layers lose at least eight orders of magnitude; He's ReLU none."""
     he = study.INITIALIZERS["he"]
     sigmoid, *_ = norms(study, depth=16, activation="sigmoid")
     relu, *_ = norms(study, depth=16, activation="relu", inverse_variance=he)
@@ -106,7 +106,7 @@ def test_known_gradients_of_deep_networks(study: Any) -> None:
     np.testing.assert_allclose(np.median(steps), 4.0, rtol=0.25)
 
 
-def test_norms_below_the_square_root_of_float32_are_no_zeros(study: Any) -> None:
+def test_norms_whose_squares_underflow_float32_are_not_zero(study: Any) -> None:
     tree = {name: {"kernel": jnp.full((3, 4), 1e-30)} for name in ("Dense_0", "Dense_1")}
     np.testing.assert_allclose(study.kernel_norms(tree), 1e-30 * np.sqrt(12), rtol=1e-6)
     zero = jax.tree.map(jnp.zeros_like, tree)
@@ -126,7 +126,7 @@ def members(rows: list[tuple[float, str, float, float]]) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=columns).assign(**cell)
 
 
-def test_learning_rate_is_chosen_by_validation_and_what_diverged_counts_as_a_guess(study: Any) -> None:
+def test_learning_rate_is_chosen_by_validation_and_divergence_counts_as_a_guess(study: Any) -> None:
     table = members(
         [
             (0.1, "finished", 0.8, 0.9),
@@ -139,14 +139,14 @@ def test_learning_rate_is_chosen_by_validation_and_what_diverged_counts_as_a_gue
     )
     (row,) = study.choose(table).to_dict("records")
     assert row["learning_rate"] == 0.1
-    assert (row["middle"], row["min"], row["max"]) == (pytest.approx(0.8), 0.7, 0.9)
+    assert (row["test_accuracy"], row["min"], row["max"]) == (pytest.approx(0.8), 0.7, 0.9)
     assert (row["seeds"], row["not_finite"]) == (2, 0)
     (row,) = study.choose(table[table["learning_rate"] == 0.5]).to_dict("records")
-    assert row["middle"] == pytest.approx((1.0 + CHANCE) / 2)
+    assert row["test_accuracy"] == pytest.approx((1.0 + CHANCE) / 2)
     assert row["not_finite"] == 1
 
 
-def test_help_says_what_the_options_do(study: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_options(study: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         study.main(["--help"])
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Worlds so small that everything of them is known."""
+"""Environments so small that the best policy and its values are known."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from foldax.rl import Box, Discrete, Environment, Step
 
 
 def counter(length: int = 3, truncates: bool = False, start: int = 0, reward: float | None = None) -> Environment:
-    """Counts its steps; an episode ends after `length`, for good or cut off. A step is worth `reward`, or the count."""
+    """Shows the number of steps so far; terminates or truncates after `length`. The reward is `reward`, or that number."""
 
     def reset(key):
         return jnp.int32(start), jnp.full(1, start, jnp.float32)
 
     def step(key, state, action):
         count = state + 1
-        over = count >= start + length
-        end = (jnp.bool_(False), over) if truncates else (over, jnp.bool_(False))
-        worth = count.astype(jnp.float32) if reward is None else jnp.float32(reward)
-        return count, Step(count[None].astype(jnp.float32), worth, *end)
+        done = count >= start + length
+        ends = (jnp.bool_(False), done) if truncates else (done, jnp.bool_(False))
+        step_reward = count.astype(jnp.float32) if reward is None else jnp.float32(reward)
+        return count, Step(count[None].astype(jnp.float32), step_reward, *ends)
 
     return Environment(
         reset, step, Box(np.zeros(1, np.float32), np.full(1, np.inf, np.float32)), Discrete(2), "counter"
@@ -26,32 +26,32 @@ def counter(length: int = 3, truncates: bool = False, start: int = 0, reward: fl
 
 
 def choice() -> Environment:
-    """Asks three times for one of two actions, drawn anew; what is right is worth 1, seen at once, paid a step late."""
+    """Requests one of two actions at random, three times; the right one has reward 1, a step late."""
 
-    def seen(state):
-        asked, time, owed = state
-        return jnp.stack([asked * 2.0 - 1.0, time / 2.0 - 1.0, owed])
+    def observe(state):
+        requested, time, pending = state
+        return jnp.stack([requested * 2.0 - 1.0, time / 2.0 - 1.0, pending])
 
     def reset(key):
         state = jax.random.randint(key, (), 0, 2).astype(jnp.float32), jnp.float32(0), jnp.float32(0)
-        return state, seen(state)
+        return state, observe(state)
 
     def step(key, state, action):
-        asked, time, owed = state
-        right = jnp.where((action == asked) & (time < 3), 1.0, 0.0)
-        after = jax.random.randint(key, (), 0, 2).astype(jnp.float32), time + 1, right
-        return after, Step(seen(after), owed, time >= 3, jnp.bool_(False))
+        requested, time, pending = state
+        earned = jnp.where((action.astype(jnp.float32) == requested) & (time < 3), 1.0, 0.0)
+        after = jax.random.randint(key, (), 0, 2).astype(jnp.float32), time + 1, earned
+        return after, Step(observe(after), pending, time >= 3, jnp.bool_(False))
 
     bounds = Box(np.full(3, -1, np.float32), np.full(3, 1, np.float32))
     return Environment(reset, step, bounds, Discrete(2), "choice")
 
 
 def continuous() -> Environment:
-    """Asks for half of the number that is seen, and takes the squared distance away."""
+    """The action should be half of the observation; the reward is minus the squared error."""
 
     def reset(key):
-        asked = jax.random.choice(key, jnp.array([-1.0, 1.0]))
-        return asked, asked[None]
+        target = jax.random.choice(key, jnp.array([-1.0, 1.0]))
+        return target, target[None]
 
     def step(key, state, action):
         after, observation = reset(key)
@@ -62,16 +62,16 @@ def continuous() -> Environment:
 
 
 def continuous_and_late() -> Environment:
-    """Asks as `continuous` does, but pays a step late, for what is seen then; the second action is for nothing."""
+    """As `continuous`, but the reward comes a step late; the second action has no effect."""
 
     def reset(key):
-        asked = jax.random.choice(key, jnp.array([-1.0, 1.0]))
-        return (asked, jnp.float32(0), jnp.int32(0)), jnp.stack([asked, jnp.float32(0)])
+        target = jax.random.choice(key, jnp.array([-1.0, 1.0]))
+        return (target, jnp.float32(0), jnp.int32(0)), jnp.stack([target, jnp.float32(0)])
 
     def step(key, state, action):
-        asked, owed, time = state
-        after = asked, -jnp.square(action[0] - asked / 2), time + 1
-        return after, Step(jnp.stack([jnp.float32(0), after[1]]), owed, time >= 1, jnp.bool_(False))
+        target, pending, time = state
+        after = target, -jnp.square(action[0] - target / 2), time + 1
+        return after, Step(jnp.stack([jnp.float32(0), after[1]]), pending, time >= 1, jnp.bool_(False))
 
     bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
     return Environment(
@@ -80,23 +80,23 @@ def continuous_and_late() -> Environment:
 
 
 def recall(length: int = 3) -> Environment:
-    """Shows a sign at first, and asks for it at the last of `length` steps: worth 1 if it is right, else -1."""
+    """Shows a cue at first, and asks for it at the last of `length` steps: reward 1 for the right action, else -1."""
 
-    def seen(state):
-        sign, time = state
+    def observe(state):
+        cue, time = state
         asks = (time == length - 1).astype(jnp.float32)
-        return jnp.stack([jnp.where(time == 0, sign, 0.0), asks])
+        return jnp.stack([jnp.where(time == 0, cue, 0.0), asks])
 
     def reset(key):
         state = jax.random.choice(key, jnp.array([-1.0, 1.0])), jnp.int32(0)
-        return state, seen(state)
+        return state, observe(state)
 
     def step(key, state, action):
-        sign, time = state
-        right = jnp.where((action * 2.0 - 1.0) == sign, 1.0, -1.0)
-        after = sign, time + 1
-        over = time + 1 >= length
-        return after, Step(seen(after), jnp.where(over, right, 0.0), over, jnp.bool_(False))
+        cue, time = state
+        reward = jnp.where((action.astype(jnp.float32) * 2.0 - 1.0) == cue, 1.0, -1.0)
+        after = cue, time + 1
+        done = time + 1 >= length
+        return after, Step(observe(after), jnp.where(done, reward, 0.0), done, jnp.bool_(False))
 
     bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
     return Environment(reset, step, bounds, Discrete(2), "recall")

@@ -1,4 +1,4 @@
-"""Environments on the host: whose steps are told apart rightly, and which a learner is trained in as in any other."""
+"""Environments on the host: episodes end with their own observations, and learners train in them as in any other."""
 
 import functools
 import importlib.util
@@ -18,8 +18,8 @@ from foldax import laws, learners, models, rl
 from foldax.configuration import with_steps
 from foldax.errors import ConfigError, Interrupted, NonFiniteError
 from foldax.inference.play import play as play_run
-from foldax.inference.rollout import unpacked
-from foldax.rl.host_environment import Stage, play
+from foldax.inference.rollout import decompress_image
+from foldax.rl.host_environment import VectorEnvironment, collect_host_rollout
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'foldax[gymnasium]'")
 from gymnasium import spaces  # noqa: E402
@@ -27,31 +27,31 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
 
 class Numbered(gymnasium.Env):
-    """Sees 100 times its episode, plus the step in it; the episode ends after 3 steps. Copies end at different times."""
+    """Shows 100 times the number of its episode plus the step in it; an episode has 3 steps, or `late` more."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = spaces.Discrete(2, start=5)
 
     def __init__(self, truncates=False, late=0):
-        self.truncates, self.late, self.episode, self.taken = truncates, late, 0, []
+        self.truncates, self.late, self.episode, self.actions = truncates, late, 0, []
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.episode, self.time = self.episode + 1, 0
-        return self._seen(), {}
+        return self._observe(), {}
 
     def step(self, action):
-        self.taken.append(action)
+        self.actions.append(action)
         self.time += 1
-        over = self.time >= 3 + self.late
-        return self._seen(), float(self.time), over and not self.truncates, over and self.truncates, {}
+        done = self.time >= 3 + self.late
+        return self._observe(), float(self.time), done and not self.truncates, done and self.truncates, {}
 
-    def _seen(self):
+    def _observe(self):
         return np.array([100.0 * self.episode + self.time])
 
 
-class Asked(gymnasium.Env):
-    """Shows a number, and is worth 1 where the action is its sign; four times, then the episode is over."""
+class SignTask(gymnasium.Env):
+    """Shows a number, four times in an episode; the reward is 1 if the action is its sign."""
 
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Discrete(2)
@@ -59,20 +59,20 @@ class Asked(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.left = 4
-        return self._ask(), {}
+        self.remaining = 4
+        return self._show(), {}
 
     def step(self, action):
-        reward, self.left = float(action == (self.asked > 0)), self.left - 1
-        return self._ask(), reward, self.left == 0, False, {}
+        reward, self.remaining = float(action == (self.number > 0)), self.remaining - 1
+        return self._show(), reward, self.remaining == 0, False, {}
 
-    def _ask(self):
-        self.asked = self.np_random.choice([-1.0, 1.0])
-        return np.array([self.asked], np.float32)
+    def _show(self):
+        self.number = self.np_random.choice([-1.0, 1.0])
+        return np.array([self.number], np.float32)
 
 
-def vector(world, mode=AutoresetMode.SAME_STEP, **options):
-    return lambda count: SyncVectorEnv([lambda: world(**options)] * count, autoreset_mode=mode)
+def vector(make_env, mode=AutoresetMode.SAME_STEP, **options):
+    return lambda count: SyncVectorEnv([lambda: make_env(**options)] * count, autoreset_mode=mode)
 
 
 def numbered(mode=AutoresetMode.SAME_STEP, truncates=False, steps=4):
@@ -80,93 +80,95 @@ def numbered(mode=AutoresetMode.SAME_STEP, truncates=False, steps=4):
         each = [lambda late=late: Numbered(truncates, late) for late in range(count)]
         return SyncVectorEnv(each, autoreset_mode=mode)
 
-    return rl.host(make, "numbered", num_envs=2, rollout_steps=steps)
+    return rl.from_vector_env(make, "numbered", num_envs=2, rollout_steps=steps)
 
 
-def blocks(host, count, act=lambda inputs, number: np.zeros(len(inputs.observation), np.int32), seed=0, step=0):
-    """Returns the first blocks' batches on the host."""
+def batches(host, count, policy=lambda inputs, call: np.zeros(len(inputs.observation), np.int32), seed=0, step=0):
+    """The batches of the first blocks, as NumPy arrays."""
     source = host.train.blocks(seed, step)
     next(source)
-    return [source.send(act).data for _ in range(count)]
+    return [source.send(policy).data for _ in range(count)]
 
 
 @pytest.mark.parametrize("truncates", [False, True])
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED], ids=lambda mode: mode.name)
 def test_an_episode_ends_with_its_own_last_observation(mode, truncates):
-    first, second = (batch.seen for batch in blocks(numbered(mode, truncates), 2))
-    seen, after = (
+    first, second = (batch.transitions for batch in batches(numbered(mode, truncates), 2))
+    observation, next_observation = (
         np.concatenate([getattr(b, name) for b in (first, second)])[..., 0]
         for name in ("observation", "next_observation")
     )
-    over = np.concatenate([b.truncated if truncates else b.terminated for b in (first, second)])
-    np.testing.assert_array_equal(after, seen + 1)  # never the next episode's, which would be near 100 more
-    np.testing.assert_array_equal(seen[1:][~over[:-1]], after[:-1][~over[:-1]])
-    np.testing.assert_array_equal(seen[1:][over[:-1]] % 100, 0)
-    np.testing.assert_array_equal(over[:, 0], [0, 0, 1, 0, 0, 1, 0, 0])
-    np.testing.assert_array_equal(over[:, 1], [0, 0, 0, 1, 0, 0, 0, 1])
+    done = np.concatenate([b.truncated if truncates else b.terminated for b in (first, second)])
+    np.testing.assert_array_equal(next_observation, observation + 1)  # the next episode's would be near 100 more
+    np.testing.assert_array_equal(observation[1:][~done[:-1]], next_observation[:-1][~done[:-1]])
+    np.testing.assert_array_equal(observation[1:][done[:-1]] % 100, 0)
+    np.testing.assert_array_equal(done[:, 0], [0, 0, 1, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(done[:, 1], [0, 0, 0, 1, 0, 0, 0, 1])
     assert not np.any([b.terminated if truncates else b.truncated for b in (first, second)])
 
 
 def test_episodes_are_counted_when_they_end_across_blocks():
-    first, second = (batch.finished for batch in blocks(numbered(), 2))
+    first, second = (batch.episodes for batch in batches(numbered(), 2))
     np.testing.assert_array_equal(first.episode_return.total, [0, 0, 6, 10])
     np.testing.assert_array_equal(first.episode_return.count, [0, 0, 1, 1])
-    np.testing.assert_array_equal(second.episode_return.total, [0, 6, 0, 10])  # begun in the first block
+    np.testing.assert_array_equal(second.episode_return.total, [0, 6, 0, 10])  # started in the first block
     np.testing.assert_array_equal(second.episode_length.total, [0, 3, 0, 4])
 
 
-def test_a_limit_of_time_cuts_off_and_does_not_end():
+def test_a_time_limit_truncates_and_does_not_terminate():
     host = rl.gymnasium("CartPole-v1", num_envs=2, rollout_steps=12, max_episode_steps=5)
-    (batch,) = blocks(host, 1, lambda inputs, number: np.full(2, number % 2))
-    np.testing.assert_array_equal(np.flatnonzero(batch.seen.truncated[:, 0]), [4, 9])
-    assert not np.any(batch.seen.terminated)
-    assert host.info.actions == rl.Discrete(2)
-    assert host.info.observations.shape == (4,)
+    (batch,) = batches(host, 1, lambda inputs, call: np.full(2, call % 2))
+    np.testing.assert_array_equal(np.flatnonzero(batch.transitions.truncated[:, 0]), [4, 9])
+    assert not np.any(batch.transitions.terminated)
+    assert host.info.action_space == rl.Discrete(2)
+    assert host.info.observation_space.shape == (4,)
 
 
-def test_actions_count_from_the_spaces_start_and_stay_in_its_bounds():
-    stage = Stage(SyncVectorEnv([Numbered], autoreset_mode=AutoresetMode.SAME_STEP), "numbered", 0)
-    stage.step(np.array([1], np.int32))
-    assert stage.environments.envs[0].taken == [6]
+def test_actions_start_at_the_spaces_start_and_stay_in_its_bounds():
+    environments = VectorEnvironment(SyncVectorEnv([Numbered], autoreset_mode=AutoresetMode.SAME_STEP), "numbered", 0)
+    environments.step(np.array([1], np.int32))
+    assert environments.vector_env.envs[0].actions == [6]
     host = rl.gymnasium("Pendulum-v1", num_envs=1, rollout_steps=1)
-    given = []
+    received = []
 
     def make(count):
-        made = host.train.make(count)
-        step = made.step
-        made.step = lambda action: given.append(action) or step(action)
-        return made
+        vector_env = host.train.make(count)
+        step = vector_env.step
+        vector_env.step = lambda action: received.append(action) or step(action)
+        return vector_env
 
-    bold = rl.host(make, "bold", num_envs=1, rollout_steps=2)
-    (batch,) = blocks(bold, 1, lambda inputs, number: np.array([[7.0]], np.float32))
-    np.testing.assert_array_equal(given[0], [[2.0]])
-    np.testing.assert_array_equal(batch.seen.action[0], [[7.0]])  # what was drawn, whose probability is known
+    bold = rl.from_vector_env(make, "bold", num_envs=1, rollout_steps=2)
+    (batch,) = batches(bold, 1, lambda inputs, call: np.array([[7.0]], np.float32))
+    np.testing.assert_array_equal(received[0], [[2.0]])
+    np.testing.assert_array_equal(
+        batch.transitions.action[0], [[7.0]]
+    )  # the sampled action, whose log-probability is known
 
 
-def test_blocks_follow_from_the_seed_and_go_on_with_new_episodes():
+def test_blocks_depend_on_the_seed_and_resume_with_new_episodes():
     host = rl.gymnasium("CartPole-v1", num_envs=2, rollout_steps=3)
-    begin = {
-        (seed, step): np.asarray(blocks(host, 1, seed=seed, step=step)[0].seen.observation)
+    first = {
+        (seed, step): np.asarray(batches(host, 1, seed=seed, step=step)[0].transitions.observation)
         for seed in (0, 1)
         for step in (0, 5)
     }
-    np.testing.assert_array_equal(begin[0, 0], blocks(host, 1)[0].seen.observation)
-    starts = [copy for batch in begin.values() for copy in batch[0].tolist()]
-    assert len(np.unique(starts, axis=0)) == 8  # seeds, steps and copies all differ
+    np.testing.assert_array_equal(first[0, 0], batches(host, 1)[0].transitions.observation)
+    starts = [observation for batch in first.values() for observation in batch[0].tolist()]
+    assert len(np.unique(starts, axis=0)) == 8  # seeds, steps and environments all differ
 
 
-def test_calls_are_numbered_over_the_run():
-    numbers = []
+def test_calls_of_the_policy_are_numbered_over_the_run():
+    calls = []
     host = numbered(steps=3)
-    blocks(host, 2, lambda inputs, number: numbers.append(number) or np.zeros(2, np.int32), step=4)
-    assert numbers == [12, 13, 14, 15, 16, 17]
+    batches(host, 2, lambda inputs, call: calls.append(call) or np.zeros(2, np.int32), step=4)
+    assert calls == [12, 13, 14, 15, 16, 17]
 
 
 # -- runs ------------------------------------------------------------------------------------------
 
 
 @foldax.config
-class Config(foldax.Interaction):
+class Config(foldax.RLTraining):
     environment_steps: int = 12 * 16
     num_envs: int = 4
     rollout_steps: int = 4
@@ -176,28 +178,28 @@ class Config(foldax.Interaction):
 
 
 def learner(config, info):
-    model = models.ActorCritic(info.actions.num, hidden=(8,))
-    options = dict(num_envs=config.num_envs, rollout_steps=config.rollout_steps, minibatches=2)
-    surrogate = learners.Surrogate(entropy_weight=0.0, value_clip=None)
-    return learners.ppo(info, model, optax.adam(config.learning_rate), surrogate=surrogate, **options)
+    model = models.ActorCritic(info.action_space.num, hidden=(8,))
+    sizes = dict(num_envs=config.num_envs, rollout_steps=config.rollout_steps)
+    settings = learners.PPOSettings(num_minibatches=2, entropy_coefficient=0.0, value_clip_range=None)
+    return learners.ppo(info, model, optax.adam(config.learning_rate), settings, **sizes)
 
 
-def asked(config):
+def sign_task(config):
     sizes = dict(num_envs=config.num_envs, rollout_steps=config.rollout_steps, evaluation_episodes=6)
-    return rl.host(vector(Asked), "asked", **sizes)
+    return rl.from_vector_env(vector(SignTask), "sign_task", **sizes)
 
 
-experiment = foldax.Experiment(Config, learner, asked, name="asked")
+experiment = foldax.Experiment(Config, learner, sign_task, name="sign_task")
 
 
-def test_a_world_on_the_host_is_solved():
+def test_a_host_environment_is_solved():
     result = foldax.train(experiment, with_steps(Config(checkpoint_every=0), 80), save=False, verbose=False)
     assert result.metrics["test"] == {"return": 4.0, "length": 4.0, "finished": 1.0}
     assert result.metrics["train"]["length"] == 4.0
 
 
-def test_a_run_that_was_stopped_goes_on_and_says_what_is_lost(tmp_path, capsys):
-    class Stops(Asked):
+def test_a_stopped_run_resumes_and_says_what_is_lost(tmp_path, capsys):
+    class Stops(SignTask):
         steps = 0
 
         def step(self, action):
@@ -207,123 +209,127 @@ def test_a_run_that_was_stopped_goes_on_and_says_what_is_lost(tmp_path, capsys):
             return super().step(action)
 
     stops = experiment._replace(
-        dataset=lambda config: asked(config)._replace(
-            train=rl.host(vector(Stops), "asked", num_envs=4, rollout_steps=4).train
+        dataset=lambda config: sign_task(config)._replace(
+            train=rl.from_vector_env(vector(Stops), "sign_task", num_envs=4, rollout_steps=4).train
         )
     )
-    run, lost = tmp_path / "run", "asked is on the host, where episodes cannot be saved"
+    run, lost = tmp_path / "run", "sign_task runs on the host, where episodes cannot be saved"
     with pytest.raises(Interrupted, match=f"stopped at step [1-9].*of 12; go on with: foldax resume.*{lost}"):
         foldax.train(stops, Config(), run_dir=run, verbose=False)
-    assert lost in json.loads((run / "manifest.json").read_text())["unsaved"]
+    assert lost in json.loads((run / "manifest.json").read_text())["nonresumable_reason"]
     result = foldax.train(stops, Config(), run_dir=run, resume=True, verbose=False)
     assert lost in capsys.readouterr().err
     assert result.status == "finished"
     assert [line["step"] for line in result.history if line["split"] == "train"] == [4, 8, 12]
-    assert lost in json.loads((run / "result.json").read_text())["unsaved"]
+    assert lost in json.loads((run / "result.json").read_text())["nonresumable_reason"]
 
 
-def test_a_world_that_gives_nan_ends_the_run():
-    class Broken(Asked):
+def test_a_reward_of_nan_ends_the_run():
+    class Broken(SignTask):
         def step(self, action):
             observation, _, *ends = super().step(action)
             return observation, float("nan"), *ends
 
-    broken = experiment._replace(dataset=lambda config: rl.host(vector(Broken), "broken", num_envs=4, rollout_steps=4))
+    broken = experiment._replace(
+        dataset=lambda config: rl.from_vector_env(vector(Broken), "broken", num_envs=4, rollout_steps=4)
+    )
     with pytest.raises(NonFiniteError, match="'loss' became NaN or infinite at step 0"):
         foldax.train(broken, Config(checkpoint_every=0), save=False, verbose=False)
 
 
-def test_copies_in_processes_of_their_own_answer_alike():
+def test_environments_in_their_own_processes_have_the_same_observations():
     sizes = dict(num_envs=2, rollout_steps=3)
-    together, apart = (blocks(rl.gymnasium("CartPole-v1", mode=mode, **sizes), 1)[0] for mode in ("sync", "async"))
-    np.testing.assert_array_equal(together.seen.next_observation, apart.seen.next_observation)
+    sync, parallel = (batches(rl.gymnasium("CartPole-v1", mode=mode, **sizes), 1)[0] for mode in ("sync", "async"))
+    np.testing.assert_array_equal(sync.transitions.next_observation, parallel.transitions.next_observation)
 
 
-def test_members_of_a_sweep_play_in_worlds_of_their_own():
+def test_members_of_a_sweep_act_in_environments_of_their_own():
     table = foldax.sweep(experiment, seeds=2, config=Config(checkpoint_every=0), save=False, verbose=False).results
     assert (table["status"] == "finished").all()
     assert table["train/loss"].nunique() == 2
 
 
-def remembering(config, info):
-    memory = learners.Memory(200, steps=2, prioritized=True)
+def dqn(config, info):
+    replay = learners.ReplaySettings(capacity=200, n_steps=2, prioritized=True, importance_steps=1e30)
+    settings = learners.DQNSettings(batch_size=32, target_update_period=50, replay=replay)
     return learners.dqn(
         info,
-        models.QNetwork(info.actions.num, hidden=(8,)),
+        models.QNetwork(info.action_space.num, hidden=(8,)),
         optax.adam(config.learning_rate),
-        memory=memory,
+        settings,
+        environment_steps=1_000,
         num_envs=config.num_envs,
         rollout_steps=config.rollout_steps,
-        start=32,
-        batch_size=32,
-        epsilon_steps=500.0,
-        target_period=50,
+        learning_starts=32,
     )
 
 
-def test_a_memory_fills_from_a_host_over_a_stop_too(tmp_path):
-    remembers = experiment._replace(learner=remembering)
+def test_a_replay_buffer_fills_from_a_host_also_over_a_stop(tmp_path):
+    replaying = experiment._replace(learner=dqn)
     run = tmp_path / "run"
-    foldax.train(remembers, with_steps(Config(), 10), run_dir=run, verbose=False)
+    foldax.train(replaying, with_steps(Config(), 10), run_dir=run, verbose=False)
     config = with_steps(Config(log_every=10, checkpoint_every=0), 120)
-    result = foldax.train(remembers, config, save=False, verbose=False)
+    result = foldax.train(replaying, config, save=False, verbose=False)
     assert result.metrics["test"] == {"return": 4.0, "length": 4.0, "finished": 1.0}
-    assert result.state.experience.environment_steps == 120 * 16
+    assert result.state.replay.environment_steps == 120 * 16
     assert [line.get("loss") is None for line in result.history if line["split"] == "train"] == [False] * 12
 
 
-@pytest.mark.parametrize("drawn", [False, True])
-def test_an_agent_is_played_where_it_learned(tmp_path, drawn):
-    class Drawn(Asked):
+@pytest.mark.parametrize("rendered", [False, True])
+def test_an_agent_plays_where_it_learned(tmp_path, rendered):
+    class Rendered(SignTask):
         render_mode = "rgb_array"
 
         def render(self):
-            return np.full((8, 8, 3), 50 * self.left, np.uint8)
+            return np.full((8, 8, 3), 50 * self.remaining, np.uint8)
 
-    pictured = vector(Drawn) if drawn else None
-    sizes = dict(num_envs=4, rollout_steps=4, evaluation_episodes=6, pictured=pictured)
-    shown = experiment._replace(dataset=lambda config: rl.host(vector(Asked), "asked", **sizes))
+    make_for_rendering = vector(Rendered) if rendered else None
+    sizes = dict(num_envs=4, rollout_steps=4, evaluation_episodes=6, make_for_rendering=make_for_rendering)
+    shown = experiment._replace(dataset=lambda config: rl.from_vector_env(vector(SignTask), "sign_task", **sizes))
     result = foldax.train(shown, with_steps(Config(checkpoint_every=0), 80), save=False, verbose=False)
     first, second = played = play_run(result, episodes=2, out=tmp_path / "play.gif", verbose=False)
-    assert [(one.total, one.length, one.ended) for one in played] == [(4.0, 4, True)] * 2
+    assert [(one.episode_return, one.length, one.is_done) for one in played] == [(4.0, 4, True)] * 2
     assert (first.observations != second.observations).any()
-    assert (tmp_path / ("play_strip.png" if drawn else "play_observations.png")).exists()
-    if drawn:  # the environments begin anew with the last step, so the last picture is of the step before
-        assert [int(unpacked(state)[0, 0, 0]) for state in first.states] == [200, 150, 100, 50, 50]
+    assert (tmp_path / ("play_strip.png" if rendered else "play_observations.png")).exists()
+    if rendered:  # the environments reset with the last step, so the last image is of the step before
+        assert [int(decompress_image(state)[0, 0, 0]) for state in first.states] == [200, 150, 100, 50, 50]
 
 
 @pytest.mark.parametrize("law", laws.LAWS)
-def test_laws_hold_or_are_said_not_to(law):
-    skipped = laws.LAWS[law](laws.subject(experiment, Config()))
-    why = dict.fromkeys(("resume", "sweep", "chunking"), "asked is on the host") | {"learning": "no batch to repeat"}
-    assert (skipped is not None) == (law in why), skipped
-    assert why.get(law, "") in (skipped or "")
+def test_laws_hold_or_say_why_not(law):
+    skipped = laws.LAWS[law](laws.make_subject(experiment, Config()))
+    reasons = dict.fromkeys(("resume", "sweep", "chunking"), "sign_task runs on the host") | {
+        "learning": "no batch to repeat"
+    }
+    assert (skipped is not None) == (law in reasons), skipped
+    assert reasons.get(law, "") in (skipped or "")
 
 
-# -- what cannot be --------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_the_host_is_told():
-    info = asked(Config()).info
-    make = functools.partial(learners.dqn, info, models.QNetwork(2), optax.adam(1e-3), batch_size=8, start=64)
-    with pytest.raises(ConfigError, match="num_envs: 3 must be the host's, 4"):
+def test_numbers_must_be_those_of_the_host():
+    info = sign_task(Config()).info
+    sizes = dict(environment_steps=100, learning_starts=128)
+    make = functools.partial(learners.dqn, info, models.QNetwork(2), optax.adam(1e-3), **sizes)
+    with pytest.raises(ConfigError, match="num_envs: the learner has 3, the host environment 4"):
         make(num_envs=3, rollout_steps=4)
-    with pytest.raises(ConfigError, match="rollout_steps: 1 must be the host's, 4"):
+    with pytest.raises(ConfigError, match="rollout_steps: the learner has 1, the host environment 4"):
         make(num_envs=4, rollout_steps=1)
-    with pytest.raises(ConfigError, match="start_steps: 32 must be 0 where environments are on the host"):
-        foldax.train(experiment, Config(start_steps=32), save=False, verbose=False)
+    with pytest.raises(ConfigError, match="learning_starts: 32 must be 0 where environments are on the host"):
+        foldax.train(experiment, Config(learning_starts=32), save=False, verbose=False)
 
 
-def test_what_cannot_be_played_in_is_told(monkeypatch):
+def test_errors_name_what_gymnasium_lacks(monkeypatch):
     sizes = dict(num_envs=1, rollout_steps=1)
     with pytest.raises(ConfigError, match="no environment 'CartPoal-v1'; did you mean 'CartPole-v1'"):
         rl.gymnasium("CartPoal-v1", **sizes)
     with pytest.raises(ConfigError, match="cannot make 'CartPole-v1': .*gravitation"):
         rl.gymnasium("CartPole-v1", gravitation=3, **sizes)
-    with pytest.raises(ConfigError, match="cannot make 'nowhere:Game-v5'.*foldax\\[atari\\], MuJoCo's worlds"):
+    with pytest.raises(ConfigError, match="cannot make 'nowhere:Game-v5'.*foldax\\[atari\\], MuJoCo environments"):
         rl.gymnasium("nowhere:Game-v5", **sizes)
     with pytest.raises(ConfigError, match="CartPole-v1: mode 'vector_entry_point' takes no wrappers"):
-        rl.gymnasium("CartPole-v1", mode="vector_entry_point", wrappers=[lambda world: world], **sizes)
+        rl.gymnasium("CartPole-v1", mode="vector_entry_point", wrappers=[lambda env: env], **sizes)
     with pytest.raises(ConfigError, match="FrozenLake-v1: observations are Discrete.*FlattenObservation"):
         rl.gymnasium("FrozenLake-v1", **sizes)
     with pytest.raises(ConfigError, match="Blackjack-v1: observations are Tuple.*only Box and Discrete"):
@@ -338,79 +344,79 @@ def test_what_cannot_be_played_in_is_told(monkeypatch):
 
 
 def test_whole_episodes_are_counted_once_each():
-    class Learner:
+    class Policy:
         seed = np.uint32(3)
 
-        def __call__(self, observation, number):
+        def __call__(self, observation, call):
             return np.zeros(len(observation), np.int32)
 
-    (block,) = numbered().splits["test"].blocks(Learner())
+    (block,) = numbered().splits["test"].blocks(Policy())
     assert block.mask.all()
-    lengths = 3 + np.arange(16)  # the first episode of every copy, also of those that end before the last
+    lengths = 3 + np.arange(16)  # the first episode of every environment, also of those that end before the last
     np.testing.assert_array_equal(block.batches["length"][0], lengths)
     np.testing.assert_array_equal(block.batches["return"][0], lengths * (lengths + 1) / 2)
 
 
-def test_episodes_are_played_by_the_best_actions_or_by_draws():
-    shown = []
+def test_evaluation_acts_greedily_or_explores():
+    received = []
 
-    class Learner:
+    class Policy:
         seed = np.uint32(3)
 
-        def __call__(self, inputs, number):
-            shown.append(type(inputs))
+        def __call__(self, inputs, call):
+            received.append(type(inputs))
             return np.zeros(6, np.int32)
 
     for greedy in (True, False):
         sizes = dict(num_envs=2, rollout_steps=2, evaluation_episodes=6, evaluation_steps=2)
-        host = rl.host(vector(Asked), "asked", greedy_evaluation=greedy, **sizes)
-        (block,) = host.splits["test"].blocks(Learner())
+        host = rl.from_vector_env(vector(SignTask), "sign_task", greedy_evaluation=greedy, **sizes)
+        (block,) = host.splits["test"].blocks(Policy())
         np.testing.assert_array_equal(block.batches["finished"], np.zeros((1, 6)))  # two steps of four
-    assert shown == [np.ndarray, np.ndarray, rl.Explore, rl.Explore]
+    assert received == [np.ndarray, np.ndarray, rl.ExplorationRequest, rl.ExplorationRequest]
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("ale_py") is None, reason="Atari's games are not installed: pip install 'foldax[atari]'"
 )
-def test_of_atari_each_frame_is_kept_once():
-    """Over the ends of games: what the memory makes of its frames is what the games showed."""
+def test_each_atari_frame_is_stored_once():
+    """Also over the ends of games, the buffer stacks its frames to the observations of the games."""
     options = dict(mode="vector_entry_point", img_height=16, img_width=12)
     host = rl.gymnasium("ale_py:ALE/Pong-v5", num_envs=2, rollout_steps=1_100, **options)
-    stack, rng = rl.replay.Stack(4, axis=0, blank=True), np.random.RandomState(0)
-    (played,) = blocks(host, 1, lambda inputs, number: rng.randint(0, 6, 2).astype(np.int32))
-    seen = jax.tree.map(np.asarray, played.seen)
-    assert seen.observation.shape[1:] == (2, 4, 16, 12)
-    assert (seen.terminated | seen.truncated).any(axis=0).all()
-    memory = rl.replay.empty(rl.replay.newest(seen.observation[0], stack), np.zeros(2, np.int32), 2_200)
-    assert memory.frames.nbytes < 1.2 * seen.observation.nbytes / 4
+    stack, rng = rl.replay.FrameStack(num_frames=4, axis=0, zero_padding=True), np.random.RandomState(0)
+    newest_frame = functools.partial(rl.replay.newest_frame, stack=stack)
+    (rollout,) = batches(host, 1, lambda inputs, call: rng.randint(0, 6, 2).astype(np.int32))
+    transitions = jax.tree.map(np.asarray, rollout.transitions)
+    assert transitions.observation.shape[1:] == (2, 4, 16, 12)
+    assert (transitions.terminated | transitions.truncated).any(axis=0).all()
+    buffer = rl.replay.init(newest_frame(transitions.observation[0]), np.zeros(2, np.int32), 2_200)
+    assert buffer.frames.nbytes < 1.2 * transitions.observation.nbytes / 4
 
     @jax.jit
-    def kept(memory, played):
-        def one(memory, step):
-            seen, after = step
-            return rl.replay.add(
-                memory, seen._replace(next_observation=newest(seen.next_observation)), newest(after), stack
-            ), None
+    def fill(buffer, rollout):
+        def add(buffer, step):
+            transition, current = step
+            transition = transition._replace(next_observation=newest_frame(transition.next_observation))
+            return rl.replay.add(buffer, transition, newest_frame(current), stack), None
 
-        return jax.lax.scan(one, memory, (played.seen, played.observation))[0]
+        return jax.lax.scan(add, buffer, (rollout.transitions, rollout.current_observation))[0]
 
-    newest = functools.partial(rl.replay.newest, stack=stack)
-    rows = np.repeat(np.arange(1_100), 2), np.tile(np.arange(2), 1_100)
-    found = jax.jit(lambda memory: rl.replay.at(memory, *map(jnp.asarray, rows), 0.99, 1, stack))(kept(memory, played))
-    np.testing.assert_array_equal(found.observation, seen.observation.reshape(-1, 4, 16, 12))
-    np.testing.assert_array_equal(found.next_observation, seen.next_observation.reshape(-1, 4, 16, 12))
+    rows = map(jnp.asarray, (np.repeat(np.arange(1_100), 2), np.tile(np.arange(2), 1_100)))
+    read = jax.jit(lambda buffer, *rows: rl.replay.transitions_at(buffer, *rows, 0.99, 1, stack))
+    stored = read(fill(buffer, rollout), *rows)
+    np.testing.assert_array_equal(stored.observations, transitions.observation.reshape(-1, 4, 16, 12))
+    np.testing.assert_array_equal(stored.next_observations, transitions.next_observation.reshape(-1, 4, 16, 12))
 
 
-def test_images_stay_small_and_numbers_become_float32():
-    class Image(Asked):
+def test_images_stay_uint8_and_other_observations_become_float32():
+    class Image(SignTask):
         observation_space = spaces.Box(0, 255, (2, 2, 1), np.uint8)
 
-        def _ask(self):
-            super()._ask()
+        def _show(self):
+            super()._show()
             return np.zeros((2, 2, 1), np.uint8)
 
-    stage = Stage(vector(Image)(2), "image", 0)
-    host = rl.host(vector(Image), "image", num_envs=2, rollout_steps=2)
-    played = play(stage, lambda inputs, number: np.zeros(2, np.int32), host.info, 0)
-    assert played.seen.observation.dtype == np.uint8
-    assert blocks(numbered(), 1)[0].seen.observation.dtype == np.float32
+    environments = VectorEnvironment(vector(Image)(2), "image", 0)
+    host = rl.from_vector_env(vector(Image), "image", num_envs=2, rollout_steps=2)
+    rollout = collect_host_rollout(environments, lambda inputs, call: np.zeros(2, np.int32), host.info, 0)
+    assert rollout.transitions.observation.dtype == np.uint8
+    assert batches(numbered(), 1)[0].transitions.observation.dtype == np.float32

@@ -1,4 +1,4 @@
-"""The run folder: what a finished run leaves there, and that it stays whole."""
+"""The run folder: files of a finished run, locks, and writes that fail."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
-def test_the_files_of_a_finished_run(run) -> None:
+def test_files_of_a_finished_run(run) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert names == {
         "config.json", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "figures", "lock",
@@ -42,28 +42,28 @@ def test_the_files_of_a_finished_run(run) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["12"]
 
 
-def test_the_config_comes_back(run, result) -> None:
+def test_the_config_is_read_back(run, result) -> None:
     assert foldax.from_json(result.experiment.config, read(run / "config.json")) == result.config
 
 
-def test_the_manifest_says_how_the_run_was_made(run, result) -> None:
-    made = read(run / "manifest.json")
-    assert made["experiment"] == "tiny"
-    assert made["file"].endswith("conftest.py")
-    assert re.fullmatch("[0-9a-f]{64}", made["file_sha256"])
-    assert made["command"]
-    assert made["seed"] == 3
-    assert made["config_hash"] == foldax.config_hash(result.config)
-    assert made["versions"]["jax"] == jax.__version__
-    assert {"foldax", "jaxlib", "flax", "optax", "numpy"} <= set(made["versions"])
-    assert made["backend"] == jax.default_backend()
-    assert made["devices"] == [str(device) for device in jax.devices()]
-    assert made["data_fingerprint"] == result.info.fingerprint
-    assert made["started"] <= made["ended"]
-    assert made["status"] == "finished"
-    if made["git"] is not None:
-        assert re.fullmatch("[0-9a-f]{40}", made["git"]["commit"])
-        assert isinstance(made["git"]["dirty"], bool)
+def test_the_manifest_records_the_provenance_of_the_run(run, result) -> None:
+    manifest = read(run / "manifest.json")
+    assert manifest["experiment"] == "tiny"
+    assert manifest["file"].endswith("conftest.py")
+    assert re.fullmatch("[0-9a-f]{64}", manifest["file_sha256"])
+    assert manifest["command"]
+    assert manifest["seed"] == 3
+    assert manifest["config_hash"] == foldax.config_hash(result.config)
+    assert manifest["versions"]["jax"] == jax.__version__
+    assert {"foldax", "jaxlib", "flax", "optax", "numpy"} <= set(manifest["versions"])
+    assert manifest["backend"] == jax.default_backend()
+    assert manifest["devices"] == [str(device) for device in jax.devices()]
+    assert manifest["data_fingerprint"] == result.info.fingerprint
+    assert manifest["started"] <= manifest["ended"]
+    assert manifest["status"] == "finished"
+    if manifest["git"] is not None:
+        assert re.fullmatch("[0-9a-f]{40}", manifest["git"]["commit"])
+        assert isinstance(manifest["git"]["dirty"], bool)
 
 
 def test_the_log_has_a_line_per_log_and_evaluation(run, result) -> None:
@@ -75,7 +75,7 @@ def test_the_log_has_a_line_per_log_and_evaluation(run, result) -> None:
     assert lines == result.history == read_log(run)
 
 
-def test_the_result_has_all_that_is_reported(run, result) -> None:
+def test_content_of_result_json(run, result) -> None:
     found = read(run / "result.json")
     assert set(found) == {
         "status", "steps", "tested", "best_step", "train", "validation", "test", "state_sha256",
@@ -110,7 +110,7 @@ def events(path: Path) -> list:
     return found
 
 
-def test_tensorboard_events_say_what_the_log_says(run, result) -> None:
+def test_tensorboard_events_equal_the_log(run, result) -> None:
     (path,) = run.glob("events.out.tfevents.*")
     first, *rest = events(path)
     assert first.file_version == "brain.Event:2"
@@ -133,23 +133,23 @@ def test_runs_of_the_same_second_have_different_folders(experiment, tmp_path, mo
             return cls(2030, 1, 2, 3, 4, 5, tzinfo=tz)
 
     monkeypatch.setattr(folder.datetime, "datetime", Clock)
-    config, made = experiment.config(), []
+    config, names = experiment.config(), []
     for _ in range(3):
         path = folder.new_run_dir(experiment, config)
         with folder.lock(path):
-            made.append(path.name)
+            names.append(path.name)
     base = f"20300102-030405-{foldax.config_hash(config)[:6]}"
-    assert made == [base, f"{base}-2", f"{base}-3"]
+    assert names == [base, f"{base}-2", f"{base}-3"]
     assert folder.new_run_dir(experiment, experiment.config(seed=1)).name != base
 
 
-def test_a_lock_is_for_one_and_ends_with_its_file(tmp_path) -> None:
+def test_a_lock_is_exclusive_and_ends_with_its_file(tmp_path) -> None:
     with folder.lock(tmp_path / "r"), pytest.raises(RunError, match=f"is in use by process {os.getpid()}"):
         folder.lock(tmp_path / "r")
     folder.lock(tmp_path / "r").close()
 
 
-def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:
     path = tmp_path / "x.json"
     folder.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -169,7 +169,7 @@ folder.write_json(path, {"a": 2, "b": list(range(10_000))})
 """
 
 
-def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path) -> None:
+def test_a_killed_writer_leaves_the_old_file(tmp_path) -> None:
     path = tmp_path / "x.json"
     assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -signal.SIGKILL
     assert read(path) == {"a": 1}
@@ -177,20 +177,20 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path) -> None:
     assert folder.read_json(path) == {"a": 3}
 
 
-def test_a_folder_is_of_one_experiment_and_one_config(run, result) -> None:
+def test_a_folder_belongs_to_one_experiment_and_one_config(run, result) -> None:
     experiment, config = result.experiment, result.config
-    folder.check_same(run, experiment, config)
+    folder.check_same_run(run, experiment, config)
     with pytest.raises(RunError, match="of another experiment, 'tiny', not of 'other'"):
-        folder.check_same(run, experiment._replace(name="other"), config)
-    with pytest.raises(ConfigError, match=r"another config: seed \(3 there, 4 here\), steps|steps .*seed"):
-        folder.check_same(run, experiment, experiment.config(seed=4, steps=13))
+        folder.check_same_run(run, experiment._replace(name="other"), config)
+    with pytest.raises(ConfigError, match=r"another config: seed \(3 in the folder, now 4\), steps|steps .*seed"):
+        folder.check_same_run(run, experiment, experiment.config(seed=4, steps=13))
     with pytest.raises(RunError, match="holds a run already; `foldax resume"):
         folder.create(run, experiment, config)
 
 
 def test_a_run_of_a_notebook_says_how_to_go_on(run, tmp_path) -> None:
-    made = read(run / "manifest.json") | {"file": None}
-    (tmp_path / "manifest.json").write_text(json.dumps(made))
+    manifest = read(run / "manifest.json") | {"file": None}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"made in a notebook .* foldax\.train\(experiment, config, run_dir=.*resume"):
         folder.load(tmp_path)
 

@@ -1,4 +1,4 @@
-"""A run folder gives back the state that it was left with, whatever its parts are called."""
+"""`load_run` restores the state of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from foldax.runs.load import load_run
 from tests.conftest import Config, tiny
 
 
-def test_names_may_have_slashes_and_dots(tmp_path: Path) -> None:
+def test_keys_of_a_state_may_contain_slashes_and_dots(tmp_path: Path) -> None:
     def learner(config: Config, info: Any) -> foldax.Learner:
         def update(state: dict, batch: dict, key: jax.Array) -> tuple[dict, dict]:
             return jax.tree.map(lambda x: x + 1, state), {"loss": jnp.float32(0)}
@@ -29,5 +29,5 @@ def test_names_may_have_slashes_and_dots(tmp_path: Path) -> None:
     result = foldax.train(named, Config(), run_dir=tmp_path / "run", verbose=False)
     found = load_run(tmp_path / "run", named)
     assert jax.tree.structure(found.state) == jax.tree.structure(result.state)
-    np.testing.assert_array_equal(found.final["reward/upright"], [12, 12])
-    np.testing.assert_array_equal(found.final["in"]["a/b.c"], [13, 13, 13])
+    np.testing.assert_array_equal(found.final_state["reward/upright"], [12, 12])
+    np.testing.assert_array_equal(found.final_state["in"]["a/b.c"], [13, 13, 13])

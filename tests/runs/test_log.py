@@ -1,4 +1,4 @@
-"""The log: lines are whole, and a resumed run goes on where its checkpoint was."""
+"""The log: whole lines, and rewinding to a checkpoint."""
 
 import json
 import os
@@ -20,12 +20,12 @@ def written(tmp_path):
     return tmp_path
 
 
-def test_what_was_written_is_read(written) -> None:
+def test_a_log_is_read_back(written) -> None:
     assert read_log(written) == LINES
     assert [json.loads(line) for line in (written / "metrics.jsonl").read_text().splitlines()] == LINES
 
 
-def test_lines_are_on_the_disk_at_once(tmp_path) -> None:
+def test_lines_are_written_immediately(tmp_path) -> None:
     log = Log(tmp_path)
     log.write(1, "train", {"loss": 0.1 + 0.2})
     assert read_log(tmp_path) == [{"step": 1, "split": "train", "loss": 0.1 + 0.2}]
@@ -57,7 +57,7 @@ def test_rewinding_to_the_start_and_to_the_end(written) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_is_an_error_in_words(tmp_path) -> None:
+def test_a_full_disk_is_a_run_error(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     log = Log(tmp_path)
     with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No space left on device"):

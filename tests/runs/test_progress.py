@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: plain lines, few of them, on stderr."""
+"""Progress: few plain lines on stderr, or a bar in a terminal."""
 
 from foldax.runs.progress import Progress
 
@@ -19,7 +19,7 @@ def test_plain_lines_without_a_terminal(capsys) -> None:
     assert "\x1b" not in err
 
 
-def test_nothing_where_nothing_is_wanted(capsys) -> None:
+def test_nothing_is_printed_if_not_shown(capsys) -> None:
     progress = Progress("line", 10, shown=False)
     progress.step(10)
     progress.close()

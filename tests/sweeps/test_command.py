@@ -1,4 +1,4 @@
-"""`foldax sweep` and what else the command line does with sweeps: exit codes, and what it prints."""
+"""`foldax sweep` and the other commands on sweeps: exit codes and output."""
 
 import json
 import re
@@ -94,8 +94,8 @@ def foldax(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return run
 
 
-def planned(foldax: Any, *arguments: object) -> str:
-    """Returns what `--plan` prints, on one line."""
+def plan_output(foldax: Any, *arguments: object) -> str:
+    """Output of `--plan`, on one line."""
     code, out, err = foldax("sweep", "line.py", *arguments, "--plan")
     assert (code, err) == (0, "")
     return " ".join(out.split())
@@ -109,7 +109,7 @@ def results(path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "parts"),
     [
         ([], ["1 members, 1 programs", "swept: the seed alone"]),
         (["--seeds", 3], ["3 members, 1 programs", "18 member-steps", "swept: the seed alone"]),
@@ -125,24 +125,24 @@ def results(path: Path) -> Any:
         (["--betas", "(0.9, 0.99)", "(0.5, 0.9)"], ["2 members, 1 programs", "betas (2 values)"]),
         (["--samples", 5, "--optimizer.learning-rate", "log:1e-5:1"], ["5 members, 1 programs", "(5 values)"]),
         (["--samples", 2, "--seeds", 3, "--clip", "uniform:0:1"], ["6 members, 1 programs", "clip (2 values)"]),
-        (["--fast", "--members-at-once", 3, "--seeds", 4], ["4 members", "fast", " 3 "]),
+        (["--fast", "--max-concurrent", 3, "--seeds", 4], ["4 members", "fast", " 3 "]),
         (["--optimizer.learning-rate", "0.1", "0.1"], ["1 members", "swept: the seed alone"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if value and not isinstance(value[0], list) else "",
 )  # fmt: skip
-def test_a_plan_says_what_would_run_and_writes_nothing(foldax, home, arguments, said) -> None:
+def test_plan_prints_members_and_programs_and_writes_nothing(foldax, home, arguments, parts) -> None:
     before = sorted(home.rglob("*.*"))
-    out = planned(foldax, *arguments)
-    for words in said:
-        assert words in out
+    out = plan_output(foldax, *arguments)
+    for part in parts:
+        assert part in out
     assert [path for path in sorted(home.rglob("*.*")) if path.suffix != ".pyc"] == [
         path for path in before if path.suffix != ".pyc"
     ]
     assert not (home / "runs").exists()
 
 
-def test_a_plan_of_a_sweep_with_a_folder_does_not_make_it(foldax, home) -> None:
-    planned(foldax, "--sweep-dir", "planned", "--seeds", 2)
+def test_plan_does_not_create_the_sweep_folder(foldax, home) -> None:
+    plan_output(foldax, "--sweep-dir", "planned", "--seeds", 2)
     assert not (home / "planned").exists()
 
 
@@ -150,7 +150,7 @@ def test_help_lists_options_and_fields(foldax) -> None:
     for arguments in (["--help"], ["--seeds", 3, "-h"]):
         code, out, err = foldax("sweep", "line.py", *arguments)
         assert (code, err) == (0, "")
-        said = " ".join(out.split())
+        printed = " ".join(out.split())
         for words in (
             "usage: foldax sweep line.py",
             "--seeds",
@@ -158,7 +158,7 @@ def test_help_lists_options_and_fields(foldax) -> None:
             "--plan",
             "--exact",
             "--fast",
-            "--members-at-once",
+            "--max-concurrent",
             "--sweep-dir",
             "--space",
             "log:1e-5:1e-1",
@@ -166,7 +166,7 @@ def test_help_lists_options_and_fields(foldax) -> None:
             "--hidden tuple[int, ...] (structural)",
             "--patience int | None (driver)",
         ):
-            assert words in said, words
+            assert words in printed, words
     assert foldax("sweep", "--help")[0] == 0
 
 
@@ -184,28 +184,28 @@ def test_help_lists_options_and_fields(foldax) -> None:
         ),
     ],
 )
-def test_a_space_may_be_a_file(foldax, home, name, text) -> None:
+def test_space_file_in_json_or_python(foldax, home, name, text) -> None:
     (home / name).write_text(text)
-    said = planned(foldax, "--space", name)
-    assert "4 members, 2 programs" in said
-    assert "12 member-steps" in said
-    said = planned(foldax, "--space", name, "--steps", 2, "--hidden", "()", "--clip", 1, 2)
-    assert "4 members, 1 programs" in said
-    assert "8 member-steps" in said
+    printed = plan_output(foldax, "--space", name)
+    assert "4 members, 2 programs" in printed
+    assert "12 member-steps" in printed
+    printed = plan_output(foldax, "--space", name, "--steps", 2, "--hidden", "()", "--clip", 1, 2)
+    assert "4 members, 1 programs" in printed
+    assert "8 member-steps" in printed
     code, _out, _ = foldax("sweep", "line.py", "--space", name, "--hidden", "(8,)", "--sweep-dir", f"from-{name}")
     assert code == 0
     assert list(results(home / f"from-{name}")["optimizer.learning_rate"]) == [0.1, 0.2]
 
 
-def test_a_space_file_may_hold_ranges_and_the_first_seed(foldax, home) -> None:
+def test_space_file_with_ranges_and_a_first_seed(foldax, home) -> None:
     (home / "ranges.json").write_text('{"optimizer.learning_rate": "log:1e-3:1e-1", "clip": ["uniform:0:1"]}')
-    assert "3 members, 1 programs" in planned(foldax, "--space", "ranges.json", "--samples", 3)
+    assert "3 members, 1 programs" in plan_output(foldax, "--space", "ranges.json", "--samples", 3)
     for seed in ("3", "[3]"):
         (home / "seed.json").write_text(f'{{"seed": {seed}, "steps": [2, 3]}}')
-        assert "4 members, 2 programs" in planned(foldax, "--space", "seed.json", "--seeds", 2)
+        assert "4 members, 2 programs" in plan_output(foldax, "--space", "seed.json", "--seeds", 2)
 
 
-# Slips
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -244,18 +244,18 @@ def test_a_space_file_may_hold_ranges_and_the_first_seed(foldax, home) -> None:
         (["--samples", "0"], ["samples: 0 is too small"]),
         (["--samples", "few"], ["--samples", "'few'"]),
         (["--plan=3"], ["--plan"]),
-        (["--clip", "log:1e-3:1"], ["clip: a range needs the number of draws", "--samples 20"]),
+        (["--clip", "log:1e-3:1"], ["clip: a range needs the number of samples", "--samples 20"]),
         (["--clip", "log:1e-3:1", "uniform:0:1", "--samples", "3"], ["clip", "expected float"]),
         (["--clip", "log:0:1", "--samples", "3"], ["clip", "log:0", "is no range", "above 0"]),
         (["--clip", "log:1e-3", "--samples", "3"], ["clip", "log:1e-3", "is no range"]),
         (["--steps", "uniform:1:9", "--samples", "3"], ["steps: a range needs a traced float", "structural"]),
         (["--exact", "--fast"], ["--exact", "--fast"]),
-        (["--members-at-once", "0"], ["members_at_once: 0 is too small"]),
-        (["--members-at-once", "all"], ["--members-at-once", "'all'"]),
+        (["--max-concurrent", "0"], ["max_concurrent: 0 is too small"]),
+        (["--max-concurrent", "all"], ["--max-concurrent", "'all'"]),
         (["--devices", "2"], ["devices: a sweep gives whole members to each device"]),
         (["--search", "halvin"], ["--search", "halvin"]),
         (["--workers", "2"], ["--workers goes with --launcher ray or --launcher slurm"]),
-        (["--search", "pbt", "--halving-rate", "2"], ["--halving-rate goes with --search halving"]),
+        (["--search", "pbt", "--halving-reduction-factor", "2"], ["--halving-reduction-factor goes with --search halving"]),
         (["--launcher", "slurm", "--ray-address", "a:1"], ["--ray-address goes with --launcher ray"]),
         (["--space", "gone.json"], ["--space: there is no file 'gone.json'"]),
         (["--space", "."], ["--space: there is no file '.'"]),
@@ -264,7 +264,7 @@ def test_a_space_file_may_hold_ranges_and_the_first_seed(foldax, home) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
 @pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
-def test_a_slip_exits_2_with_one_line_in_words(foldax, home, arguments, words, plan) -> None:
+def test_wrong_arguments_exit_with_2_and_a_one_line_message(foldax, home, arguments, words, plan) -> None:
     code, out, err = foldax("sweep", "line.py", *plan, *arguments)
     assert (code, out) == (2, ""), err
     assert err.startswith("foldax: ")
@@ -299,7 +299,7 @@ def test_a_slip_exits_2_with_one_line_in_words(foldax, home, arguments, words, p
         ("bad.py", "space = {'label': [['a']]}", ["label", "expected str"]),
     ],
 )
-def test_a_slip_in_a_space_file(foldax, home, name, text, words) -> None:
+def test_wrong_space_files_exit_with_2_and_a_one_line_message(foldax, home, name, text, words) -> None:
     (home / name).write_bytes(text.encode("latin-1"))
     for plan in (["--plan"], []):
         code, out, err = foldax("sweep", "line.py", "--space", name, *plan)
@@ -323,19 +323,21 @@ def test_a_slip_in_a_space_file(foldax, home, name, text, words) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_commands_without_what_they_need(foldax, command, code, words) -> None:
-    found, _, err = foldax(*command)
-    assert found == code
+def test_missing_files_and_folders_are_named(foldax, command, code, words) -> None:
+    exit_code, _, err = foldax(*command)
+    assert exit_code == code
     assert len(err.splitlines()) <= 3
     for word in words:
         assert word in err
 
 
-def test_a_field_with_the_name_of_an_option_can_be_swept_or_is_explained(foldax, home) -> None:
-    fields = {"rate": "float = 0.5", "batch": "int = 3", "every": "int = 2", "samples": "int = 4", "way": "str = 'a'"}
+def test_field_with_the_name_of_an_option_is_swept_or_explained(foldax, home) -> None:
+    fields = {"cpus": "float = 0.5", "workers": "int = 3", "search": "int = 2", "samples": "int = 4"}
+    fields |= {"execution": "str = 'a'"}
     lines = "".join(f"    {name}: {rest}\n" for name, rest in fields.items())
     (home / "named.py").write_text(FILE.replace("FIELDS", lines))
-    for name, values in {"rate": "0.1 0.2", "batch": "1 2", "every": "1 2", "samples": "1 2", "way": "b c"}.items():
+    values_by_field = {"cpus": "0.1 0.2", "workers": "1 2", "search": "1 2", "samples": "1 2", "execution": "b c"}
+    for name, values in values_by_field.items():
         code, out, err = foldax("sweep", "named.py", f"--{name}", *values.split(), "--plan")
         if code == 0:
             assert f"swept: {name} (2 values)" in out
@@ -345,15 +347,15 @@ def test_a_field_with_the_name_of_an_option_can_be_swept_or_is_explained(foldax,
             assert "--space" in err
 
 
-# Whole sweeps
+# Sweeps that run
 
 
 @pytest.fixture(scope="module")
-def swept(home: Path) -> Path:
-    """A finished sweep, made by a process of its own."""
-    made = process(home, "--optimizer.learning-rate", "0.1", "0.3", "1e30", "--seed", "5", "--seeds", "2")
-    out, err = made.communicate(timeout=300)
-    assert made.returncode == 0, err
+def sweep_folder(home: Path) -> Path:
+    """A finished sweep, run by a separate process."""
+    running = process(home, "--optimizer.learning-rate", "0.1", "0.3", "1e30", "--seed", "5", "--seeds", "2")
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
     assert "Traceback" not in err
     for words in ("line", "members: 6", "validation", "learning", "0.3"):
         assert words in out + err, words
@@ -361,49 +363,54 @@ def swept(home: Path) -> Path:
 
 
 def process(home: Path, *arguments: str, path: str = "swept", command: str = "sweep") -> subprocess.Popen:
-    given = ["sweep", "line.py", *arguments, "--sweep-dir", path] if command == "sweep" else [command, path]
-    line = [sys.executable, "-W", "error", "-m", "foldax.cli", *given]
+    command_line = ["sweep", "line.py", *arguments, "--sweep-dir", path] if command == "sweep" else [command, path]
+    line = [sys.executable, "-W", "error", "-m", "foldax.cli", *command_line]
     return subprocess.Popen(line, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_sweep_on_the_command_line(swept) -> None:
-    table = results(swept)
+def test_sweep_writes_metadata_and_results(sweep_folder) -> None:
+    table = results(sweep_folder)
     assert list(table["optimizer.learning_rate"]) == [0.1, 0.1, 0.3, 0.3, 1e30, 1e30]
     assert list(table["seed"]) == [5, 6] * 3
     assert list(table["status"]) == ["finished"] * 4 + ["not finite"] * 2
-    facts = json.loads((swept / "sweep.json").read_text())
-    assert (facts["experiment"], facts["status"], facts["seeds"], facts["search"]) == ("line", "finished", 2, "grid")
-    assert facts["file"] == str(swept.parent / "line.py")
-    assert facts["space"] == {"optimizer.learning_rate": [0.1, 0.3, 1e30]}
-    assert facts["config"]["seed"] == 5
-    assert "--seeds 2" in facts["command"]
+    metadata = json.loads((sweep_folder / "sweep.json").read_text())
+    assert (metadata["experiment"], metadata["status"], metadata["seeds"], metadata["search"]) == (
+        "line",
+        "finished",
+        2,
+        "grid",
+    )
+    assert metadata["file"] == str(sweep_folder.parent / "line.py")
+    assert metadata["space"] == {"optimizer.learning_rate": [0.1, 0.3, 1e30]}
+    assert metadata["config"]["seed"] == 5
+    assert "--seeds 2" in metadata["command"]
 
 
-def test_show_of_a_sweep(foldax, swept) -> None:
-    code, out, err = foldax("show", swept)
+def test_show_prints_a_sweep(foldax, sweep_folder) -> None:
+    code, out, err = foldax("show", sweep_folder)
     assert (code, err) == (0, "")
     for words in ("line", "finished", "learning", "validation", "0.3", "not finite", "results.parquet"):
         assert words in out, words
-    assert foldax("show", swept, "--steps", "3")[0] == 2
+    assert foldax("show", sweep_folder, "--steps", "3")[0] == 2
 
 
-def test_resume_of_a_finished_sweep(foldax, swept) -> None:
-    before = (swept / "sweep.json").read_bytes()
+def test_resuming_a_finished_sweep_changes_nothing(foldax, sweep_folder) -> None:
+    before = (sweep_folder / "sweep.json").read_bytes()
     code, out, err = foldax("resume", "swept")
     assert (code, out, err) == (0, "swept is finished; `foldax show swept` shows it\n", "")
     assert foldax("resume", "swept", "--seeds", "3")[0] == 2
-    assert (swept / "sweep.json").read_bytes() == before
+    assert (sweep_folder / "sweep.json").read_bytes() == before
 
 
-def test_a_folder_that_holds_a_sweep_already(foldax, swept) -> None:
-    before = (swept / "sweep.json").read_bytes()
+def test_folder_of_another_sweep_is_refused(foldax, sweep_folder) -> None:
+    before = (sweep_folder / "sweep.json").read_bytes()
     code, out, err = foldax("sweep", "line.py", "--seeds", 2, "--sweep-dir", "swept")
     assert (code, out) == (1, "")
     assert err == "foldax: swept holds a run already; choose another --sweep-dir, or `foldax resume swept`\n"
-    assert (swept / "sweep.json").read_bytes() == before
+    assert (sweep_folder / "sweep.json").read_bytes() == before
 
 
-def test_members_are_reproduced(foldax, swept) -> None:
+def test_reproduce_finds_members_identical(foldax, sweep_folder) -> None:
     for number in (0, 3):
         code, out, err = foldax("reproduce", "swept", "--member", number)
         assert (code, err) == (0, "")
@@ -417,11 +424,11 @@ def test_members_are_reproduced(foldax, swept) -> None:
         assert "--member" in err
 
 
-def test_a_member_that_differs_is_told(foldax, home, swept) -> None:
+def test_reproduce_reports_a_member_that_differs(foldax, home, sweep_folder) -> None:
     copy = home / "changed"
     copy.mkdir()
-    (copy / "sweep.json").write_text((swept / "sweep.json").read_text())
-    lines = [json.loads(text) for text in (swept / "members.jsonl").read_text().splitlines()]
+    (copy / "sweep.json").write_text((sweep_folder / "sweep.json").read_text())
+    lines = [json.loads(text) for text in (sweep_folder / "members.jsonl").read_text().splitlines()]
     for one in lines:
         one["state_sha256"] = "0"
     (copy / "members.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
@@ -431,14 +438,14 @@ def test_a_member_that_differs_is_told(foldax, home, swept) -> None:
     assert out.endswith("NOT reproduced\n")
 
 
-def test_a_fast_sweep_says_that_it_drifts(foldax, home) -> None:
+def test_reproduce_of_a_fast_sweep_warns_that_members_drift(foldax, home) -> None:
     code, _, err = foldax("sweep", "line.py", "--fast", "--optimizer.learning-rate", 0.1, 0.3, "--sweep-dir", "fast")
     assert (code, err) == (0, "")
-    assert json.loads((home / "fast" / "sweep.json").read_text())["groups"][0]["way"] == "fast"
+    assert json.loads((home / "fast" / "sweep.json").read_text())["groups"][0]["execution"] == "fast"
     assert "drift" in foldax("reproduce", "fast", "--member", 1)[1]
 
 
-def test_a_sweep_without_a_folder_makes_one_under_runs(foldax, home) -> None:
+def test_sweep_dir_defaults_to_a_new_folder_under_runs(foldax, home) -> None:
     try:
         code, out, _ = foldax("sweep", "line.py", "--seeds", 2, "--steps", 2)
         assert code == 0
@@ -450,11 +457,11 @@ def test_a_sweep_without_a_folder_makes_one_under_runs(foldax, home) -> None:
         (home / "runs").rmdir()
 
 
-@pytest.mark.parametrize("way", ["--exact", "--fast"])
-def test_a_sweep_that_was_sent_sigterm_goes_on_to_the_same_table(foldax, home, way) -> None:
-    arguments = (way, "--optimizer.learning-rate", "1e-5", "2e-5", "--seeds", "2", "--steps", "400_000")
+@pytest.mark.parametrize("execution", ["--exact", "--fast"])
+def test_sweep_stopped_by_sigterm_resumes_to_the_same_table(foldax, home, execution) -> None:
+    arguments = (execution, "--optimizer.learning-rate", "1e-5", "2e-5", "--seeds", "2", "--steps", "400_000")
     arguments += ("--checkpoint-every", "50000", "--log-every", "5000", "--evaluate-every", "20000")
-    path = home / f"stopped{way}"
+    path = home / f"stopped{execution}"
     running = process(home, *arguments, path=path.name)
     until = time.monotonic() + 240
     while running.poll() is None and time.monotonic() < until and not (path / "members").exists():
@@ -469,9 +476,9 @@ def test_a_sweep_that_was_sent_sigterm_goes_on_to_the_same_table(foldax, home, w
     for command in ("show", "resume"):
         code, _, err = foldax(command, path.name)
         assert (code, err) == (0, ""), command
-    code, _, err = foldax("sweep", "line.py", *arguments, "--sweep-dir", f"whole{way}")
+    code, _, err = foldax("sweep", "line.py", *arguments, "--sweep-dir", f"whole{execution}")
     assert (code, err) == (0, "")
-    tables = [results(folder).drop(columns="seconds") for folder in (home / f"whole{way}", path)]
+    tables = [results(folder).drop(columns="seconds") for folder in (home / f"whole{execution}", path)]
     assert_frame_equal(*tables, check_exact=True)
-    curves = [pandas.read_parquet(folder / "curves.parquet") for folder in (home / f"whole{way}", path)]
+    curves = [pandas.read_parquet(folder / "curves.parquet") for folder in (home / f"whole{execution}", path)]
     assert_frame_equal(*curves, check_exact=True)

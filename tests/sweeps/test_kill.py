@@ -66,15 +66,15 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def files(path: Path) -> set[tuple[str, int]]:
-    found = set()
-    for folder, _, names in os.walk(path):  # what vanishes meanwhile is passed over
-        found |= {(os.path.join(folder, name), 0) for name in names}
+    names_and_sizes = set()
+    for folder, _, names in os.walk(path):  # files that vanish meanwhile are skipped
+        names_and_sizes |= {(os.path.join(folder, name), 0) for name in names}
     lines = path / "members.jsonl"
-    return found | {("members.jsonl", lines.stat().st_size if lines.exists() else 0)}
+    return names_and_sizes | {("members.jsonl", lines.stat().st_size if lines.exists() else 0)}
 
 
 def kill_at_a_random_moment(process: subprocess.Popen, path: Path, chance: random.Random) -> bool:
-    """Kills the sweep some time after it has begun to write members or checkpoints; whether it was still going."""
+    """Kills the sweep at a random time after its first write; returns whether it was still running."""
     until, before = time.monotonic() + 240, files(path / "members") | files(path)
     while process.poll() is None and time.monotonic() < until:
         now = files(path / "members") | files(path)
@@ -90,7 +90,7 @@ def kill_at_a_random_moment(process: subprocess.Popen, path: Path, chance: rando
 
 
 def check_readable(path: Path) -> None:
-    """What is there can be read at any time: the facts, the tables if there are any, and `foldax show`."""
+    """Metadata, tables and `foldax show` work at any time."""
     assert json.loads((path / "sweep.json").read_text())["status"] == "running"
     for name in ("results", "curves"):
         if (path / f"{name}.parquet").exists():
@@ -98,12 +98,12 @@ def check_readable(path: Path) -> None:
     finish(foldax("show", path))
 
 
-@pytest.mark.parametrize("way", ["exact", "fast"])
-def test_killed_sweeps_end_with_the_same_table(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("execution", ["exact", "fast"])
+def test_killed_sweeps_resume_to_the_same_table(tmp_path: Path, execution: str) -> None:
     file, path = tmp_path / "killed.py", tmp_path / "killed"
     file.write_text(FILE)
-    running = foldax("sweep", file, *ARGUMENTS, f"--{way}", "--sweep-dir", path)
-    kills, chance = 0, random.Random(way)
+    running = foldax("sweep", file, *ARGUMENTS, f"--{execution}", "--sweep-dir", path)
+    kills, chance = 0, random.Random(execution)
     for moment in range(KILLS):
         killed = kill_at_a_random_moment(running, path, chance)
         kills += killed
@@ -113,7 +113,7 @@ def test_killed_sweeps_end_with_the_same_table(tmp_path: Path, way: str) -> None
             check_readable(path)
         running = foldax("resume", path)
     finish(running)
-    whole = sweep(load_experiment(file), SPACE, way=way, save=False, verbose=False)
+    whole = sweep(load_experiment(file), SPACE, execution=execution, save=False, verbose=False)
     results, curves = (pandas.read_parquet(path / f"{name}.parquet") for name in ("results", "curves"))
     assert_frame_equal(results.drop(columns="seconds"), whole.results.drop(columns="seconds"), check_exact=True)
     assert_frame_equal(curves, whole.curves, check_exact=True)
@@ -121,5 +121,5 @@ def test_killed_sweeps_end_with_the_same_table(tmp_path: Path, way: str) -> None
     assert results["group"].nunique() == 4
     assert {"finished", "stopped early", "not finite"} == set(results["status"])
     assert json.loads((path / "sweep.json").read_text())["status"] == "finished"
-    print(f"{way}: {kills} kills, all {len(results)} members bit-identical")
+    print(f"{execution}: {kills} kills, all {len(results)} members bit-identical")
     assert kills >= min(KILLS, 1)

@@ -1,4 +1,4 @@
-"""Searches: what they keep has the bits of lone runs, decisions compile nothing, and an interruption changes nothing."""
+"""Searches: surviving members equal single runs bit for bit, decisions compile nothing, interruptions change nothing."""
 
 import dataclasses
 
@@ -9,85 +9,85 @@ import pytest
 import foldax
 from foldax.engine import compiled
 from foldax.errors import ConfigError, Interrupted
-from foldax.sweeps.populations import Halving, exploit, rungs
+from foldax.sweeps.populations import SuccessiveHalving, exploit_and_explore, rungs
 from tests.conftest import Config, tiny
 
 CONFIG = Config(steps=18, log_every=6, evaluate_every=6)
 RATES = {"learning_rate": [1e-4, 1e-3, 1e-2, 3e-2]}
 
 
-def swept(search, space=RATES, **options) -> foldax.Sweep:
+def run_sweep(search, space=RATES, **options) -> foldax.SweepResult:
     return foldax.sweep(tiny, space, **{"config": CONFIG, "search": search, "save": False, "verbose": False} | options)
 
 
-def test_rungs_grow_by_the_rate_and_end_with_all_steps() -> None:
-    assert rungs(900, 27, Halving(rate=3)) == [33, 100, 300, 900]
-    assert rungs(900, 27, Halving(rate=3, least=100)) == [100, 300, 900]
-    assert rungs(10, 1, Halving()) == [10]
+def test_rungs_grow_by_the_reduction_factor_and_end_with_all_steps() -> None:
+    assert rungs(900, 27, SuccessiveHalving(reduction_factor=3)) == [33, 100, 300, 900]
+    assert rungs(900, 27, SuccessiveHalving(reduction_factor=3, min_steps=100)) == [100, 300, 900]
+    assert rungs(10, 1, SuccessiveHalving()) == [10]
 
 
-def test_halving_drops_the_worse_and_keeps_bits() -> None:
-    sweep = swept(foldax.Halving(rate=2), seeds=2)
+def test_successive_halving_stops_the_worse_and_keeps_bits() -> None:
+    sweep = run_sweep(foldax.SuccessiveHalving(reduction_factor=2), seeds=2)
     results = sweep.results
     assert (results["status"] == "finished").sum() == 2
     assert sorted(results["steps_done"].unique()) == [4, 9, 18]
-    assert sweep.facts["member_steps"] < 8 * 18
-    whole = swept(None, seeds=2).results
+    assert sweep.metadata["member_steps"] < 8 * 18
+    whole = run_sweep(None, seeds=2).results
     kept = results[results["status"] == "finished"]["member"]
     assert list(results["state_sha256"][kept]) == list(whole["state_sha256"][kept])
 
 
-def test_the_worst_copy_the_best_and_change_what_is_searched() -> None:
-    floats = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [4.0, 8.0]], np.float32)
-    values = np.array([0.3, np.nan, 0.1, 0.2], np.float32)
-    moving = np.array([True, False])
-    parents, changed = exploit(jax.random.key(0), values, floats, moving, np.float32(2.0), 1)
+def test_worst_members_copy_the_best_and_perturb_searched_fields() -> None:
+    hyperparameters = np.array([[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [4.0, 8.0]], np.float32)
+    objectives = np.array([0.3, np.nan, 0.1, 0.2], np.float32)
+    searched = np.array([True, False])
+    parents, changed = exploit_and_explore(jax.random.key(0), objectives, hyperparameters, searched, np.float32(2.0), 1)
     np.testing.assert_array_equal(parents, [0, 2, 2, 3])  # the one that is not finite copies the best
     np.testing.assert_array_equal(changed[:, 1], [5.0, 7.0, 7.0, 8.0])
     assert float(changed[1, 0]) in (6.0, 1.5)
     np.testing.assert_array_equal(np.delete(changed[:, 0], 1), [1.0, 3.0, 4.0])
 
 
-def test_population_based_training_compiles_nothing_for_a_decision_and_repeats_its_bits() -> None:
-    first = swept(foldax.PBT(every=6))
-    before = dict(compiled.traces)
-    second = swept(foldax.PBT(every=6))
-    assert compiled.traces == before
+def test_population_based_training_compiles_nothing_for_a_decision_and_is_reproducible() -> None:
+    first = run_sweep(foldax.PBT(perturbation_interval=6))
+    before = dict(compiled.trace_counts)
+    second = run_sweep(foldax.PBT(perturbation_interval=6))
+    assert compiled.trace_counts == before
     assert set(first.results["status"]) == {"finished"}
     assert list(first.results["state_sha256"]) == list(second.results["state_sha256"])
     assert set(first.curves[first.curves["split"] == "config"]["metric"]) == {"learning_rate"}
 
 
-def test_an_interrupted_search_goes_on_to_the_same_bits(tmp_path, monkeypatch) -> None:
-    search = foldax.PBT(every=6)
+def test_interrupted_search_resumes_to_the_same_bits(tmp_path, monkeypatch) -> None:
+    search = foldax.PBT(perturbation_interval=6)
     config = dataclasses.replace(CONFIG, checkpoint_every=6)
-    whole = swept(search, config=config)
+    whole = run_sweep(search, config=config)
     from foldax.sweeps import populations as module
 
-    replace = module.replace
+    copy_from_parents = module.copy_from_parents
     calls = []
 
     def killed(*arguments) -> None:
         calls.append(1)
         if len(calls) == 2:
             raise Interrupted("stopped")
-        replace(*arguments)
+        copy_from_parents(*arguments)
 
-    monkeypatch.setattr(module, "replace", killed)
+    monkeypatch.setattr(module, "copy_from_parents", killed)
     with pytest.raises(Interrupted):
-        swept(search, config=config, save=True, sweep_dir=tmp_path / "s")
+        run_sweep(search, config=config, save=True, sweep_dir=tmp_path / "s")
     monkeypatch.undo()
-    resumed = swept(search, config=config, save=True, sweep_dir=tmp_path / "s", resume=True)
+    resumed = run_sweep(search, config=config, save=True, sweep_dir=tmp_path / "s", resume=True)
     assert list(resumed.results["state_sha256"]) == list(whole.results["state_sha256"])
     assert len(calls) == 2
 
 
-def test_optuna_is_asked_in_batches_of_one_program() -> None:
+def test_optuna_suggests_batches_of_one_program() -> None:
     pytest.importorskip("optuna")
-    sweep = swept(foldax.Optuna(trials=6, batch=3), {"learning_rate": "log:1e-4:1e-1"})
+    sweep = run_sweep(foldax.Optuna(num_trials=6, batch_size=3), {"learning_rate": "log:1e-4:1e-1"})
     assert len(sweep.results) == 6
     assert sweep.results["learning_rate"].between(1e-4, 1e-1).all()
-    assert len(sweep.facts["groups"]) == 1
+    assert len(sweep.metadata["groups"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_optuna_is_asked_in_batches_of_one_program() -> None:
     [
         (foldax.PBT(), {"hidden": [(4,), (8,)]}, "changes traced floats"),
         (foldax.PBT(), {}, "needs a traced float"),
-        (foldax.PBT(share=0.9), RATES, "share"),
-        (foldax.Halving(rate=1), RATES, "at least 2"),
-        (foldax.Optuna(trials=0), RATES, "at least 1"),
+        (foldax.PBT(quantile_fraction=0.9), RATES, "quantile_fraction"),
+        (foldax.SuccessiveHalving(reduction_factor=1), RATES, "at least 2"),
+        (foldax.Optuna(num_trials=0), RATES, "at least 1"),
         ("grid", RATES, "is none of"),
     ],
     ids=str,
 )
-def test_a_search_that_does_not_fit_is_refused_in_words(search, space, words) -> None:
+def test_search_that_does_not_fit_is_a_config_error(search, space, words) -> None:
     with pytest.raises(ConfigError, match=words):
-        swept(search, space)
+        run_sweep(search, space)

@@ -1,4 +1,4 @@
-"""The report of a sweep: its numbers by hand, and the page in a browser, wide and narrow, light and dark."""
+"""The report of a sweep: its numbers against pandas, and the page in a browser, wide and narrow, light and dark."""
 
 import json
 import re
@@ -11,24 +11,24 @@ import pytest
 
 from foldax.errors import RunError
 from foldax.sweeps import statistics
-from foldax.sweeps.report import report
+from foldax.sweeps.report import write_report
 from tests.sweeps.test_statistics import SPACE, results_of, write_sweep
 
 pytest.importorskip("plotly")
 
 
 def data_of(page: Path) -> dict:
-    """Returns what a page draws."""
+    """Data of a page."""
     return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A sweep of 12 configs and 3 seeds, in which a member was lost, and its report."""
+    """A sweep of 12 configs and 3 seeds, in which a member is not finite, and its report."""
     results = results_of()
     results.loc[0, "status"] = "not finite"
     path = write_sweep(tmp_path_factory.mktemp("report") / "sweep", results)
-    report(path)
+    write_report(path)
     return path
 
 
@@ -36,29 +36,29 @@ def folder(tmp_path_factory) -> Path:
 def browser():
     """Chromium without a window; skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     with warnings.catch_warnings(), sync_api.sync_playwright() as playwright:
         warnings.simplefilter("ignore")  # of playwright's own event loop
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
 def open_page(browser):
-    """Opens a report, waits until all is drawn, and checks that nothing else was loaded and nobody complained."""
+    """Opens a report, waits until all is rendered, and checks that nothing else was loaded and no error was logged."""
 
     def open_page(path: Path, width: int = 1400, scheme: str = "light"):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.said, page.loaded = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.messages, page.loaded = [], []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
         page.on("request", lambda request: page.loaded.append(request.url))
         page.goto((path / "report.html").as_uri())
         page.wait_for_selector("html[data-ready]", state="attached", timeout=60_000)
-        assert not page.said
+        assert not page.messages
         assert page.loaded == [(path / "report.html").as_uri()]
         return page
 
@@ -75,11 +75,11 @@ def wide_page(open_page, folder):
 def page(wide_page):
     """The same for one test, after which still nothing must have been loaded or complained about."""
     yield wide_page
-    assert not wide_page.said
+    assert not wide_page.messages
     assert len(wide_page.loaded) == 1
 
 
-def test_effects_and_configs_have_the_numbers_of_pandas(folder) -> None:
+def test_main_effects_and_configs_equal_pandas(folder) -> None:
     _, results, curves = statistics.read(folder)
     data = data_of(folder / "report.html")
     good = results[results["status"] == "finished"]
@@ -93,7 +93,7 @@ def test_effects_and_configs_have_the_numbers_of_pandas(folder) -> None:
         members = good[good["learning_rate"] == value]
         seeds = members.groupby("seed")["test/accuracy"].mean().to_numpy()
         effect = {key: values[level] for key, values in rate["effects"]["test/accuracy"].items()}
-        low, high = statistics.interval(seeds)
+        low, high = statistics.bootstrap_interval(seeds)
         np.testing.assert_allclose(
             [effect["mean"], effect["low"], effect["high"]], [seeds.mean(), low, high], rtol=1e-5
         )
@@ -114,10 +114,10 @@ def test_tables_have_a_row_per_config_and_per_member(folder) -> None:
     assert [row[1] for row in tables["members"]["rows"]] == list(range(36))
 
 
-def test_numbers_of_many_values_are_cut_into_ranges(tmp_path) -> None:
+def test_field_with_many_values_is_cut_into_ranges(tmp_path) -> None:
     rates = list(np.geomspace(1e-4, 1e-1, 40))
     path = write_sweep(tmp_path / "sweep", results_of({"learning_rate": rates}, seeds=1), ["learning_rate"])
-    data = data_of(report(path))
+    data = data_of(write_report(path))
     (rate,) = data["fields"]
     assert rate["ranges"]
     assert np.bincount(rate["codes"]).tolist() == [5] * 8
@@ -126,25 +126,25 @@ def test_numbers_of_many_values_are_cut_into_ranges(tmp_path) -> None:
     assert "low" not in data["curves"]["validation/loss"]["0"]
 
 
-def test_a_page_says_how_it_was_made(folder) -> None:
+def test_page_states_its_provenance(folder) -> None:
     text = (folder / "report.html").read_text()
     for part in ("foldax sweep tiny.py --seeds 3", "abc123 with uncommitted changes", "f00d", "jax 0.10.2", "cpu:0"):
         assert part in text
     assert "gone None" not in text
 
 
-def test_a_folder_that_is_no_sweep_is_an_error(tmp_path) -> None:
+def test_folder_that_is_no_sweep_is_an_error(tmp_path) -> None:
     with pytest.raises(RunError):
-        report(tmp_path)
+        write_report(tmp_path)
 
 
 def check_plots(page, width: int) -> None:
-    drawn = page.evaluate(
+    plots = page.evaluate(
         "[...document.querySelectorAll('.plot')].map(p => [p.id, p.querySelectorAll('.main-svg').length > 0,"
         " p.querySelectorAll('.js-line, .point, .hm image').length])"
     )
-    assert [name for name, *_ in drawn] == ["curves", "effect-0", "effect-1", "effect-2", "heatmap", "parallel"]
-    assert all(svg and traces > 0 for _, svg, traces in drawn), drawn
+    assert [name for name, *_ in plots] == ["curves", "effect-0", "effect-1", "effect-2", "heatmap", "parallel"]
+    assert all(svg and traces > 0 for _, svg, traces in plots), plots
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wider = page.evaluate(
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('svg') &&"
@@ -163,7 +163,7 @@ def test_every_plot_is_drawn_in_a_narrow_dark_window(folder, open_page) -> None:
     narrow.close()
 
 
-def test_a_click_on_a_head_sorts_and_another_turns_it_round(page) -> None:
+def test_click_on_a_column_sorts_and_a_second_click_reverses(page) -> None:
     def column(name: str) -> list[str]:
         heads = page.locator("th").all_inner_texts()
         return page.locator(f"tbody td:nth-child({heads.index(name) + 1})").all_inner_texts()
@@ -182,7 +182,7 @@ def test_a_click_on_a_head_sorts_and_another_turns_it_round(page) -> None:
     assert page.locator("tbody td", has_text="not finite").count() == 1
 
 
-def test_the_theme_of_the_system_is_followed_also_by_the_plots(page) -> None:
+def test_plots_follow_the_system_theme(page) -> None:
     from playwright.sync_api import expect
 
     for scheme, paper, ink in (
@@ -195,7 +195,7 @@ def test_the_theme_of_the_system_is_followed_also_by_the_plots(page) -> None:
             expect(page.locator(f"{plot} .xtick text").first).to_have_css("fill", ink)
 
 
-def test_choosers_change_what_is_drawn(page) -> None:
+def test_selections_change_the_plots(page) -> None:
     from playwright.sync_api import expect
 
     lines = page.locator("#curves .js-line")
@@ -206,11 +206,11 @@ def test_choosers_change_what_is_drawn(page) -> None:
     expect(page.locator("#curves .ytitle")).to_have_text("train/loss")
     page.select_option("#metric", "test/accuracy")
     expect(page.locator("#effect-2 .ytitle")).to_have_text("test/accuracy")
-    page.select_option("#across", "2")
+    page.select_option("#horizontal", "2")
     expect(page.locator("#heatmap .xtitle")).to_have_text("clip")
 
 
-def test_a_box_on_an_axis_keeps_the_configs_that_pass_there(page) -> None:
+def test_box_on_an_axis_filters_configs(page) -> None:
     assert page.locator("#unbrush").is_hidden()
     page.locator("#parallel").scroll_into_view_if_needed()
     box = page.locator("#parallel .nsewdrag").first.bounding_box()
@@ -226,21 +226,21 @@ def test_a_box_on_an_axis_keeps_the_configs_that_pass_there(page) -> None:
     page.wait_for_selector("#unbrush", state="hidden")
 
 
-def test_pages_with_little_or_odd_in_them_open_without_complaint(tmp_path, open_page) -> None:
+def test_pages_with_little_or_odd_content_open_without_errors(tmp_path, open_page) -> None:
     odd = {"name<b>": ["</script><img src=x onerror=alert(1)>", "$a$ &amp;"], "flag": [True, False]}
     results = results_of(odd)
     results["validation/loss"] *= -1
     opened = {}
     for name, path in {
         "running": write_sweep(tmp_path / "running", None),
-        "lost": write_sweep(tmp_path / "lost", results_of().assign(status="not finite")),
+        "not finite": write_sweep(tmp_path / "lost", results_of().assign(status="not finite")),
         "seeds": write_sweep(tmp_path / "seeds", results_of({}), []),
         "odd": write_sweep(tmp_path / "odd", results, list(odd)),
     }.items():
-        report(path)
+        write_report(path)
         opened[name] = open_page(path)
     assert "no member is done yet" in opened["running"].inner_text("body")
-    assert "members not finite, so in no mean: 36" in opened["lost"].inner_text("body")
+    assert "members not finite, so in no mean: 36" in opened["not finite"].inner_text("body")
     assert opened["seeds"].locator("#fields").is_hidden()
     assert opened["odd"].locator("img").count() == 0
     assert opened["odd"].locator("th", has_text="name<b>").count() == 1

@@ -1,4 +1,4 @@
-"""A sweep's space: which members a grid or random draws make, and what is refused, in words."""
+"""Search spaces: the configs of grids and random samples, and errors."""
 
 import contextlib
 import dataclasses
@@ -17,12 +17,12 @@ from foldax import Range
 from foldax.configuration import from_json, to_json
 from foldax.errors import ConfigError
 from foldax.sweeps.space import (
-    check_space,
+    enumerate_overrides,
     field_type,
     flat_values,
     member_configs,
+    parse_space,
     parse_values,
-    points,
     set_fields,
     structural_values,
     structure,
@@ -52,8 +52,8 @@ class Config(foldax.Training):
 BASE = Config()
 
 
-def made(space: dict, seeds: int = 1, samples: int | None = None, config: Config = BASE) -> list[Config]:
-    return member_configs(config, points(check_space(config, space), samples, config.seed), seeds)
+def make_configs(space: dict, seeds: int = 1, samples: int | None = None, config: Config = BASE) -> list[Config]:
+    return member_configs(config, enumerate_overrides(parse_space(config, space), samples, config.seed), seeds)
 
 
 # Grids
@@ -65,21 +65,21 @@ def made(space: dict, seeds: int = 1, samples: int | None = None, config: Config
     seeds=st.integers(1, 4),
     first=st.integers(0, 2**32 - 5),
 )
-def test_a_grid_is_the_product_in_order_with_seeds_innermost(
+def test_grid_is_the_product_in_order_with_seeds_innermost(
     rates: list[float], widths: list[int], seeds: int, first: int
 ) -> None:
-    configs = made({"learning_rate": rates, "hidden": [(w,) for w in widths]}, seeds, config=Config(seed=first))
+    configs = make_configs({"learning_rate": rates, "hidden": [(w,) for w in widths]}, seeds, config=Config(seed=first))
     expected = itertools.product(rates, widths, range(first, first + seeds))
     assert [(c.learning_rate, c.hidden[0], c.seed) for c in configs] == list(expected)
     untouched = dict(learning_rate=BASE.learning_rate, hidden=BASE.hidden, seed=BASE.seed)
     assert all(dataclasses.replace(config, **untouched) == BASE for config in configs)
 
 
-def test_without_a_space_there_is_the_config_with_each_seed() -> None:
-    assert [config.seed for config in made({}, 3, config=Config(seed=5))] == [5, 6, 7]
+def test_empty_space_gives_the_config_with_each_seed() -> None:
+    assert [config.seed for config in make_configs({}, 3, config=Config(seed=5))] == [5, 6, 7]
 
 
-def test_values_become_what_their_fields_hold_and_repeat_once() -> None:
+def test_values_are_converted_to_field_types_and_deduplicated() -> None:
     space = {
         "learning_rate": np.array([1, 0.5, 1]),
         "hidden": [[8, 8], (8, 8), [4]],
@@ -88,7 +88,7 @@ def test_values_become_what_their_fields_hold_and_repeat_once() -> None:
         "clip": [None, 1, 1.0],
         "optimizer.learning_rate": 0.25,
     }
-    checked = check_space(BASE, space)
+    checked = parse_space(BASE, space)
     assert checked == {
         "learning_rate": [1.0, 0.5],
         "hidden": [(8, 8), (4,)],
@@ -105,13 +105,13 @@ def test_values_become_what_their_fields_hold_and_repeat_once() -> None:
 @pytest.mark.parametrize(
     "values", [jnp.array([0.5, 0.25]), [jnp.float32(0.5), jnp.float32(0.25)]], ids=["array", "list"]
 )
-def test_rates_may_be_an_array_of_jax(values) -> None:
-    assert check_space(BASE, {"learning_rate": values}) == {"learning_rate": [0.5, 0.25]}
+def test_values_may_be_jax_arrays(values) -> None:
+    assert parse_space(BASE, {"learning_rate": values}) == {"learning_rate": [0.5, 0.25]}
 
 
-def test_fields_of_nested_configs_leave_their_neighbours_alone() -> None:
+def test_nested_fields_leave_other_fields_unchanged() -> None:
     space = {"optimizer.learning_rate": [0.5, 0.25], "optimizer.momentum": [None, 0.9], "learning_rate": [0.1]}
-    configs = made(space)
+    configs = make_configs(space)
     assert [(c.optimizer.learning_rate, c.optimizer.momentum) for c in configs] == [
         (0.5, None), (0.5, 0.9), (0.25, None), (0.25, 0.9),
     ]  # fmt: skip
@@ -119,12 +119,12 @@ def test_fields_of_nested_configs_leave_their_neighbours_alone() -> None:
     assert BASE.optimizer == Optimizer()
 
 
-def test_a_whole_nested_config_is_a_value_too() -> None:
-    rates = made({"optimizer": [Optimizer(learning_rate=0.5), {"learning_rate": 0.25}]})
+def test_nested_config_as_a_value() -> None:
+    rates = make_configs({"optimizer": [Optimizer(learning_rate=0.5), {"learning_rate": 0.25}]})
     assert [config.optimizer.learning_rate for config in rates] == [0.5, 0.25]
 
 
-def test_values_that_fit_only_together_are_no_error() -> None:
+def test_fields_are_checked_together() -> None:
     @foldax.config
     class Heads(foldax.Training):
         width: int = 8
@@ -134,61 +134,63 @@ def test_values_that_fit_only_together_are_no_error() -> None:
             if self.width % self.heads:
                 raise ConfigError(f"Heads.heads: {self.heads} do not divide the width, {self.width}")
 
-    configs = made({"width": [6, 9], "heads": [3]}, config=Heads())
+    configs = make_configs({"width": [6, 9], "heads": [3]}, config=Heads())
     assert [(config.width, config.heads) for config in configs] == [(6, 3), (9, 3)]
     with pytest.raises(ConfigError, match="4 do not divide the width, 6"):
-        made({"width": [8, 6], "heads": [4]}, config=Heads())
+        make_configs({"width": [8, 6], "heads": [4]}, config=Heads())
 
 
-# Random draws
+# Random samples
 
 BOUNDS = st.tuples(st.floats(1e-30, 1e30), st.floats(1.01, 1e6)).map(lambda b: (b[0], b[0] * b[1]))
 
 
 @given(bounds=BOUNDS, log=st.booleans(), samples=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
-def test_draws_are_within_bounds_and_follow_from_the_seed(
+def test_samples_are_within_bounds_and_follow_from_the_seed(
     bounds: tuple[float, float], log: bool, samples: int, seed: int
 ) -> None:
     config, space = Config(seed=seed), {"learning_rate": Range(*bounds, log), "steps": [3, 5, 7]}
-    configs = made(space, samples=samples, config=config)
+    configs = make_configs(space, samples=samples, config=config)
     assert len(configs) == samples
     assert all(bounds[0] <= c.learning_rate <= bounds[1] and c.steps in (3, 5, 7) for c in configs)
-    assert made(space, samples=samples, config=config) == configs
+    assert make_configs(space, samples=samples, config=config) == configs
 
 
-def test_draws_differ_from_seed_to_seed_and_from_each_other() -> None:
-    drawn = [[c.learning_rate for c in made({"learning_rate": "log:1e-5:1"}, 1, 8, Config(seed=s))] for s in (0, 1)]
-    assert len({*drawn[0], *drawn[1]}) == 16
+def test_samples_differ_between_seeds_and_from_each_other() -> None:
+    samples = [
+        [c.learning_rate for c in make_configs({"learning_rate": "log:1e-5:1"}, 1, 8, Config(seed=s))] for s in (0, 1)
+    ]
+    assert len({*samples[0], *samples[1]}) == 16
 
 
-def test_more_draws_begin_with_the_same_ones() -> None:
+def test_more_samples_begin_with_the_same_ones() -> None:
     space = {"learning_rate": "log:1e-5:1", "bias": [True, False]}
-    assert made(space, samples=9)[:4] == made(space, samples=4)
+    assert make_configs(space, samples=9)[:4] == make_configs(space, samples=4)
 
 
 @pytest.mark.parametrize(("text", "below"), [("log:1e-4:1", 2 / 4), ("uniform:1e-4:1", 0.01)])
-def test_a_logarithmic_range_gives_each_decade_its_share(text: str, below: float) -> None:
-    rates = [config.learning_rate for config in made({"learning_rate": text}, samples=2_000)]
+def test_log_uniform_range_covers_each_decade_equally(text: str, below: float) -> None:
+    rates = [config.learning_rate for config in make_configs({"learning_rate": text}, samples=2_000)]
     assert np.mean(np.array(rates) < 1e-2) == pytest.approx(below, abs=0.05)
 
 
-def test_each_draw_gets_every_seed() -> None:
-    configs = made({"learning_rate": "uniform:0:1"}, seeds=2, samples=3)
+def test_each_sample_gets_every_seed() -> None:
+    configs = make_configs({"learning_rate": "uniform:0:1"}, seeds=2, samples=3)
     assert [config.seed for config in configs] == [0, 1] * 3
     assert [a.learning_rate for a in configs[::2]] == [b.learning_rate for b in configs[1::2]]
     assert len({config.learning_rate for config in configs}) == 3
 
 
 @given(bounds=BOUNDS, log=st.booleans())
-def test_a_range_as_text_is_the_same_range(bounds: tuple[float, float], log: bool) -> None:
+def test_range_survives_its_text(bounds: tuple[float, float], log: bool) -> None:
     ranged = Range(*bounds, log)
-    assert check_space(BASE, {"learning_rate": str(ranged)}) == {"learning_rate": ranged}  # so sweep.json can hold it
+    assert parse_space(BASE, {"learning_rate": str(ranged)}) == {"learning_rate": ranged}  # so sweep.json can hold it
     kind = "log" if log else "uniform"
     for text in (f"{kind}:{bounds[0]!r}:{bounds[1]!r}", [f"{kind}:{bounds[0]!r}:{bounds[1]!r}"], ranged):
-        assert check_space(BASE, {"optimizer.learning_rate": text}) == {"optimizer.learning_rate": ranged}
+        assert parse_space(BASE, {"optimizer.learning_rate": text}) == {"optimizer.learning_rate": ranged}
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -229,9 +231,9 @@ def test_a_range_as_text_is_the_same_range(bounds: tuple[float, float], log: boo
     ],
     ids=str,
 )  # fmt: skip
-def test_a_slip_in_the_space_is_answered_in_words(space: dict, words: str) -> None:
+def test_wrong_spaces_are_config_errors(space: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
-        made(space, samples=2)
+        make_configs(space, samples=2)
     assert "\n" not in str(error.value)
 
 
@@ -242,28 +244,30 @@ def test_a_slip_in_the_space_is_answered_in_words(space: dict, words: str) -> No
      Range(1, 0), Range(0, 1, log=True), Range(0, math.inf), Range(math.nan, 1)],
     ids=str,
 )  # fmt: skip
-def test_a_bad_range_is_named(text) -> None:
+def test_malformed_ranges_are_named(text) -> None:
     for values in (text, [text]) if isinstance(text, str) else (text,):
         with pytest.raises(ConfigError, match=r"learning_rate: .* is no range"):
-            check_space(BASE, {"learning_rate": values})
+            parse_space(BASE, {"learning_rate": values})
 
 
-def test_a_range_has_no_grid() -> None:
-    with pytest.raises(ConfigError, match=r"learning_rate: a range needs the number of draws \(samples=20, --samples"):
-        made({"learning_rate": "log:1e-3:1"})
+def test_range_in_a_grid_is_an_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"learning_rate: a range needs the number of samples \(samples=20, --samples"
+    ):
+        make_configs({"learning_rate": "log:1e-3:1"})
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_no_seeds_or_samples(count: int) -> None:
+def test_fewer_than_one_seed_or_sample_is_an_error(count: int) -> None:
     with pytest.raises(ConfigError, match=f"seeds: {count} is too small; it must be at least 1"):
-        made({}, seeds=count)
+        make_configs({}, seeds=count)
     with pytest.raises(ConfigError, match=f"samples: {count} is too small; it must be at least 1"):
-        made({}, samples=count)
+        make_configs({}, samples=count)
 
 
-def test_seeds_that_count_past_the_largest() -> None:
+def test_seeds_beyond_the_largest_are_an_error() -> None:
     with pytest.raises(ConfigError, match="seed: 4294967296 is too large"):
-        made({}, 2, config=Config(seed=2**32 - 1))
+        make_configs({}, 2, config=Config(seed=2**32 - 1))
 
 
 # Fields
@@ -282,11 +286,11 @@ def test_seeds_that_count_past_the_largest() -> None:
         ("patience", "driver"),
     ],
 )
-def test_kinds_of_fields(name: str, kind: str) -> None:
+def test_field_kinds(name: str, kind: str) -> None:
     assert field_type(Config, name)[0] == kind
 
 
-def test_structure_is_what_structural_fields_and_presence_make() -> None:
+def test_structure_depends_on_structural_fields_and_on_none() -> None:
     same = [
         {"learning_rate": 0.5}, {"seed": 4}, {"patience": 3}, {"log_every": 7}, {"optimizer.learning_rate": 0.7},
         {"betas": (0.1, 0.2)}, {"checkpoint_every": 5}, {"dispatch": "step"},
@@ -301,7 +305,7 @@ def test_structure_is_what_structural_fields_and_presence_make() -> None:
     assert len(set(structures)) == len(structures)
 
 
-def test_flat_values_are_cells_of_a_table() -> None:
+def test_flat_values_are_table_cells() -> None:
     cells = flat_values(Config(hidden=(8, 4), optimizer=Optimizer(momentum=0.5)))
     assert cells["hidden"] == "[8, 4]"
     assert cells["betas"] == "[0.9, 0.999]"
@@ -313,7 +317,7 @@ def test_flat_values_are_cells_of_a_table() -> None:
     }  # fmt: skip
 
 
-def test_an_optional_nested_config_has_values_too() -> None:
+def test_flat_values_of_an_optional_nested_config() -> None:
     @foldax.config
     class Optional(foldax.Training):
         optimizer: Optimizer | None = Optimizer()
@@ -321,10 +325,10 @@ def test_an_optional_nested_config_has_values_too() -> None:
     assert flat_values(Optional())["optimizer.learning_rate"] == 0.1
     assert "steps" in structural_values(Optional())
     assert "steps" in structural_values(Optional(optimizer=None))
-    assert made({"optimizer": [None, Optimizer()]}, config=Optional())[0].optimizer is None
+    assert make_configs({"optimizer": [None, Optimizer()]}, config=Optional())[0].optimizer is None
 
 
-# What a command line says
+# Values on the command line
 
 FIELDS = {
     "hidden": st.lists(st.integers(-100, 100), max_size=4).map(tuple),
@@ -343,9 +347,9 @@ FIELDS = {
 
 @pytest.mark.parametrize("name", FIELDS)
 @given(data=st.data())
-def test_what_is_written_on_the_command_line_is_what_the_field_gets(name: str, data: st.DataObject) -> None:
+def test_command_line_values_parse_to_field_values(name: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(FIELDS[name], min_size=1, max_size=3, unique=True))
-    parsed = check_space(BASE, {name: parse_values(Config, name, [str(value) for value in values])})[name]
+    parsed = parse_space(BASE, {name: parse_values(Config, name, [str(value) for value in values])})[name]
     if name == "checkpoint_every":  # "5" and 5 steps are the same
         parsed, values = list(map(str, parsed)), list(dict.fromkeys(map(str, values)))
     assert parsed == values
@@ -374,8 +378,8 @@ def test_what_is_written_on_the_command_line_is_what_the_field_gets(name: str, d
         ("optimizer", "{'learning_rate': 0.5}", Optimizer(learning_rate=0.5)),
     ],
 )
-def test_how_values_may_be_written(name: str, text: str, value) -> None:
-    (parsed,) = check_space(BASE, {name: parse_values(Config, name, [text])})[name]
+def test_spellings_of_values(name: str, text: str, value) -> None:
+    (parsed,) = parse_space(BASE, {name: parse_values(Config, name, [text])})[name]
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -387,13 +391,13 @@ def test_how_values_may_be_written(name: str, text: str, value) -> None:
 @example(text="1" * 5000)
 @example(text="(" * 300)
 @example(text="{**{}}")
-def test_any_text_is_a_value_or_refused_in_words(text: str) -> None:
+def test_any_text_is_a_value_or_a_config_error(text: str) -> None:
     for name in ("label", "learning_rate", "hidden"):
         with contextlib.suppress(ConfigError):
-            check_space(BASE, {name: parse_values(Config, name, [text])})
+            parse_space(BASE, {name: parse_values(Config, name, [text])})
 
 
-def test_unknown_fields_are_refused_when_parsed() -> None:
+def test_parsing_an_unknown_field_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no field 'hiden'; did you mean 'hidden'"):
         parse_values(Config, "hiden", ["1"])
 
@@ -403,7 +407,7 @@ def test_unknown_fields_are_refused_when_parsed() -> None:
     hidden=st.lists(st.integers(1, 9), max_size=3).map(tuple),
     momentum=st.none() | st.floats(0, 1),
 )
-def test_members_survive_json(rates: list[float], hidden: tuple[int, ...], momentum: float | None) -> None:
-    for config in made({"learning_rate": rates, "hidden": [hidden], "optimizer.momentum": [momentum]}, 2):
+def test_member_configs_survive_json(rates: list[float], hidden: tuple[int, ...], momentum: float | None) -> None:
+    for config in make_configs({"learning_rate": rates, "hidden": [hidden], "optimizer.momentum": [momentum]}, 2):
         assert from_json(Config, to_json(config)) == config
         assert config.optimizer.momentum == momentum

@@ -1,4 +1,4 @@
-"""Statistics of a sweep: numbers by hand, by SciPy and by pandas; what is said while it is unfinished."""
+"""Statistics of a sweep: compared with hand calculations, SciPy and pandas; output while it is unfinished."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def results_of(space=SPACE, seeds: int = 3) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def write_sweep(path: Path, results: pandas.DataFrame | None, fields=tuple(SPACE), **facts) -> Path:
+def write_sweep(path: Path, results: pandas.DataFrame | None, fields=tuple(SPACE), **metadata) -> Path:
     """Writes a sweep folder with these results (none while it runs) and curves that lead to them."""
     path.mkdir()
     if results is not None:
@@ -48,7 +48,7 @@ def write_sweep(path: Path, results: pandas.DataFrame | None, fields=tuple(SPACE
             "fields": list(fields), "programs": 2, "member_steps": 40 * len(results), "compile_seconds": 1.0,
             "member_steps_per_second": 1234.5, "seconds": 9.8, "ended": "2026-01-01T00:01:00+00:00",
             "groups": [
-                {"structural": {"hidden": hidden, "steps": 40}, "members": len(results) // 2, "way": "exact"}
+                {"structural": {"hidden": hidden, "steps": 40}, "members": len(results) // 2, "execution": "exact"}
                 for hidden in ("[8]", "[8, 8]")
             ],
         }  # fmt: skip
@@ -60,33 +60,33 @@ def write_sweep(path: Path, results: pandas.DataFrame | None, fields=tuple(SPACE
         "started": "2026-01-01T00:00:00+00:00", "ended": None, "status": "running",
     }  # fmt: skip
     ended = {} if results is None else measured | {"status": "finished"}
-    (path / "sweep.json").write_text(json.dumps(started | ended | facts))
+    (path / "sweep.json").write_text(json.dumps(started | ended | metadata))
     return path
 
 
-def test_the_interval_is_the_bca_bootstrap_of_scipy() -> None:
+def test_interval_is_the_bca_bootstrap_of_scipy() -> None:
     values = np.array([0.9, 1.1, 1.3, 2.0, 1.2])
     expected = stats.bootstrap((values,), np.mean, n_resamples=2_000, method="BCa", rng=np.random.default_rng(0))
-    assert statistics.interval(values) == tuple(expected.confidence_interval)
+    assert statistics.bootstrap_interval(values) == tuple(expected.confidence_interval)
 
 
-def test_the_interval_where_bca_does_not_exist() -> None:
-    assert np.isnan(statistics.interval(np.array([]))).all()
-    assert np.isnan(statistics.interval(np.array([1.0]))).all()
-    assert statistics.interval(np.full(4, 2.5)) == (2.5, 2.5)
-    assert statistics.interval(np.array([1.0, 1.0 + 1e-16, 1.0])) == (1.0, 1.0)
+def test_interval_where_bca_does_not_exist() -> None:
+    assert np.isnan(statistics.bootstrap_interval(np.array([]))).all()
+    assert np.isnan(statistics.bootstrap_interval(np.array([1.0]))).all()
+    assert statistics.bootstrap_interval(np.full(4, 2.5)) == (2.5, 2.5)
+    assert statistics.bootstrap_interval(np.array([1.0, 1.0 + 1e-16, 1.0])) == (1.0, 1.0)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=9).map(lambda values: np.array(values) / 8))
-def test_an_interval_lies_within_the_values_and_is_always_the_same(values) -> None:
-    low, high = statistics.interval(values)
+def test_interval_lies_within_the_values_and_is_deterministic(values) -> None:
+    low, high = statistics.bootstrap_interval(values)
     assert values.min() <= low <= high <= values.max()
-    assert (low, high) == statistics.interval(values)
+    assert (low, high) == statistics.bootstrap_interval(values)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_summary_has_the_means_of_pandas_best_config_first(mode) -> None:
+def test_summary_has_the_means_of_pandas_best_config_first(mode) -> None:
     results = results_of()
     table = statistics.summarize(results, list(SPACE), "validation/loss", mode)
     expected = results.groupby(list(SPACE), dropna=False)["validation/loss"].mean()
@@ -97,10 +97,10 @@ def test_a_summary_has_the_means_of_pandas_best_config_first(mode) -> None:
     assert (table["not_finite"] == 0).all()
     first = results[(results["learning_rate"] == 1e-3) & (results["hidden"] == "[8]") & (results["clip"] == 1.0)]
     row = table.loc[(1e-3, "[8]", 1.0)]
-    assert (row["low"], row["high"]) == statistics.interval(first["validation/loss"].to_numpy())
+    assert (row["low"], row["high"]) == statistics.bootstrap_interval(first["validation/loss"].to_numpy())
 
 
-def test_members_that_are_not_finite_are_counted_and_left_out() -> None:
+def test_members_that_are_not_finite_are_counted_and_excluded() -> None:
     results = results_of({"learning_rate": [1e-3, 1e-2]})
     results.loc[0, "status"] = "not finite"  # though its last metric is a number
     results.loc[1, "validation/loss"] = np.inf
@@ -112,32 +112,32 @@ def test_members_that_are_not_finite_are_counted_and_left_out() -> None:
     assert table["n"].tolist() == [1, 0]
     assert table["not_finite"].tolist() == [2, 3]
     assert table[["low", "high"]].isna().all(axis=None)
-    assert statistics.notes(results) == ["members not finite, so in no mean: 4"]
+    assert statistics.caveats(results) == ["members not finite, so in no mean: 4"]
 
 
-def test_a_sweep_of_seeds_alone_is_one_config() -> None:
+def test_sweep_of_seeds_only_is_one_config() -> None:
     table = statistics.summarize(results_of({}, seeds=5), [], "test/loss")
     assert len(table) == 1
     assert table["n"].item() == 5
 
 
-def test_a_missing_metric_names_the_nearest() -> None:
+def test_missing_metric_suggests_the_nearest() -> None:
     with pytest.raises(RunError, match=r"no 'validation/los'; did you mean 'validation/loss'\?"):
         statistics.summarize(results_of(), ["hidden"], "validation/los")
 
 
-def test_configs_are_not_chosen_by_the_test_split() -> None:
-    facts, results = {"monitor": "loss"}, results_of()
-    assert statistics.default_metric(facts, results) == "validation/loss"
-    assert statistics.default_metric(facts, results.assign(**{"validation/loss": np.nan})) == "train/loss"
-    assert statistics.default_metric(facts, results.drop(columns="validation/loss")) == "train/loss"
+def test_configs_are_not_selected_by_the_test_split() -> None:
+    metadata, results = {"monitor": "loss"}, results_of()
+    assert statistics.default_metric(metadata, results) == "validation/loss"
+    assert statistics.default_metric(metadata, results.assign(**{"validation/loss": np.nan})) == "train/loss"
+    assert statistics.default_metric(metadata, results.drop(columns="validation/loss")) == "train/loss"
     assert statistics.default_metric({"monitor": "reward"}, results) == "validation/loss"
-    assert statistics.default_metric(facts, results[["test/loss", "status"]]) == "test/loss"  # there is nothing else
-    assert statistics.default_metric(facts, results[["status"]]) is None
-    assert statistics.default_metric(facts, None) is None
+    assert statistics.default_metric(metadata, results[["test/loss", "status"]]) == "test/loss"  # there is nothing else
+    assert statistics.default_metric(metadata, results[["status"]]) is None
+    assert statistics.default_metric(metadata, None) is None
 
 
-def test_show_prints_facts_groups_and_the_best_configs(tmp_path, capsys, monkeypatch) -> None:
+def test_show_prints_overview_groups_and_best_configs(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     results = results_of(SPACE | {"dropout": [0.0, 0.5]})
     results.loc[0, "status"] = "not finite"
@@ -155,11 +155,11 @@ def test_show_prints_facts_groups_and_the_best_configs(tmp_path, capsys, monkeyp
     assert "steps" not in shown.split("Groups")[1].split("Best")[0]  # the groups do not differ in it
     best = statistics.summarize(results, [*SPACE, "dropout"], "validation/loss").iloc[0]
     row = next(line for line in shown.splitlines() if line.strip().startswith("0.01 "))
-    assert statistics.digits(best["mean"]) in row
-    assert f"{statistics.digits(best['low'])}..{statistics.digits(best['high'])}" in row
+    assert statistics.format_metric(best["mean"]) in row
+    assert f"{statistics.format_metric(best['low'])}..{statistics.format_metric(best['high'])}" in row
 
 
-def test_show_says_what_there_is_not_yet(tmp_path, capsys) -> None:
+def test_show_of_an_unfinished_sweep(tmp_path, capsys) -> None:
     path = write_sweep(tmp_path / "sweep", None)
     statistics.show(path)
     assert "running" in (shown := capsys.readouterr().out)
@@ -170,7 +170,7 @@ def test_show_says_what_there_is_not_yet(tmp_path, capsys) -> None:
     assert "configs: 2" in capsys.readouterr().out
 
 
-def test_what_is_no_sweep_folder_is_said_so(tmp_path) -> None:
+def test_reading_what_is_no_sweep_folder_is_an_error(tmp_path) -> None:
     with pytest.raises(RunError, match="there is no sweep folder"):
         statistics.read(tmp_path / "nowhere")
     with pytest.raises(RunError, match="no sweep"):

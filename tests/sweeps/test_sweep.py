@@ -1,4 +1,4 @@
-"""`foldax.sweep`: its folder, its tables, and going on after it was stopped or killed at any moment."""
+"""`foldax.sweep`: its folder, its tables, and resuming after an interruption or a kill at any moment."""
 
 import contextlib
 import json
@@ -23,10 +23,10 @@ from foldax import data
 from foldax.engine import compiled
 from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
 from foldax.runs import folder
-from foldax.sweeps.records import Records
+from foldax.sweeps.records import ResultStore
 from foldax.sweeps.reproduce import reproduce_member
 
-WAYS = ("exact", "fast")
+EXECUTIONS = ("exact", "fast")
 
 
 @foldax.config
@@ -78,13 +78,13 @@ def learner(config: Config, info: data.Info) -> foldax.Learner:
     return foldax.Learner(init, update, evaluate)
 
 
-class Host:
-    """What happens on the host: a count of evaluations, and what to do at the one that was chosen."""
+class EvaluationHook:
+    """Counts evaluations on the host, and calls `action` at evaluation number `at`."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.calls, self.at, self.action = 0, 0, lambda: None
 
     def __call__(self, values: dict) -> dict[str, float]:
@@ -94,20 +94,22 @@ class Host:
         return {"largest": float(values["loss"].max())}
 
 
-host = Host()
-line = experiment = foldax.Experiment(Config, learner, dataset, summarize=host, name="line")  # a file like any other
+evaluation_hook = EvaluationHook()
+line = experiment = foldax.Experiment(
+    Config, learner, dataset, summarize=evaluation_hook, name="line"
+)  # a file like any other
 SPACE = {"learning_rate": [0.1, 1e30], "target": [100.0, 4.0, 8.0]}
-COUNT = 12  # members, with two seeds
+NUM_MEMBERS = 12  # members, with two seeds
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    host.forget()
+def _reset() -> Iterator[None]:
+    evaluation_hook.reset()
     yield
-    host.forget()
+    evaluation_hook.reset()
 
 
-def swept(experiment: foldax.Experiment = line, space: dict | None = None, **options: Any) -> foldax.Sweep:
+def run_sweep(experiment: foldax.Experiment = line, space: dict | None = None, **options: Any) -> foldax.SweepResult:
     return foldax.sweep(experiment, SPACE if space is None else space, **{"verbose": False} | options)
 
 
@@ -118,7 +120,7 @@ def terminate() -> None:
     handler(signal.SIGTERM, None)
 
 
-def same(first: foldax.Sweep, second: foldax.Sweep) -> None:
+def assert_same_tables(first: foldax.SweepResult, second: foldax.SweepResult) -> None:
     """The same tables in all bits, but for the seconds."""
     seconds = ["seconds"]
     assert_frame_equal(first.results.drop(columns=seconds), second.results.drop(columns=seconds), check_exact=True)
@@ -142,50 +144,52 @@ def records(path: Path) -> dict[int, dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, foldax.Sweep]:
-    """An uninterrupted sweep of either way, and how many evaluations it took."""
-    made, calls = {}, {}
-    for way in WAYS:
-        host.forget()
-        made[way] = swept(way=way, seeds=2, sweep_dir=tmp_path_factory.mktemp("sweeps") / way)
-        calls[way] = host.calls
-    made["calls"] = calls
-    return made
+def finished_sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, foldax.SweepResult]:
+    """An uninterrupted sweep of either execution, and its number of evaluations."""
+    sweeps, calls = {}, {}
+    for execution in EXECUTIONS:
+        evaluation_hook.reset()
+        sweeps[execution] = run_sweep(
+            execution=execution, seeds=2, sweep_dir=tmp_path_factory.mktemp("sweeps") / execution
+        )
+        calls[execution] = evaluation_hook.calls
+    sweeps["calls"] = calls
+    return sweeps
 
 
-# What a sweep leaves behind
+# Files and tables
 
 
-def test_the_facts_are_all_there(whole: dict) -> None:
-    for way in WAYS:
-        sweep = whole[way]
-        facts = json.loads((sweep.path / "sweep.json").read_text())
-        assert facts == json.loads(json.dumps(sweep.facts))
-        assert facts["experiment"] == "line"
-        assert facts["file"] == str(Path(__file__).resolve())
-        assert facts["search"] == "grid"
-        assert facts["space"] == SPACE
-        assert facts["fields"] == ["learning_rate", "target"]
-        assert (facts["seeds"], facts["monitor"], facts["mode"]) == (2, "distance", "min")
-        assert facts["config"] == foldax.to_json(Config())
-        assert (facts["backend"], len(facts["devices"]), facts["status"]) == ("cpu", 2, "finished")
-        assert facts["data_fingerprint"] == dataset(Config()).info.fingerprint
+def test_metadata_is_complete(finished_sweeps: dict) -> None:
+    for execution in EXECUTIONS:
+        sweep = finished_sweeps[execution]
+        metadata = json.loads((sweep.path / "sweep.json").read_text())
+        assert metadata == json.loads(json.dumps(sweep.metadata))
+        assert metadata["experiment"] == "line"
+        assert metadata["file"] == str(Path(__file__).resolve())
+        assert metadata["search"] == "grid"
+        assert metadata["space"] == SPACE
+        assert metadata["fields"] == ["learning_rate", "target"]
+        assert (metadata["seeds"], metadata["monitor"], metadata["mode"]) == (2, "distance", "min")
+        assert metadata["config"] == foldax.to_json(Config())
+        assert (metadata["backend"], len(metadata["devices"]), metadata["status"]) == ("cpu", 2, "finished")
+        assert metadata["data_fingerprint"] == dataset(Config()).info.fingerprint
         structural = {"steps": 18, "width": "[4]", "size": 3, "noise.kind": "normal"}
-        assert facts["groups"] == [{"structural": structural, "members": COUNT, "way": way}]
-        assert facts["member_steps"] == sweep.results["steps_done"].sum()
-        assert facts["member_steps_per_second"] > 0
-        assert 0 <= facts["compile_seconds"] <= 2 * facts["seconds"]
-        assert facts["started"] <= facts["ended"]
-        assert {"command", "python", "versions", "git"} <= facts.keys()
-        assert isinstance(facts["programs"], int)
+        assert metadata["groups"] == [{"structural": structural, "members": NUM_MEMBERS, "execution": execution}]
+        assert metadata["member_steps"] == sweep.results["steps_done"].sum()
+        assert metadata["member_steps_per_second"] > 0
+        assert 0 <= metadata["compile_seconds"] <= 2 * metadata["seconds"]
+        assert metadata["started"] <= metadata["ended"]
+        assert {"command", "python", "versions", "git"} <= metadata.keys()
+        assert isinstance(metadata["programs"], int)
 
 
-def test_results_have_a_row_for_each_member(whole: dict) -> None:
-    for way in WAYS:
-        sweep = whole[way]
+def test_results_have_a_row_for_each_member(finished_sweeps: dict) -> None:
+    for execution in EXECUTIONS:
+        sweep = finished_sweeps[execution]
         on_disk = pandas.read_parquet(sweep.path / "results.parquet")
         assert_frame_equal(on_disk, sweep.results, check_exact=True)
-        assert list(on_disk["member"]) == list(range(COUNT))
+        assert list(on_disk["member"]) == list(range(NUM_MEMBERS))
         assert set(on_disk["group"]) == {0}
         assert list(on_disk["seed"]) == [0, 1] * 6
         assert list(on_disk["learning_rate"]) == [rate for rate in SPACE["learning_rate"] for _ in range(6)]
@@ -194,15 +198,15 @@ def test_results_have_a_row_for_each_member(whole: dict) -> None:
         assert list(on_disk["status"]) == ["finished"] * 2 + ["stopped early"] * 4 + ["not finite"] * 6
         assert list(on_disk["steps_done"][:6]) == [18, 18, 6, 6, 10, 10]
         assert list(on_disk["best_step"][:6]) == [18, 18, 4, 4, 8, 8]
-        lost = on_disk["status"] == "not finite"
-        assert on_disk["best_step"].isna().equals(lost)
-        assert on_disk["state_sha256"].isna().equals(lost)
+        not_finite = on_disk["status"] == "not finite"
+        assert on_disk["best_step"].isna().equals(not_finite)
+        assert on_disk["state_sha256"].isna().equals(not_finite)
         assert (on_disk["state_sha256"].dropna().str.len() == 64).all()
         metrics = {
             f"{split}/{name}" for split in ("validation", "test") for name in ("loss", "distance", "largest")
         } | {"train/loss"}
         assert {name for name in on_disk if "/" in name} == metrics
-        assert all(on_disk[name].dtype == np.float64 and on_disk[name].isna().equals(lost) for name in metrics)
+        assert all(on_disk[name].dtype == np.float64 and on_disk[name].isna().equals(not_finite) for name in metrics)
         fields = set(foldax.to_json(Config())) - {"noise"}
         others = {
             "member",
@@ -221,9 +225,9 @@ def test_results_have_a_row_for_each_member(whole: dict) -> None:
         assert (on_disk["seconds"] > 0).all()
 
 
-def test_curves_are_the_lines_of_every_log(whole: dict) -> None:
-    for way in WAYS:
-        sweep = whole[way]
+def test_curves_hold_every_log_line(finished_sweeps: dict) -> None:
+    for execution in EXECUTIONS:
+        sweep = finished_sweeps[execution]
         on_disk = pandas.read_parquet(sweep.path / "curves.parquet")
         assert_frame_equal(on_disk, sweep.curves, check_exact=True)
         assert list(on_disk) == ["member", "step", "split", "metric", "value"]
@@ -234,34 +238,38 @@ def test_curves_are_the_lines_of_every_log(whole: dict) -> None:
         assert list(zip(distances["step"], distances["value"])) == [(2, 6), (4, 4), (6, 2), (8, 0), (10, 2)]
 
 
-def test_a_sweep_folder_keeps_nothing_that_is_not_needed(whole: dict) -> None:
-    for way in WAYS:
-        files = {file for file in contents(whole[way].path) if not file.startswith("figures/")}
+def test_finished_sweep_folder_holds_no_temporary_files(finished_sweeps: dict) -> None:
+    for execution in EXECUTIONS:
+        files = {file for file in contents(finished_sweeps[execution].path) if not file.startswith("figures/")}
         assert files <= {"sweep.json", "results.parquet", "curves.parquet", "members.jsonl", "report.html"}
 
 
-def test_a_sweep_without_a_folder_makes_one_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_dir_defaults_to_a_new_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [swept(space={"target": [2.0]}, config=Config(steps=3)) for _ in range(2)]
-    assert [one.path.resolve() for one in made] == sorted((tmp_path / "runs" / "line").iterdir())
-    assert all(re.fullmatch(r"sweep-\d{8}-\d{6}-[0-9a-f]{6}(-2)?", one.path.name) for one in made)
+    sweeps = [run_sweep(space={"target": [2.0]}, config=Config(steps=3)) for _ in range(2)]
+    assert [one.path.resolve() for one in sweeps] == sorted((tmp_path / "runs" / "line").iterdir())
+    assert all(re.fullmatch(r"sweep-\d{8}-\d{6}-[0-9a-f]{6}(-2)?", one.path.name) for one in sweeps)
 
 
-def test_without_saving_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_false_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for way in WAYS:
-        sweep = swept(space={"target": [2.0, 4.0]}, way=way, save=False, config=Config(steps=7, checkpoint_every=1))
+    for execution in EXECUTIONS:
+        sweep = run_sweep(
+            space={"target": [2.0, 4.0]}, execution=execution, save=False, config=Config(steps=7, checkpoint_every=1)
+        )
         assert sweep.path is None
         assert len(sweep.results) == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_may_run_in_a_thread(tmp_path: Path) -> None:
-    made: list[foldax.Sweep] = []
-    thread = threading.Thread(target=lambda: made.append(swept(space={"target": [2.0]}, sweep_dir=tmp_path / "s")))
+def test_sweep_runs_in_a_thread(tmp_path: Path) -> None:
+    sweeps: list[foldax.SweepResult] = []
+    thread = threading.Thread(
+        target=lambda: sweeps.append(run_sweep(space={"target": [2.0]}, sweep_dir=tmp_path / "s"))
+    )
     thread.start()
     thread.join()
-    assert made[0].facts["status"] == "finished"
+    assert sweeps[0].metadata["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -276,19 +284,19 @@ def test_a_sweep_may_run_in_a_thread(tmp_path: Path) -> None:
     ],
     ids=lambda value: next(iter(value)),
 )  # fmt: skip
-def test_whatever_is_swept_fits_into_the_tables(tmp_path: Path, space: dict, columns: dict) -> None:
+def test_tables_hold_any_type_of_swept_field(tmp_path: Path, space: dict, columns: dict) -> None:
     config = Config(steps=2, evaluate_every=0, checkpoint_every=0)
-    sweep = swept(space=space, config=config, sweep_dir=tmp_path / "s")
+    sweep = run_sweep(space=space, config=config, sweep_dir=tmp_path / "s")
     on_disk = pandas.read_parquet(tmp_path / "s" / "results.parquet")
     assert_frame_equal(on_disk, sweep.results)
     for name, values in columns.items():
-        found = [None if pandas.isna(value) else value for value in on_disk[name]]
-        assert found == values or list(map(str, found)) == values
-    again = swept(space=space, config=config, sweep_dir=tmp_path / "s", resume=True)
-    same(sweep, again)
+        cells = [None if pandas.isna(value) else value for value in on_disk[name]]
+        assert cells == values or list(map(str, cells)) == values
+    again = run_sweep(space=space, config=config, sweep_dir=tmp_path / "s", resume=True)
+    assert_same_tables(sweep, again)
 
 
-def test_a_field_may_have_the_name_of_a_column(tmp_path: Path) -> None:
+def test_field_with_the_name_of_a_column_works_or_is_refused(tmp_path: Path) -> None:
     @foldax.config
     class Named(Config):
         group: int = 7
@@ -297,14 +305,14 @@ def test_a_field_may_have_the_name_of_a_column(tmp_path: Path) -> None:
         status: str = "b"
 
     with contextlib.suppress(ConfigError):  # to refuse such a field, in words, is as good
-        sweep = swept(line._replace(config=Named), {"target": [2.0, 4.0]}, config=Named(steps=2), save=False)
+        sweep = run_sweep(line._replace(config=Named), {"target": [2.0, 4.0]}, config=Named(steps=2), save=False)
         assert list(sweep.results["member"]) == [0, 1]
         assert list(sweep.results["group"]) == [0, 0]
         assert set(sweep.results["status"]) == {"finished"}
 
 
-def test_swept_steps_stay_apart_from_steps_done(tmp_path: Path) -> None:
-    sweep = swept(space={"steps": [12, 24], "target": [4.0]}, sweep_dir=tmp_path / "s")
+def test_swept_steps_and_steps_done_are_different_columns(tmp_path: Path) -> None:
+    sweep = run_sweep(space={"steps": [12, 24], "target": [4.0]}, sweep_dir=tmp_path / "s")
     assert [config.steps for config in sweep.configs] == [12, 24]
     assert list(sweep.results["steps"]) == [12, 24]
     assert list(sweep.results["steps_done"]) == [6, 6]
@@ -313,168 +321,178 @@ def test_swept_steps_stay_apart_from_steps_done(tmp_path: Path) -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("share", [0.02, 0.4, 0.7])
-def test_an_interrupted_sweep_goes_on_to_the_same_tables(tmp_path: Path, whole: dict, way: str, share: float) -> None:
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("fraction", [0.02, 0.4, 0.7])
+def test_interrupted_sweep_resumes_to_the_same_tables(
+    tmp_path: Path, finished_sweeps: dict, execution: str, fraction: float
+) -> None:
     path = tmp_path / "cut"
-    host.at, host.action = 1 + int(share * whole["calls"][way]), terminate
+    evaluation_hook.at, evaluation_hook.action = 1 + int(fraction * finished_sweeps["calls"][execution]), terminate
     with pytest.raises(
-        Interrupted, match=rf"stopped with \d+ of {COUNT} members done; go on with: foldax resume .*{path}"
+        Interrupted, match=rf"stopped with \d+ of {NUM_MEMBERS} members done; go on with: foldax resume .*{path}"
     ):
-        swept(way=way, seeds=2, sweep_dir=path)
-    before, calls = records(path), host.calls
-    facts = json.loads((path / "sweep.json").read_text())
-    assert facts["status"] == "interrupted"
-    assert facts["member_steps"] == sum(one["steps"] for one in before.values())
+        run_sweep(execution=execution, seeds=2, sweep_dir=path)
+    before, calls = records(path), evaluation_hook.calls
+    metadata = json.loads((path / "sweep.json").read_text())
+    assert metadata["status"] == "interrupted"
+    assert metadata["member_steps"] == sum(one["steps"] for one in before.values())
     assert set(pandas.read_parquet(path / "results.parquet").get("member", [])) == set(before)
-    assert len(before) < COUNT
-    host.forget()
-    resumed = swept(way=way, seeds=2, sweep_dir=path, resume=True)
-    same(whole[way], resumed)
+    assert len(before) < NUM_MEMBERS
+    evaluation_hook.reset()
+    resumed = run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=True)
+    assert_same_tables(finished_sweeps[execution], resumed)
     after = records(path)
     assert {number: after[number] for number in before} == before, "finished members were run again"
-    assert calls + host.calls <= whole["calls"][way] + COUNT, "it did not go on from where it was"
-    assert resumed.facts["status"] == "finished"
-    assert resumed.facts["member_steps"] == whole[way].facts["member_steps"]
+    assert calls + evaluation_hook.calls <= finished_sweeps["calls"][execution] + NUM_MEMBERS, (
+        "finished steps were computed again"
+    )
+    assert resumed.metadata["status"] == "finished"
+    assert resumed.metadata["member_steps"] == finished_sweeps[execution].metadata["member_steps"]
     assert not [file for file in contents(path) if file.startswith("members/")]
 
 
 @pytest.mark.parametrize(
-    ("members_at_once", "targets"), [(5, [100.0, 4.0, 8.0]), (8, [4.0, 100.0, 8.0]), (None, [4.0, 8.0, 100.0])], ids=str
+    ("max_concurrent", "targets"), [(5, [100.0, 4.0, 8.0]), (8, [4.0, 100.0, 8.0]), (None, [4.0, 8.0, 100.0])], ids=str
 )
-def test_an_interrupted_fast_sweep_goes_on_whatever_was_dropped(
-    tmp_path: Path, members_at_once: int | None, targets: list[float]
+def test_interrupted_fast_sweep_resumes_after_members_were_dropped(
+    tmp_path: Path, max_concurrent: int | None, targets: list[float]
 ) -> None:
     space = {"learning_rate": SPACE["learning_rate"], "target": targets}
-    options = dict(space=space, way="fast", seeds=2, members_at_once=members_at_once)
-    first = swept(sweep_dir=tmp_path / "whole", **options)
-    whole = host.calls
-    for share in (0.4, 0.7):
-        host.forget()
-        path = tmp_path / f"cut{share}"
-        host.at, host.action = int(whole * share), terminate
+    options = dict(space=space, execution="fast", seeds=2, max_concurrent=max_concurrent)
+    first = run_sweep(sweep_dir=tmp_path / "whole", **options)
+    total_calls = evaluation_hook.calls
+    for fraction in (0.4, 0.7):
+        evaluation_hook.reset()
+        path = tmp_path / f"cut{fraction}"
+        evaluation_hook.at, evaluation_hook.action = int(total_calls * fraction), terminate
         with pytest.raises(Interrupted):
-            swept(sweep_dir=path, **options)
-        calls = host.calls
-        host.forget()
-        same(first, swept(sweep_dir=path, resume=True, **options))
-        assert calls + host.calls <= whole + COUNT, "it did not go on from where it was"
+            run_sweep(sweep_dir=path, **options)
+        calls = evaluation_hook.calls
+        evaluation_hook.reset()
+        assert_same_tables(first, run_sweep(sweep_dir=path, resume=True, **options))
+        assert calls + evaluation_hook.calls <= total_calls + NUM_MEMBERS, "finished steps were computed again"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sweep_interrupted_again_and_again(tmp_path: Path, whole: dict, way: str) -> None:
-    path, resume, interruptions = tmp_path / way, False, 0
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_sweep_interrupted_repeatedly_resumes_to_the_same_tables(
+    tmp_path: Path, finished_sweeps: dict, execution: str
+) -> None:
+    path, resume, interruptions = tmp_path / execution, False, 0
     while True:
-        host.forget()
-        host.at, host.action = whole["calls"][way] // 5, terminate
+        evaluation_hook.reset()
+        evaluation_hook.at, evaluation_hook.action = finished_sweeps["calls"][execution] // 5, terminate
         try:
-            sweep = swept(way=way, seeds=2, sweep_dir=path, resume=resume)
+            sweep = run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=resume)
             break
         except Interrupted:
             resume, interruptions = True, interruptions + 1
             assert interruptions < 20
-    same(whole[way], sweep)
+    assert_same_tables(finished_sweeps[execution], sweep)
     assert interruptions >= 2
 
 
-def test_two_devices_may_write_checkpoints_at_the_same_time(tmp_path: Path, whole: dict) -> None:
+def test_two_devices_may_write_checkpoints_at_the_same_time(tmp_path: Path, finished_sweeps: dict) -> None:
     for index in range(2):
         path = tmp_path / str(index)
-        sweep = swept(way="exact", seeds=2, sweep_dir=path, config=Config(checkpoint_every=1))
+        sweep = run_sweep(execution="exact", seeds=2, sweep_dir=path, config=Config(checkpoint_every=1))
         changed = ["seconds", "checkpoint_every"]
-        expected = whole["exact"].results.drop(columns=changed)
+        expected = finished_sweeps["exact"].results.drop(columns=changed)
         assert_frame_equal(sweep.results.drop(columns=changed), expected, check_exact=True)
 
 
-def test_without_a_folder_an_interruption_says_how_far_it_was() -> None:
-    host.at, host.action = 5, terminate
+def test_interruption_without_a_folder_states_the_progress() -> None:
+    evaluation_hook.at, evaluation_hook.action = 5, terminate
     with pytest.raises(Interrupted, match=r"^stopped with \d of 6 members done$"):
-        swept(save=False, way="exact")
+        run_sweep(save=False, execution="exact")
 
 
-@pytest.mark.parametrize(("way", "when"), [("exact", "after"), ("fast", "before"), ("fast", "after")])
-def test_a_sweep_killed_at_any_record_goes_on_to_the_same_tables(
-    tmp_path: Path, whole: dict, monkeypatch: pytest.MonkeyPatch, way: str, when: str
+@pytest.mark.parametrize(("execution", "when"), [("exact", "after"), ("fast", "before"), ("fast", "after")])
+def test_sweep_killed_at_any_result_resumes_to_the_same_tables(
+    tmp_path: Path, finished_sweeps: dict, monkeypatch: pytest.MonkeyPatch, execution: str, when: str
 ) -> None:
-    """Copies of the folder around the moment when an outcome is written stand for kills at that moment."""
-    path, add, moments = tmp_path / "killed", Records.add, []
+    """Copies of the folder before and after a result is written stand for kills at that moment."""
+    path, add, moments = tmp_path / "killed", ResultStore.add, []
 
     def copy() -> None:
         target = tmp_path / f"moment{len(moments)}"
         moments.append(target)
-        with contextlib.suppress(shutil.Error):  # what is renamed meanwhile is not there in either form
+        with contextlib.suppress(shutil.Error):  # a file that is being renamed may be missing under both names
             shutil.copytree(path, target)
 
-    def watched(self: Records, found: Any) -> None:
+    def copy_around_add(self: ResultStore, result: Any) -> None:
         if when == "before":
             copy()
-        add(self, found)
+        add(self, result)
         if when == "after":
             copy()
 
-    monkeypatch.setattr(Records, "add", watched)
-    swept(way=way, seeds=2, sweep_dir=path)
+    monkeypatch.setattr(ResultStore, "add", copy_around_add)
+    run_sweep(execution=execution, seeds=2, sweep_dir=path)
     monkeypatch.undo()
-    assert len(moments) == COUNT
-    for index in (5, 8, COUNT - 1):
+    assert len(moments) == NUM_MEMBERS
+    for index in (5, 8, NUM_MEMBERS - 1):
         before = records(moments[index])
-        resumed = swept(way=way, seeds=2, sweep_dir=moments[index], resume=True)
-        same(whole[way], resumed)
+        resumed = run_sweep(execution=execution, seeds=2, sweep_dir=moments[index], resume=True)
+        assert_same_tables(finished_sweeps[execution], resumed)
         after = records(moments[index])
         assert {number: after[number] for number in before} == before
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("cut", [2, 10_000])
-def test_a_record_that_was_cut_off_is_made_again(tmp_path: Path, whole: dict, way: str, cut: int) -> None:
+def test_truncated_result_is_computed_again(tmp_path: Path, finished_sweeps: dict, execution: str, cut: int) -> None:
     path = tmp_path / "cut"
-    shutil.copytree(whole[way].path, path)
+    shutil.copytree(finished_sweeps[execution].path, path)
     lines = (path / "members.jsonl").read_text().splitlines(keepends=True)
     (path / "members.jsonl").write_text("".join(lines[:-1]) + lines[-1][: max(0, len(lines[-1]) - cut)])
-    same(whole[way], swept(way=way, seeds=2, sweep_dir=path, resume=True))
-    assert len(records(path)) == COUNT
+    assert_same_tables(finished_sweeps[execution], run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=True))
+    assert len(records(path)) == NUM_MEMBERS
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_resuming_a_finished_sweep_runs_and_loses_nothing(tmp_path: Path, whole: dict, way: str) -> None:
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_resuming_a_finished_sweep_trains_nothing_and_keeps_tables(
+    tmp_path: Path, finished_sweeps: dict, execution: str
+) -> None:
     path = tmp_path / "again"
-    shutil.copytree(whole[way].path, path)
+    shutil.copytree(finished_sweeps[execution].path, path)
     before = json.loads((path / "sweep.json").read_text())
-    again = swept(way=way, seeds=2, sweep_dir=path, resume=True)
-    assert host.calls == 0
-    same(whole[way], again)
+    again = run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=True)
+    assert evaluation_hook.calls == 0
+    assert_same_tables(finished_sweeps[execution], again)
     after = json.loads((path / "sweep.json").read_text())
     for name in ("seconds", "compile_seconds", "programs", "member_steps", "member_steps_per_second", "groups"):
         assert after[name] == before[name], name
 
 
-def test_a_failed_sweep_keeps_what_it_has_and_goes_on_once_mended(tmp_path: Path, whole: dict) -> None:
+def test_failed_sweep_keeps_results_and_resumes(tmp_path: Path, finished_sweeps: dict) -> None:
     def fail() -> None:
         raise ValueError("no such luck")
 
-    for way in WAYS:
-        path = tmp_path / way
-        host.forget()
-        host.at, host.action = whole["calls"][way] // 2, fail
+    for execution in EXECUTIONS:
+        path = tmp_path / execution
+        evaluation_hook.reset()
+        evaluation_hook.at, evaluation_hook.action = finished_sweeps["calls"][execution] // 2, fail
         with pytest.raises(ExperimentError, match="no such luck"):
-            swept(way=way, seeds=2, sweep_dir=path)
-        facts = json.loads((path / "sweep.json").read_text())
-        assert facts["status"].startswith("failed: the experiment's own code failed")
-        host.forget()
-        same(whole[way], swept(way=way, seeds=2, sweep_dir=path, resume=True))
+            run_sweep(execution=execution, seeds=2, sweep_dir=path)
+        metadata = json.loads((path / "sweep.json").read_text())
+        assert metadata["status"].startswith("failed: the experiment's own code failed")
+        evaluation_hook.reset()
+        assert_same_tables(
+            finished_sweeps[execution], run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=True)
+        )
 
 
 @pytest.fixture(scope="module")
-def halfway(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A sweep of either way that was interrupted in its middle."""
+def interrupted_sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An interrupted sweep of either execution."""
     paths = {}
-    for way in WAYS:
-        host.forget()
-        host.at, host.action = 20, terminate
-        paths[way] = tmp_path_factory.mktemp("halfway") / way
+    for execution in EXECUTIONS:
+        evaluation_hook.reset()
+        evaluation_hook.at, evaluation_hook.action = 20, terminate
+        paths[execution] = tmp_path_factory.mktemp("halfway") / execution
         with pytest.raises(Interrupted):
-            swept(way=way, seeds=2, sweep_dir=paths[way])
-    host.forget()
+            run_sweep(execution=execution, seeds=2, sweep_dir=paths[execution])
+    evaluation_hook.reset()
     return paths
 
 
@@ -489,111 +507,111 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ({"config": Config(seed=1)}, ConfigError, "another config"),
         ({"experiment": line._replace(name="other")}, RunError, "sweep of another experiment, 'line', not of 'other'"),
         ({"resume": False}, RunError, "holds a run already; choose another --sweep-dir, or `foldax resume"),
-        ({"way": "other"}, ConfigError, "way: 'other' is neither 'exact' nor 'fast'"),
-        ({"members_at_once": 0}, ConfigError, "members_at_once: 0 is too small"),
+        ({"execution": "other"}, ConfigError, "execution: 'other' is neither 'exact' nor 'fast'"),
+        ({"max_concurrent": 0}, ConfigError, "max_concurrent: 0 is too small"),
     ],
     ids=lambda case: re.sub(r" at 0x\w+", "", str(case)),
 )
-def test_what_does_not_fit_a_folder_is_refused_and_changes_nothing(
-    tmp_path: Path, halfway: dict[str, Path], changes: dict, error: type, words: str
+def test_options_that_differ_from_the_folder_are_refused(
+    tmp_path: Path, interrupted_sweeps: dict[str, Path], changes: dict, error: type, words: str
 ) -> None:
     path = tmp_path / "copy"
-    shutil.copytree(halfway["exact"], path)
+    shutil.copytree(interrupted_sweeps["exact"], path)
     before = contents(path)
-    options = {"experiment": line, "way": "exact", "seeds": 2, "sweep_dir": path, "resume": True} | changes
+    options = {"experiment": line, "execution": "exact", "seeds": 2, "sweep_dir": path, "resume": True} | changes
     with pytest.raises(error, match=words) as raised:
-        swept(options.pop("experiment"), options.pop("space", None), **options)
+        run_sweep(options.pop("experiment"), options.pop("space", None), **options)
     assert "\n" not in str(raised.value)
     assert contents(path) == before
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("other", [*WAYS, None])
-def test_resuming_the_other_way_is_refused_or_loses_nothing(
-    tmp_path: Path, halfway: dict[str, Path], whole: dict, way: str, other: str | None
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("other", [*EXECUTIONS, None])
+def test_resuming_with_the_other_execution_is_refused_or_keeps_tables(
+    tmp_path: Path, interrupted_sweeps: dict[str, Path], finished_sweeps: dict, execution: str, other: str | None
 ) -> None:
     path = tmp_path / "other"
-    shutil.copytree(halfway[way], path)
+    shutil.copytree(interrupted_sweeps[execution], path)
     before = contents(path)
     try:
-        resumed = swept(way=other, seeds=2, sweep_dir=path, resume=True)
+        resumed = run_sweep(execution=other, seeds=2, sweep_dir=path, resume=True)
     except ConfigError as error:
         refusal = str(error)
     else:
         refusal = ""
-        same(whole[way], resumed)
+        assert_same_tables(finished_sweeps[execution], resumed)
     if refusal:
-        assert "way" in refusal
+        assert "execution" in refusal
         assert contents(path) == before
     assert not list(path.rglob("damaged-*"))
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_folder_that_another_process_has(halfway: dict[str, Path], resume: bool) -> None:
-    before = contents(halfway["exact"])
+def test_folder_in_use_by_another_process_is_refused(interrupted_sweeps: dict[str, Path], resume: bool) -> None:
+    before = contents(interrupted_sweeps["exact"])
     with (
-        folder.lock(halfway["exact"]),
+        folder.lock(interrupted_sweeps["exact"]),
         pytest.raises(RunError, match=rf"in use by process {os.getpid()}; .*--sweep-dir"),
     ):
-        swept(way="exact", seeds=2, sweep_dir=halfway["exact"], resume=resume)
-    assert contents(halfway["exact"]) == before
+        run_sweep(execution="exact", seeds=2, sweep_dir=interrupted_sweeps["exact"], resume=resume)
+    assert contents(interrupted_sweeps["exact"]) == before
 
 
-def test_a_run_folder_is_no_sweep_folder_and_the_other_way_round(tmp_path: Path, halfway: dict[str, Path]) -> None:
+def test_run_folders_and_sweep_folders_are_not_confused(tmp_path: Path, interrupted_sweeps: dict[str, Path]) -> None:
     foldax.train(line, Config(steps=2), run_dir=tmp_path / "run", verbose=False)
     before = contents(tmp_path / "run")
     with pytest.raises(RunError, match="holds a run already"):
-        swept(sweep_dir=tmp_path / "run")
+        run_sweep(sweep_dir=tmp_path / "run")
     with pytest.raises(RunError, match=r"no sweep\.json"):
-        swept(sweep_dir=tmp_path / "run", resume=True)
+        run_sweep(sweep_dir=tmp_path / "run", resume=True)
     assert contents(tmp_path / "run") == before
-    shutil.copytree(halfway["exact"], tmp_path / "sweep")
+    shutil.copytree(interrupted_sweeps["exact"], tmp_path / "sweep")
     with pytest.raises(RunError, match="sweep"):
         foldax.train(line, Config(steps=2), run_dir=tmp_path / "sweep", verbose=False)
-    assert contents(tmp_path / "sweep") == contents(halfway["exact"])
+    assert contents(tmp_path / "sweep") == contents(interrupted_sweeps["exact"])
 
 
-def test_resuming_nothing(tmp_path: Path) -> None:
+def test_resuming_without_a_sweep_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="resume: say which sweep folder"):
-        swept(resume=True)
+        run_sweep(resume=True)
     with pytest.raises(RunError, match=r"gone is not a .*folder: it has no sweep\.json"):
-        swept(sweep_dir=tmp_path / "gone", resume=True)
+        run_sweep(sweep_dir=tmp_path / "gone", resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write to"):
-        swept(sweep_dir=tmp_path / "file")
+        run_sweep(sweep_dir=tmp_path / "file")
 
 
-def test_another_config_class_is_refused() -> None:
+def test_config_of_another_class_is_an_error() -> None:
     with pytest.raises(ConfigError, match="expected a config of class Config, got Training"):
-        swept(space={"steps": [2, 3]}, config=foldax.Training(), save=False)
+        run_sweep(space={"steps": [2, 3]}, config=foldax.Training(), save=False)
 
 
-def test_a_whole_batch_on_several_devices_is_refused() -> None:
+def test_members_sharded_over_devices_are_an_error() -> None:
     with pytest.raises(ConfigError, match="devices: a sweep gives whole members to each device"):
-        swept(config=Config(devices=2), save=False)
+        run_sweep(config=Config(devices=2), save=False)
 
 
-# Random draws, and reproducing members
+# Random samples, and reproducing members
 
 
 @pytest.mark.parametrize("rates", ["log:1.2345678e-3:1.2345678e-1", foldax.Range(1 / 3, 2 / 3)], ids=str)
-def test_random_draws_resume_and_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str], rates: Any) -> None:
-    options: dict[str, Any] = dict(space={"learning_rate": rates, "target": [4.0, 8.0]}, samples=5, way="exact")
-    first = swept(sweep_dir=tmp_path / "whole", **options)
-    assert first.facts["search"] == "random"
+def test_random_samples_resume_and_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str], rates: Any) -> None:
+    options: dict[str, Any] = dict(space={"learning_rate": rates, "target": [4.0, 8.0]}, samples=5, execution="exact")
+    first = run_sweep(sweep_dir=tmp_path / "whole", **options)
+    assert first.metadata["search"] == "random"
     assert len(first.results) == 5
-    host.forget()
-    host.at, host.action = 12, terminate
+    evaluation_hook.reset()
+    evaluation_hook.at, evaluation_hook.action = 12, terminate
     with pytest.raises(Interrupted):
-        swept(sweep_dir=tmp_path / "cut", **options)
+        run_sweep(sweep_dir=tmp_path / "cut", **options)
     options["space"] = json.loads((tmp_path / "cut" / "sweep.json").read_text())["space"]  # as `foldax resume` does
-    same(first, swept(sweep_dir=tmp_path / "cut", resume=True, **options))
+    assert_same_tables(first, run_sweep(sweep_dir=tmp_path / "cut", resume=True, **options))
     assert reproduce_member(tmp_path / "cut", 3)
     assert "DIFFERS" not in capsys.readouterr().out
 
 
-def test_every_member_can_be_reproduced(whole: dict, capsys: pytest.CaptureFixture[str]) -> None:
-    path = whole["exact"].path
+def test_every_member_can_be_reproduced(finished_sweeps: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    path = finished_sweeps["exact"].path
     for number in (0, 2, 5):
         assert reproduce_member(path, number)
         out = capsys.readouterr().out
@@ -602,28 +620,28 @@ def test_every_member_can_be_reproduced(whole: dict, capsys: pytest.CaptureFixtu
             assert re.search(rf"^{name} +identical$", out, re.MULTILINE)
     with pytest.raises(RunError, match=r"member 6 .* became not finite at step"):
         reproduce_member(path, 6)
-    for number in (COUNT, -1, None):
+    for number in (NUM_MEMBERS, -1, None):
         with pytest.raises(ConfigError, match=r"is no member of .*it has the members 0 to 11"):
             reproduce_member(path, number)
 
 
-def test_a_member_that_is_not_done_cannot_be_reproduced(halfway: dict[str, Path]) -> None:
-    done = records(halfway["exact"])
-    missing = next(number for number in range(COUNT) if number not in done)
+def test_reproducing_an_unfinished_member_is_an_error(interrupted_sweeps: dict[str, Path]) -> None:
+    done = records(interrupted_sweeps["exact"])
+    missing = next(number for number in range(NUM_MEMBERS) if number not in done)
     with pytest.raises(RunError, match=f"member {missing} of .* is not done; `foldax resume"):
-        reproduce_member(halfway["exact"], missing)
+        reproduce_member(interrupted_sweeps["exact"], missing)
 
 
-def test_programs_are_dropped_before_they_hold_all_memory_mappings(monkeypatch) -> None:
-    held, most = compiled.mappings()
+def test_programs_are_dropped_near_the_map_limit(monkeypatch) -> None:
+    held, most = compiled.memory_mappings()
     assert 0 <= held < most
     space = {"width": [(4,), (5,), (6,)]}
-    monkeypatch.setattr(compiled, "mappings", lambda: (20, 100))
-    first = swept(space=space, save=False)
-    before = compiled.traces["advance"]
-    swept(space=space, save=False)
-    assert compiled.traces["advance"] == before
-    monkeypatch.setattr(compiled, "mappings", lambda: (30, 100))
-    again = swept(space=space, save=False)
-    assert compiled.traces["advance"] == before + 3
+    monkeypatch.setattr(compiled, "memory_mappings", lambda: (20, 100))
+    first = run_sweep(space=space, save=False)
+    before = compiled.trace_counts["advance"]
+    run_sweep(space=space, save=False)
+    assert compiled.trace_counts["advance"] == before
+    monkeypatch.setattr(compiled, "memory_mappings", lambda: (30, 100))
+    again = run_sweep(space=space, save=False)
+    assert compiled.trace_counts["advance"] == before + 3
     assert_frame_equal(first.results.drop(columns="seconds"), again.results.drop(columns="seconds"), check_exact=True)

@@ -1,85 +1,103 @@
-"""Augmentations of series `[B, T, C]`; `noise` is jitter."""
+"""Augmentations of time series `[B, T, C]`; `gaussian_noise` (jitter) fits them too."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from chex import Numeric
 
-from foldax.augment.images import Padding, moved
-from foldax.augment.steps import Augmentation, Batch, check_size, computed_once, in_floats, inputs_of, on_inputs
+from foldax.augment import augmentation
+from foldax.augment.augmentation import Augmentation, Batch
+from foldax.augment.images import Padding, random_translation
 
 _SERIES = "[B, T, C]"
 
 
-def time_mask(max_length: int, *, count: int = 1, fill: Any = 0.0) -> Augmentation:
-    """Returns the augmentation that covers stretches of time, all channels at once (SpecAugment: Park et al., 2019).
+def time_mask(max_length: int, *, count: int = 1, fill: float = 0.0) -> Augmentation:
+    """Masks random time intervals, all channels at once (SpecAugment: Park et al., 2019).
 
     Args:
-      max_length: largest length of a stretch, in steps; lengths are uniform from 0, as are places.
-      count: number of stretches.
-      fill: the value that covers.
+      max_length: maximum length of an interval in steps; lengths are uniform from 0, as are positions.
+      count: number of intervals.
+      fill: value of the masked steps.
+
+    >>> mask = time_mask(3)
+    >>> int((mask(jax.random.key(0), {"inputs": jnp.ones((1, 8, 2))})["inputs"] == 0).any(axis=2).sum()) <= 3
+    True
     """
     return _mask("time_mask", 1, max_length, count, fill)
 
 
-def channel_mask(max_length: int, *, count: int = 1, fill: Any = 0.0) -> Augmentation:
-    """Returns the augmentation that covers bands of neighbouring channels, such as frequencies (Park et al., 2019).
+def channel_mask(max_length: int, *, count: int = 1, fill: float = 0.0) -> Augmentation:
+    """Masks random bands of neighbouring channels, such as frequencies (SpecAugment: Park et al., 2019).
 
     Args:
-      max_length: largest width of a band, in channels; widths are uniform from 0, as are places.
+      max_length: maximum width of a band in channels; widths are uniform from 0, as are positions.
       count: number of bands.
-      fill: the value that covers.
+      fill: value of the masked channels.
+
+    >>> mask = channel_mask(1)
+    >>> mask(jax.random.key(0), {"inputs": jnp.ones((1, 8, 2))})["inputs"].shape
+    (1, 8, 2)
     """
     return _mask("channel_mask", 2, max_length, count, fill)
 
 
-def random_shift(max_steps: int, *, mode: Padding = "edge", fill: Any = 0.0) -> Augmentation:
-    """Returns the augmentation that moves series in time, a batch's "mask" `[B, T]` with them.
+def random_shift(max_steps: int, *, mode: Padding = "edge", fill: float = 0.0) -> Augmentation:
+    """Shifts each series in time by whole steps, together with its "mask" `[B, T]`.
 
     Args:
-      max_steps: largest number of steps, either way.
-      mode: what comes in, as in `jnp.pad`: by default the first or last value again; "wrap" turns series round.
-      fill: the value of "constant".
+      max_steps: maximum shift in both directions.
+      mode: padding mode of `jnp.pad`: by default the first or last value is repeated; "wrap" rotates a series.
+      fill: value of "constant" padding.
+
+    >>> shift = random_shift(2, mode="wrap")
+    >>> sorted(shift(jax.random.key(0), {"inputs": jnp.arange(4.0).reshape(1, 4, 1)})["inputs"].ravel().tolist())
+    [0.0, 1.0, 2.0, 3.0]
     """
 
-    def step(key: jax.Array, batch: Batch) -> Batch:
-        x = inputs_of("random_shift", batch, _SERIES)
-        check_size("random_shift", "max_steps", max_steps, x.shape[1], f"series of {x.shape[1]} steps")
-        changed = {"inputs": moved(key, x, max_steps, mode, fill)}
+    def apply(key: jax.Array, batch: Batch) -> Batch:
+        x = augmentation.batch_inputs("random_shift", batch, _SERIES)
+        augmentation.check_size("random_shift", "max_steps", max_steps, x.shape[1], f"series of {x.shape[1]} steps")
+        changed = {"inputs": random_translation(key, x, max_steps, mode, fill)}
         if "mask" in batch:
+            # The same key draws the same shifts; steps from outside of a series are padding.
             mask = jnp.asarray(batch["mask"])[..., None]
-            changed["mask"] = moved(key, mask, max_steps, "wrap" if mode == "wrap" else "constant", 0)[..., 0]
+            mask_mode: Padding = "wrap" if mode == "wrap" else "constant"
+            changed["mask"] = random_translation(key, mask, max_steps, mask_mode, 0)[..., 0]
         return {**batch, **changed}
 
-    return step
+    return apply
 
 
-def random_scaling(std: Any) -> Augmentation:
-    """Returns the augmentation that multiplies each channel of each series by a normal factor (Um et al., 2017).
+def random_scaling(std: Numeric) -> Augmentation:
+    """Multiplies each channel of each series by a normally distributed factor of mean 1 (Um et al., 2017).
 
     Args:
-      std: the factor's standard deviation about 1; may be traced.
+      std: standard deviation of the factor; may be traced.
+
+    >>> scale = random_scaling(0.1)
+    >>> scale(jax.random.key(0), {"inputs": jnp.ones((1, 8, 2))})["inputs"].std(axis=1).tolist()
+    [[0.0, 0.0]]
     """
 
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
-        factors = computed_once(1.0 + std * jax.random.normal(key, (x.shape[0], 1, x.shape[2])))
-        return in_floats(lambda x: x * factors, x)
+        factors = augmentation.materialize(1.0 + std * jax.random.normal(key, (x.shape[0], 1, x.shape[2])))
+        return augmentation.apply_in_float32(lambda x: x * factors, x)
 
-    return on_inputs("random_scaling", change, _SERIES)
+    return augmentation.input_augmentation("random_scaling", change, _SERIES)
 
 
-def _mask(name: str, axis: int, max_length: int, count: int, fill: Any) -> Augmentation:
+def _mask(name: str, axis: int, max_length: int, count: int, fill: float) -> Augmentation:
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
         size = x.shape[axis]
-        check_size(name, "max_length", max_length, size, f"inputs {list(x.shape)}")
-        lengths, places = jax.random.split(key)
-        length = jax.random.randint(lengths, (x.shape[0], count, 1), 0, max_length + 1)
-        start = jax.random.randint(places, (x.shape[0], count, 1), 0, size - length + 1)
-        start, last = computed_once(jnp.stack([start, start + length]))
+        augmentation.check_size(name, "max_length", max_length, size, f"inputs {list(x.shape)}")
+        length_key, start_key = jax.random.split(key)
+        length = jax.random.randint(length_key, (x.shape[0], count, 1), 0, max_length + 1)
+        start = jax.random.randint(start_key, (x.shape[0], count, 1), 0, size - length + 1)
+        start, end = augmentation.materialize(jnp.stack([start, start + length]))
         positions = jnp.arange(size)[None, None, :]
-        covered = ((positions >= start) & (positions < last)).any(axis=1)
-        return jnp.where(jnp.expand_dims(covered, 3 - axis), jnp.asarray(fill, x.dtype), x)
+        masked = ((positions >= start) & (positions < end)).any(axis=1)
+        return jnp.where(jnp.expand_dims(masked, 3 - axis), jnp.asarray(fill, x.dtype), x)
 
-    return on_inputs(name, change, _SERIES)
+    return augmentation.input_augmentation(name, change, _SERIES)

@@ -1,40 +1,29 @@
-"""Datasets: by name or from arrays, on the device or streamed; text, sequences and series."""
+"""Datasets by name or from arrays, on the device or streamed; tokenizers, sequences and time series."""
 
-from foldax.data.cache import remembered
+from foldax.data.cache import disk_cached
 from foldax.data.dataset import Dataset, from_arrays, from_splits, load
 from foldax.data.info import Info
-from foldax.data.sequences import Packed, pack, pad, windows
+from foldax.data.sequences import PackedSequences, pack_sequences, pad_sequences, token_windows
 from foldax.data.series import Series, co2, forecast_splits, rolling_origins, rolling_windows, sunspots, ucr
-from foldax.data.sources import Block, DeviceSource, EvalBlock, Split, StreamSource
-from foldax.data.text import BPE, Bytes, Characters, hold_out, topics, topics_text
+from foldax.data.sources import DataBlock, DeviceSource, EvaluationBlock, Split, StreamSource
+from foldax.data.text import BPE, Bytes, Characters, hold_out, python_help_text, python_help_topics
 
-__all__ = [
-    "BPE",
-    "Block",
+# Datasets
+__all__ = ["Dataset", "Info", "load", "from_arrays", "from_splits", "disk_cached"]
+# Sources and their blocks
+__all__ += ["DeviceSource", "StreamSource", "Split", "DataBlock", "EvaluationBlock"]
+# Text and sequences
+__all__ += [
     "Bytes",
     "Characters",
-    "Dataset",
-    "DeviceSource",
-    "EvalBlock",
-    "Info",
-    "Packed",
-    "Series",
-    "Split",
-    "StreamSource",
-    "co2",
-    "forecast_splits",
-    "from_arrays",
-    "from_splits",
+    "BPE",
     "hold_out",
-    "load",
-    "pack",
-    "pad",
-    "remembered",
-    "rolling_origins",
-    "rolling_windows",
-    "sunspots",
-    "topics",
-    "topics_text",
-    "ucr",
-    "windows",
+    "python_help_topics",
+    "python_help_text",
+    "token_windows",
+    "pad_sequences",
+    "pack_sequences",
+    "PackedSequences",
 ]
+# Time series
+__all__ += ["Series", "ucr", "co2", "sunspots", "forecast_splits", "rolling_windows", "rolling_origins"]

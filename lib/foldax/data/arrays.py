@@ -1,4 +1,4 @@
-"""Datasets of the user's own arrays: checked, in one dtype by key, the splits one after another."""
+"""Validation of a user's arrays: one dtype per key, the splits concatenated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foldax.data.info import ArrayExamples
-from foldax.data.prepared import Raw, canonical
-from foldax.errors import DataError, nearest
+from foldax.data.prepared import RawDataset, jax_dtype
+from foldax.errors import DataError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
 Arrays = dict[str, np.ndarray]
 
 
-class Names(NamedTuple):
-    """What a user says of the arrays, by the names of `Info`."""
+class ArrayMetadata(NamedTuple):
+    """Metadata that a user gives for arrays; fields as in `Info`."""
 
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
@@ -25,20 +25,32 @@ class Names(NamedTuple):
     vocabulary_size: int | None = None
 
 
-def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Names) -> Raw:
-    """Returns the arrays of one or more splits as a dataset that has these splits of its own."""
+def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: ArrayMetadata) -> RawDataset:
+    """Validates the arrays of one or more splits and concatenates them.
+
+    Raises:
+      DataError: see `from_arrays` and `from_splits`.
+    """
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or "train" not in splits:
         what = (
-            f"there is no split {unknown[0]!r}{nearest(str(unknown[0]), SPLITS)}" if unknown else "'train' is missing"
+            f"there is no split {unknown[0]!r}{did_you_mean(str(unknown[0]), SPLITS)}"
+            if unknown
+            else "'train' is missing"
         )
         raise DataError(f"{name}: {what}; the splits are {SPLITS}, of which 'train' is needed")
-    parts = {split: _checked(splits[split], name, _place(splits, split)) for split in SPLITS if split in splits}
+    parts = {
+        split: _validated_split(splits[split], name, _split_suffix(splits, split))
+        for split in SPLITS
+        if split in splits
+    }
+    # From here on, the training split stands for all of them.
     _check_agreement(parts, name)
     train = parts["train"]
     labels = None
-    if _classes(train):
-        names = names._replace(num_classes=_number_of_classes(parts, name, names.num_classes, names.class_names))
+    # Integer targets [N] are classes; everything else is left as it is.
+    if _has_class_targets(train):
+        names = names._replace(num_classes=_count_classes(parts, name, names.num_classes, names.class_names))
         labels = np.concatenate([arrays["targets"] for arrays in parts.values()])
     elif names.num_classes is not None or names.class_names is not None:
         raise DataError("num_classes and class_names need integer targets of shape [N]")
@@ -48,15 +60,16 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Names
         raise DataError(f"{name}: there are {counts}")
     if names.vocabulary_size is not None:
         _check_tokens(parts, name, names.vocabulary_size)
-    # One split alone is not copied: it may be mapped from a file.
+    # A single split is not copied: it may be memory-mapped from a file.
     joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in train} if len(parts) > 1 else train
+    # Part of the fingerprint, by which a resumed run recognises its data.
     digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in joined.items()}
     sizes = {split: _length(arrays) for split, arrays in parts.items()}
-    return Raw(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
+    return RawDataset(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
 
 
-def _place(splits: Mapping[str, Any], split: str) -> str:
-    """Returns how a message names a split: not at all, where there is only one."""
+def _split_suffix(splits: Mapping[str, Any], split: str) -> str:
+    """Names a split in a message; empty where there is only one split."""
     return f" of split {split!r}" if len(splits) > 1 else ""
 
 
@@ -64,13 +77,13 @@ def _length(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _classes(arrays: Arrays) -> bool:
+def _has_class_targets(arrays: Arrays) -> bool:
     return "targets" in arrays and arrays["targets"].ndim == 1 and arrays["targets"].dtype.kind == "i"
 
 
-def _checked(arrays: Mapping[str, Any], name: str, place: str) -> Arrays:
-    """Returns the arrays of one split, in JAX's dtypes."""
-    checked = {key: _checked_array(key, value, place) for key, value in arrays.items()}
+def _validated_split(arrays: Mapping[str, Any], name: str, place: str) -> Arrays:
+    """Converts the arrays of one split to JAX's dtypes."""
+    checked = {key: _validated_array(key, value, place) for key, value in arrays.items()}
     lengths = {key: len(array) for key, array in checked.items()}
     if len(set(lengths.values())) != 1:
         counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
@@ -78,22 +91,24 @@ def _checked(arrays: Mapping[str, Any], name: str, place: str) -> Arrays:
     return checked
 
 
-def _checked_array(key: str, value: Any, place: str) -> np.ndarray:
+def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise DataError(
             f"{key!r}{place} must be an array of numbers [N, ...], not {array.dtype} of shape {array.shape}"
         )
+    # JAX would wrap large 64-bit integers around in silence.
     if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:
-        least, most, range_ = array.min(), array.max(), np.iinfo(canonical(array.dtype))
+        least, most, range_ = array.min(), array.max(), np.iinfo(jax_dtype(array.dtype))
         if least < range_.min or most > range_.max:
-            raise DataError(f"{key!r}{place} has integers from {least} to {most}, which 32 bits do not hold")
-    dtype = canonical(array.dtype)
-    if key == "targets" and array.ndim == 1:  # classes, or the numbers of a regression
+            raise DataError(f"{key!r}{place} has integers from {least} to {most}, which do not fit into 32 bits")
+    dtype = jax_dtype(array.dtype)
+    if key == "targets" and array.ndim == 1:  # class labels, or regression targets
         dtype = np.dtype(np.int32 if array.dtype.kind in "iu" else np.float32)
-    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, which is told
+    with np.errstate(over="ignore"):  # overflow becomes infinite and is reported below
         array = array.astype(dtype, copy=False)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
+        # The first bad example is the most useful thing to report.
         bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
         raise DataError(
             f"{key!r}{place} has values that are not finite, first in example {bad}; leave it out or fill it in"
@@ -118,15 +133,16 @@ def _check_agreement(parts: dict[str, Arrays], name: str) -> None:
                 )
 
 
-def _number_of_classes(
+def _count_classes(
     parts: dict[str, Arrays], name: str, num_classes: int | None, class_names: tuple[str, ...] | None
 ) -> int:
-    """Returns how many classes there are: what was said, or one more than the largest label of any split."""
+    """Returns the given number of classes, or the largest label of any split plus one."""
     ranges = {
         split: (int(arrays["targets"].min()), int(arrays["targets"].max()))
         for split, arrays in parts.items()
         if _length(arrays)
     }
+    # Over all splits: a class may be absent from "train".
     largest = max((most for _, most in ranges.values()), default=-1)
     count = num_classes if num_classes is not None else len(class_names) if class_names is not None else largest + 1
     if class_names is not None and len(class_names) != count:
@@ -134,7 +150,7 @@ def _number_of_classes(
     for split, (least, most) in ranges.items():
         if least < 0 or most >= count:
             raise DataError(
-                f"{name}: 'targets'{_place(parts, split)} must be classes 0 to {count - 1}, "
+                f"{name}: 'targets'{_split_suffix(parts, split)} must be classes 0 to {count - 1}, "
                 f"but they go from {least} to {most}"
             )
     return count
@@ -147,9 +163,10 @@ def _check_tokens(parts: dict[str, Arrays], name: str, vocabulary_size: int) -> 
         if inputs is None or inputs.dtype.kind not in "iu":
             what = "there are none" if inputs is None else f"not {inputs.dtype}"
             raise DataError(f"{name}: vocabulary_size needs 'inputs' of integers, {what}")
+        # An index outside of an embedding would be clamped in silence.
         bad = np.argwhere((inputs < 0) | (inputs >= vocabulary_size))
         if len(bad):
             raise DataError(
-                f"{name}: 'inputs'{_place(parts, split)} have the unknown token {inputs[tuple(bad[0])]}, first in "
-                f"example {bad[0][0]}; with vocabulary_size={vocabulary_size} they must be 0 to {vocabulary_size - 1}"
+                f"{name}: 'inputs'{_split_suffix(parts, split)} have the unknown token {inputs[tuple(bad[0])]}, "
+                f"first in example {bad[0][0]}; vocabulary_size={vocabulary_size} allows 0 to {vocabulary_size - 1}"
             )

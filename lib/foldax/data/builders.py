@@ -1,7 +1,7 @@
 """TFDS builders of the small, real datasets that need no download.
 
-Imported only where something is prepared or streamed, because TFDS takes a while to import; importable
-by name, so that worker processes can restore a builder.
+Imported only to prepare or stream a dataset, because importing TFDS takes seconds. The builders are importable by name,
+so that worker processes can unpickle them.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from foldax.data.bundled import FASHION_MNIST, OWN_VERSION
+from foldax.data.bundled import BUNDLED_VERSION, FASHION_MNIST
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Reads a gzipped IDX file of unsigned bytes, the format of MNIST."""
     content = gzip.decompress(path.read_bytes())
+    # Magic number: two zero bytes, the type of the values, the number of axes.
     rank = content[3]
+    # Each axis is a big-endian 32-bit integer.
     shape = np.frombuffer(content, ">u4", count=rank, offset=4).tolist()
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-class _OwnBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A dataset of scikit-learn; unregistered, because TFDS has datasets of the same names."""
+class _BundledBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A dataset of scikit-learn; not registered, because TFDS has datasets of the same names."""
 
-    VERSION = tfds.core.Version(OWN_VERSION)
-    code_path = None  # where TFDS would look for checksums of downloads
+    VERSION = tfds.core.Version(BUNDLED_VERSION)
+    code_path = None  # TFDS would look there for checksums of downloads
     shape: tuple[int, ...]
     classes: tuple[str, ...] | None = None
 
@@ -45,13 +47,13 @@ class _OwnBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             features=tfds.features.FeaturesDict({"inputs": inputs, "targets": targets}),
             supervised_keys=("inputs", "targets"),
             metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,  # keep the order in which the dataset is known
+            disable_shuffling=True,  # keep the published order
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         import sklearn.datasets
 
-        keywords = {"scaled": False} if self.name == "diabetes" else {}  # as measured
+        keywords = {"scaled": False} if self.name == "diabetes" else {}  # raw measurements, as published
         bunch = getattr(sklearn.datasets, f"load_{self.name}")(**keywords)
         if len(self.shape) == 1:
             self.info.metadata["feature_names"] = [str(name) for name in bunch.feature_names]
@@ -63,40 +65,41 @@ class _OwnBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             yield index, {"inputs": example, "targets": target}
 
 
-class Digits(_OwnBuilder):
+class Digits(_BundledBuilder):
     """Handwritten digits, values 0 to 16 (UCI)."""
 
     name, shape, classes = "digits", (8, 8, 1), tuple("0123456789")
 
 
-class BreastCancer(_OwnBuilder):
+class BreastCancer(_BundledBuilder):
     """Breast cancer, Wisconsin (UCI)."""
 
     name, shape, classes = "breast_cancer", (30,), ("malignant", "benign")
 
 
-class Wine(_OwnBuilder):
+class Wine(_BundledBuilder):
     """Wine recognition (UCI)."""
 
     name, shape, classes = "wine", (13,), ("class_0", "class_1", "class_2")
 
 
-class Iris(_OwnBuilder):
+class Iris(_BundledBuilder):
     """Iris (Fisher, 1936)."""
 
     name, shape, classes = "iris", (4,), ("setosa", "versicolor", "virginica")
 
 
-class Diabetes(_OwnBuilder):
+class Diabetes(_BundledBuilder):
     """Progression of diabetes after a year (Efron, Hastie, Johnstone & Tibshirani, 2004)."""
 
     name, shape = "diabetes", (10,)
 
 
-class FashionMnist(_OwnBuilder):
+class FashionMnist(_BundledBuilder):
     """Articles of Zalando (Xiao, Rasul & Vollgraf, 2017), from Debian's dataset-fashion-mnist."""
 
     name, shape = "fashion_mnist", (28, 28, 1)
+    # In the order of the published labels 0 to 9.
     classes = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

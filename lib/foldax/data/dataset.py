@@ -1,4 +1,4 @@
-"""Datasets by name, or from arrays, split and ready to train on."""
+"""Datasets by name or from arrays, split into training, validation and test data."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.arrays import Names, read_arrays
+from foldax.data.arrays import ArrayMetadata, read_arrays
 from foldax.data.info import Info, fingerprint, moments
-from foldax.data.prepared import Raw, choose, read_dataset
-from foldax.data.sources import DeviceSource, Split, StreamSource, placed
-from foldax.data.splits import check_fractions, partition, subset
-from foldax.errors import DataError, nearest
+from foldax.data.prepared import RawDataset, choose_source, open_dataset
+from foldax.data.sources import DeviceSource, Split, StreamSource, on_device
+from foldax.data.splits import check_fractions, split_indices, stratified_subset
+from foldax.errors import DataError, did_you_mean
 
 SOURCES = ("auto", "device", "stream")
 
 
 class Dataset(NamedTuple):
-    """A dataset ready to train on.
+    """A dataset that is ready to train on.
 
     Attributes:
-      info: its static facts.
-      train: where training batches come from.
-      splits: the evaluation splits, "validation" and "test"; one of fraction 0 is absent.
+      info: static facts of the training split.
+      train: source of training batches.
+      splits: evaluation splits, "validation" and "test"; a split of fraction 0 is absent.
+
+    >>> dataset = from_arrays({"inputs": np.zeros((10, 3)), "targets": np.arange(10) % 2}, batch_size=2)
+    >>> dataset.info.num_classes, sorted(dataset.splits)
+    (2, ['test', 'validation'])
     """
 
     info: Info
@@ -32,13 +36,13 @@ class Dataset(NamedTuple):
     splits: dict[str, Split]
 
     def to(self, device: Any) -> Dataset:
-        """Returns the dataset for another device, or for a sharding over several."""
-        splits = {name: placed(split, device) for name, split in self.splits.items()}
-        return Dataset(self.info, placed(self.train, device), splits)
+        """Returns the same dataset on another device, or sharded over several."""
+        splits = {name: on_device(split, device) for name, split in self.splits.items()}
+        return Dataset(self.info, on_device(self.train, device), splits)
 
 
-class Options(NamedTuple):
-    """What `load`, `from_arrays` and `from_splits` have in common."""
+class DatasetOptions(NamedTuple):
+    """Options that `load`, `from_arrays` and `from_splits` share."""
 
     batch_size: int
     validation: float = 0.1
@@ -49,10 +53,10 @@ class Options(NamedTuple):
     evaluate_batch_size: int | None = None
     workers: int = 0
 
-    def check(self) -> Options:
+    def check(self) -> DatasetOptions:
         check_fractions(self.validation, self.test)
         if self.source not in SOURCES:
-            raise DataError(f"source={self.source!r} is none of {SOURCES}{nearest(str(self.source), SOURCES)}")
+            raise DataError(f"source={self.source!r} is none of {SOURCES}{did_you_mean(str(self.source), SOURCES)}")
         for name, least in (("batch_size", 1), ("train_examples", 1), ("evaluate_batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -72,34 +76,38 @@ def load(
     evaluate_batch_size: int | None = None,
     workers: int = 0,
 ) -> Dataset:
-    """Loads a dataset by name and splits it, stratified by class; examples are dicts of arrays.
+    """Loads a dataset by name and splits it, stratified by class.
 
-    Without a download: digits, breast_cancer, wine, iris, diabetes (scikit-learn) and fashion_mnist
-    (Debian's dataset-fashion-mnist). Any other name is TensorFlow Datasets', optionally with a
-    config ("name/config"). What TFDS calls the supervised keys becomes "inputs" and "targets"
-    (classes int32, a regression's float32); other numeric features of a fixed shape keep their names,
-    and the rest is left out. Prepared once, in the folder `$FOLDAX_CACHE` or ~/.cache/foldax.
+    No download is needed for digits, breast_cancer, wine, iris and diabetes (scikit-learn) and fashion_mnist (Debian's
+    package dataset-fashion-mnist). Any other name is looked up in TensorFlow Datasets, optionally with a config
+    ("name/config"). The supervised keys of TFDS become "inputs" and "targets" (classes int32, regression targets
+    float32). Other numeric features of a fixed shape keep their names; all others are left out. A dataset is prepared
+    once, in `$FOLDAX_CACHE` or ~/.cache/foldax.
 
     Args:
-      name: the dataset.
-      batch_size: examples per training batch; what is left of an epoch is dropped.
-      validation: fraction of all examples to validate on (of "train", if there is a test split of its own).
-      test: fraction of all examples to test on; a test split of its own is used whole, unless this is 0.
-      train_examples: train on only so many of the training split's examples, chosen by class in proportion; the same
-        for ever for a name, a seed and a number, and fewer are among more. The other splits stay as they are.
-      split_seed: seed of the split, which is the same for ever for a name and a seed.
-      source: "device" (the splits live on the device), "stream" (blocks are read while training), or
-        "auto": on the device up to 1 GiB.
+      name: name of the dataset.
+      batch_size: examples per training batch; an incomplete last batch of an epoch is dropped.
+      validation: fraction of all examples for validation, in [0, 1); of "train", if the dataset has its own test split.
+      test: fraction of all examples for testing, in [0, 1); the dataset's own test split is used whole, unless this
+        is 0.
+      train_examples: number of training examples to keep, stratified by class. A name, seed and number always give the
+        same examples, and a larger number contains those of a smaller one. Other splits are unchanged.
+      split_seed: seed of the split; a name and a seed always give the same split.
+      source: "device" (all splits on the device), "stream" (blocks are read during training), or "auto": on the device
+        up to 1 GiB.
       evaluate_batch_size: examples per evaluation batch; by default at most `batch_size`.
-      workers: processes that read a stream; 0 reads in threads of this one.
+      workers: processes that read a stream; 0 reads in threads of this process.
 
     Raises:
-      DataError: if there is no such dataset, it cannot be downloaded, or the arguments do not fit it.
+      DataError: the dataset does not exist or cannot be downloaded, or the arguments do not fit it.
+
+    >>> load("digits", batch_size=64).info.shapes["inputs"]
+    (8, 8, 1)
     """
-    options = Options(
+    options = DatasetOptions(
         batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers
     ).check()
-    return _dataset(read_dataset(name, source), options)
+    return _dataset(open_dataset(name, source), options)
 
 
 def from_arrays(
@@ -112,25 +120,29 @@ def from_arrays(
     vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
-    """Makes a dataset of your own arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
+    """Makes a dataset from arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
 
-    Integer targets `[N]` are classes; without "targets" the dataset is unsupervised. 64 bits become 32.
+    Integer targets `[N]` are class labels; without "targets" the dataset is unsupervised. 64-bit types become 32-bit.
 
     Args:
-      arrays: arrays of equal length by key.
-      name: name of the dataset; with `split_seed` it determines the split.
+      arrays: arrays of equal length N by key.
+      name: name of the dataset; `split_seed` and the name determine the split.
       num_classes: number of classes; by default one more than the largest target, or `len(class_names)`.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
       vocabulary_size: number of tokens, where "inputs" are tokens.
-      **options: those of `load`: batch_size (needed), validation, test, train_examples, split_seed, source,
+      **options: options of `load`: batch_size (required), validation, test, train_examples, split_seed, source,
         evaluate_batch_size, workers.
 
     Raises:
-      DataError: if the arrays are not numeric, finite and of equal length, or the arguments do not fit.
+      DataError: an array is not numeric, not finite or of another length, or the arguments do not fit.
+
+    >>> dataset = from_arrays({"inputs": np.zeros((10, 3))}, batch_size=4, validation=0.2, test=0.0)
+    >>> dataset.info.num_examples
+    {'train': 8, 'validation': 2}
     """
-    chosen = Options(**options).check()
-    names = Names(num_classes, class_names, feature_names, vocabulary_size)
+    chosen = DatasetOptions(**options).check()
+    names = ArrayMetadata(num_classes, class_names, feature_names, vocabulary_size)
     return _dataset(read_arrays({"train": arrays}, name, names), chosen)
 
 
@@ -144,62 +156,71 @@ def from_splits(
     vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
-    """Makes a dataset of arrays that you have split yourself, as in time order, or as published.
+    """Makes a dataset from arrays that are already split, for example by time or as published.
 
     Args:
-      splits: arrays as `from_arrays` takes them by split: "train", and "validation" or "test" or both. One of these
-        that is missing is drawn from "train", as the fraction that its option says; 0 for none. Drawn at random, so
-        not for what has an order in time.
-      name: name of the dataset; with `split_seed` it determines what is drawn.
+      splits: arrays as in `from_arrays` by split: "train", and "validation" or "test" or both. A missing split is
+        sampled from "train", as the fraction that the option of its name gives; set the option to 0 for data that are
+        ordered in time.
+      name: name of the dataset; `split_seed` and the name determine a sampled split.
       num_classes: number of classes; by default one more than the largest target of all splits.
       class_names: names of the classes.
       feature_names: names of the columns of "inputs".
       vocabulary_size: number of tokens, where "inputs" are tokens.
-      **options: those of `load`, as for `from_arrays`.
+      **options: options of `load`, as for `from_arrays`.
 
     Raises:
-      DataError: if a split is empty or unknown, keys, dtypes or shapes differ between splits, or as `from_arrays`.
+      DataError: a split is empty or unknown; keys, dtypes or shapes differ between splits; or as for `from_arrays`.
+
+    >>> past, future = {"inputs": np.zeros((8, 3))}, {"inputs": np.ones((2, 3))}
+    >>> from_splits({"train": past, "test": future}, batch_size=4, validation=0.0).info.num_examples
+    {'train': 8, 'test': 2}
     """
-    chosen = Options(**options).check()
-    names = Names(num_classes, class_names, feature_names, vocabulary_size)
+    chosen = DatasetOptions(**options).check()
+    names = ArrayMetadata(num_classes, class_names, feature_names, vocabulary_size)
     return _dataset(read_arrays(splits, name, names), chosen)
 
 
-def _dataset(raw: Raw, options: Options) -> Dataset:
+def _dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
     batch_size, validation, test, train_examples, seed, source, evaluate_batch_size, workers = options
-    parts = partition(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
+    # 1. Split
+    parts = split_indices(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
     if train_examples is not None:
-        parts["train"] = subset(raw.name, parts["train"], raw.labels, train_examples, seed=seed)
+        parts["train"] = stratified_subset(raw.name, parts["train"], raw.labels, train_examples, seed=seed)
     train = parts["train"]
     if batch_size > len(train):
         raise DataError(
             f"batch_size={batch_size} is larger than the training split of {raw.name}, which has {len(train)} examples"
         )
-    info, whole = _info(raw, parts, batch_size), choose(source, raw.examples) == "device"
+    # 2. Facts of the training split, and where the data are kept
+    info, whole = _info(raw, parts, batch_size), choose_source(source, raw.examples) == "device"
     splits = {
         split: Split(raw.examples, rows, evaluate_batch_size or min(batch_size, len(rows)), whole=whole)
         for split, rows in parts.items()
         if split != "train"
     }
+    # 3. Source of training batches
     if whole:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
     return Dataset(info, StreamSource(raw.examples, train, batch_size, workers), splits)
 
 
-def _info(raw: Raw, parts: dict[str, np.ndarray], batch_size: int) -> Info:
+def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int) -> Info:
     spec, sha = raw.examples.spec, fingerprint(raw.examples.spec, raw.digests, parts)
     facts: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in raw.names.items()
     }
     if raw.labels is not None:
         facts["class_counts"] = tuple(np.bincount(raw.labels[parts["train"]], minlength=facts["num_classes"]).tolist())
+    # Keyed by the fingerprint: other splits have other statistics.
     path = raw.folder and raw.folder.with_name(f"{raw.folder.name}.statistics-{sha[:16]}.json")
-    known = cache.read_json(path) if path else None  # a stream is not read again for them
+    known = cache.read_json(path) if path else None  # statistics of a stream are not computed twice
     if known is None:
+        # Tokens and class labels have no mean; regression targets are standardised by the learner.
         regression = "targets" in spec and spec["targets"].dtype.kind == "f" and len(spec["targets"].shape) < 2
         keys = {"inputs": raw.names.get("vocabulary_size") is None, "targets": regression}
         prefixes = {"inputs": "", "targets": "target_"}
-        known = moments(raw.examples, parts["train"], {key: prefixes[key] for key, wanted in keys.items() if wanted})
+        known = moments(raw.examples, parts["train"], {key: prefixes[key] for key, enabled in keys.items() if enabled})
         if path:
             cache.write_json(path, known)
     facts["constant_features"] = tuple(known.pop("constant_features", ()))

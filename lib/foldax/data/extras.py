@@ -1,4 +1,4 @@
-"""Packages that only some datasets need."""
+"""Imports of optional packages."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from typing import Any
 from foldax.errors import DataError
 
 
-def optional(module: str, extra: str) -> Any:
-    """Imports a module of one of foldax's extras, where it is used: some take seconds.
+def import_extra(module: str, extra: str) -> Any:
+    """Imports a module of an optional dependency where it is used.
+
+    Args:
+      module: name of the module.
+      extra: name of the extra of foldax that installs it.
 
     Raises:
-      DataError: if it is not installed; says how to install it.
+      DataError: the package is not installed; the message says how to install it.
+
+    >>> import_extra("json", "none").loads("[1]")
+    [1]
     """
     try:
-        with warnings.catch_warnings():  # what a package's own imports are warned of is not our user's business
+        with warnings.catch_warnings():  # a package's own import warnings do not concern the user
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
-        raise DataError(f"{package} is not there ({error}): pip install 'foldax[{extra}]'") from error
+        raise DataError(f"{package} is not installed ({error}): pip install 'foldax[{extra}]'") from error

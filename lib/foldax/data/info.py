@@ -1,4 +1,4 @@
-"""Static facts of a dataset: what a learner may know before it sees an example."""
+"""Static facts of a dataset: shapes, classes, counts, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 32 << 20  # size of a block read at once
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
 class Examples(Protocol):
-    """Random access to examples, many at once."""
+    """Random access to examples, in bulk."""
 
     spec: Spec
     """Shape and dtype of one example by key."""
@@ -29,7 +29,7 @@ class Examples(Protocol):
 
 
 class ArrayExamples:
-    """Examples that are arrays in memory, or mapped into it."""
+    """Examples held as arrays in memory, or memory-mapped."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = arrays
@@ -44,10 +44,10 @@ class ArrayExamples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Info:
-    """Static facts of a dataset, of its training split where not said otherwise.
+    """Static facts of a dataset; statistics are those of its training split.
 
-    Two are equal, and have the same hash, if their data, splits and batch size are the same: an Info
-    may be a static argument of a jitted function.
+    Infos of the same data, splits and batch size are equal and have the same hash, so an Info may be a static argument
+    of a jitted function.
 
     Attributes:
       name: name of the dataset.
@@ -56,17 +56,22 @@ class Info:
       dtypes: dtype by key.
       num_examples: examples by split name.
       batch_size: examples per training batch.
-      num_classes: number of classes; None where targets are no classes.
-      class_names: their names, if known.
+      num_classes: number of classes; None for targets that are not class labels.
+      class_names: names of the classes, if known.
       class_counts: training examples of each class.
       feature_names: names of the columns of tabular inputs, if known.
       vocabulary_size: number of tokens, where "inputs" are tokens.
-      mean: float32 `[C]`, mean of "inputs" over all axes but the last, and where a "mask" `[N, T]` is not 0; None
-        without "inputs", or where they are tokens.
-      std: float32 `[C]`, their standard deviation, 1 where they are constant: standardised, these are 0.
-      constant_features: which of the C are constant; they teach nothing.
+      mean: float32 `[C]`, mean of "inputs" over all axes but the last, ignoring steps whose "mask" `[N, T]` is 0; None
+        without "inputs" and for tokens.
+      std: float32 `[C]`, standard deviation of "inputs"; 1 for constant features, which are standardised to 0.
+      constant_features: indices of the constant features among the C.
       target_mean: float32 `[]` or `[K]`, mean of regression targets over examples.
-      target_std: float32 `[]` or `[K]`, their standard deviation, 1 where they are constant.
+      target_std: float32 `[]` or `[K]`, standard deviation of regression targets; 1 where they are constant.
+
+    >>> from foldax import data
+    >>> info = data.from_arrays({"inputs": np.arange(20.0).reshape(10, 2)}, batch_size=4).info
+    >>> info.standardize(jnp.asarray(info.mean)[None]).tolist()
+    [[0.0, 0.0]]
     """
 
     name: str
@@ -87,14 +92,16 @@ class Info:
     target_std: np.ndarray | None = None
 
     def standardize(self, inputs: jax.Array) -> jax.Array:
-        """Returns `(inputs - mean) / std` as float32; `inputs` is `[..., C]`."""
+        """Computes `(inputs - mean) / std` in float32 for inputs `[..., C]`."""
         assert self.mean is not None
         assert self.std is not None
         shape = (1,) * (inputs.ndim - self.mean.ndim) + self.mean.shape
+        # Multiplied by a reciprocal, not divided: XLA rewrites divisions differently in different programs.
         centred = jnp.asarray(inputs, jnp.float32) - self.mean.reshape(shape)
         return centred * (np.float32(1) / self.std).astype(np.float32).reshape(shape)
 
     def _identity(self) -> tuple[Any, ...]:
+        # The fingerprint covers all examples and splits, so arrays need not be compared.
         return (self.name, self.fingerprint, self.batch_size, self.num_classes, self.class_names, self.vocabulary_size)
 
     def __eq__(self, other: object) -> bool:
@@ -105,20 +112,25 @@ class Info:
 
 
 def example_bytes(examples: Examples) -> int:
-    """Returns the size of one example in bytes."""
+    """Returns the size of one example in bytes.
+
+    >>> example_bytes(ArrayExamples({"inputs": np.zeros((5, 3), np.float32)}))
+    12
+    """
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in examples.spec.values())
 
 
-def in_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Reads examples a block at a time, so that a dataset need not fit into memory."""
+def read_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Reads examples block by block, so that a dataset need not fit into memory."""
     size = max(1, BLOCK_BYTES // max(1, example_bytes(examples)))
     for start in range(0, len(indices), size):
         yield examples.read(indices[start : start + size])
 
 
 def fingerprint(spec: Spec, digests: dict[str, str], splits: dict[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of the content, given the digest of each key's bytes, and of the splits."""
+    """Returns the SHA-256 of a dataset's content (from the digest of each key's bytes) and of its splits."""
     total = hashlib.sha256()
+    # Sorted, so that the order in which keys were given does not matter.
     for key in sorted(spec):
         total.update(f"{key} {spec[key].dtype.str} {tuple(spec[key].shape)} {digests[key]}\n".encode())
     for split in sorted(splits):
@@ -128,30 +140,40 @@ def fingerprint(spec: Spec, digests: dict[str, str], splits: dict[str, np.ndarra
 
 
 def moments(examples: Examples, indices: np.ndarray, names: dict[str, str]) -> dict[str, Any]:
-    """Returns mean and deviation over all axes but the last, by the names of `Info`, in one pass.
+    """Computes mean and standard deviation over all axes but the last, in one pass over the data.
 
-    `names` maps a key to the prefix of its names. Values are shifted by the mean of the first block,
-    so that the squares keep their precision; a constant's deviation is 1. Steps whose "mask" is 0 do not count.
+    Args:
+      examples: the dataset.
+      indices: examples to use, `[N]`.
+      names: prefix of the field names of `Info` by key, as `{"targets": "target_"}`.
+
+    Returns:
+      "mean" and "std" by field name, as lists. The standard deviation of a constant is 1. Steps whose "mask" is 0 are
+      ignored.
     """
     spec = examples.spec
+    # Padding must not count in the statistics of sequences.
     sequences = spec.keys() >= {"inputs", "mask"} and len(spec["mask"].shape) == 1
     masked = {"inputs"} if sequences and spec["inputs"].shape[:-1] == spec["mask"].shape else set()
     totals: dict[str, tuple[int, Any, Any, Any]] = {}
-    for block in in_blocks(examples, indices):
+    # One pass, sums in float64.
+    for block in read_blocks(examples, indices):
         for key in names.keys() & block.keys():
             values = block[key][block["mask"] != 0] if key in masked else block[key]
             values = values.reshape(-1, *spec[key].shape[-1:]).astype(np.float64)
             if not len(values):
                 continue
+            # Shifted by the mean of the first block, so that the squares keep their precision.
             count, shift, total, squares = totals.get(key) or (0, values.mean(0), 0.0, 0.0)
             values -= shift
             squares = squares + np.einsum("n...,n...->...", values, values)
+            # The shift stays that of the first block.
             totals[key] = (count + len(values), shift, total + values.sum(0), squares)
     facts: dict[str, Any] = {}
     for key, (count, shift, total, squares) in totals.items():
         mean = np.asarray(shift + total / count)
         std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
-        varies = std > 1e-7 * np.abs(mean)  # what is left of a constant by rounding is no deviation
+        varies = std > 1e-7 * np.abs(mean)  # rounding errors of a constant are not a deviation
         facts |= {f"{names[key]}mean": mean.tolist(), f"{names[key]}std": np.where(varies, std, 1.0).tolist()}
         if key == "inputs":
             facts["constant_features"] = np.flatnonzero(~varies).tolist()

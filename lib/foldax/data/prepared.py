@@ -1,4 +1,4 @@
-"""Datasets by name: prepared by TFDS once, and kept decoded where they fit into memory."""
+"""Datasets by name: prepared by TFDS once, then cached as decoded arrays where they fit into memory."""
 
 from __future__ import annotations
 
@@ -18,27 +18,37 @@ import jax
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.bundled import OWN_VERSION, own_names
-from foldax.data.info import ArrayExamples, Examples, example_bytes, in_blocks
-from foldax.errors import DataError, nearest
+from foldax.data.bundled import BUNDLED_VERSION, bundled_names
+from foldax.data.info import ArrayExamples, Examples, example_bytes, read_blocks
+from foldax.errors import DataError, did_you_mean
 
-DEVICE_BYTES = 1 << 30  # a dataset of at most this size lives on the device
+DEVICE_BYTES = 1 << 30  # source="auto" puts datasets up to this size on the device
 
 
-class Raw(NamedTuple):
-    """A dataset before it is split."""
+class RawDataset(NamedTuple):
+    """A dataset before it is split.
+
+    Attributes:
+      name: name of the dataset.
+      examples: the dataset's own splits, concatenated.
+      labels: class of each example `[N]`, or None.
+      sizes: number of examples of each of the dataset's own splits, in the order of `examples`.
+      digests: SHA-256 of the bytes of each key.
+      names: fields of `Info` about classes and columns.
+      folder: cache folder, if the dataset is cached.
+    """
 
     name: str
-    examples: Examples  # the splits that it has of its own one after another
-    labels: np.ndarray | None  # class of each example [N]
-    sizes: dict[str, int]  # examples by own split, in the order of the examples
-    digests: dict[str, str]  # SHA-256 of each key's bytes
-    names: dict[str, Any]  # what `Info` tells of classes and columns
-    folder: Path | None = None  # where it is kept, if it is; facts about it stand beside it
+    examples: Examples
+    labels: np.ndarray | None
+    sizes: dict[str, int]
+    digests: dict[str, str]
+    names: dict[str, Any]
+    folder: Path | None = None
 
 
 class TFDSExamples:
-    """Examples read from what TFDS prepared as ArrayRecord; can be pickled, for worker processes."""
+    """Examples in the ArrayRecord files of TFDS; can be pickled for worker processes."""
 
     def __init__(self, builder: Any, fields: dict[str, tuple[str, jax.ShapeDtypeStruct]]) -> None:
         self.spec = {key: leaf for key, (_, leaf) in fields.items()}
@@ -49,7 +59,7 @@ class TFDSExamples:
         return len(self._source)
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the examples at `indices` `[B]`; reading in bulk is far faster than one by one."""
+        """Reads the examples at `indices` `[B]` in bulk, which is far faster than one by one."""
         records = self._source.__getitems__(indices.tolist())
         return {
             key: np.array([record[feature] for record in records], leaf.dtype)
@@ -57,36 +67,44 @@ class TFDSExamples:
         }
 
 
-def choose(source: str, examples: Examples) -> str:
-    """Returns where examples shall live, "device" or "stream": for "auto" what their size calls for."""
+def choose_source(source: str, examples: Examples) -> str:
+    """Resolves source="auto" by size: "device" up to `DEVICE_BYTES`, else "stream"."""
     if source != "auto":
         return source
     return "device" if len(examples) * example_bytes(examples) <= DEVICE_BYTES else "stream"
 
 
-def canonical(dtype: Any) -> np.dtype:
-    """Returns the dtype in which JAX keeps such values: 32 bits instead of 64."""
+def jax_dtype(dtype: Any) -> np.dtype:
+    """Returns the dtype in which JAX stores values: 32 bits instead of 64.
+
+    >>> jax_dtype(np.float64)
+    dtype('float32')
+    """
+    # JAX runs without 64-bit types by default.
     narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
     return np.dtype(narrow.get(np.dtype(dtype).name, dtype))
 
 
-def read_dataset(name: str, source: str) -> Raw:
-    """Opens a dataset by name, preparing it at its first use.
+def open_dataset(name: str, source: str) -> RawDataset:
+    """Opens a dataset by name; the first use prepares it.
 
     Raises:
-      DataError: if there is no such dataset, it cannot be had, or its inputs cannot be batched.
+      DataError: there is no such dataset, it cannot be downloaded, or its inputs cannot be batched.
     """
-    arrays = cache.root() / "arrays"
-    if name in own_names() and source != "stream":  # TFDS is not needed any more, and takes a while to import
-        raw = _open(name, arrays / name / OWN_VERSION)
+    arrays = cache.cache_folder() / "arrays"
+    if name in bundled_names() and source != "stream":  # skips the import of TFDS, which takes seconds
+        raw = _open(name, arrays / name / BUNDLED_VERSION)
         if raw is not None:
             return raw
-    builder = _prepare(name, cache.root() / "datasets")
+    # 1. The files of TFDS
+    builder = _prepare(name, cache.cache_folder() / "datasets")
     folder = arrays / Path(builder.data_dir).relative_to(builder.data_dir_root)
     fields = _fields(name, builder)
     examples = TFDSExamples(builder, fields)
-    streamed = examples if choose(source, examples) == "stream" else None
-    with cache.locked(folder.with_name(f".{folder.name}.lock")):
+    # Large datasets stay in the files of TFDS, and only their targets become an array.
+    streamed = examples if choose_source(source, examples) == "stream" else None
+    # Of several processes that start together, one decodes and the others wait.
+    with cache.file_lock(folder.with_name(f".{folder.name}.lock")):
         raw = _open(name, folder, streamed)
         if raw is None:
             _write(folder, examples, {"targets"} if streamed else set(fields), _facts(builder, fields))
@@ -96,15 +114,15 @@ def read_dataset(name: str, source: str) -> Raw:
 
 
 def _prepare(name: str, folder: Path) -> Any:
-    """Returns the TFDS builder of a dataset, which is prepared when this returns."""
-    builder, own = _make(name, folder), name in own_names()
+    """Prepares a dataset if necessary and returns its TFDS builder."""
+    builder, own = _make(name, folder), name in bundled_names()
     place = Path(builder.data_dir)
     ready = place / "dataset_info.json"
     if ready.exists():
         return builder
-    _fields(name, builder)  # no need to download what could not be used
-    with cache.locked(folder / f".{name.replace('/', '.')}.lock"):
-        for stale in place.parent.glob(f"{place.name}.incomplete*"):  # of a process that was killed
+    _fields(name, builder)  # fails before the download if the features cannot be used
+    with cache.file_lock(folder / f".{name.replace('/', '.')}.lock"):
+        for stale in place.parent.glob(f"{place.name}.incomplete*"):  # left by a killed process
             shutil.rmtree(stale)
         if not ready.exists():
             try:
@@ -115,26 +133,27 @@ def _prepare(name: str, folder: Path) -> Any:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 raise DataError(
                     f"dataset {name!r} could not be prepared in {folder}: {type(error).__name__}: {reason} "
-                    f"(without a download: {', '.join(own_names())})"
+                    f"(without a download: {', '.join(bundled_names())})"
                 ) from error
-    return _make(name, folder)  # one that knows what is prepared
+    return _make(name, folder)  # a new builder reads the prepared info
 
 
 def _make(name: str, folder: Path) -> Any:
-    """Returns a new TFDS builder of that name."""
+    """Creates the TFDS builder of a name."""
     import tensorflow_datasets as tfds
 
     options = {"file_format": "array_record", "data_dir": folder}
-    if name in own_names():
+    if name in bundled_names():
         from foldax.data.builders import BUILDERS
 
         tfds.disable_progress_bar()
         return BUILDERS[name](**options)
+    # Without community datasets, whose list is downloaded.
     names = tfds.list_builders(with_community_datasets=False)
     if re.split("[/:]", name)[0] not in names:
         raise DataError(
-            f"there is no dataset {name!r}{nearest(name, [*names, *own_names()])} "
-            f"(without a download: {', '.join(own_names())}; the others are those of TensorFlow Datasets)"
+            f"there is no dataset {name!r}{did_you_mean(name, [*names, *bundled_names()])} "
+            f"(without a download: {', '.join(bundled_names())}; the others are those of TensorFlow Datasets)"
         )
     try:
         return tfds.builder(name, **options)
@@ -143,7 +162,8 @@ def _make(name: str, folder: Path) -> Any:
 
 
 def _check_connection(builder: Any, folder: Path) -> None:
-    """Fails at once where TFDS would try for minutes: no host answers, no proxy, nothing downloaded yet."""
+    """Fails at once if a download is needed and no host answers; TFDS would retry for minutes."""
+    # Behind a proxy, or with files already downloaded, a connection need not be tested.
     urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or {}]
     hosts = sorted({(url.hostname, 80 if url.scheme == "http" else 443) for url in urls if url.scheme[:4] == "http"})
     if not hosts or urllib.request.getproxies() or any((folder / "downloads" / builder.name).glob("*")):
@@ -156,11 +176,12 @@ def _check_connection(builder: Any, folder: Path) -> None:
 
 
 def _fields(name: str, builder: Any) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
-    """Returns, by our key, TFDS's feature and the spec of all that can be batched.
+    """Returns the TFDS feature and the spec of each key that can be batched.
 
-    That is every top-level feature that is one numeric array of a fixed shape; strings, ragged
-    sequences, nested features and images of varying size are left out.
+    These are the top-level features that are numeric arrays of a fixed shape; strings, ragged sequences, nested
+    features and images of varying size are left out.
     """
+    # Supervised keys may be missing, equal, or nested structures.
     pair = (builder.info.supervised_keys or (None, None))[:2]
     inputs, targets = pair if all(isinstance(key, str) for key in pair) and pair[0] != pair[1] else (None, None)
     infos, fields = builder.info.features.get_tensor_info(), {}
@@ -169,7 +190,7 @@ def _fields(name: str, builder: Any) -> dict[str, tuple[str, jax.ShapeDtypeStruc
             continue
         key = {inputs: "inputs", targets: "targets"}.get(feature, feature)
         number = key == "targets" and not info.shape and not hasattr(builder.info.features[feature], "num_classes")
-        dtype = np.dtype(np.float32) if number else canonical(info.np_dtype)
+        dtype = np.dtype(np.float32) if number else jax_dtype(info.np_dtype)
         fields[key] = (feature, jax.ShapeDtypeStruct(info.shape, dtype))
     if not fields or (inputs and "inputs" not in fields):
         what = f"its inputs ({inputs!r}: {infos[inputs]})" if inputs else f"its features ({', '.join(infos)})"
@@ -181,7 +202,7 @@ def _fields(name: str, builder: Any) -> dict[str, tuple[str, jax.ShapeDtypeStruc
 
 
 def _facts(builder: Any, fields: dict[str, tuple[str, jax.ShapeDtypeStruct]]) -> dict[str, Any]:
-    """Returns what is kept of a builder's info, so that TFDS need not be asked again."""
+    """Extracts the facts of a builder's info that are cached."""
     feature, spec = fields.get("targets", (None, None))
     target = builder.info.features[feature] if spec is not None and not spec.shape else None
     return {
@@ -195,13 +216,13 @@ def _facts(builder: Any, fields: dict[str, tuple[str, jax.ShapeDtypeStruct]]) ->
 
 
 def _file(folder: Path, key: str) -> Path:
-    return folder / f"{urllib.parse.quote(key, safe='')}.npy"  # a key may hold slashes
+    return folder / f"{urllib.parse.quote(key, safe='')}.npy"  # a key may contain slashes
 
 
 def _write(folder: Path, examples: Examples, kept: set[str], facts: dict[str, Any]) -> None:
-    """Reads the whole dataset once: keeps some keys as arrays, and a digest of each.
+    """Reads the whole dataset once, writes some keys as arrays and the digest of each key.
 
-    The folder appears when it is whole, so that a process that is killed leaves nothing that is read.
+    The folder is renamed when it is complete, so that a killed process leaves nothing that would be read.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -209,7 +230,8 @@ def _write(folder: Path, examples: Examples, kept: set[str], facts: dict[str, An
     specs = {key: (leaf.dtype.str, (len(examples), *leaf.shape)) for key, leaf in examples.spec.items()}
     arrays = {key: np.lib.format.open_memmap(_file(partial, key), "w+", *specs[key]) for key in kept & specs.keys()}
     digests, start = {key: hashlib.sha256() for key in specs}, 0
-    for block in in_blocks(examples, np.arange(len(examples))):
+    # Memory maps: the dataset need not fit into memory.
+    for block in read_blocks(examples, np.arange(len(examples))):
         end = start + len(next(iter(block.values())))
         for key, values in block.items():
             digests[key].update(values.data)
@@ -222,8 +244,8 @@ def _write(folder: Path, examples: Examples, kept: set[str], facts: dict[str, An
     partial.rename(folder)
 
 
-def _open(name: str, folder: Path, streamed: Examples | None = None) -> Raw | None:
-    """Opens what `_write` wrote, with its arrays as the examples if none are `streamed`; None if it is not whole."""
+def _open(name: str, folder: Path, streamed: Examples | None = None) -> RawDataset | None:
+    """Opens a folder of `_write`, with its arrays as examples if none are `streamed`; None if it is incomplete."""
     facts = cache.read_json(folder / "dataset.json")
     if facts is None:
         return None
@@ -234,8 +256,9 @@ def _open(name: str, folder: Path, streamed: Examples | None = None) -> Raw | No
                 arrays[key] = np.load(_file(folder, key), mmap_mode="r")
             except (OSError, ValueError, EOFError):
                 return None
+            # A damaged file is as good as none: the caller writes it again.
             if [arrays[key].dtype.str, list(arrays[key].shape)] != [dtype, shape]:
                 return None
     labels = np.asarray(arrays["targets"]) if facts["names"]["num_classes"] else None
     examples = streamed or ArrayExamples(arrays)
-    return Raw(name, examples, labels, facts["sizes"], facts["digests"], facts["names"], folder)
+    return RawDataset(name, examples, labels, facts["sizes"], facts["digests"], facts["names"], folder)

@@ -1,33 +1,128 @@
-"""What a source of data gives the driver: blocks of batches, to train on and to evaluate."""
+"""The interface between data and engine: what a dataset must offer so that a run can train and evaluate on it.
+
+`data.load` and `rl.from_vector_env` make such datasets; any object with these attributes is one.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from foldax.learner import Batch, Key
 
 
-class Block(NamedTuple):
-    """Data of some training steps; by default what stands in for it where there is no dataset.
+class Policy(Protocol):
+    """The current learner's `predict`, for data that depends on it (see `engine.policy.CurrentPolicy`)."""
+
+    def __call__(self, inputs: Any, number: int) -> jax.Array:
+        """Computes outputs of inputs `[N, ...]`; each `number` of a call has its own random key."""
+
+
+class DataBlock(NamedTuple):
+    """Data of some consecutive training steps; the default stands in where there is no dataset.
 
     Attributes:
-      data: pytree of device arrays, the first argument of the source's `feed.batch`.
-      start: its first step.
-      end: the step after its last one; None if it serves for ever.
-      cursor: JSON-able state of the source's iterator at the start of the block; None if there is none.
+      data: pytree of device arrays, the first argument of `Feed.batch`.
+      start: first step of the block.
+      end: the step after its last one; None if the block serves every step.
+      cursor: JSON-able state of the source's iterator at the start of the block, saved in checkpoints; None if there
+        is none.
+
+    >>> DataBlock().end is None
+    True
     """
 
-    data: Any = None
+    data: Batch = None
     start: int = 0
     end: int | None = None
     cursor: dict[str, Any] | None = None
 
 
-class EvalBlock(NamedTuple):
-    """Examples of an evaluation split.
+class EvaluationBlock(NamedTuple):
+    """Some examples of an evaluation split, as K batches of B.
 
     Attributes:
-      batches: arrays `[K, B, ...]` by key.
+      batches: arrays `[K, B, ...]` by name.
       mask: bool `[K, B]`, False for padding.
     """
 
     batches: dict[str, Any]
     mask: Any
+
+
+class Feed(Protocol):
+    """Selects the batch of one step from a block; hashable, because it is static in the compiled program."""
+
+    def batch(self, data: Batch, key: Key, step: jax.Array, start: jax.Array) -> Batch:
+        """Selects a batch `[B, ...]`; called while the training step is traced.
+
+        Args:
+          data: `DataBlock.data`.
+          key: the run's data key, the same at every step.
+          step: int32 [], number of the training step.
+          start: int32 [], first step of the block.
+        """
+
+
+class DataSource(Protocol):
+    """Source of training batches: a sequence of blocks, from which `feed` selects one batch per step."""
+
+    @property
+    def feed(self) -> Feed:
+        """Selects batches from blocks."""
+
+    def examples(self) -> Batch:
+        """Examples for `Learner.init`: the whole training split `[N, ...]` if it is on the device, else one batch."""
+
+    def blocks(
+        self, seed: int, step: int, cursor: dict[str, Any] | None = None
+    ) -> Generator[DataBlock, Policy | None, None]:
+        """Yields the block that contains `step`, then the blocks after it.
+
+        For every further block the engine sends the current `Policy`, which data that depends on the learner (host
+        environments) acts with.
+
+        Args:
+          seed: seed of the run.
+          step: first training step to yield data for.
+          cursor: `DataBlock.cursor` of that block, from a checkpoint; None to start from the step alone.
+        """
+
+
+class EvaluationSource(Protocol):
+    """One evaluation split."""
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples N, or of episodes."""
+
+    def blocks(self, policy: Policy) -> Iterator[EvaluationBlock]:
+        """Yields blocks of one shape that together hold every example exactly once, in order."""
+
+    def block_spec(self) -> EvaluationBlock:
+        """Shapes and dtypes of a block, as `jax.ShapeDtypeStruct`s, without reading any data."""
+
+
+class Dataset(Protocol):
+    """Training source and evaluation splits of a run.
+
+    A dataset whose own state cannot be saved, such as simulators on the host, has a further attribute
+    `nonresumable_reason`: a clause that explains why a resumed run differs from an uninterrupted one.
+    """
+
+    @property
+    def info(self) -> Any:
+        """Static, hashable facts about the training split, with at least `batch_size` and `fingerprint`."""
+
+    @property
+    def train(self) -> DataSource:
+        """Where training batches come from."""
+
+    @property
+    def splits(self) -> Mapping[str, EvaluationSource]:
+        """Evaluation splits, "validation" and "test"; an empty split is absent."""
+
+    def to(self, device: jax.Device | jax.sharding.Sharding) -> Dataset:
+        """Copies the dataset to another device, or to a sharding over several."""

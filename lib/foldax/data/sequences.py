@@ -1,38 +1,43 @@
 """Sequences as arrays: windows of one long sequence, and padding and packing of many short ones.
 
-A "mask" `[N, T]` is 0 where there is padding and counts the sequences of a row from 1 where there is none.
+A "mask" `[N, T]` is 0 at padding and otherwise holds segment ids: 1, 2, ... for the sequences of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from foldax.data.prepared import canonical
+from foldax.data.prepared import jax_dtype
 from foldax.errors import DataError
 
 
-def windows(tokens: Any, length: int, stride: int | None = None) -> dict[str, np.ndarray]:
-    """Cuts one long sequence into rows for a language model, in which every token but the first is predicted once.
+def token_windows(tokens: ArrayLike, length: int, stride: int | None = None) -> dict[str, np.ndarray]:
+    """Cuts one long sequence into rows for a language model, so that every token but the first is predicted once.
 
-    A row is `length` inputs and the token after them, so rows share one token where `stride` is `length`. Where it is
-    less, they overlap, and what was predicted in the row before is only context: every prediction, but those of
-    the first row, then has at least `length - stride + 1` tokens before it.
+    A row holds `length` inputs and the token after them, so that rows share one token if `stride` is `length`. With a
+    smaller stride, rows overlap, and tokens predicted in the row before are context only: outside the first row, every
+    prediction then has at least `length - stride + 1` tokens before it ("sliding-window evaluation").
 
     Args:
-      tokens: `[T]`, at least 2.
-      length: tokens that a row predicts at most.
+      tokens: int `[T]`, T at least 2.
+      length: most tokens predicted by a row.
       stride: tokens from the start of one row to that of the next, 1 to `length`; `length` by default.
 
     Returns:
-      "inputs" `[N, length + 1]` and "weights" float32 `[N, length + 1]`: 1 where the token is to be predicted from
-      those before it in its row, 0 where it is context or padding. Padding (token 0) stands at the end of the last row,
-      where no causal model sees it in time, so there is no mask.
+      "inputs" `[N, length + 1]`, and "weights" float32 `[N, length + 1]`: 1 where the token is predicted from those
+      before it in its row, 0 where it is context or padding. Padding (token 0) is at the end of the last row only,
+      after every prediction, so no mask is needed.
 
     Raises:
-      DataError: if there is nothing to predict, or `length` or `stride` is out of range.
+      DataError: there is nothing to predict, or `length` or `stride` is out of range.
+
+    >>> rows = token_windows([5, 6, 7, 8, 9], length=3)
+    >>> rows["inputs"].tolist(), rows["weights"].tolist()
+    ([[5, 6, 7, 8], [8, 9, 0, 0]], [[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     """
     tokens = _array(tokens, "tokens")
     stride = length if stride is None else stride
@@ -45,103 +50,123 @@ def windows(tokens: Any, length: int, stride: int | None = None) -> dict[str, np
     if length < 1:
         raise DataError(f"length={length} is too small; it must be at least 1")
     if not 1 <= stride <= length:
-        raise DataError(f"stride={stride} must be 1 to length={length}: no token is to be left out")
+        raise DataError(f"stride={stride} must be 1 to length={length}, so that no token is left out")
+    # One row, and as many more as are needed to predict the last token.
     starts = stride * np.arange(1 + -(-max(0, len(tokens) - 1 - length) // stride))
     positions = starts[:, None] + np.arange(length + 1)
-    predicted = np.concatenate([[0], starts[:-1] + length])  # the last position that earlier rows hold
-    weights = (positions > predicted[:, None]) & (positions < len(tokens))
+    # A row predicts the positions after the last one of earlier rows.
+    last_predicted = np.concatenate([[0], starts[:-1] + length])
+    weights = (positions > last_predicted[:, None]) & (positions < len(tokens))
     inputs = np.where(positions < len(tokens), tokens[np.minimum(positions, len(tokens) - 1)], tokens.dtype.type(0))
     return {"inputs": inputs, "weights": weights.astype(np.float32)}
 
 
-def pad(sequences: Sequence[Any], length: int | None = None, *, too_long: str = "error") -> dict[str, np.ndarray]:
-    """Makes one array of sequences of different lengths, with zeros after those that are shorter.
+def pad_sequences(
+    sequences: Sequence[ArrayLike], length: int | None = None, *, too_long: str = "error"
+) -> dict[str, np.ndarray]:
+    """Stacks sequences of different lengths into one array, with zeros at the end of the shorter ones.
 
     Args:
       sequences: arrays `[T]` or `[T, C]` of numbers, none of them empty.
-      length: T of all; by default the longest one's.
-      too_long: what becomes of a longer one: "error", or "truncate" to keep its start.
+      length: length of every row; by default that of the longest sequence.
+      too_long: treatment of longer sequences: "error", or "truncate" to keep their start.
 
     Returns:
       "inputs" `[N, T]` or `[N, T, C]`, and "mask" int32 `[N, T]`: 1 for the sequence, 0 for padding.
 
     Raises:
-      DataError: if a sequence is empty, does not fit the others, or is too long; names the first.
+      DataError: a sequence is empty, has another shape than the others, or is too long; the message names the first.
+
+    >>> arrays = pad_sequences([[1, 2, 3], [4]])
+    >>> arrays["inputs"].tolist(), arrays["mask"].tolist()
+    ([[1, 2, 3], [4, 0, 0]], [[1, 1, 1], [1, 0, 0]])
     """
-    arrays = _fitted(_checked(sequences), length, too_long, ("error", "truncate"))
+    arrays = _limit_length(_as_arrays(sequences), length, too_long, ("error", "truncate"))
     length = max(map(len, arrays)) if length is None else length
     inputs = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)
     mask = np.zeros((len(arrays), length), np.int32)
     for row, array in enumerate(arrays):
+        # Everything after the sequence stays 0.
         inputs[row, : len(array)], mask[row, : len(array)] = array, 1
     return {"inputs": inputs, "mask": mask}
 
 
-class Packed(NamedTuple):
+class PackedSequences(NamedTuple):
     """Sequences packed into rows.
 
     Attributes:
-      arrays: "inputs" `[N, T]` or `[N, T, C]`, and "mask" int32 `[N, T]`: 1, 2, ... for the sequences of a row from
-        left to right, 0 for padding, all of which stands at its end.
-      rows: int64 `[S]`, the row of each sequence (of each piece, where some were split).
-      starts: int64 `[S]`, where in its row it begins.
-      fill: share of the array that is no padding.
-      padded_fill: what that share would be with a row for each sequence.
+      arrays: "inputs" `[N, T]` or `[N, T, C]`, and "mask" int32 `[N, T]`: segment ids 1, 2, ... from left to right, and
+        0 for padding, which is at the end of a row.
+      rows: int64 `[S]`, the row of each sequence, or of each piece where some were split.
+      starts: int64 `[S]`, its first step in that row.
+      packing_efficiency: fraction of the array that is not padding, in (0, 1].
+      padding_efficiency: the same fraction if each sequence had a row of its own.
     """
 
     arrays: dict[str, np.ndarray]
     rows: np.ndarray
     starts: np.ndarray
-    fill: float
-    padded_fill: float
+    packing_efficiency: float
+    padding_efficiency: float
 
 
-def pack(sequences: Sequence[Any], length: int, *, too_long: str = "error") -> Packed:
-    """Packs sequences into as few rows as first-fit finds: each goes into the first row with room for it.
+def pack_sequences(sequences: Sequence[ArrayLike], length: int, *, too_long: str = "error") -> PackedSequences:
+    """Packs sequences into few rows by first-fit: each goes into the first row with room for it.
 
-    Order inside a sequence is kept, and no sequence is cut in two, unless it is longer than a row and this is asked
-    for. Models and learners that take a mask keep the sequences of a row apart.
+    Steps keep their order, and sequences stay whole unless `too_long="split"`. Models and learners that take a mask
+    separate the sequences of a row (Krell et al., 2021, "Efficient sequence packing without cross-contamination").
 
     Args:
       sequences: arrays `[T]` or `[T, C]` of numbers, none of them empty.
-      length: T of a row.
-      too_long: what becomes of a longer sequence: "error", "truncate" to keep its start, or "split" into pieces of
+      length: length of every row.
+      too_long: treatment of longer sequences: "error", "truncate" to keep their start, or "split" into pieces of
         `length` and a shorter last one.
 
+    Returns:
+      The packed arrays, and the place of each sequence in them.
+
     Raises:
-      DataError: if a sequence is empty, does not fit the others, or is too long; names the first.
+      DataError: a sequence is empty, has another shape than the others, or is too long; the message names the first.
+
+    >>> packed = pack_sequences([[1, 2, 3], [4, 5, 6], [7, 8]], length=5)
+    >>> packed.arrays["inputs"].tolist(), packed.arrays["mask"].tolist()
+    ([[1, 2, 3, 7, 8], [4, 5, 6, 0, 0]], [[1, 1, 1, 2, 2], [1, 1, 1, 0, 0]])
+    >>> packed.packing_efficiency
+    0.8
     """
-    arrays = _fitted(_checked(sequences), length, too_long, ("error", "truncate", "split"))
-    sizes = [len(array) for array in arrays]
+    arrays = _limit_length(_as_arrays(sequences), length, too_long, ("error", "truncate", "split"))
+    lengths = [len(array) for array in arrays]
     rows, starts = np.empty(len(arrays), np.int64), np.empty(len(arrays), np.int64)
-    free, used = np.full(len(arrays), length), 0
-    for i, size in enumerate(sizes):
-        rows[i] = row = np.argmax(free[: used + 1] >= size)  # a row that is not used yet has room
-        starts[i] = length - free[row]
-        free[row] -= size
-        used = max(used, int(row) + 1)
-    inputs = np.zeros((used, length, *arrays[0].shape[1:]), arrays[0].dtype)
-    mask = np.zeros((used, length), np.int32)
+    room, num_rows = np.full(len(arrays), length), 0
+    for i, size in enumerate(lengths):
+        # `argmax` finds the first row with room; the last one considered is empty, so there is one.
+        rows[i] = row = np.argmax(room[: num_rows + 1] >= size)
+        starts[i] = length - room[row]
+        room[row] -= size
+        num_rows = max(num_rows, int(row) + 1)
+    # Segment ids count up within a row, from left to right.
+    inputs = np.zeros((num_rows, length, *arrays[0].shape[1:]), arrays[0].dtype)
+    mask = np.zeros((num_rows, length), np.int32)
     for array, row, start in zip(arrays, rows, starts, strict=True):
+        # Sequences of a row are placed from left to right, so the largest id is that of the one before.
         place = slice(start, start + len(array))
         inputs[row, place], mask[row, place] = array, mask[row].max() + 1
-    total = sum(sizes)
-    fill, padded_fill = total / mask.size, total / (len(arrays) * length)
-    return Packed({"inputs": inputs, "mask": mask}, rows, starts, fill, padded_fill)
+    efficiencies = sum(lengths) / mask.size, sum(lengths) / (len(arrays) * length)
+    return PackedSequences({"inputs": inputs, "mask": mask}, rows, starts, *efficiencies)
 
 
-def _array(value: Any, what: str) -> np.ndarray:
+def _array(value: ArrayLike, name: str) -> np.ndarray:
     try:
         array = np.asarray(value)
-    except ValueError as error:  # ragged lists
-        raise DataError(f"{what} must be an array of numbers: {error}") from error
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{name} must be an array of numbers: {error}") from error
     if array.size and array.dtype.kind not in "biuf":
-        raise DataError(f"{what} must be an array of numbers, not {array.dtype}")
-    return array.astype(canonical(array.dtype), copy=False)
+        raise DataError(f"{name} must be an array of numbers, not {array.dtype}")
+    return array.astype(jax_dtype(array.dtype), copy=False)
 
 
-def _checked(sequences: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the sequences as arrays `[T]` or `[T, C]` of one dtype and, but for T, one shape."""
+def _as_arrays(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
+    """Converts sequences to arrays `[T]` or `[T, C]` of one dtype and, but for T, one shape."""
     arrays = [_array(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
     if not arrays:
         raise DataError("there are no sequences")
@@ -153,12 +178,15 @@ def _checked(sequences: Sequence[Any]) -> list[np.ndarray]:
             )
         if not len(array):
             raise DataError(f"sequence {i} is empty; leave it out")
-    dtype = canonical(np.result_type(*{array.dtype for array in arrays}))
+    # One dtype for all sequences, by NumPy's promotion.
+    dtype = jax_dtype(np.result_type(*{array.dtype for array in arrays}))
     return [array.astype(dtype, copy=False) for array in arrays]
 
 
-def _fitted(arrays: list[np.ndarray], length: int | None, too_long: str, allowed: tuple[str, ...]) -> list[np.ndarray]:
-    """Returns sequences of at most `length`."""
+def _limit_length(
+    arrays: list[np.ndarray], length: int | None, too_long: str, allowed: tuple[str, ...]
+) -> list[np.ndarray]:
+    """Truncates or splits sequences longer than `length`, or raises a DataError, as `too_long` says."""
     if too_long not in allowed:
         raise DataError(f"too_long={too_long!r} is none of {allowed}")
     if length is None:
@@ -171,6 +199,6 @@ def _fitted(arrays: list[np.ndarray], length: int | None, too_long: str, allowed
     if long and too_long == "error":
         raise DataError(
             f"sequence {long[0]} has {len(arrays[long[0]])} steps, but length={length} ({len(long)} of {len(arrays)} "
-            f"are too long); make length larger, or choose too_long from {allowed[1:]}"
+            f"are too long); increase length, or choose too_long from {allowed[1:]}"
         )
     return [array[:length] for array in arrays]

@@ -1,1 +1,1 @@
-"""The driver: it knows nothing of what is learned, and meets the learners only in an experiment."""
+"""The engine: it compiles and runs the fold, and knows learners only through `foldax.Learner`."""

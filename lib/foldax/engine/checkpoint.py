@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written by Orbax in the background, each whole or not there, and verified when read."""
+"""Checkpoints on disk: written by Orbax in the background, atomically, and verified by checksums when they are read."""
 
 from __future__ import annotations
 
@@ -23,79 +23,112 @@ import numpy as np
 from foldax.errors import RunError
 
 
-def flat(tree: Any) -> dict[str, Any]:
-    """Returns a pytree's leaves by path, as `state.params.Dense_0.kernel`."""
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Flattens a pytree to its leaves by path, such as `state.params.Dense_0.kernel`.
+
+    >>> leaves_by_path({"params": {"kernel": 1, "bias": 2}})
+    {'params.bias': 2, 'params.kernel': 1}
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def to_host(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the leaves by path as NumPy arrays; random keys as their data."""
+def host_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Copies the leaves of a pytree to NumPy arrays by path; random keys become their uint32 data.
 
-    def host(leaf: Any) -> np.ndarray:
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    >>> host_arrays({"step": jax.numpy.int32(3)})
+    {'step': array(3, dtype=int32)}
+    """
+    return {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in leaves_by_path(tree).items()
+    }
 
-    return {name: host(leaf) for name, leaf in flat(tree).items()}
 
+def tree_from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """Rebuilds a pytree from arrays by path, the inverse of `host_arrays`.
 
-def from_host(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """Returns a pytree of the structure of `like` from arrays by path."""
+    Args:
+      arrays: NumPy arrays by path.
+      like: a pytree of the structure to build; its leaves say which arrays are random keys.
 
-    def leaf(array: np.ndarray, like: Any) -> Any:
-        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+    >>> state = {"key": jax.random.key(1), "step": jax.numpy.int32(3)}
+    >>> int(tree_from_arrays(host_arrays(state), state)["step"])
+    3
+    """
+
+    def device_leaf(array: np.ndarray, like: Any) -> jax.Array:
+        if _is_key(like):
             return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
         return jax.numpy.asarray(array)
 
-    likes = flat(like)
-    return jax.tree.unflatten(jax.tree.structure(like), [leaf(arrays[name], likes[name]) for name in likes])
+    likes = leaves_by_path(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [device_leaf(arrays[name], likes[name]) for name in likes])
 
 
 def state_digest(state: Any) -> str:
-    """Returns a hash of all bits of a state."""
+    """Hashes all bits of a state, with the paths, dtypes and shapes of its arrays (SHA-256, as hexadecimal digits).
+
+    >>> state_digest({"step": jax.numpy.int32(3)})[:8] == state_digest({"step": jax.numpy.int32(4)})[:8]
+    False
+    """
     digest = hashlib.sha256()
-    for name, array in sorted(to_host(state).items()):
+    for name, array in sorted(host_arrays(state).items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-_ONE_AT_A_TIME = threading.RLock()  # Orbax's event loop serves one thread; members of a sweep save from several
+_ORBAX_LOCK = threading.RLock()  # Orbax's event loop serves one thread, but members of a sweep save from several
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last two steps saved, each with the best state so far.
+    """The checkpoints of one run: the two newest steps that were saved.
 
-    A checkpoint is a flat tree of arrays by path and a JSON object; the JSON holds a checksum of every
-    array, so damage is noticed and the checkpoint before is used.
+    A checkpoint holds arrays by path and a JSON object with a checksum of every array; where one does not fit, the
+    checkpoint before is used.
+
+    Attributes:
+      folder: where they are.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
+        """Opens or creates a folder of checkpoints.
+
+        Args:
+          folder: where they are.
+          warn: receives a sentence about every damaged checkpoint.
+        """
         import orbax.checkpoint as ocp
 
         self.folder = folder
         self._ocp, self._warn = ocp, warn
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises its errors; it need not print them too
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints the errors that it raises
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-        handlers = {  # arrays of noise do not compress: it would only cost processor time
+        handlers = {  # trained weights do not compress: trying would only cost processor time
             "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
             "meta": ocp.JsonCheckpointHandler(),
         }
-        with _ONE_AT_A_TIME:
+        with _ORBAX_LOCK:
             self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
-        # What Orbax does before it goes to the background takes tens of milliseconds: the loop need not wait for it.
+        # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
         self._writing: Future[None] | None = None
 
-    def busy(self) -> bool:
+    def is_saving(self) -> bool:
         """Whether a checkpoint is still being written."""
         return self._writing is not None and not self._writing.done()
 
     def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Starts writing a checkpoint of arrays that nobody donates; it waits only for the one before.
+        """Starts writing a checkpoint, after waiting for the previous one.
+
+        Args:
+          step: number of the checkpoint; one that is there already is left as it is.
+          tree: pytree of arrays, which must not be donated meanwhile.
+          meta: JSON-able.
 
         Raises:
-          RunError: if the one before could not be written (a full disk).
+          RunError: the previous checkpoint could not be written, as when the disk is full.
         """
         self.wait()
         self._writing = self._writer.submit(self._save, step, tree, meta)
@@ -103,19 +136,19 @@ class Checkpoints:
     def _save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
             return
-        args, arrays = self._ocp.args, to_host(tree)
+        args, arrays = self._ocp.args, host_arrays(tree)
         meta = {**meta, "step": step, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
-        some = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
-        items = args.Composite(arrays=args.PyTreeSave(some), meta=args.JsonSave(meta))
-        with _ONE_AT_A_TIME:
+        nonempty = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
+        items = args.Composite(arrays=args.PyTreeSave(nonempty), meta=args.JsonSave(meta))
+        with _ORBAX_LOCK:
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
 
     def wait(self) -> None:
-        """Waits until all is written.
+        """Waits until everything is written.
 
         Raises:
-          RunError: if it cannot be (a full disk).
+          RunError: a checkpoint could not be written, as when the disk is full.
         """
         try:
             if self._writing is not None:
@@ -126,26 +159,30 @@ class Checkpoints:
             self._writing = None
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Returns (tree, meta) of the newest checkpoint that is whole, or None if there is none at all.
+        """Reads the newest intact checkpoint; damaged ones are renamed and warned about.
 
         Args:
-          like: a tree of the same structure, or a function that makes one from the checkpoint's meta.
+          like: a pytree of the same structure, shapes and dtypes, or a function that makes one from the meta.
+
+        Returns:
+          `(tree, meta)`, or None if there is no checkpoint at all.
 
         Raises:
-          RunError: if checkpoints are there but none can be used.
+          RunError: there are checkpoints, but none can be used.
         """
-        with _ONE_AT_A_TIME:
-            return self._newest(like)
+        with _ORBAX_LOCK:
+            return self._restore_newest(like)
 
-    def _newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def _restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         _silence_late_reads()
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 return self._restore(step, like)
             except Exception as error:
+                # Damaged: set aside, and go on with the one before.
                 reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was left aside: {reason}")
+                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
                 (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
                 self._manager.reload()
         if steps:
@@ -153,43 +190,45 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        # 1. The JSON object: what should be there.
         args = self._ocp.args
         restored = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))
         meta = restored.meta
         like = like(meta) if callable(like) else like
-        shapes = {name: _abstract(leaf) for name, leaf in flat(like).items()}
+        shapes = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
         if set(shapes) != set(meta["checksums"]):
-            odd = sorted(set(shapes) ^ set(meta["checksums"]))
-            raise RunError(f"it holds other arrays than this experiment's state ({', '.join(odd[:5])})")
-        some = {name: shape for name, shape in shapes.items() if shape.size}
-        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in some}
+            different = sorted(set(shapes) ^ set(meta["checksums"]))
+            raise RunError(f"it holds other arrays than this experiment's state ({', '.join(different[:5])})")
+        # 2. Arrays, as NumPy: `tree_from_arrays` puts them onto devices.
+        nonempty = {name: shape for name, shape in shapes.items() if shape.size}
+        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in nonempty}
         restored = self._manager.restore(
-            step, args=args.Composite(arrays=args.PyTreeRestore(item=some, restore_args=as_numpy))
+            step, args=args.Composite(arrays=args.PyTreeRestore(item=nonempty, restore_args=as_numpy))
         )
+        # 3. Empty arrays, which Orbax did not save, and checks of all others.
         arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if not shape.size}
         arrays |= restored.arrays
         for name, array in arrays.items():
             if array.shape != shapes[name].shape or array.dtype != shapes[name].dtype:
                 raise RunError(f"`{name}` is {array.dtype}{array.shape}, not {shapes[name].dtype}{shapes[name].shape}")
-            if _checksum(array) != meta["checksums"][name]:
-                raise RunError(f"the checksum of `{name}` does not fit")
-        return from_host(arrays, like), meta
+            _verify(name, array, meta)
+        return tree_from_arrays(arrays, like), meta
 
     def close(self) -> None:
-        """Ends Orbax's threads.
+        """Waits for the last checkpoint and ends Orbax's threads.
 
         Raises:
-          RunError: if what was still being written cannot be (a full disk).
+          RunError: it could not be written, as when the disk is full.
         """
         try:
             self._writer.shutdown()
-            with _ONE_AT_A_TIME:
+            with _ORBAX_LOCK:
                 self._manager.close()
         except Exception as error:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> RunError:
-        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorStore has the system's words, not its numbers
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorStore passes on the system's message, not its number
         full = getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
         reason = "the disk is full" if full else str(error).splitlines()[0][:200]
         kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
@@ -197,18 +236,19 @@ class Checkpoints:
         return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {state}")
 
 
-def read(folder: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Reads some arrays of somebody's newest whole checkpoint, and changes nothing there; None if there is none at all.
+def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Reads some arrays of the newest intact checkpoint of any run, and changes nothing in its folder.
 
     Args:
-      folder: the checkpoints of a run.
-      wanted: of a path, as `0.state.params.Dense_0.kernel`: "0" is the fold, "1" the best state so far.
+      folder: the checkpoints of the run.
+      select: whether to read the array of a path, such as `0.state.params.Dense_0.kernel`; "0" is the fold, "1" the
+        best state.
 
     Returns:
-      `(arrays by path, meta)`; arrays without elements are left out.
+      `(arrays by path, meta)`, without empty arrays; None if there is no checkpoint at all.
 
     Raises:
-      RunError: checkpoints are there but none can be read.
+      RunError: there are checkpoints, but none can be read.
     """
     import orbax.checkpoint as ocp
 
@@ -219,17 +259,16 @@ def read(folder: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndar
     args, options = ocp.args, ocp.CheckpointManagerOptions(read_only=True)
     handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     reasons: list[str] = []
-    with _ONE_AT_A_TIME, ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers) as manager:
+    with _ORBAX_LOCK, ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 meta = manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
-                sizes = manager.item_metadata(step).arrays
-                some = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in sizes if wanted(name)}
-                item = args.PyTreeRestore(item=dict.fromkeys(some, 0), restore_args=some, partial_restore=True)
+                stored = manager.item_metadata(step).arrays
+                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored if select(name)}
+                item = args.PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy, partial_restore=True)
                 arrays = manager.restore(step, args=args.Composite(arrays=item)).arrays
                 for name, array in arrays.items():
-                    if _checksum(array) != meta["checksums"][name]:
-                        raise RunError(f"the checksum of `{name}` does not fit")
+                    _verify(name, array, meta)
                 return arrays, meta
             except Exception as error:
                 reasons.append(f"{step}: {textwrap.shorten(str(error) or type(error).__name__, 120)}")
@@ -240,7 +279,7 @@ def read(folder: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndar
 
 @functools.cache
 def _silence_late_reads() -> None:
-    """Once a read of a damaged checkpoint has failed, those still under way have nobody to report to: no traceback."""
+    """Hides tracebacks of reads that are still running when another array of a damaged checkpoint has failed."""
     report = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
@@ -250,10 +289,19 @@ def _silence_late_reads() -> None:
     sys.unraisablehook = hook
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    if _is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _verify(name: str, array: np.ndarray, meta: dict[str, Any]) -> None:
+    if _checksum(array) != meta["checksums"][name]:
+        raise RunError(f"the checksum of `{name}` does not fit")
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""The fold's functions, compiled once per structure, and what can go wrong while they are traced."""
+"""The functions of the fold, compiled once per structure; and errors of users' code that appear while it is traced."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import traced
+from foldax.configuration import traced_config
 from foldax.engine import fold as folds
-from foldax.engine.flops import operations_of
-from foldax.engine.fold import Program
+from foldax.engine.flops import count_flops
+from foldax.engine.fold import Fold, Program
 from foldax.errors import ExperimentError, FoldaxError
-from foldax.experiment import Experiment, experiment_file, own_traceback
+from foldax.experiment import Experiment, experiment_file, user_traceback
+from foldax.learner import Batch, State
 
-traces = {"start": 0, "advance": 0}  # how often each was traced in this process, that is, compiled
+P = ParamSpec("P")
+R = TypeVar("R")
+
+trace_counts = {"initial_fold": 0, "advance": 0}  # how often each was traced, and so compiled, in this process
 
 
-def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function, counting in `traces` how often it is traced."""
+def count_traces(name: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Wraps a function, so that every trace of it is counted in `trace_counts[name]`."""
 
     @functools.wraps(function)
-    def traced_now(*args: Any, **kwargs: Any) -> Any:
-        traces[name] += 1
+    def counting(*args: P.args, **kwargs: P.kwargs) -> R:
+        trace_counts[name] += 1
         return function(*args, **kwargs)
 
-    return traced_now
+    return counting
 
 
-start = jax.jit(counted("start", folds.start), static_argnames="program")
-advance = jax.jit(counted("advance", folds.advance), static_argnames="program", donate_argnames="fold")
-advance_once = jax.jit(folds.advance_once, static_argnames="program", donate_argnames="fold")
-forget = jax.jit(folds.forget, donate_argnames="fold")
+# Folds are donated: the new one takes the memory of the old one.
+initial_fold = jax.jit(count_traces("initial_fold", folds.initial_fold), static_argnames="program")
+advance = jax.jit(count_traces("advance", folds.advance), static_argnames="program", donate_argnames="fold")
+advance_one_step = jax.jit(folds.advance_one_step, static_argnames="program", donate_argnames="fold")
+reset_metric_sums = jax.jit(folds.reset_metric_sums, donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
-observe = jax.jit(folds.observe, donate_argnames="best")
+update_best = jax.jit(folds.update_best, donate_argnames="best")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 _compile_seconds = 0.0
@@ -55,11 +60,26 @@ def _on_event(event: str, duration_secs: float, **_: Any) -> None:
         _compile_seconds += duration_secs
 
 
+# JAX reports how long compiling took only to listeners.
 jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
-def mappings() -> tuple[int, int]:
-    """Returns how many memory mappings this process holds and may hold, as Linux counts them; elsewhere (0, 1)."""
+def compile_seconds() -> float:
+    """Seconds that this process has spent on tracing and compiling JAX programs.
+
+    >>> compile_seconds() >= 0
+    True
+    """
+    return _compile_seconds
+
+
+def memory_mappings() -> tuple[int, int]:
+    """Number of memory mappings that this process holds, and may hold; (0, 1) where Linux does not count them.
+
+    >>> held, most = memory_mappings()
+    >>> held < most
+    True
+    """
     try:
         held = Path("/proc/self/maps").read_bytes().count(b"\n")
         return held, int(Path("/proc/sys/vm/max_map_count").read_text())
@@ -67,25 +87,31 @@ def mappings() -> tuple[int, int]:
         return 0, 1
 
 
-def make_room() -> None:
+def drop_programs_near_map_limit() -> None:
     """Drops all compiled programs once they hold a quarter of the memory mappings that a process may have.
 
-    XLA maps a program's kernels one by one, hundreds on each device of the CPU, and LLVM ends the process where Linux
-    refuses another: after some fifty programs on two devices (counted with jax 0.10.2).
+    XLA maps the kernels of a program one by one, hundreds on each device of the CPU, and LLVM aborts the process where
+    Linux refuses another mapping: after some fifty programs on two devices (counted with jax 0.10.2).
     """
-    held, most = mappings()
+    held, most = memory_mappings()
     if held > most // 4:
         jax.clear_caches()
 
 
-def compile_seconds() -> float:
-    """Returns the seconds this process has spent tracing and compiling JAX programs."""
-    return _compile_seconds
-
-
 @contextmanager
-def explained(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> Iterator[None]:
-    """Turns what goes wrong inside the user's functions into an error that is about their code."""
+def user_errors(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> Iterator[None]:
+    """Turns errors inside the user's traced functions into an `ExperimentError` about their code.
+
+    Args:
+      program: the static part of the run.
+      config: the traced config; like seed, examples and data it serves to find fields that cannot be traced.
+      seed: uint32 [].
+      examples: for `Learner.init`.
+      data: a block of data.
+
+    Raises:
+      ExperimentError: device memory ran out, a field cannot be traced, or the user's code raised an error.
+    """
     try:
         yield
     except FoldaxError:
@@ -97,87 +123,102 @@ def explained(program: Program, config: Any, seed: Any, examples: Any, data: Any
             ) from error
         raise
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        # A Python branch on a traced value: find the fields that cause it.
         names = untraceable_fields(program, config, seed, examples, data)
         if not names:
-            raise _from_user(program.experiment, error) from error
+            raise _user_error(program.experiment, error) from error
         listed = ", ".join(f"`{name}`" for name in names)
         raise ExperimentError(
             f"the learner needs {listed} as a Python number while it is traced (an `if`, a `float()`, a library "
             f"that branches on it). Write it with jnp.where or lax.cond, or declare the field structural: "
             f"`{names[0].split('.')[-1].split('[')[0]}: float = foldax.structural(...)`; each value is then compiled "
-            f"anew.\n{own_traceback(error, experiment_file(program.experiment)).splitlines()[0].strip()}"
+            f"anew.\n{user_traceback(error, experiment_file(program.experiment)).splitlines()[0].strip()}"
         ) from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         if not any(Path(frame.filename) == Path(folds.__file__) for frame in frames):
-            raise  # not while the learner was traced, so not the learner's doing
-        raise _from_user(program.experiment, error) from error
+            raise  # raised outside of the traced functions, so not by the learner
+        raise _user_error(program.experiment, error) from error
 
 
 @contextmanager
-def own_code(experiment: Experiment) -> Iterator[None]:
-    """Turns what goes wrong in the experiment's functions on the host into an error that is about their code."""
+def user_code_errors(experiment: Experiment) -> Iterator[None]:
+    """Turns errors inside the user's functions on the host (`dataset`, `summarize`, `figures`) into `ExperimentError`s.
+
+    Raises:
+      ExperimentError: the user's code raised an error.
+    """
     try:
         yield
     except FoldaxError:
         raise
     except Exception as error:
-        raise _from_user(experiment, error) from error
+        raise _user_error(experiment, error) from error
 
 
-def _from_user(experiment: Experiment, error: Exception) -> ExperimentError:
+def _user_error(experiment: Experiment, error: Exception) -> ExperimentError:
     file = experiment_file(experiment)
-    return ExperimentError(f"the experiment's own code failed:\n{own_traceback(error, file)}")
+    return ExperimentError(f"the experiment's own code failed:\n{user_traceback(error, file)}")
 
 
-def untraceable_fields(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> list[str]:
-    """Returns the float fields that cannot stay traced: each is traced alone, all others as numbers."""
+def untraceable_fields(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> list[str]:
+    """Finds the float fields of the config that cannot be traced, by tracing them one at a time.
+
+    Returns:
+      Paths of the fields, such as "optimizer.learning_rate".
+    """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
     numbers = [float(leaf) for _, leaf in leaves]
 
-    def run(value: Any, index: int) -> Any:
+    # One field is traced; all others stay Python numbers.
+    def run(value: Any, index: int) -> Fold:
         mixed = [value if i == index else number for i, number in enumerate(numbers)]
-        built = jax.tree.unflatten(treedef, mixed)
-        fold = folds.start(program, built, seed, examples, data)
-        return folds.advance_once(program, built, seed, fold, data, jnp.int32(0))
+        mixed_config = jax.tree.unflatten(treedef, mixed)
+        fold = folds.initial_fold(program, mixed_config, seed, examples, data)
+        return folds.advance_one_step(program, mixed_config, seed, fold, data, jnp.int32(0))
 
     culprits = []
     for index, (path, _) in enumerate(leaves):
         try:
             jax.eval_shape(lambda value, index=index: run(value, index), jnp.float32(numbers[index]))
-        except Exception:  # whatever fails with this field alone traced is this field's doing
+        except Exception:  # all other fields are Python numbers, so any failure is this field's
             culprits.append(jax.tree_util.keystr(path).lstrip("."))
     return culprits
 
 
-def prepared(config: Any) -> tuple[Any, jax.Array]:
-    """Returns what programs are given of a config: its traced form and the seed as uint32."""
-    return traced(config), jax.device_put(np.uint32(config.seed))
+def traced_config_and_seed(config: Any) -> tuple[Any, jax.Array]:
+    """Converts a config to the arguments of the compiled programs: its traced form, and its seed as uint32 []."""
+    return traced_config(config), jax.device_put(np.uint32(config.seed))
 
 
-def state_bytes(state: Any) -> int:
-    """Returns the bytes that a state's arrays take."""
+def state_bytes(state: State) -> int:
+    """Number of bytes of a state's arrays.
+
+    >>> state_bytes({"kernel": jnp.zeros((3, 5)), "count": jnp.int32(0)})
+    64
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def update_bytes(program: Program, config: Any, seed: Any, examples: Any, data: Any) -> int:
-    """Returns an upper bound of the memory of a run: its state, its best one, and all that one update computes."""
-    fold = jax.eval_shape(functools.partial(folds.start, program), config, seed, examples, data)
-    step = functools.partial(folds.advance_once, program)
+def update_bytes(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> int:
+    """Bounds the bytes of a run from above: its state, the best state, and all intermediate arrays of an update."""
+    fold = jax.eval_shape(functools.partial(folds.initial_fold, program), config, seed, examples, data)
+    step = functools.partial(folds.advance_one_step, program)
     jaxpr = jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0))
-    return 3 * state_bytes(fold.state) + _computed_bytes(jaxpr.jaxpr)
+    # Three states: before the update, after it, and the best one. Intermediates count as if none was freed or fused.
+    return 3 * state_bytes(fold.state) + _intermediate_bytes(jaxpr.jaxpr)
 
 
-def _computed_bytes(jaxpr: Any) -> int:
+def _intermediate_bytes(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size"))
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            total += _computed_bytes(inner) if hasattr(inner, "eqns") else 0
+            total += _intermediate_bytes(inner) if hasattr(inner, "eqns") else 0
     return total
 
 
-def update_flops(program: Program, config: Any, seed: Any, fold: Any, data: Any) -> float:
-    """Returns the floating-point operations of one update's products and convolutions."""
-    step = functools.partial(folds.advance_once, program)
-    return operations_of(jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0)).jaxpr)
+def update_flops(program: Program, config: Any, seed: jax.Array, fold: Fold, data: Batch) -> float:
+    """Counts the floating-point operations of one update's matrix products and convolutions."""
+    step = functools.partial(folds.advance_one_step, program)
+    return count_flops(jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0)).jaxpr)

@@ -1,4 +1,4 @@
-"""Evaluation on the host's side: every example of a split once, sums merged, means taken."""
+"""Evaluation of a split, on the host's side: each example once, sums merged over blocks, means at the end."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.data.protocol import Dataset
 from foldax.engine import compiled
 from foldax.engine.fold import Program
-from foldax.engine.policy import Newest
-from foldax.errors import ConfigError, nearest
-from foldax.learner import Average
+from foldax.engine.policy import CurrentPolicy
+from foldax.errors import ConfigError, did_you_mean
+from foldax.learner import Average, State
 
 
-class Evaluation(NamedTuple):
-    """An evaluation that was dispatched: device arrays that nobody has waited for yet.
+class SplitEvaluation(NamedTuple):
+    """A dispatched evaluation of a split: device arrays that may still be computed.
 
     Attributes:
-      sums: by name, over all examples.
-      blocks: what `evaluate` returned, a tree `[K, B, ...]` per block; empty if not collected.
-      masks: which of these are examples, `[K, B]` per block.
+      metric_sums: `Average`s [] by name, summed over all examples.
+      blocks: metrics and outputs `[K, B, ...]` by name, for each block; empty if they are not collected.
+      masks: bool `[K, B]` for each block, False for padding; None without a dataset.
     """
 
-    sums: dict[str, Average]
+    metric_sums: dict[str, Average]
     blocks: list[dict[str, Any]]
     masks: list[Any]
 
@@ -34,47 +35,73 @@ def dispatch(
     program: Program,
     config: Any,
     seed: jax.Array,
-    state: Any,
-    dataset: Any,
+    state: State,
+    dataset: Dataset | None,
     split: str,
     collect: bool,
     evaluate: Callable[..., Any] = compiled.evaluate,
-) -> Evaluation:
-    """Dispatches the evaluation of a split (without a dataset: one call, with a key of the split's own)."""
+) -> SplitEvaluation:
+    """Dispatches the evaluation of a split, block by block, without waiting for it.
+
+    Without a dataset there is one call, with the split's own random key.
+
+    Args:
+      program: the static part of the run.
+      config: the traced config.
+      seed: uint32 [], of the run.
+      state: the learner's state.
+      dataset: the data, or None.
+      split: "validation" or "test".
+      collect: whether to keep the values of every example.
+      evaluate: the compiled `fold.evaluate`, or the same mapped over the members of a sweep.
+    """
     if dataset is None:
         index = jnp.int32(("validation", "test").index(split))
         sums, values = evaluate(program, config, seed, state, None, None, index, collect=collect)
-        return Evaluation(sums, [values] if collect else [], [None] if collect else [])
+        return SplitEvaluation(sums, [values] if collect else [], [None] if collect else [])
     sums, blocks, masks = None, [], []
-    newest = Newest(program, config, seed, state, "evaluate")
-    for index, block in enumerate(dataset.splits[split].blocks(newest)):
-        added, values = evaluate(
+    policy = CurrentPolicy(program, config, seed, state, "evaluate")
+    # Nothing waits here: the device evaluates one block while the host prepares the next.
+    for index, block in enumerate(dataset.splits[split].blocks(policy)):
+        block_sums, values = evaluate(
             program, config, seed, state, block.batches, block.mask, jnp.int32(index), collect=collect
         )
-        sums = added if sums is None else jax.tree.map(jnp.add, sums, added)
+        sums = block_sums if sums is None else jax.tree.map(jnp.add, sums, block_sums)
         if collect:
             blocks.append(values)
             masks.append(block.mask)
-    return Evaluation(sums or {}, blocks, masks)
+    return SplitEvaluation(sums or {}, blocks, masks)
 
 
-def collected(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Returns the collected values of all examples in order, `[N, ...]`; an `Average` as its means."""
+def collect_values(evaluation: SplitEvaluation) -> dict[str, np.ndarray]:
+    """Gathers the collected metrics and outputs of all examples in order, `[N, ...]` by name, without padding.
 
-    def rows(values: Any, mask: Any) -> Any:
+    `Average`s become their means.
+
+    >>> block = {"loss": np.array([[1.0, 2.0], [3.0, 0.0]])}
+    >>> collect_values(SplitEvaluation({}, [block], [np.array([[True, True], [True, False]])]))["loss"]
+    array([1., 2., 3.])
+    """
+
+    def examples(values: Any, mask: Any) -> np.ndarray:
         if isinstance(values, Average):
+            # An absent value (count 0, total 0) becomes 0, not NaN.
             values = np.asarray(values.total) / np.maximum(np.asarray(values.count), 1e-38)
         return np.asarray(values) if mask is None else np.asarray(values)[np.asarray(mask)]
 
     parts = [
-        {name: rows(value, mask) for name, value in block.items()}
+        {name: examples(value, mask) for name, value in block.items()}
         for block, mask in zip(evaluation.blocks, evaluation.masks, strict=True)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def means(sums: dict[str, Average]) -> dict[str, float]:
-    """Returns the means by name as Python floats; what was absent (count 0) is left out."""
+def mean_metrics(sums: dict[str, Average]) -> dict[str, float]:
+    """Divides sums by counts; metrics that were absent (count 0) are left out.
+
+    >>> mean_metrics({"loss": Average(np.float32(3), np.float32(2)), "return": Average(np.float32(0), np.float32(0))})
+    {'loss': 1.5}
+    """
     return {
         name: float(np.float64(average.total) / np.float64(average.count))
         for name, average in sums.items()
@@ -82,41 +109,60 @@ def means(sums: dict[str, Average]) -> dict[str, float]:
     }
 
 
-def taken(tree: Any, row: Any) -> Any:
-    """Returns a row, or rows, of arrays on the host (a sharded array, indexed, does not keep the sign of a zero)."""
+def take_rows(tree: Any, row: Any) -> Any:
+    """Selects a row, or rows, of NumPy arrays (indexing a sharded JAX array loses the sign of a zero).
+
+    >>> take_rows({"x": np.array([1, 2, 3])}, 1)["x"].item()
+    2
+    """
     return jax.tree.map(lambda x: x[row], tree)
 
 
-def of_member(evaluation: Evaluation, row: int) -> Evaluation:
-    """Returns one member's part of an evaluation of members side by side, which must be on the host."""
-    return Evaluation(taken(evaluation.sums, row), taken(evaluation.blocks, row), evaluation.masks)
+def member_evaluation(evaluation: SplitEvaluation, row: int) -> SplitEvaluation:
+    """Selects one member's part of an evaluation of vmapped members, which must be on the host."""
+    return SplitEvaluation(take_rows(evaluation.metric_sums, row), take_rows(evaluation.blocks, row), evaluation.masks)
 
 
-def metrics(program: Program, evaluation: Evaluation) -> dict[str, float]:
-    """Returns an evaluation's means and, where the experiment has `summarize`, what that adds."""
-    found = means(jax.device_get(evaluation.sums))
+def split_metrics(program: Program, evaluation: SplitEvaluation) -> dict[str, float]:
+    """Computes the metrics of a split: means, and the results of the experiment's `summarize`."""
+    metrics = mean_metrics(jax.device_get(evaluation.metric_sums))
     if program.experiment.summarize is not None:
-        with compiled.own_code(program.experiment):
-            found |= {k: float(v) for k, v in program.experiment.summarize(collected(evaluation)).items()}
-    return found
+        with compiled.user_code_errors(program.experiment):
+            summary = program.experiment.summarize(collect_values(evaluation))
+            metrics |= {name: float(value) for name, value in summary.items()}
+    return metrics
 
 
-def monitored(program: Program, evaluation: Evaluation, monitor: str, rows: int | None = None) -> jax.Array:
-    """Returns the monitored metric, [] or [rows] on the device; only one that `summarize` makes has to be waited for.
+def monitored_metric(
+    program: Program, evaluation: SplitEvaluation, monitor: str, num_members: int | None = None
+) -> jax.Array:
+    """Looks up the monitored metric, on the device; waits for the evaluation only if `summarize` computes it.
+
+    Args:
+      program: the static part of the run.
+      evaluation: of the validation split.
+      monitor: name of the metric.
+      num_members: number of vmapped members; None for a lone run.
+
+    Returns:
+      float [], or `[num_members]`.
 
     Raises:
-      ConfigError: there is no such metric.
+      ConfigError: there is no metric of this name.
     """
-    if monitor in evaluation.sums:
-        average = evaluation.sums[monitor]
+    if monitor in evaluation.metric_sums:
+        # On the device: early stopping needs no round trip to the host.
+        average = evaluation.metric_sums[monitor]
         return average.total / average.count
-    if rows is not None:
+    if num_members is not None:
+        # `summarize` runs on the host, member by member.
         on_host = jax.device_get(evaluation)
-        return jnp.stack([monitored(program, of_member(on_host, row), monitor) for row in range(rows)])
-    found = metrics(program, evaluation)
-    if monitor not in found:
+        members = [member_evaluation(on_host, row) for row in range(num_members)]
+        return jnp.stack([monitored_metric(program, member, monitor) for member in members])
+    metrics = split_metrics(program, evaluation)
+    if monitor not in metrics:
         raise ConfigError(
-            f"monitor: there is no validation metric {monitor!r}{nearest(monitor, found)} "
-            f"(there are: {', '.join(found) or 'none'})"
+            f"monitor: there is no validation metric {monitor!r}{did_you_mean(monitor, metrics)} "
+            f"(there are: {', '.join(metrics) or 'none'})"
         )
-    return jnp.float32(found[monitor])
+    return jnp.float32(metrics[monitor])

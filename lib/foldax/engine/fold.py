@@ -1,7 +1,7 @@
-"""The fold: a training run as pure functions, to be compiled, mapped, sharded and resumed.
+"""The fold: a training run as pure functions, to be compiled, mapped over members, sharded and resumed.
 
-Everything here is traced. `Program` names what is static; seed, config, data and step bounds are
-arguments, so one compiled program serves any seed, any chunk size and any traced config field.
+Everything here is traced. `Program` holds what is static; seed, config, data and the bounds of the loop are arguments,
+so one compiled program serves any seed, any chunk size and any value of a traced config field.
 """
 
 from __future__ import annotations
@@ -9,136 +9,144 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import Interaction
+from foldax.configuration import RLTraining
+from foldax.data import protocol
+from foldax.engine.contracts import check_evaluation, check_update
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
-from foldax.learner import Average, Batch, Learner, State, as_average
+from foldax.learner import Average, Batch, Key, Learner, State, as_average
 
-LOGS = 32  # log periods that one call can tell apart
+MAX_LOG_PERIODS = 32  # log periods of one chunk: their metrics have a row each
 
 
-class Feed(NamedTuple):
-    """How a block of data becomes a batch, where there is no dataset: always None."""
+class NoDataFeed(NamedTuple):
+    """The feed where there is no dataset: an agent makes its own experience, so every batch is None."""
 
-    def batch(self, data: Any, key: jax.Array, step: jax.Array, start: jax.Array) -> Batch:
-        """Returns None: such a learner makes its own experience."""
+    def batch(self, data: Batch, key: Key, step: jax.Array, start: jax.Array) -> Batch:
+        """Returns None."""
         del data, key, step, start
 
 
 class Program(NamedTuple):
-    """What is static in a run: the experiment, the facts of its data, and how data becomes batches."""
+    """The static part of a run: a new value is a new compiled program.
+
+    Attributes:
+      experiment: the experiment.
+      info: static facts of the training split; None without a dataset.
+      feed: selects a step's batch from a block of data.
+      mesh: devices over which batches are divided; None for a single device.
+    """
 
     experiment: Experiment
     info: Any = None
-    feed: Any = Feed()
+    feed: protocol.Feed = NoDataFeed()
     mesh: jax.sharding.Mesh | None = None
 
 
-class Streams(NamedTuple):
-    """The named key streams of a run, all from one seed."""
+class KeyStreams(NamedTuple):
+    """The random keys of a run, one stream per purpose, all from one seed."""
 
-    init: jax.Array
-    data: jax.Array
-    update: jax.Array
-    evaluate: jax.Array
+    init: Key
+    data: Key
+    update: Key
+    evaluate: Key
 
 
 class Fold(NamedTuple):
-    """What a run folds over its data.
+    """The carry of the fold: all that changes from step to step.
 
     Attributes:
       step: int32 [], number of updates done.
       state: the learner's state.
-      sums: training metrics since the last log, by name.
-      bad: int32 [] by name, the first step whose metric was not finite, or -1.
+      metric_sums: training metrics summed since the last log, by name.
+      nonfinite_step: int32 [] by name, the first step whose metric was not finite, or -1.
     """
 
     step: jax.Array
     state: State
-    sums: dict[str, Average]
-    bad: dict[str, jax.Array]
+    metric_sums: dict[str, Average]
+    nonfinite_step: dict[str, jax.Array]
 
 
-class Best(NamedTuple):
-    """The best evaluation so far; `state` is None where it is not kept.
+class BestState(NamedTuple):
+    """The best evaluation so far, for model selection and early stopping.
 
     Attributes:
       value: float32 [], of the monitored metric.
       step: int32 [], when it was reached, or -1.
-      waited: int32 [], evaluations since.
+      evaluations_without_improvement: int32 [], number of evaluations since.
       stopped: bool [], whether patience ran out: from then on `advance` does nothing.
+      state: the learner's state at that step; None where it is not kept.
     """
 
     value: jax.Array
     step: jax.Array
-    waited: jax.Array
+    evaluations_without_improvement: jax.Array
     stopped: jax.Array
     state: State | None
 
 
-class Report(NamedTuple):
-    """What the host reads of a chunk, one chunk late.
+class ChunkReport(NamedTuple):
+    """The metrics of a chunk of steps, which the host reads while the next chunk runs.
 
     Attributes:
-      step: int32 [], where it ended.
-      logs: `[LOGS]` by name, training metrics summed over each log period that the chunk ended or began, in order.
-      bad: as in `Fold`.
+      step: int32 [], step at which the chunk ended.
+      logs: `Average`s `[MAX_LOG_PERIODS]` by name: training metrics summed over each log period that ended or began in
+        the chunk, in order.
+      nonfinite_step: as in `Fold`.
     """
 
     step: jax.Array
     logs: dict[str, Average]
-    bad: dict[str, jax.Array]
+    nonfinite_step: dict[str, jax.Array]
 
 
-def streams(seed: jax.Array) -> Streams:
-    """Returns the run's key streams."""
+def key_streams(seed: jax.Array) -> KeyStreams:
+    """Derives the key streams of a run from its seed.
+
+    >>> sorted(key_streams(0)._fields)
+    ['data', 'evaluate', 'init', 'update']
+    """
     key = jax.random.key(seed)
-    return Streams(*(jax.random.fold_in(key, i) for i in range(4)))
+    # `fold_in`, not `split`: a further stream would not change the others.
+    return KeyStreams(*(jax.random.fold_in(key, i) for i in range(4)))
 
 
 def make_learner(program: Program, config: Any) -> Learner:
-    """Builds the learner from the (traced) config."""
+    """Builds the learner from the traced config.
+
+    Raises:
+      ExperimentError: the experiment's `learner` returned something else.
+      ConfigError: an agent takes other numbers of environment steps than the config counts.
+    """
     learner = program.experiment.learner(config, program.info)
     if not isinstance(learner, Learner):
         raise ExperimentError(f"the experiment's `learner` returned {type(learner).__name__}, not a foldax.Learner")
-    if learner.acts is not None and isinstance(config, Interaction):
-        config.check_acts(learner.acts)
+    if learner.environment_steps is not None and isinstance(config, RLTraining):
+        config.check_environment_steps(learner.environment_steps)
     return learner
 
 
-def _metrics_of(state: Any, updated: Any) -> dict[str, Any]:
-    """Returns the metrics of what `update` returned, if it kept its promises."""
-    if not (isinstance(updated, tuple) and len(updated) == 2 and isinstance(updated[1], dict)):
-        raise ExperimentError(f"`update` must return (state, metrics), a dict; it returned {type(updated).__name__}")
-    before, after = (
-        {
-            jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (jax.eval_shape(lambda: state), updated[0])
-    )
-    for path in before | after:
-        if before.get(path) != after.get(path):
-            was, now = before.get(path, "nothing"), after.get(path, "nothing")
-            raise ExperimentError(f"`update` must keep the state's structure; state{path} was {was}, and became {now}")
-    for name, value in updated[1].items():
-        if any(leaf.shape for leaf in jax.tree.leaves(value)):
-            raise ExperimentError(f"`update` must return scalars or Averages as metrics; {name!r} is {value}")
-    return updated[1]
+def initial_fold(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> Fold:
+    """Initialises the learner and checks what its `update` returns.
 
-
-def start(program: Program, config: Any, seed: jax.Array, examples: Any, data: Any) -> Fold:
-    """Returns the run's first `Fold`; `data` is a block that `program.feed` understands."""
-    learner = make_learner(program, config)
-    keys = streams(seed)
-    state = learner.init(keys.init, examples)
-    zero = jnp.int32(0)
+    Args:
+      program: the static part of the run.
+      config: the experiment's traced config.
+      seed: uint32 [].
+      examples: for `Learner.init`: the training split or one batch.
+      data: first block of data, of which only shapes matter.
+    """
+    learner, keys = make_learner(program, config), key_streams(seed)
+    state, zero = learner.init(keys.init, examples), jnp.int32(0)
+    # Only shapes: the loop's carry needs a place for every metric before the first update.
     batch = jax.eval_shape(program.feed.batch, data, keys.data, zero, zero)
-    metrics = _metrics_of(state, jax.eval_shape(learner.update, state, batch, keys.update))
+    metrics = check_update(state, jax.eval_shape(learner.update, state, batch, keys.update))
     sums = {
         name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(as_average, value))
         for name, value in metrics.items()
@@ -152,73 +160,81 @@ def advance(
     seed: jax.Array,
     fold: Fold,
     stopped: jax.Array,
-    data: Any,
-    first: jax.Array,
+    data: Batch,
+    block_start: jax.Array,
     until: jax.Array,
     log_every: jax.Array,
-) -> tuple[Fold, Report]:
-    """Folds `update` over the steps from `fold.step` to `until`; no step if `stopped`.
+) -> tuple[Fold, ChunkReport]:
+    """Folds `update` over the steps from `fold.step` to `until`; does nothing if `stopped`.
 
-    The loop's bounds are data, not structure: every chunk size is the same program and gives the same
-    bits, and a run that stopped early costs nothing.
+    The bounds of the loop are data, not structure: every chunk size runs the same program and gives the same bits, and
+    a run that stopped early costs nothing.
 
     Args:
-      program: what is static.
+      program: the static part of the run.
       config: the experiment's traced config.
       seed: uint32 [].
       fold: where to go on from.
       stopped: bool [].
-      data: a block of data; its first batch is that of step `first`.
-      first: int32 [].
-      until: int32 [], exclusive; at most `LOGS` log periods away.
+      data: a block of data.
+      block_start: int32 [], first step of the block.
+      until: int32 [], exclusive; at most `MAX_LOG_PERIODS` log periods away.
       log_every: int32 [], length of a log period: metrics are summed over the steps between two of its multiples.
     """
-    body = step_function(program, config, seed, data, first)
+    step = step_function(program, config, seed, data, block_start)
+    # A stopped run ends where it begins, so its loop has no iteration.
     until = jnp.where(stopped, fold.step, until)
 
-    def period(carry: tuple[Fold, Any, jax.Array]) -> tuple[Fold, Any, jax.Array]:
+    def log_period(carry: tuple[Fold, Any, jax.Array]) -> tuple[Fold, Any, jax.Array]:
         fold, logs, row = carry
         end = jnp.minimum(until, (fold.step // log_every + 1) * log_every)
-        fold = jax.lax.while_loop(lambda fold: fold.step < end, body, fold)
-        logs = jax.tree.map(lambda log, total: log.at[row].set(total), logs, fold.sums)
-        return forget(fold, log_every), logs, row + 1
+        # Steps of one log period; the outer loop runs over log periods.
+        fold = jax.lax.while_loop(lambda fold: fold.step < end, step, fold)
+        logs = jax.tree.map(lambda log, total: log.at[row].set(total), logs, fold.metric_sums)
+        return reset_metric_sums(fold, log_every), logs, row + 1
 
-    logs = jax.tree.map(lambda total: jnp.zeros((LOGS, *total.shape), total.dtype), fold.sums)
+    # A row per log period; rows that the chunk does not reach keep count 0.
+    logs = jax.tree.map(lambda total: jnp.zeros((MAX_LOG_PERIODS, *total.shape), total.dtype), fold.metric_sums)
     carry = (fold, logs, jnp.int32(0))
-    fold, logs, _ = jax.lax.while_loop(lambda carry: carry[0].step < until, period, carry)
-    return fold, Report(fold.step, logs, fold.bad)
+    fold, logs, _ = jax.lax.while_loop(lambda carry: carry[0].step < until, log_period, carry)
+    return fold, ChunkReport(fold.step, logs, fold.nonfinite_step)
 
 
-def forget(fold: Fold, log_every: jax.Array) -> Fold:
-    """Forgets the metrics summed so far at the end of a log period."""
-    over = fold.step % log_every == 0
-    return fold._replace(sums=jax.tree.map(lambda total: jnp.where(over, 0.0, total), fold.sums))
+def reset_metric_sums(fold: Fold, log_every: jax.Array) -> Fold:
+    """Sets the summed metrics to zero if a log period ends at this step."""
+    ends = fold.step % log_every == 0
+    return fold._replace(metric_sums=jax.tree.map(lambda total: jnp.where(ends, 0.0, total), fold.metric_sums))
 
 
-def advance_once(program: Program, config: Any, seed: jax.Array, fold: Fold, data: Any, first: jax.Array) -> Fold:
-    """Does one step outside of any loop, for what XLA compiles badly inside one (`dispatch="step"`)."""
-    return step_function(program, config, seed, data, first)(fold)
+def advance_one_step(
+    program: Program, config: Any, seed: jax.Array, fold: Fold, data: Batch, block_start: jax.Array
+) -> Fold:
+    """Takes one step outside of any loop, for programs that XLA compiles badly inside one (`dispatch="step"`)."""
+    return step_function(program, config, seed, data, block_start)(fold)
 
 
 def step_function(
-    program: Program, config: Any, seed: jax.Array, data: Any, first: jax.Array
+    program: Program, config: Any, seed: jax.Array, data: Batch, block_start: jax.Array
 ) -> Callable[[Fold], Fold]:
-    """Returns the function that is folded: `Fold -> Fold`, one update on one batch."""
-    learner, keys = make_learner(program, config), streams(seed)
+    """Builds the function that is folded: `Fold -> Fold`, one update on one batch."""
+    learner, keys = make_learner(program, config), key_streams(seed)
 
     def step(fold: Fold) -> Fold:
-        batch = program.feed.batch(data, keys.data, fold.step, first)
+        # 1. Batch: an index into the block, divided over the mesh.
+        batch = program.feed.batch(data, keys.data, fold.step, block_start)
         if program.mesh is not None:
             sharding = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec("batch"))
             batch = jax.lax.with_sharding_constraint(batch, sharding)
+        # 2. Update: the key depends only on seed and step, so a resumed run draws the same numbers.
         state, metrics = learner.update(fold.state, batch, jax.random.fold_in(keys.update, fold.step))
+        # 3. Metrics: summed for the log, and watched for NaN and infinity.
         averages = {name: as_average(value) for name, value in metrics.items()}
-        sums = jax.tree.map(jnp.add, fold.sums, averages)
-        bad = {
-            name: jnp.where((fold.bad[name] < 0) & ~jnp.isfinite(average.total).all(), fold.step, fold.bad[name])
-            for name, average in averages.items()
+        sums = jax.tree.map(jnp.add, fold.metric_sums, averages)
+        nonfinite = {
+            name: jnp.where((first < 0) & ~jnp.isfinite(averages[name].total).all(), fold.step, first)
+            for name, first in fold.nonfinite_step.items()
         }
-        return Fold(fold.step + 1, state, sums, bad)
+        return Fold(fold.step + 1, state, sums, nonfinite)
 
     return step
 
@@ -228,59 +244,87 @@ def evaluate(
     config: Any,
     seed: jax.Array,
     state: State,
-    batches: Any,
-    mask: Any,
+    batches: Batch,
+    mask: jax.Array | None,
     index: jax.Array,
     collect: bool,
 ) -> tuple[dict[str, Average], dict[str, Any]]:
-    """Evaluates a block of batches `[K, B, ...]`, each example that `mask` `[K, B]` shows exactly once.
+    """Evaluates a block of batches `[K, B, ...]`, counting each example that `mask` `[K, B]` marks exactly once.
 
-    Without a dataset, `batches` and `mask` are None and `evaluate` is called once.
+    Without a dataset, `batches` and `mask` are None and `Learner.evaluate` is called once.
+
+    Args:
+      program: the static part of the run.
+      config: the experiment's traced config.
+      seed: uint32 [].
+      state: the learner's state.
+      batches: arrays `[K, B, ...]` by name.
+      mask: bool `[K, B]`, False for padding.
+      index: int32 [], number of the block; determines its random keys.
+      collect: whether to return the values of every example.
 
     Returns:
-      `(sums, values)`: sums over examples of what can be averaged, by name, and, if `collect`, all
-      that the learner's `evaluate` returned, `[K, B, ...]`.
+      `(metric_sums, values)`: metrics summed over examples, by name, and, if `collect`, all metrics and outputs
+      `[K, B, ...]`.
+
+    Raises:
+      ExperimentError: while tracing, `Learner.evaluate` breaks its promises (see `check_evaluation`).
     """
-    learner, key = make_learner(program, config), streams(seed).evaluate
+    learner, key = make_learner(program, config), key_streams(seed).evaluate
+    batch_size = None if mask is None else mask.shape[1]
 
-    def one(batch: Any, shown: Any, index: jax.Array) -> tuple[dict[str, Average], dict[str, Any]]:
-        values = learner.evaluate(state, batch, jax.random.fold_in(key, index))
-        sums = {}
-        for name, value in values.items():
-            if isinstance(value, Average) or (jnp.ndim(value) == 1 and jnp.issubdtype(value.dtype, jnp.floating)):
-                average = as_average(value)
-                if shown is not None:  # padding may hold anything, so select instead of multiplying
-                    average = jax.tree.map(lambda x: jnp.where(shown, x, 0.0), average)
-                sums[name] = jax.tree.map(jnp.sum, average)
-        return sums, values if collect else {}
+    def one_batch(batch: Batch, mask: Any, index: jax.Array) -> tuple[dict[str, Average], dict[str, Any]]:
+        result = learner.evaluate(state, batch, jax.random.fold_in(key, index))
+        evaluation = check_evaluation(result, batch_size)
+        averages = {name: as_average(value) for name, value in evaluation.metrics.items()}
+        if mask is not None:  # padding may hold anything, also NaN, so it is selected away, not multiplied by zero
+            averages = jax.tree.map(lambda x: jnp.where(mask, x, 0.0), averages)
+        return jax.tree.map(jnp.sum, averages), evaluation.values if collect else {}
 
-    if batches is None:
-        return one(None, None, index)
-    size = mask.shape[0]
-    order = index * size + jnp.arange(size)
-    sums, values = jax.lax.map(lambda args: one(*args), (batches, mask, order))
+    if mask is None:
+        return one_batch(None, None, index)
+    chex.assert_rank(mask, 2)
+    num_batches = mask.shape[0]
+    # Every batch of every block has its own random key.
+    indices = index * num_batches + jnp.arange(num_batches)
+    # `lax.map`, not `vmap`: activations of one batch at a time.
+    sums, values = jax.lax.map(lambda args: one_batch(*args), (batches, mask, indices))
     return jax.tree.map(lambda x: x.sum(axis=0), sums), values
 
 
-def first_best(state: State | None) -> Best:
-    """Returns `Best` before any evaluation, on the host; with a state, the best state will be kept."""
-    value, step, waited, stopped = np.float32(0), np.int32(-1), np.int32(0), np.bool_(False)
-    return Best(*map(np.asarray, (value, step, waited, stopped)), state)  # type: ignore[call-arg,arg-type]
+def initial_best(state: State | None) -> BestState:
+    """Creates the `BestState` before any evaluation, on the host; with a state, the best state will be kept."""
+    value, step, evaluations, stopped = map(np.asarray, (np.float32(0), np.int32(-1), np.int32(0), np.bool_(False)))
+    return BestState(value, step, evaluations, stopped, state)  # type: ignore[arg-type]
 
 
-def observe(best: Best, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array) -> tuple[Best, jax.Array]:
-    """Takes an evaluation's monitored `value` into account; `sign` is -1 for "min" and 1 for "max".
+def update_best(
+    best: BestState, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
+) -> tuple[BestState, jax.Array]:
+    """Compares an evaluation with the best one so far, and stops early when patience runs out.
+
+    Args:
+      best: the best evaluation so far.
+      fold: the fold that was evaluated.
+      value: float [], the monitored metric.
+      sign: float [], 1 if larger is better, -1 if smaller is.
+      patience: int32 [], number of evaluations without improvement after which the run stops.
 
     Returns:
-      `(best, stopped)`; the second is for the host to read while the first goes on.
+      `(best, stopped)`; the host reads the second while the first goes on.
     """
+    chex.assert_rank([value, sign, patience], 0)
     value = jnp.asarray(value, jnp.float32)
-    finite = jnp.stack([bad < 0 for bad in fold.bad.values()]).all() if fold.bad else jnp.bool_(True)
+    nonfinite = fold.nonfinite_step.values()
+    # A state after a non-finite update is never the best, even if its evaluation looks good.
+    finite = jnp.stack([step < 0 for step in nonfinite]).all() if nonfinite else jnp.bool_(True)
     better = jnp.isfinite(value) & ((best.step < 0) | (sign * value > sign * best.value)) & ~best.stopped & finite
-    waited = jnp.where(better, 0, best.waited + jnp.where(best.stopped, 0, 1))
+    evaluations = best.evaluations_without_improvement + jnp.where(best.stopped, 0, 1)
+    evaluations = jnp.where(better, 0, evaluations)
+    # Selected, not branched: the same program serves vmapped members, of which some improve.
     state = best.state
     if state is not None:
         state = jax.tree.map(lambda new, old: jnp.where(better, new, old), fold.state, state)
-    stopped = best.stopped | (waited >= patience) | ~finite
+    stopped = best.stopped | (evaluations >= patience) | ~finite
     value, step = jnp.where(better, value, best.value), jnp.where(better, fold.step, best.step)
-    return Best(value, step, waited, stopped, state), stopped
+    return BestState(value, step, evaluations, stopped, state), stopped

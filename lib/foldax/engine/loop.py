@@ -1,375 +1,328 @@
-"""The driver: folds in chunks and, at each boundary, evaluates, logs, saves, stops, in this order.
+"""The driver of a run: chunks of compiled steps and, at each boundary between them, in this order: evaluate, log,
+save, stop.
 
-A chunk is dispatched before the one before it is read, so the device never waits for the host.
+A chunk is dispatched before the previous one is read, so the device never waits for the host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import parse_every
-from foldax.data.protocol import Block
+from foldax.configuration import parse_interval
+from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation
-from foldax.engine.evaluation import Evaluation
-from foldax.engine.fold import LOGS, Best, Fold, Program, Report, first_best
-from foldax.engine.policy import Newest
+from foldax.engine.evaluation import SplitEvaluation
+from foldax.engine.fold import MAX_LOG_PERIODS, BestState, ChunkReport, Fold
+from foldax.engine.policy import CurrentPolicy
 from foldax.engine.result import Result
-from foldax.engine.state import NEVER, Boundary, Hooks, Run
-from foldax.errors import ConfigError, ExperimentError, NonFiniteError
+from foldax.engine.setup import collects_values, has_split, nonresumable_reason, start_run
+from foldax.engine.state import NEVER, Hooks, PendingChunk, Run, Timestamp
+from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
+from foldax.learner import State
 
-TARGET_SECONDS = 0.5  # of a chunk: a signal or a save is never further away than two of them
+CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
 PROFILED_STEPS = 20
 
+LogLine = tuple[int, str, dict[str, float]]  # step, split, metrics
 
-def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Any = None) -> Result:
-    """Runs an experiment: the function under `foldax.train`, without a run folder.
+
+def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Dataset | None = None) -> Result:
+    """Runs an experiment without a run folder; `foldax.train` adds the folder, the log and the progress bar.
 
     Args:
       experiment: what to run.
       config: an instance of `experiment.config`.
-      hooks: what is told and asked on the way.
+      hooks: callbacks for logs, progress, interruption and checkpoints.
       dataset: the data, if it is loaded already; else `experiment.dataset(config)`.
 
     Raises:
       ConfigError: the config does not fit the experiment, the data or the machine.
-      DataError: the dataset cannot be had, or does not fit the config.
-      ExperimentError: the experiment's own code failed.
+      DataError: the dataset is not available, or does not fit the config.
+      ExperimentError: the experiment's own code failed, or its learner breaks a promise.
       NonFiniteError: a training metric became NaN or infinite; the last good checkpoint is kept.
       RunError: a checkpoint cannot be written or read.
     """
-    compiled.make_room()
-    run = begin(experiment, config, hooks, dataset)
-    hooks.ready(run)
-    with contextlib.closing(run.blocks), compiled.explained(run.program, **run.arguments):
-        status = fold_all(run, hooks)
-        save(run, hooks, (run.fold, run.best), run.block.cursor)
-        result = finish(run, status)
+    compiled.drop_programs_near_map_limit()
+    run = start_run(experiment, config, hooks, dataset)
+    hooks.on_start(run)
+    with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
+        status = train_loop(run, hooks)
+        save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+        result = finish_run(run, status)
     if hooks.checkpoints is not None:
         hooks.checkpoints.wait()
     return result
 
 
-def finish(run: Run, status: str) -> Result:
-    """Returns the result of a run that has come to its end; the last metrics are taken unless it was interrupted."""
-    seconds_per_step = _seconds_per_step(run)
-    best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
-    state = run.fold.state if best_step is None else run.best.state
-    metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
-    return Result(
-        experiment=run.program.experiment,
-        config=run.config,
-        info=run.program.info,
-        dataset=run.dataset,
-        state=state,
-        final=run.fold.state,
-        step=run.step,
-        best_step=best_step,
-        status=status,
-        metrics=metrics,
-        values=values,
-        history=run.history,
-        seconds=time.perf_counter() - run.began[0],
-        compile_seconds=compiled.compile_seconds() - run.began[1],
-        steps_per_second=1 / seconds_per_step if seconds_per_step else 0.0,
-    )
+def train_loop(
+    run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Hooks, PendingChunk], bool] | None = None
+) -> str:
+    """Trains up to the last step, an early stop, an interruption, or step `until`.
 
+    Args:
+      run: changed in place.
+      hooks: see `Hooks`.
+      until: step at which to pause.
+      read: reads a finished chunk, and returns whether the run stopped; `read_chunk` by default.
 
-def begin(experiment: Experiment, config: Any, hooks: Hooks, dataset: Any, device: jax.Device | None = None) -> Run:
-    """Makes the first fold, or takes it from the newest checkpoint."""
-    began = (time.perf_counter(), compiled.compile_seconds())
-    if not isinstance(config, experiment.config):
-        raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
-    if dataset is None and experiment.dataset is not None:
-        with compiled.own_code(experiment):
-            dataset = experiment.dataset(config)
-        if not hasattr(dataset, "splits"):
-            raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
-    if unsaved(dataset) is not None and getattr(config, "start_steps", None):
-        raise ConfigError(
-            f"start_steps: {config.start_steps} must be 0 where environments are on the host: what is done at random "
-            "there is part of the first updates (a learner's `start`)"
-        )
-    program = make_program(experiment, config, dataset)
-    traced, key = _place(program, device, compiled.prepared(config))
-    blocks = blocks_of(dataset, config.seed, 0, None)
-    block = next(blocks)
-    arguments = dict(
-        config=traced, seed=key, examples=dataset.train.examples() if dataset is not None else None, data=block.data
-    )
-    with compiled.explained(program, **arguments):
-        fold = _place(program, device, compiled.start(program, **arguments))
-        keeps_best = config.keep == "best" and has(dataset, "validation")
-        best = _place(program, device, first_best(compiled.copy(fold.state) if keeps_best else None))
-    restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
-    if restored is None and hooks.initial is not None:
-        fold = fold._replace(state=compiled.copy(_place(program, device, hooks.initial(fold.state))))
-        best = best._replace(state=compiled.copy(fold.state) if keeps_best else None)
-    run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter(), began)
-    if restored is not None:
-        tree, meta = restored
-        run.fold, run.best = _place(program, device, tree)
-        run.step = run.saved_step = int(run.fold.step)
-        run.blocks.close()
-        run.blocks = blocks_of(dataset, config.seed, run.step, meta["cursor"])
-        run.block = next(run.blocks)
-    run.history = hooks.resumed(run.step)  # also without a checkpoint: what was logged is done again
-    return run
-
-
-def move(run: Run, dataset: Any, device: jax.Device | None) -> None:
-    """Moves a paused run to another device (None: the default one), where its dataset is already."""
-    placed = (run.fold, run.best, run.arguments["config"], run.arguments["seed"])
-    # What was put on a device by name stays bound to it, and that would be another program for the default one.
-    run.fold, run.best, config, seed = jax.device_put(jax.device_get(placed) if device is None else placed, device)
-    run.dataset, run.block = dataset, next(blocks_of(dataset, run.config.seed, run.step, run.block.cursor))
-    run.arguments = dict(config=config, seed=seed, examples=run.arguments["examples"], data=run.block.data)
-
-
-def start_arguments(experiment: Experiment, config: Any, dataset: Any) -> tuple[Program, tuple[Any, ...]]:
-    """Returns the program of a run and the arguments of `compiled.start`: config, seed, examples and data."""
-    block = next(blocks_of(dataset, config.seed, 0, None))
-    examples = None if dataset is None else dataset.train.examples()
-    return make_program(experiment, config, dataset), (*compiled.prepared(config), examples, block.data)
-
-
-def make_program(experiment: Experiment, config: Any, dataset: Any) -> Program:
-    """Returns what is static in a run.
-
-    Raises:
-      ConfigError: the machine has fewer devices than `config.devices`, or they do not divide a batch.
+    Returns:
+      "finished", "stopped early", "interrupted" or "paused".
     """
-    mesh = None
-    if config.devices > 1:
-        if config.devices > jax.device_count():
-            raise ConfigError(f"devices: {config.devices} asked for, but this machine has {jax.device_count()}")
-        if dataset is not None and dataset.info.batch_size % config.devices:
-            raise ConfigError(f"devices: {config.devices} do not divide the batch size, {dataset.info.batch_size}")
-        kinds = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((config.devices,), ("batch",), kinds, devices=jax.devices()[: config.devices])
-    if dataset is None:
-        return Program(experiment, mesh=mesh)
-    return Program(experiment, dataset.info, dataset.train.feed, mesh)
-
-
-def read(run: Run, hooks: Hooks, boundary: Boundary) -> bool:
-    """Reads what was dispatched up to a boundary: logs it, saves it, and says whether the run stopped.
-
-    Raises:
-      NonFiniteError: a training metric became NaN or infinite.
-    """
-    lines, bad = log_lines(run, boundary, jax.device_get(boundary.report), boundary.evaluation)
-    run.history += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
-    for line in lines:
-        hooks.log(*line)
-    if bad:
-        name = min(bad, key=lambda name: (bad[name], name != "loss"))
-        kept = f"; the checkpoint of step {run.saved_step} is kept" if run.saved_step >= 0 else ""
-        raise NonFiniteError(
-            bad[name],
-            f"training metric {name!r} became NaN or infinite at step {bad[name]}{kept}. "
-            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs",
-        )
-    hooks.progress(boundary.end)
-    if boundary.snapshot is not None:
-        save(run, hooks, boundary.snapshot, boundary.cursor)
-    return boundary.stopped is not None and bool(boundary.stopped)
-
-
-def log_lines(
-    run: Run, boundary: Boundary, report: Report, found: Evaluation | None
-) -> tuple[list[tuple[int, str, dict[str, float]]], dict[str, int]]:
-    """Returns what a chunk logs, as (step, split, metrics), and which metrics are not finite from which step on."""
-    bad = {name: int(step) for name, step in report.bad.items() if step >= 0}
-    lines: list[tuple[int, str, dict[str, float]]] = []
-    for row, end in enumerate(_log_ends(run, boundary.start, boundary.end)):
-        if end > min(bad.values(), default=NEVER):
-            break
-        if end == boundary.end and found is not None:
-            lines.append((end, "validation", evaluation.metrics(run.program, found)))
-        if _due(end, run.config.log_every) or end == run.config.steps:
-            lines.append((end, "train", evaluation.means(evaluation.taken(report.logs, row))))
-    return lines, bad
-
-
-def fold_all(run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Hooks, Boundary], bool] = read) -> str:
-    """Folds to the last step, the early stop or an interruption, and says which it was; "paused" at step `until`."""
+    read = read_chunk if read is None else read
     last = min(until, run.config.steps)
-    unread: Boundary | None = None
+    pending: PendingChunk | None = None
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
-    chunk = _chunk(NEVER, run)
-    while not stopped and run.step < last and not hooks.interrupted():
-        refill(run)
-        boundary = dispatch_chunk(run, hooks, min(_next_due(run), run.step + chunk, last))
-        if unread is not None:
-            stopped = read(run, hooks, unread)
+    steps = _chunk_steps(run, NEVER)  # one step at first; chunks double until they take `CHUNK_SECONDS`
+    while not stopped and run.step < last and not hooks.stop_requested():
+        # Dispatch the next chunk before the previous one is read: neither host nor device waits for the other.
+        fetch_data_block(run)
+        chunk = dispatch_chunk(run, hooks, min(_next_due(run), run.step + steps, last))
+        if pending is not None:
+            stopped = read(run, hooks, pending)
             now = time.perf_counter()
-            run.seconds_per_step, read_at = (now - read_at) / (unread.end - unread.start), now
-            run.loop_began = run.loop_began or (unread.end, now, compiled.compile_seconds())
-        unread = boundary
-        chunk = _chunk(2 * chunk, run)
-    if unread is not None and not stopped:
-        stopped = read(run, hooks, unread)
+            run.seconds_per_step, read_at = (now - read_at) / (pending.end - pending.start), now
+            run.loop_started_at = run.loop_started_at or Timestamp.now(pending.end)
+        pending = chunk
+        steps = _chunk_steps(run, 2 * steps)
+    if pending is not None and not stopped:
+        stopped = read(run, hooks, pending)
     if not stopped:
         return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
     run.step = int(run.fold.step)  # chunks dispatched after the stop did nothing
     return "stopped early"
 
 
-def refill(run: Run) -> None:
-    """Takes the block of data that the run's next step is in; where data depends on the state, the newest makes it."""
+def fetch_data_block(run: Run) -> None:
+    """Advances to the block of data that holds the run's next step; data that depends on the learner is made now."""
     while run.block.end is not None and run.step >= run.block.end:
         config, seed = run.arguments["config"], run.arguments["seed"]
-        run.block = run.blocks.send(Newest(run.program, config, seed, run.fold.state, "data"))
+        run.block = run.blocks.send(CurrentPolicy(run.program, config, seed, run.fold.state, "data"))
 
 
-def _chunk(most: int, run: Run) -> int:
-    return min(most, max(1, int(TARGET_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
-
-
-def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> Boundary:
-    """Dispatches the steps up to `end` and what is due there; waits for nothing."""
+def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> PendingChunk:
+    """Dispatches the steps up to `end`, and the evaluation and snapshot that are due there, without waiting."""
     start, config = run.step, run.config
-    with _profile(run, hooks) as most:
-        end = min(end, start + most)
+    with _profile(run, hooks) as max_steps:
+        end = min(end, start + max_steps)
         report = _advance(run, end)
-    run.step, run.chunks = end, run.chunks + 1
-    found, stopped = None, None
-    if has(run.dataset, "validation") and (_due(end, config.evaluate_every) or end == config.steps):
-        found = evaluated(run, run.fold.state, "validation")
-        value = evaluation.monitored(run.program, found, config.monitor, run.rows)
-        sign = np.float32(1 if config.mode == "max" else -1)
-        run.best, stopped = run.calls.observe(run.best, run.fold, value, sign, np.int32(config.patience or NEVER))
+    run.step, run.num_chunks = end, run.num_chunks + 1
+
+    # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
+    split, stopped = None, None
+    if has_split(run.dataset, "validation") and (_is_due(end, config.evaluate_every) or end == config.steps):
+        split = evaluate_split(run, run.fold.state, "validation")
+        value = evaluation.monitored_metric(run.program, split, config.monitor, run.num_members)
+        sign, patience = np.float32(1 if config.mode == "max" else -1), np.int32(config.patience or NEVER)
+        run.best, stopped = run.compiled.update_best(run.best, run.fold, value, sign, patience)
+
+    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated).
     snapshot = None
-    if _save_due(run, hooks):
-        snapshot, run.saved_at = compiled.copy((run.fold, run.best)), time.perf_counter()
-    return Boundary(start, end, report, found, stopped, snapshot, run.block.cursor)
+    if _save_is_due(run, hooks):
+        snapshot, run.last_save_time = compiled.copy((run.fold, run.best)), time.perf_counter()
+    return PendingChunk(start, end, report, split, stopped, snapshot, run.block.cursor)
 
 
-def save(run: Run, hooks: Hooks, tree: tuple[Fold, Best], cursor: dict[str, Any] | None) -> None:
-    """Starts writing a checkpoint, if there is somewhere to write and it is a new one."""
+def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
+    """Waits for a dispatched chunk, logs and saves it, and returns whether the run stopped at its end.
+
+    Raises:
+      NonFiniteError: a training metric became NaN or infinite.
+    """
+    # 2. Log: validation metrics, then training metrics, up to the first that is not finite.
+    lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluation)
+    run.history += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
+    for line in lines:
+        hooks.log(*line)
+    if nonfinite:
+        name = min(nonfinite, key=lambda name: (nonfinite[name], name != "loss"))
+        kept = f"; the checkpoint of step {run.last_saved_step} is kept" if run.last_saved_step >= 0 else ""
+        raise NonFiniteError(
+            nonfinite[name],
+            f"training metric {name!r} became NaN or infinite at step {nonfinite[name]}{kept}. "
+            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs",
+        )
+    hooks.progress(chunk.end)
+    # 3. Save the copy.
+    if chunk.snapshot is not None:
+        save_checkpoint(run, hooks, chunk.snapshot, chunk.cursor)
+    # 4. Stop, if patience ran out.
+    return chunk.stopped is not None and bool(chunk.stopped)
+
+
+def log_lines(
+    run: Run, chunk: PendingChunk, report: ChunkReport, split: SplitEvaluation | None
+) -> tuple[list[LogLine], dict[str, int]]:
+    """Makes the log lines of a chunk.
+
+    Args:
+      run: the run.
+      chunk: what was dispatched.
+      report: its training metrics, on the host; of one member where members are vmapped.
+      split: its evaluation, if there was one; of one member likewise.
+
+    Returns:
+      `(lines, nonfinite)`: the lines, and by name of a metric the first step at which it was not finite.
+    """
+    nonfinite = {name: int(step) for name, step in report.nonfinite_step.items() if step >= 0}
+    lines: list[LogLine] = []
+    for row, end in enumerate(_log_ends(run, chunk.start, chunk.end)):
+        # After a non-finite update the metrics mean nothing: the log ends before it.
+        if end > min(nonfinite.values(), default=NEVER):
+            break
+        if end == chunk.end and split is not None:
+            lines.append((end, "validation", evaluation.split_metrics(run.program, split)))
+        if _is_due(end, run.config.log_every) or end == run.config.steps:
+            lines.append((end, "train", evaluation.mean_metrics(evaluation.take_rows(report.logs, row))))
+    return lines, nonfinite
+
+
+def evaluate_split(run: Run, state: State, split: str) -> SplitEvaluation:
+    """Dispatches the evaluation of a split with a state, which need not be the run's current one."""
+    config, seed, collect = run.arguments["config"], run.arguments["seed"], collects_values(run.program)
+    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect, run.compiled.evaluate)
+
+
+def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor: dict[str, Any] | None) -> None:
+    """Starts writing a checkpoint, if the run has checkpoints and this step is not yet saved."""
     step = int(tree[0].step)
-    if hooks.checkpoints is not None and step != run.saved_step:
-        hooks.checkpoints.save(step, tree, {"cursor": cursor, "unsaved": unsaved(run.dataset)})
-        run.saved_step = step
+    if hooks.checkpoints is not None and step != run.last_saved_step:
+        hooks.checkpoints.save(step, tree, {"cursor": cursor, "nonresumable_reason": nonresumable_reason(run.dataset)})
+        run.last_saved_step = step
 
 
-def final_metrics(run: Run, state: Any) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
-    """Returns metrics and, if the experiment wants them, values of each split for the state to keep."""
+def finish_run(run: Run, status: str) -> Result:
+    """Evaluates the state to keep, unless the run was interrupted, and makes the run's result."""
+    seconds_per_step = _seconds_per_step(run)
+    # `best.state` is kept only with a validation split and `keep="best"`.
+    best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
+    state = run.fold.state if best_step is None else run.best.state
+    metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
+    now = Timestamp.now(run.step)
+    return Result(
+        experiment=run.program.experiment,
+        config=run.config,
+        info=run.program.info,
+        dataset=run.dataset,
+        state=state,
+        final_state=run.fold.state,
+        step=run.step,
+        best_step=best_step,
+        status=status,
+        metrics=metrics,
+        values=values,
+        history=run.history,
+        seconds=now.seconds - run.started_at.seconds,
+        compile_seconds=now.compile_seconds - run.started_at.compile_seconds,
+        steps_per_second=1 / seconds_per_step if seconds_per_step else 0.0,
+    )
+
+
+def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
+    """Evaluates a state on all evaluation splits.
+
+    Returns:
+      `(metrics, values)` by split: metrics, with the newest training metrics as "train", and the values of every
+      example `[N, ...]`, where they are collected.
+    """
     metrics, values = last_training_metrics(run.history), {}
-    for split in ("validation", "test"):
-        if has(run.dataset, split):
-            found = evaluated(run, state, split)
-            metrics[split] = evaluation.metrics(run.program, found)
-            if found.blocks:
-                values[split] = evaluation.collected(found)
+    for name in ("validation", "test"):
+        if has_split(run.dataset, name):
+            split = evaluate_split(run, state, name)
+            metrics[name] = evaluation.split_metrics(run.program, split)
+            if split.blocks:
+                values[name] = evaluation.collect_values(split)
     return metrics, values
 
 
 def last_training_metrics(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Returns {"train": the newest training metrics of a log}, or nothing if there are none."""
+    """Selects the newest training metrics of a log, as {"train": metrics}; empty if there are none.
+
+    >>> last_training_metrics([{"step": 5, "split": "train", "loss": 0.5}, {"step": 5, "split": "test", "loss": 0.9}])
+    {'train': {'loss': 0.5}}
+    """
     lines = [line for line in history if line["split"] == "train"]
     return {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
 
 
-def _advance(run: Run, end: int) -> Report:
-    data, log_every = dict(data=run.block.data, first=np.int32(run.block.start)), np.int32(run.config.log_every)
-    arguments = dict(config=run.arguments["config"], seed=run.arguments["seed"], **data)
+def _advance(run: Run, end: int) -> ChunkReport:
+    config, seed, block = run.arguments["config"], run.arguments["seed"], run.block
+    arguments = dict(config=config, seed=seed, data=block.data, block_start=np.int32(block.start))
+    log_every = np.int32(run.config.log_every)
     if run.config.dispatch == "loop":
-        until = np.int32(end)  # NumPy: a jnp scalar would be a program of its own
-        run.fold, report = run.calls.advance(
+        until = np.int32(end)  # from NumPy: making a `jnp` scalar would compile a program of its own
+        run.fold, report = run.compiled.advance(
             run.program, fold=run.fold, stopped=run.best.stopped, until=until, log_every=log_every, **arguments
         )
         return report
+    # `dispatch="step"`: the same log rows, gathered from single steps.
     logs, step = [], run.step
     for last in [] if bool(run.best.stopped) else _log_ends(run, step, end):
         for _ in range(step, last):
-            run.fold = compiled.advance_once(run.program, fold=run.fold, **arguments)
-        logs.append(compiled.copy(run.fold.sums))
-        run.fold, step = compiled.forget(run.fold, log_every), last
-    step, bad = compiled.copy((run.fold.step, run.fold.bad))
-    return Report(step, jax.tree.map(lambda *rows: jnp.stack(rows), *logs) if logs else run.fold.sums, bad)
+            run.fold = compiled.advance_one_step(run.program, fold=run.fold, **arguments)
+        logs.append(compiled.copy(run.fold.metric_sums))
+        run.fold, step = compiled.reset_metric_sums(run.fold, log_every), last
+    step, nonfinite = compiled.copy((run.fold.step, run.fold.nonfinite_step))
+    rows = jax.tree.map(lambda *rows: jnp.stack(rows), *logs) if logs else run.fold.metric_sums
+    return ChunkReport(step, rows, nonfinite)
 
 
 def _log_ends(run: Run, start: int, end: int) -> list[int]:
-    """Returns where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
+    """Lists where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
     every = run.config.log_every
     return [min(end, multiple) for multiple in range((start // every + 1) * every, end + every, every)]
 
 
-def evaluated(run: Run, state: Any, split: str) -> Evaluation:
-    """Dispatches the evaluation of a split with some state."""
-    config, seed, experiment = run.arguments["config"], run.arguments["seed"], run.program.experiment
-    collect = experiment.summarize is not None or experiment.figures is not None  # one program for all evaluations
-    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect, run.calls.evaluate)
+def _chunk_steps(run: Run, most: int) -> int:
+    return min(most, max(1, int(CHUNK_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
 
 
-def _due(step: int, every: int) -> bool:
+def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _next_due(run: Run) -> int:
-    """Returns the next step at which something is due."""
-    every_steps, _ = parse_every(run.config.checkpoint_every)
+    """Finds the next step that a chunk must not run past: an evaluation, a checkpoint, the end of logs or of data."""
+    every_steps, _ = parse_interval(run.config.checkpoint_every)
     periods = [every for every in (run.config.evaluate_every, every_steps) if every]
     ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
-    ends.append((run.step // run.config.log_every + LOGS) * run.config.log_every)
+    # A chunk has room for so many log periods.
+    ends.append((run.step // run.config.log_every + MAX_LOG_PERIODS) * run.config.log_every)
     return min(ends if run.block.end is None else [*ends, run.block.end])
 
 
-def _save_due(run: Run, hooks: Hooks) -> bool:
-    every_steps, every_seconds = parse_every(run.config.checkpoint_every)
+def _save_is_due(run: Run, hooks: Hooks) -> bool:
+    every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
     if hooks.checkpoints is None:
         return False
-    if _due(run.step, every_steps):
+    if _is_due(run.step, every_steps):
         return True
-    return time.perf_counter() - run.saved_at >= every_seconds and not hooks.checkpoints.busy()
-
-
-def has(dataset: Any, split: str) -> bool:
-    return dataset is None or split in dataset.splits
-
-
-def unsaved(dataset: Any) -> str | None:
-    """Returns what of its own state the source of data cannot save, as a clause; None if a resumed run has the bits."""
-    return getattr(dataset, "unsaved", None)
-
-
-def blocks_of(dataset: Any, seed: int, step: int, cursor: dict[str, Any] | None) -> Generator[Any, Any, None]:
-    if dataset is None:
-        yield Block()
-    else:
-        yield from dataset.train.blocks(seed, step, cursor)
-
-
-def _place(program: Program, device: Any, tree: Any) -> Any:
-    if program.mesh is not None:
-        device = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(tree, device)
+    return time.perf_counter() - run.last_save_time >= every_seconds and not hooks.checkpoints.is_saving()
 
 
 def _seconds_per_step(run: Run) -> float:
     jax.block_until_ready(run.fold)
-    if run.loop_began is None or run.loop_began[0] >= run.step:
+    if run.loop_started_at is None or run.loop_started_at.step >= run.step:
         return 0.0
-    step, began, compiling = run.loop_began
-    return (time.perf_counter() - began - (compiled.compile_seconds() - compiling)) / (run.step - step)
+    now, then = Timestamp.now(run.step), run.loop_started_at
+    compiling = now.compile_seconds - then.compile_seconds
+    return (now.seconds - then.seconds - compiling) / (now.step - then.step)
 
 
 @contextlib.contextmanager
 def _profile(run: Run, hooks: Hooks) -> Iterator[int]:
-    """Records the third chunk, or the first that is the last, if a profile is wanted; gives its most steps."""
-    if hooks.profile is None or run.chunks != 2:
+    """Records the third chunk if a profile is requested (the first two mostly compile); yields its largest size."""
+    if hooks.profile_dir is None or run.num_chunks != 2:
         yield NEVER
         return
     jax.block_until_ready(run.fold)
-    with jax.profiler.trace(str(hooks.profile)):
+    with jax.profiler.trace(str(hooks.profile_dir)):
         yield PROFILED_STEPS
         jax.block_until_ready(run.fold)

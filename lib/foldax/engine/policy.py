@@ -1,4 +1,4 @@
-"""The learner as it is now, for data that depends on it: who acts on the host asks it what to do."""
+"""The current policy: a learner's `predict` with its state of this moment, for data that depends on the learner."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ import numpy as np
 from foldax.engine import fold as folds
 from foldax.engine.fold import Program
 from foldax.errors import ExperimentError
+from foldax.learner import State
 
 
 @functools.partial(jax.jit, static_argnames=("program", "stream"))
-def _predict(program: Program, config: Any, seed: Any, state: Any, inputs: Any, number: Any, stream: str) -> Any:
+def _predict(
+    program: Program, config: Any, seed: jax.Array, state: State, inputs: Any, call: Any, stream: str
+) -> jax.Array:
     predict = folds.make_learner(program, config).predict
     if predict is None:
         raise ExperimentError("this learner has no `predict`, which its data needs")
-    return predict(state, inputs, jax.random.fold_in(getattr(folds.streams(seed), stream), number))
+    return predict(state, inputs, jax.random.fold_in(getattr(folds.key_streams(seed), stream), call))
 
 
-class Newest(NamedTuple):
-    """A learner and its newest state; holds no copy, so ask it only until the next update.
+class CurrentPolicy(NamedTuple):
+    """A learner and its current state, as a function of inputs.
+
+    Borrows the state: invalid after the next update.
 
     Attributes:
-      program: what is static.
+      program: the static part of the run.
       config: the traced config.
       seed: uint32 [], of the run.
-      state: the learner's.
-      stream: which of the run's key streams `predict` is given keys of.
+      state: the learner's state.
+      stream: the key stream from which `predict` gets its keys: "data" or "evaluate".
     """
 
     program: Program
     config: Any
     seed: Any
-    state: Any
+    state: State
     stream: str
 
-    def __call__(self, inputs: Any, number: int) -> Any:
-        """Returns what `predict` says of inputs, on the device; each `number` is another key."""
-        which = np.uint32(number % 2**32)
-        return _predict(self.program, self.config, self.seed, self.state, inputs, which, self.stream)
+    def __call__(self, inputs: Any, number: int) -> jax.Array:
+        """Computes `predict` of a batch of inputs, on the device; each `number` of a call has its own random key."""
+        call = np.uint32(number % 2**32)
+        return _predict(self.program, self.config, self.seed, self.state, inputs, call, self.stream)

@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""The result of a run: the trained state and its metrics."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import numpy as np
 
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
-from foldax.learner import Learner
+from foldax.learner import Learner, State
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A trained state and how it got there.
+    """The trained state of a run, its metrics and its log; `foldax.train` returns it.
 
     Attributes:
-      experiment: what was run.
-      config: with which config.
-      info: facts of the training split, or None.
+      experiment: the experiment.
+      config: its config.
+      info: static facts of the training split, or None.
       dataset: the data, or None.
-      state: the learner's state: of the best evaluation or the last, as `config.keep` says.
-      final: the learner's state after the last step.
-      step: steps done.
-      best_step: step of the best evaluation, or None if none was kept.
+      state: the learner's state, of the best evaluation or of the last step, as `config.keep` says.
+      final_state: the learner's state after the last step.
+      step: number of updates done.
+      best_step: step of the best evaluation; None if `state` is the last one.
       status: "finished", "stopped early" or "interrupted".
-      metrics: final metrics by split: {"train": ..., "validation": ..., "test": ...}.
-      values: what `evaluate` returned for every example, by split, as NumPy arrays `[N, ...]`; only
-        where the experiment has `summarize` or `figures`.
-      history: the lines of the log: {"step": ..., "split": ..., metrics...}.
-      seconds: wall time, loading the data and compiling included.
-      compile_seconds: of these, tracing and compiling.
-      steps_per_second: of the loop, evaluations and checkpoints included, its first chunk and all
-        compiling left out; 0 if there was no other chunk.
+      metrics: metrics of `state` by split: {"train": ..., "validation": ..., "test": ...}.
+      values: metrics and outputs of `evaluate` for every example, by split, as NumPy arrays `[N, ...]`; only where the
+        experiment has `summarize` or `figures`.
+      history: the log lines: {"step": ..., "split": ..., metrics...}.
+      seconds: wall time, with loading the data and compiling.
+      compile_seconds: the part of it spent on tracing and compiling.
+      steps_per_second: of the loop, with evaluations and checkpoints, but without its first chunk and without
+        compiling; 0 if there was no other chunk.
       run_dir: the run folder, or None.
       figures: paths of the figures by name.
     """
@@ -44,8 +44,8 @@ class Result:
     config: Any
     info: Any
     dataset: Any
-    state: Any
-    final: Any
+    state: State
+    final_state: State
     step: int
     best_step: int | None
     status: str
@@ -68,11 +68,15 @@ class Result:
         return self.experiment.learner(self.config, self.info)
 
     def examples(self, split: str) -> dict[str, np.ndarray]:
-        """Returns the examples of an evaluation split, `[N, ...]` by key, in the order of `values`."""
+        """Reads the examples of an evaluation split, `[N, ...]` by key, in the order of `values`."""
         return self.dataset.splits[split].examples()
 
     def predict(self, inputs: Any, seed: int = 0) -> Any:
-        """Returns the learner's `predict` of `inputs` `[B, ...]` with the final state.
+        """Computes the learner's `predict` with `state`.
+
+        Args:
+          inputs: `[B, ...]`, as `Learner.predict` takes them.
+          seed: of the random key, for predictions that are sampled.
 
         Raises:
           ExperimentError: the learner has no `predict`.

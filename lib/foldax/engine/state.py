@@ -1,98 +1,158 @@
-"""A run as the host keeps it, and what its driver tells and asks the world."""
+"""The state of a run on the host, and the hooks through which its driver talks to the outside."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
-from foldax.engine.evaluation import Evaluation
-from foldax.engine.fold import Best, Fold, Program, Report
+from foldax.engine.evaluation import SplitEvaluation
+from foldax.engine.fold import BestState, ChunkReport, Fold, Program
+from foldax.learner import State
 
-NEVER = 2**31 - 1  # steps
+NEVER = 2**31 - 1  # a step that no run reaches
+
+
+class CheckpointStore(Protocol):
+    """Where checkpoints are saved to and resumed from; `checkpoint.Checkpoints` writes them to a folder."""
+
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is still being written."""
+
+    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+        """Starts writing a checkpoint: a pytree of arrays and a JSON-able dict."""
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Reads `(tree, meta)` of the newest intact checkpoint; None if there is none."""
 
 
 class Hooks(NamedTuple):
-    """What the driver tells the world, and asks it; the defaults do nothing.
+    """Callbacks of a run's driver; the defaults do nothing.
 
     Attributes:
-      log: `(step, split, metrics)`, in the order of the steps.
+      log: `(step, split, metrics)`, called in the order of the steps.
       progress: `(step)`, for a progress bar.
-      interrupted: `()`, whether to save and stop at the next boundary.
-      resumed: `(step) -> history`, the lines logged up to a checkpoint's step.
-      ready: `(run)` once before the first chunk, for a summary.
-      initial: `(state) -> state` on the host, which changes the first state, such as to parameters of another run.
-      checkpoints: `Checkpoints`, or what works like them: where to save, and to resume from; None: nowhere.
-      profile: folder for a profile; None: none.
+      stop_requested: `()`, whether to save and stop at the next boundary between chunks.
+      load_history: `(step) -> history`, the log lines up to the step of a checkpoint.
+      on_start: `(run)`, called once before the first chunk.
+      replace_initial_state: `(state) -> state` on the host, applied to the first state, such as to load the parameters
+        of another run.
+      checkpoints: where to save to and resume from; None: nowhere.
+      profile_dir: folder for a profile; None: none is recorded.
     """
 
     log: Callable[[int, str, dict[str, float]], None] = lambda step, split, metrics: None
     progress: Callable[[int], None] = lambda step: None
-    interrupted: Callable[[], bool] = lambda: False
-    resumed: Callable[[int], list[dict[str, Any]]] = lambda step: []
-    ready: Callable[[Run], None] = lambda run: None
-    initial: Callable[[Any], Any] | None = None
-    checkpoints: Any = None
-    profile: Path | None = None
+    stop_requested: Callable[[], bool] = lambda: False
+    load_history: Callable[[int], list[dict[str, Any]]] = lambda step: []
+    on_start: Callable[[Run], None] = lambda run: None
+    replace_initial_state: Callable[[State], State] | None = None
+    checkpoints: CheckpointStore | None = None
+    profile_dir: Path | None = None
 
 
-class Calls(NamedTuple):
-    """The compiled functions of a run: `programs`' own, or the same mapped over members side by side."""
+class CompiledFunctions(NamedTuple):
+    """The compiled functions of a run: those of `engine.compiled`, or the same mapped over the members of a sweep."""
 
     advance: Callable[..., Any] = compiled.advance
     evaluate: Callable[..., Any] = compiled.evaluate
-    observe: Callable[..., Any] = compiled.observe
+    update_best: Callable[..., Any] = compiled.update_best
+
+
+class Timestamp(NamedTuple):
+    """A moment of a run.
+
+    Attributes:
+      step: updates done.
+      seconds: on a monotonic clock.
+      compile_seconds: spent by this process on tracing and compiling up to then.
+    """
+
+    step: int
+    seconds: float
+    compile_seconds: float
+
+    @classmethod
+    def now(cls, step: int = 0) -> Timestamp:
+        """Takes the time.
+
+        >>> Timestamp.now(7).step
+        7
+        """
+        return cls(step, time.perf_counter(), compiled.compile_seconds())
 
 
 @dataclasses.dataclass
 class Run:
-    """The host's bookkeeping of a run; `fold` and `best` are all that has to be saved.
+    """The host's view of a run; `fold` and `best` are all that a checkpoint has to hold.
 
     Attributes:
-      program: what is static.
-      config: as the user made it.
-      arguments: what programs are given: traced config, seed, examples, and a block of data.
+      program: the static part of the run.
+      config: the config as the user made it.
+      arguments: of the compiled programs: traced config, seed, examples and a block of data.
       dataset: the data, or None.
-      fold: on the device, after all that was dispatched.
-      best: likewise.
-      step: where the host has dispatched to.
+      fold: on the device, after all steps dispatched so far.
+      best: likewise, the best evaluation so far.
+      step: number of steps dispatched so far.
       blocks: the blocks of data to come.
-      block: the present one.
-      history: what was logged.
-      rows: how many members the arrays have side by side; None in a lone run.
+      block: the current block.
+      started_at: when the run started.
+      history: the log lines so far.
+      last_save_time: on a monotonic clock.
+      last_saved_step: step of the newest checkpoint, or -1.
+      num_chunks: number of chunks dispatched so far.
+      loop_started_at: end of the first chunk, whose time is mostly compiling; None before.
+      seconds_per_step: of the last chunk that was read, or 0.
+      num_members: number of vmapped members; None for a lone run.
+      compiled: the compiled functions.
     """
 
     program: Program
     config: Any
     arguments: dict[str, Any]
-    dataset: Any
+    dataset: Dataset | None
     fold: Fold
-    best: Best
+    best: BestState
     step: int
-    blocks: Generator[Any, Any, None]
-    block: Any
-    history: list[dict[str, Any]]
-    saved_at: float
-    began: tuple[float, float]
-    saved_step: int = -1
-    chunks: int = 0
-    loop_began: tuple[int, float, float] | None = None
+    blocks: Generator[DataBlock, Policy | None, None]
+    block: DataBlock
+    started_at: Timestamp
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    last_save_time: float = dataclasses.field(default_factory=time.perf_counter)
+    last_saved_step: int = -1
+    num_chunks: int = 0
+    loop_started_at: Timestamp | None = None
     seconds_per_step: float = 0.0
-    rows: int | None = None
-    calls: Calls = dataclasses.field(default_factory=Calls)
+    num_members: int | None = None
+    compiled: CompiledFunctions = dataclasses.field(default_factory=CompiledFunctions)
 
 
-class Boundary(NamedTuple):
-    """What was dispatched up to a boundary, to be read while the next chunk runs."""
+class PendingChunk(NamedTuple):
+    """A chunk of steps that was dispatched, to be read while the next one runs.
+
+    Attributes:
+      start: its first step.
+      end: the step after its last one.
+      report: its training metrics.
+      evaluation: of the validation split at its end, if one was due.
+      stopped: bool [], whether patience ran out at its end; None without an evaluation.
+      snapshot: a copy of fold and best state to be saved, if a checkpoint was due.
+      cursor: of the data at its end, for the checkpoint.
+    """
 
     start: int
     end: int
-    report: Report
-    evaluation: Evaluation | None
+    report: ChunkReport
+    evaluation: SplitEvaluation | None
     stopped: jax.Array | None
-    snapshot: tuple[Fold, Best] | None
+    snapshot: tuple[Fold, BestState] | None
     cursor: dict[str, Any] | None

@@ -1,4 +1,4 @@
-"""Measures of what was learned that need more than an example at a time, on NumPy arrays."""
+"""Evaluation measures that need a whole set of outputs, computed with NumPy on the host."""
 
 from foldax.evaluation import agents, generative, likelihood
 

@@ -1,304 +1,393 @@
-"""How good generated images are: useful, true to the data, diverse, and not remembered.
+"""Measures of generated images, shared by all generators: usefulness, fidelity, diversity and memorisation.
 
-One set of measures for all generators. Images are `[N, H, W, C]` (any shape after N), generated ones in the units of
-real ones; distances are float64, on the host.
+Images are `[N, H, W, C]` (or any shape after N), generated images in the units of real ones; distances are computed in
+float64 on the host.
 
-A generator's learner with an option `samples` above 0 returns from `evaluate` "samples" `[B, S, H, W, C]`, S of them
-drawn for each example's class, and "targets" `[B]`; `with_images` adds the real "images". An experiment whose
-`summarize` is `generative.summarize` then reports the accuracy of training on generated images, in lone runs and in
-sweeps; `comparison` is what its figures may say of one run.
+With `samples_per_example`, a generator's `evaluate` returns the outputs "samples" `[B, S, H, W, C]`, S per example and
+of its class, and "targets" `[B]`; `with_images` adds the real "images". An experiment whose `summarize` is
+`generative.summarize` then reports "tstr_accuracy" in single runs and in sweeps. `compare_to_real` makes a table of all
+measures for the figures of one run.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from numpy.typing import ArrayLike
 
+from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import experiment_name
-from foldax.learner import Learner
+from foldax.learner import Batch, Evaluation, Key, Learner, State, as_evaluation
 
-BLOCK = 500  # examples at a time, so that distances and activations need little memory
+BLOCK_SIZE = 500  # examples processed at once, which bounds the memory of distances and activations
 
 
 def with_images(learner: Learner) -> Learner:
-    """Returns the learner with the batch's "inputs" among what `evaluate` gives, as "images", and its "targets"."""
+    """Wraps a learner so that `evaluate` also returns the outputs "images", the batch's inputs, and "targets".
 
-    def evaluate(state: Any, batch: Any, key: jax.Array) -> dict[str, Any]:
+    Args:
+      learner: a learner of batches {"inputs": `[B, ...]`, "targets": int `[B]`}.
+
+    Returns:
+      The wrapped learner.
+
+    >>> learner = with_images(Learner(None, None, lambda state, batch, key: {"loss": jnp.zeros(2)}))
+    >>> evaluation = learner.evaluate(None, {"inputs": np.zeros((2, 8, 8, 1)), "targets": np.array([3, 7])}, None)
+    >>> sorted(evaluation.outputs)
+    ['images', 'targets']
+    """
+
+    def evaluate(state: State, batch: Batch, key: Key) -> Evaluation:
+        # A learner may return a plain dict of metrics.
+        evaluation = as_evaluation(learner.evaluate(state, batch, key))
         targets = jnp.asarray(batch["targets"], jnp.int32)
-        return {"targets": targets, **learner.evaluate(state, batch, key), "images": jnp.asarray(batch["inputs"])}
+        return evaluation.with_values(outputs={"targets": targets, "images": jnp.asarray(batch["inputs"])})
 
     return learner._replace(evaluate=evaluate)
 
 
-def summarize(values: dict[str, np.ndarray], count: int = 2000) -> dict[str, float]:
-    """Returns {"generated_accuracy": `train_on_generated`} of a split: `Experiment.summarize` as it is.
+def summarize(values: Mapping[str, np.ndarray], count: int = 2000) -> dict[str, float]:
+    """Computes {"tstr_accuracy": ...} of a split; to be passed as `Experiment.summarize`.
 
-    Without "samples" there is nothing to tell, nor where they are not finite or all the same: a run that has failed, or
-    has not begun to learn, does not end for that.
+    The result is empty without "samples", and if they are not finite or all equal: a run that failed, or has not begun
+    to learn, still ends normally.
 
     Args:
-      values: "samples" `[N, S, ...]`, made for the classes "targets" int `[N]` of the real "images" `[N, ...]`.
-      count: of samples to train on at most: the first of every example, then the second, and so on.
+      values: "samples" `[N, S, ...]`, of the classes "targets" int `[N]` of the real "images" `[N, ...]`.
+      count: maximum number of samples to train on, in the order of `collect_samples`.
+
+    Returns:
+      Metrics by name.
 
     Raises:
-      ExperimentError: there are samples, but no targets or images.
+      ExperimentError: there are samples but no targets or no images.
+
+    >>> summarize({"targets": np.array([0, 1])})
+    {}
     """
     if "samples" not in values:
         return {}
     for name in ("targets", "images"):
         if name not in values:
-            raise ExperimentError(f'generative.summarize: evaluate gives "samples" but no "{name}" (see with_images)')
-    samples, labels = drawn(values, count)
-    if not np.isfinite(samples).all() or _constant(samples):
+            problem = f'evaluate returns "samples" but no "{name}"'
+            raise ExperimentError(f"summarize: {problem}; wrap the learner in with_images")
+    samples, labels = collect_samples(values, count)
+    # A failed generator must not fail the run that reports it.
+    if not np.isfinite(samples).all() or _is_constant(samples):
         return {}
-    return {"generated_accuracy": train_on_generated(samples, labels, values["images"], values["targets"])}
+    return {"tstr_accuracy": tstr_accuracy(samples, labels, values["images"], values["targets"])}
 
 
-def drawn(values: dict[str, np.ndarray], count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the samples `[M, ...]` of a split's values and their labels int `[M]`, `count` of them at most."""
+def collect_samples(values: Mapping[str, np.ndarray], count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Collects the samples of a split: the first sample of every example, then the second, and so on.
+
+    Args:
+      values: "samples" `[N, S, ...]` and their classes "targets" int `[N]`.
+      count: maximum number of samples; None: all.
+
+    Returns:
+      Samples `[M, ...]` and their labels int `[M]`.
+
+    >>> samples, labels = collect_samples({"samples": np.zeros((3, 2, 8, 8, 1)), "targets": np.array([5, 6, 7])}, 4)
+    >>> samples.shape, labels.tolist()
+    ((4, 8, 8, 1), [5, 6, 7, 5])
+    """
     samples = np.asarray(values["samples"])
+    # [S, N, ...]: the first `count` samples are of as many different examples as possible.
     flat = samples.swapaxes(0, 1).reshape(-1, *samples.shape[2:])
     return flat[:count], np.tile(np.asarray(values["targets"]), samples.shape[1])[:count]
 
 
-def train_on_generated(samples: Any, labels: Any, images: Any, targets: Any) -> float:
-    """Returns the accuracy on real images of a classifier that has seen generated ones alone (Esteban et al., 2017).
+def tstr_accuracy(samples: ArrayLike, labels: ArrayLike, images: ArrayLike, targets: ArrayLike) -> float:
+    """Accuracy on real images of a classifier trained on generated ones ("train on synthetic, test on real").
 
-    The classifier is a support vector machine with an RBF kernel, C = 10 and gamma = 1 / (numbers of an image * their
-    variance). Trained on 1,438 real digits it has 0.99.
+    The classifier is a support vector machine with an RBF kernel, C = 10 and gamma = 1 / (elements of an image *
+    variance). Source: Esteban et al. (2017). Trained on 1,438 real digits it reaches 0.99.
 
     Args:
-      samples: generated, `[M, ...]`.
+      samples: generated images, `[M, ...]`.
       labels: their classes, int `[M]`.
-      images: real, `[N, ...]`.
+      images: real images, `[N, ...]`.
       targets: their classes, int `[N]`.
 
+    Returns:
+      Accuracy, from 0 to 1.
+
     Raises:
-      ExperimentError: shapes differ, there are no real images, samples are of fewer than two classes, all the same or
-        not finite.
+      ExperimentError: shapes differ; there are no real images; samples are all equal, not finite or of a single class.
+
+    >>> samples = np.array([[0.0, 0.1], [0.1, 0.0], [1.0, 0.9], [0.9, 1.0]])
+    >>> tstr_accuracy(samples, np.array([0, 0, 1, 1]), samples + 0.01, np.array([0, 0, 1, 1]))
+    1.0
     """
     from sklearn.svm import SVC
 
-    samples, images = _rows(samples, "samples"), _rows(images, "images")
-    labels, targets = _labels(labels, samples, "labels"), _labels(targets, images, "targets")
-    _same_width(samples, images, "samples", "images")
-    if _constant(samples):
-        raise ExperimentError(f"samples: all {len(samples)} are the same image; nothing can be learned from them")
+    samples, images = _as_rows(samples, "samples"), _as_rows(images, "images")
+    labels, targets = _check_labels(labels, samples, "labels"), _check_labels(targets, images, "targets")
+    _check_same_width(samples, images, "samples", "images")
+    if _is_constant(samples):
+        raise ExperimentError(f"samples: all {len(samples)} are the same image; a classifier cannot learn from them")
     if len(np.unique(labels)) < 2:
         raise ExperimentError(f"labels: a classifier needs samples of two classes or more, got {np.unique(labels)}")
     if not len(images):
-        raise ExperimentError("images: there is no real image to test on")
+        raise ExperimentError("images: there are no real images to test on")
     return float(SVC(C=10.0, gamma="scale").fit(samples, labels).score(images, targets))
 
 
-def features(result: Any, images: Any) -> np.ndarray:
-    """Returns what a trained classifier's last dense layer is given, float32 `[N, D]`, without dropout.
+def classifier_features(result: Result, images: ArrayLike) -> np.ndarray:
+    """Computes the inputs of a trained classifier's last dense layer, without dropout.
 
-    Distances of such features are about what matters for the classes. They are NOT comparable with published Inception
-    scores (FID), nor between two classifiers: compare generators by one classifier only, and name it.
+    Distances between such features depend on the classifier: they are NOT comparable with published Inception scores
+    (FID), nor between two classifiers. Compare generators by the same classifier, and name it.
 
     Args:
       result: `foldax.Result` of a Flax network that classifies.
       images: `[N, ...]`, as its learner takes them.
 
+    Returns:
+      Features, float32 `[N, D]`.
+
     Raises:
-      ExperimentError: its learner cannot predict, or there is no `nn.Dense` in what it predicts with.
+      ExperimentError: the learner has no `predict`, or its network no `nn.Dense`.
     """
     predict, images = result.learner.predict, np.asarray(images)
     if predict is None:
-        raise ExperimentError("features: this learner has no `predict`")
+        raise ExperimentError("classifier_features: this learner has no `predict`")
 
-    def penultimate(state: Any, images: jax.Array) -> jax.Array:
-        given: list[jax.Array] = []
+    def penultimate(state: State, images: jax.Array) -> jax.Array:
+        dense_inputs: list[jax.Array] = []
 
-        def listen(call: Any, arguments: Any, options: Any, context: Any) -> Any:
+        def record(call: Any, arguments: Any, options: Any, context: Any) -> Any:
             if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-                given[:] = arguments[:1]
+                dense_inputs[:] = arguments[:1]
             return call(*arguments, **options)
 
-        with nn.intercept_methods(listen):
+        # The last dense layer that is called while tracing leaves its inputs in the list.
+        with nn.intercept_methods(record):
             predict(state, images, jax.random.key(0))
-        if not given:
-            raise ExperimentError("features: the classifier has no nn.Dense, whose inputs could be its features")
-        return given[0].reshape(len(images), -1).astype(jnp.float32)
+        if not dense_inputs:
+            raise ExperimentError("classifier_features: the classifier has no nn.Dense, whose inputs are the features")
+        return dense_inputs[0].reshape(len(images), -1).astype(jnp.float32)
 
+    # Blocks of one size share a program; the last one may compile another.
     program = jax.jit(penultimate)
     return np.concatenate([np.asarray(program(result.state, images[block])) for block in _blocks(len(images))])
 
 
-def frechet_distance(first: Any, second: Any) -> float:
-    """Returns the squared Frechet distance of two sets of features as if each were normal (Heusel et al., 2017).
+def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
+    """Squared Fréchet distance between normal distributions fitted to two sets of features (Heusel et al., 2017).
 
-    It is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), of means and covariances. Few examples make it larger: compare
-    only what was measured with as many, and put beside it what real images have.
+    With means m and covariances C it is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Its bias grows as sets get
+    smaller: compare only sets of equal size, and report the value of real images beside it.
 
     Args:
-      first: `[N, D]`.
-      second: `[M, D]`.
+      first: features, `[N, D]`.
+      second: features, `[M, D]`.
+
+    Returns:
+      The distance, 0 or more.
 
     Raises:
       ExperimentError: a set has fewer than two rows or is not finite, or the widths differ.
+
+    >>> frechet_distance(np.array([[0.0], [2.0]]), np.array([[3.0], [5.0]]))
+    9.0
     """
-    first, second = _rows(first, "first"), _rows(second, "second")
-    _same_width(first, second, "first", "second")
-    for name, rows in (("first", first), ("second", second)):
-        if len(rows) < 2:
-            raise ExperimentError(f"{name}: a covariance needs two rows of features or more, got {len(rows)}")
-    one, other = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
-    root = _root(one)
-    # C1 C2 has the eigenvalues of this symmetric matrix, and so the trace of its root.
-    product = np.linalg.eigvalsh(root @ other @ root)
-    overlap = np.sqrt(np.maximum(product, 0)).sum()
-    apart = np.square(first.mean(axis=0) - second.mean(axis=0)).sum()
-    return float(max(apart + np.trace(one) + np.trace(other) - 2 * overlap, 0.0))
+    first, second = _as_rows(first, "first"), _as_rows(second, "second")
+    _check_same_width(first, second, "first", "second")
+    if min(len(first), len(second)) < 2:
+        raise ExperimentError(f"a covariance needs two rows of features or more, got {len(first)} and {len(second)}")
+    # One feature has a scalar covariance; make it a matrix.
+    covariance1, covariance2 = (np.atleast_2d(np.cov(rows, rowvar=False)) for rows in (first, second))
+    root = _symmetric_sqrt(covariance1)
+    # C1 C2 has the eigenvalues of this symmetric matrix, and hence the trace of its root.
+    product_eigenvalues = np.linalg.eigvalsh(root @ covariance2 @ root)
+    overlap = np.sqrt(np.maximum(product_eigenvalues, 0)).sum()
+    between_means = np.square(first.mean(axis=0) - second.mean(axis=0)).sum()
+    return float(max(between_means + np.trace(covariance1) + np.trace(covariance2) - 2 * overlap, 0.0))
 
 
-def precision_recall(real: Any, generated: Any, k: int = 3) -> tuple[float, float]:
-    """Returns the improved precision and recall of generated features (Kynkaanniemi et al., 2019).
+def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall of generated features (Kynkäänniemi et al., 2019).
 
-    Precision is the share of generated rows that lie within the distance of some real row to its k-th nearest real one:
-    whether samples look real. Recall is the same with the two exchanged: whether all that is real could be generated.
-    Both depend on how many rows there are; take as many of either.
+    Precision (fidelity) is the fraction of generated rows within the distance of some real row to its k-th nearest real
+    neighbour. Recall (diversity) is the same with the sets exchanged. Both depend on the sizes of the sets: use equal
+    ones.
 
     Args:
-      real: `[N, D]`.
-      generated: `[M, D]`.
-      k: neighbours, 1 or more.
+      real: features, `[N, D]`.
+      generated: features, `[M, D]`.
+      k: number of neighbours, 1 or more and below N and M.
+
+    Returns:
+      Precision and recall, from 0 to 1.
 
     Raises:
-      ConfigError: k is below 1 or not below the number of rows.
-      ExperimentError: the widths differ, rows are not finite, or the real ones all the same.
+      ConfigError: k is out of range.
+      ExperimentError: the widths differ, rows are not finite, or all real rows are equal.
+
+    >>> real = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> precision_recall(real, np.array([[0.5], [1.5], [9.0]]), k=1)
+    (0.6666666666666666, 1.0)
     """
-    real, generated = _rows(real, "real"), _rows(generated, "generated")
-    _same_width(real, generated, "real", "generated")
+    real, generated = _as_rows(real, "real"), _as_rows(generated, "generated")
+    _check_same_width(real, generated, "real", "generated")
     if not 1 <= k < min(len(real), len(generated)):
         raise ConfigError(f"k: {k} must be from 1 to below the number of rows, {len(real)} and {len(generated)}")
-    if _constant(real):
-        raise ExperimentError(f"real: all {len(real)} rows are the same; there is nothing to be near to")
-    return _within(generated, real, k), _within(real, generated, k)
+    if _is_constant(real):
+        raise ExperimentError(f"real: all {len(real)} rows are the same, so distances between them are 0")
+    return _covered_fraction(generated, real, k), _covered_fraction(real, generated, k)
 
 
-def between(shape: tuple[int, ...], count: int, steps: int, seed: int) -> np.ndarray:
-    """Returns `count` ways from one normal draw to another, float32 `[count, steps, *shape]`.
+def interpolate(shape: tuple[int, ...], count: int, steps: int, seed: int) -> np.ndarray:
+    """Interpolates spherically between pairs of standard normal latents (White, 2016).
 
-    They run along circles, so that what is on the way is as long as what is drawn (White, 2016).
+    On a circle intermediate latents keep the norm of the ends; on a straight line they would be shorter than any that
+    the generator was trained with.
+
+    Args:
+      shape: shape of one latent.
+      count: number of pairs.
+      steps: latents per pair, both ends included.
+      seed: random seed of the ends.
+
+    Returns:
+      Latents, float32 `[count, steps, *shape]`.
+
+    >>> interpolate((16,), count=3, steps=5, seed=0).shape
+    (3, 5, 16)
     """
+    # Independent normal vectors are nearly orthogonal in high dimensions.
     first, second = np.random.default_rng(seed).standard_normal((2, count, 1, *shape))
     angle = np.linspace(0, np.pi / 2, steps).reshape(-1, *[1] * len(shape))
     return (np.cos(angle) * first + np.sin(angle) * second).astype(np.float32)
 
 
-def nearest_neighbours(samples: Any, training_images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the index int `[N]` of every sample's nearest training image, and its Euclidean distance `[N]`.
+def nearest_neighbors(samples: ArrayLike, training_images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Finds every sample's nearest training image, a test for memorisation.
 
-    Samples that were remembered have distances near 0. Put beside them the distances of real images that the generator
-    has not seen: samples that are much nearer than those are copies.
-
-    Raises:
-      ExperimentError: shapes differ, something is not finite, or there are no training images.
-    """
-    samples, training = _rows(samples, "samples"), _rows(training_images, "training_images")
-    _same_width(samples, training, "samples", "training_images")
-    if not len(training):
-        raise ExperimentError("training_images: there are none")
-    found = [(d.argmin(axis=1), d.min(axis=1)) for d in _distances(samples, training)]
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0)
-    return np.concatenate([index for index, _ in found]), np.concatenate([distance for _, distance in found])
-
-
-def comparison(
-    samples: np.ndarray, labels: np.ndarray, train: dict[str, np.ndarray], test: dict[str, np.ndarray], classifier: Any
-) -> str:
-    """Returns a table of all measures against test images, of generated images and of real training images.
-
-    Features are those of `classifier`. Distances, precision and recall are of equally many images of each kind.
+    Compare the distances with those of held-out real images: samples that are much nearer are copies.
 
     Args:
-      samples: generated, `[M, ...]`.
-      labels: their classes, int `[M]`.
-      train: real images, "inputs" `[N, ...]`, and their classes, "targets" int `[N]`.
-      test: the same, which neither generator nor classifier has seen.
-      classifier: `foldax.Result` (see `features`).
+      samples: generated images, `[N, ...]`.
+      training_images: `[M, ...]`.
+
+    Returns:
+      Index int `[N]` of the nearest training image, and the Euclidean distance to it `[N]`.
+
+    Raises:
+      ExperimentError: shapes differ, values are not finite, or there are no training images.
+
+    >>> index, distance = nearest_neighbors(np.array([[0.0, 3.0]]), np.array([[9.0, 9.0], [0.0, 0.0]]))
+    >>> index.tolist(), distance.tolist()
+    ([1], [3.0])
     """
-    real, unseen = (np.asarray(split["inputs"]) for split in (train, test))
-    count = min(len(samples), len(real), len(unseen))
-    expected = features(classifier, unseen[:count])
+    samples, training = _as_rows(samples, "samples"), _as_rows(training_images, "training_images")
+    _check_same_width(samples, training, "samples", "training_images")
+    if not len(training):
+        raise ExperimentError("training_images: there are none")
+    # The whole matrix of distances [N, M] may not fit into memory.
+    blocks = [(d.argmin(axis=1), d.min(axis=1)) for d in _distance_blocks(samples, training)]
+    if not blocks:
+        return np.zeros(0, np.int64), np.zeros(0)
+    return np.concatenate([index for index, _ in blocks]), np.concatenate([distance for _, distance in blocks])
+
+
+def compare_to_real(
+    samples: np.ndarray,
+    labels: np.ndarray,
+    train: Mapping[str, np.ndarray],
+    test: Mapping[str, np.ndarray],
+    classifier: Result,
+) -> str:
+    """Formats a table of all measures against test images, for generated images and for real training images.
+
+    Fréchet distance, precision, recall and neighbours are computed on equally many images of each kind.
+
+    Args:
+      samples: generated images, `[M, ...]`.
+      labels: their classes, int `[M]`.
+      train: real "inputs" `[N, ...]` and their classes "targets" int `[N]`.
+      test: the same, unseen by generator and classifier.
+      classifier: `foldax.Result` of a classifier, whose features are used (see `classifier_features`).
+
+    Returns:
+      The table as text.
+    """
+    train_images, test_images = (np.asarray(split["inputs"]) for split in (train, test))
+    count = min(len(samples), len(train_images), len(test_images))
+    test_features = classifier_features(classifier, test_images[:count])
     columns: list[dict[str, float]] = []
-    for images, targets, near in ((samples, labels, samples), (real, train["targets"], unseen)):
-        found = features(classifier, images[:count])
-        precision, recall = precision_recall(expected, found)
-        columns.append(
-            {
-                "accuracy": train_on_generated(images, targets, unseen, test["targets"]),
-                "Frechet distance": frechet_distance(expected, found),
-                "precision": precision,
-                "recall": recall,
-                "distance": float(np.median(nearest_neighbours(near[:count], real)[1])),
-            }
-        )
-    says = {
-        "accuracy": f"on {len(unseen)} test images of an SVC trained on {len(samples)} and {len(real)}",
-        "distance": "median, of generated and of test images to the nearest training image",
-    }
+    # The distance of real images is that of test images: a training image is its own nearest neighbour.
+    for images, targets, unseen in ((samples, labels, samples), (train_images, train["targets"], test_images)):
+        features = classifier_features(classifier, images[:count])
+        # Real test images are the reference in both columns.
+        precision, recall = precision_recall(test_features, features)
+        column = {"TSTR accuracy": tstr_accuracy(images, targets, test_images, test["targets"])}
+        column |= {"Fréchet distance": frechet_distance(test_features, features), "precision": precision}
+        column |= {"recall": recall, "distance": np.median(nearest_neighbors(unseen[:count], train_images)[1])}
+        columns.append(column)
+    notes = {"distance": "median distance of generated and of test images to the nearest training image"}
+    trained = f"trained on {len(samples)} and {len(train_images)}"
+    notes["TSTR accuracy"] = f"on {len(test_images)} test images, {trained}"
     lines = [f"{'':<18}{'generated':>12}{'real':>12}"]
     for name, value in columns[0].items():
-        lines.append(f"{name:<18}{value:>12.4f}{columns[1][name]:>12.4f}   {says.get(name, '')}".rstrip())
-    lines.append(f"Frechet distance, precision, recall: {count} images generated, or of training, against as many")
-    judge = experiment_name(classifier.experiment)
-    return "\n".join([*lines, f"in features of our own classifier ({judge}): not comparable with Inception scores"])
+        lines.append(f"{name:<18}{value:>12.4f}{columns[1][name]:>12.4f}   {notes.get(name, '')}".rstrip())
+    compared = f"{count} generated or training images against {count} test images"
+    lines.append(f"Fréchet distance, precision, recall: {compared}")
+    name = experiment_name(classifier.experiment)
+    return "\n".join([*lines, f"in features of our own classifier ({name}): not comparable with Inception scores"])
 
 
-def _within(points: np.ndarray, centers: np.ndarray, k: int) -> float:
-    """Returns the share of points that are no further from some centre than that is from its k-th nearest other one."""
-    radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distances(centers, centers)])  # 0th: itself
-    return float(np.concatenate([(d <= radii[None, :]).any(axis=1) for d in _distances(points, centers)]).mean())
+def _covered_fraction(points: np.ndarray, centers: np.ndarray, k: int) -> float:
+    """Fraction of points that are within the k-th nearest neighbour distance of some center."""
+    # Index k, not k - 1: the nearest neighbour of a center is itself.
+    radii = np.concatenate([np.partition(d, k, axis=1)[:, k] for d in _distance_blocks(centers, centers)])
+    covered = [(d <= radii[None, :]).any(axis=1) for d in _distance_blocks(points, centers)]
+    return float(np.concatenate(covered).mean())
 
 
-def _distances(points: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
+def _distance_blocks(points: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
     from scipy.spatial.distance import cdist
 
     return (cdist(points[block], others) for block in _blocks(len(points)))
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
+    return (slice(start, start + BLOCK_SIZE) for start in range(0, count, BLOCK_SIZE))
 
 
-def _root(matrix: np.ndarray) -> np.ndarray:
-    """Returns the symmetric root of a covariance."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+def _symmetric_sqrt(matrix: np.ndarray) -> np.ndarray:
+    # Rounding may make eigenvalues of a covariance slightly negative.
+    eigenvalues, eigenvectors = np.linalg.eigh(matrix)
+    return (eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))) @ eigenvectors.T
 
 
-def _rows(values: Any, name: str) -> np.ndarray:
+def _as_rows(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim < 2:
-        raise ExperimentError(f"{name}: must be [N, ...], one row per example, got the shape {values.shape}")
+        raise ExperimentError(f"{name}: must be [N, ...], one row per example, got shape {values.shape}")
     if not np.isfinite(values).all():
-        raise ExperimentError(f"{name}: some numbers are not finite")
+        raise ExperimentError(f"{name}: some values are not finite")
     return values.reshape(len(values), int(np.prod(values.shape[1:])))
 
 
-def _labels(labels: Any, rows: np.ndarray, name: str) -> np.ndarray:
+def _check_labels(labels: ArrayLike, rows: np.ndarray, name: str) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (len(rows),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ExperimentError(
-            f"{name}: must be integers [{len(rows)}], one per image, got {labels.dtype} {list(labels.shape)}"
-        )
+        expected = f"integers [{len(rows)}], one per image"
+        raise ExperimentError(f"{name}: must be {expected}, got {labels.dtype} {list(labels.shape)}")
     return labels
 
 
-def _same_width(first: np.ndarray, second: np.ndarray, one: str, other: str) -> None:
+def _check_same_width(first: np.ndarray, second: np.ndarray, name1: str, name2: str) -> None:
     if first.shape[1] != second.shape[1]:
-        raise ExperimentError(f"{one} have {first.shape[1]} numbers each and {other} {second.shape[1]}")
+        raise ExperimentError(f"{name1} have {first.shape[1]} elements each and {name2} {second.shape[1]}")
 
 
-def _constant(rows: np.ndarray) -> bool:
+def _is_constant(rows: np.ndarray) -> bool:
     return len(rows) == 0 or bool((rows == rows[:1]).all())

@@ -1,10 +1,10 @@
-"""`foldax cluster`: groups of a trained run's examples, by what the run makes of them or as they are."""
+"""`foldax cluster`: clusters the examples of a trained run, by one of its representations or by the raw inputs."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,31 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import plots
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, DataError, ExperimentError, RunError, nearest
+from foldax.errors import ConfigError, DataError, ExperimentError, RunError, did_you_mean
 from foldax.experiment import experiment_name
+from foldax.learner import Batch, Key, State, as_evaluation
 from foldax.learners.clustering import kmeans, mixture
-from foldax.plots import common
+from foldax.plots.style import Figure
 from foldax.runs import tables
 from foldax.runs.load import load_run
 
-REPRESENTATIONS = ("projections", "features", "codes", "assignments")  # by default the first that `evaluate` gives
-AT_ONCE = 256  # examples in a call
-WIDE = 128  # numbers of a point whose covariances are full
-PAIRS = 20_000  # points whose pairs all fit into memory
-LOOKED_AT = 2_000  # points of a silhouette
+REPRESENTATIONS = ("projections", "features", "latents", "assignments")  # defaults, in order of preference
+EVALUATION_BATCH = 256
+MAX_FULL_COVARIANCE_DIM = 128
+MAX_HIERARCHICAL_POINTS = 20_000  # whose distances between all pairs fit into memory
+MAX_SILHOUETTE_POINTS = 2_000
 
 Examples = dict[str, np.ndarray]
 
 
 class Clustering(NamedTuple):
-    """What `cluster` found.
+    """Result of `cluster`.
 
     Attributes:
       assignments: int `[N]`, clusters 0 to K - 1.
-      scores: by name; "adjusted_rand" and "mutual_information" where there are classes, and "silhouette".
-      folder: where all is written.
+      scores: "silhouette" where it is defined and, for data with classes, "adjusted_rand_index" and
+        "normalized_mutual_information".
+      folder: the folder with all files.
     """
 
     assignments: np.ndarray
@@ -47,10 +50,10 @@ class Clustering(NamedTuple):
 def cluster(
     run: Result | str | Path,
     *,
-    of: str | None = None,
+    representation: str | None = None,
     split: str = "test",
     method: str | None = None,
-    clusters: int | None = None,
+    num_clusters: int | None = None,
     normalize: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
@@ -59,180 +62,194 @@ def cluster(
     """Clusters the examples of a split; writes `assignments.csv` and `.npy`, `scores.json` and figures.
 
     Args:
-      run: a run folder, or what `foldax.train` returned.
-      of: a value of the learner's `evaluate`, floats `[B, ...]`, or "inputs"; "assignments" are the clusters of a run
-        that has its own. None: the first of `REPRESENTATIONS` that there is.
+      run: a run folder, or the `foldax.Result` of `foldax.train`.
+      representation: name of a float output `[B, ...]` of the learner's `evaluate`, or "inputs"; "assignments" are the
+        clusters of a learner that has its own. None: the first of `REPRESENTATIONS` that the run has.
       split: "train", "validation" or "test".
-      method: a name of `METHODS`; k-means if None.
-      clusters: their number; that of the classes if None.
+      method: "kmeans", "mixture" or "hierarchical"; k-means if None.
+      num_clusters: K; the number of classes if None.
       normalize: whether points are scaled to length 1.
-      seed: of k-means and mixtures.
-      out: the folder to write to; `clusters/<split>-<of>-<method>` in the run folder if None.
-      verbose: whether to say what was found.
+      seed: random seed of k-means and mixtures.
+      out: output folder; `clusters/<split>-<representation>-<method>` in the run folder if None.
+      verbose: whether to print a table of the clusters and the scores.
 
     Raises:
       ConfigError: an unknown name, a number of clusters that does not fit the points, or points that are all equal.
-      DataError: the split is not there.
-      ExperimentError: the run has no representation, or gives something that is not finite.
-      RunError: see `load_run`; or the folder cannot be written.
+      DataError: the split does not exist or is streamed.
+      ExperimentError: the run has no representation, or it contains values that are not finite.
+      RunError: the run cannot be loaded, or the folder cannot be written.
     """
     if method is not None and method not in METHODS:
         raise ConfigError(
-            f"--method: there is no {method!r}{nearest(method, METHODS)} (there are {', '.join(METHODS)})"
+            f"--method: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
         )
+    # 1. Points: a representation of every example of the split.
     result = run if isinstance(run, Result) else load_run(run)
     examples = _examples(result, split)
-    of = _representation(result, examples, of)
-    values = examples["inputs"] if of == "inputs" else evaluated(result, examples, of)
-    own = of == "assignments"
-    if own and (clusters is not None or method is not None):
+    name = _representation_name(result, examples, representation)
+    values = examples["inputs"] if name == "inputs" else evaluate_output(result, examples, name)
+    own_clusters = name == "assignments"
+    if own_clusters and (num_clusters is not None or method is not None):
         raise ConfigError(
-            "--of assignments: these are the run's own clusters, so --clusters and --method do not apply; --of inputs "
-            "clusters anew"
+            "--representation assignments: these are the run's own clusters, so --num-clusters and --method do not "
+            "apply; use --representation inputs to cluster anew"
         )
-    how = "its own" if own else method or "kmeans"
-    points = _points(examples["inputs"] if own else values, "inputs" if own else of, normalize)
+    points = _points(examples["inputs"] if own_clusters else values, "inputs" if own_clusters else name, normalize)
+    # 2. Clusters
     classes = examples.get("targets") if result.info.num_classes is not None else None
-    if own:
+    if own_clusters:
         assignments, count = values.astype(np.int64), int(values.max()) + 1
     else:
-        count = clusters if clusters is not None else result.info.num_classes
-        _check_count(count, points)
-        assignments = METHODS[how](points, count, seed)
-    scores = agreement(assignments, classes) | silhouette(points, assignments)
-    folder = _folder(result, out, f"{split}-{of}" if own else f"{split}-{of}-{how}")
-    names = result.info.class_names or [str(label) for label in range(result.info.num_classes or 0)]
-    title = f"{experiment_name(result.experiment)}: {of} of {len(points):,} {split} examples, {how}"
-    _write(folder, assignments, classes, names, scores | {"clusters": count})
-    shown = _figures(points, assignments, classes, names, examples["inputs"])
-    for name, figure in shown.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        count = _checked_count(num_clusters if num_clusters is not None else result.info.num_classes, points)
+        assignments = METHODS[method or "kmeans"](points, count, seed)
+    # 3. Scores
+    scores = silhouette(points, assignments)
+    if classes is not None:
+        scores = kmeans.clustering_scores({"targets": classes, "assignments": assignments}) | scores
+    # 4. Files and figures
+    label = name if own_clusters else f"{name}-{method or 'kmeans'}"
+    folder = _folder(result, out, f"{split}-{label}")
+    class_names = result.info.class_names or [str(label) for label in range(result.info.num_classes or 0)]
+    _write(folder, assignments, classes, class_names, scores | {"num_clusters": count})
+    for figure_name, figure in _figures(points, assignments, classes, class_names, examples["inputs"]).items():
+        figure.savefig(folder / f"{figure_name}.png", dpi=120)
     if verbose:
-        _show(title, assignments, classes, names, scores)
+        how = "its own clusters" if own_clusters else method or "kmeans"
+        print(f"{experiment_name(result.experiment)}: {name} of {len(points):,} {split} examples, {how}")
+        _print_table(assignments, classes, class_names, scores)
         for path in sorted(folder.iterdir()):
-            print(tables.shown(path))
+            print(tables.display_path(path))
     return Clustering(assignments, scores, folder)
 
 
-# What is clustered
+# -- points to cluster -----------------------------------------------------------------------------
 
 
 def _examples(result: Result, split: str) -> Examples:
-    if not hasattr(result.info, "num_examples"):  # also where the data are what environments answer
+    if not hasattr(result.info, "num_examples"):  # no dataset, or environments on the host in its place
         raise ExperimentError("this experiment has no dataset, so there is nothing to cluster")
     splits = ("train", *result.dataset.splits)
     if split not in splits:
-        raise DataError(f"--split: there is no split {split!r}{nearest(split, splits)} (there are {', '.join(splits)})")
+        hint = f"{did_you_mean(split, splits)} (there are {', '.join(splits)})"
+        raise DataError(f"--split: there is no split {split!r}{hint}")
     if split != "train":
         return result.examples(split)
     examples = jax.device_get(result.dataset.train.examples())
     if len(next(iter(examples.values()))) < result.info.num_examples["train"]:
-        raise DataError("--split train: it streams, so it is not there as a whole; choose another split")
+        raise DataError("--split train: this split is streamed and not in memory; choose another split")
     return examples
 
 
-def _representation(result: Result, examples: Examples, of: str | None) -> str:
-    """Returns the name of what is to be clustered.
+def _representation_name(result: Result, examples: Examples, name: str | None) -> str:
+    """Checks the name of a representation, or finds the default one.
 
     Raises:
-      ConfigError: there is no such name.
-      ExperimentError: none was given, and the run has none of its own.
+      ConfigError: the run has no such representation.
+      ExperimentError: no name, and the run has none of `REPRESENTATIONS`.
     """
-    if of == "inputs":
-        return of
-    some = {name: array[:1] for name, array in examples.items()}
-    with compiled.own_code(result.experiment):
-        values = jax.eval_shape(result.learner.evaluate, result.state, some, jax.random.key(0))
-    arrays = {name: leaf for name, leaf in values.items() if hasattr(leaf, "dtype")}
-    wide = {name for name, leaf in arrays.items() if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)}
-    allowed = [name for name in arrays if name in wide or name == "assignments"]
-    if of is None:
-        of = next((name for name in REPRESENTATIONS if name in allowed), None)
-        if of is None:
-            others = f"; or one of {', '.join(allowed)}" if allowed else ""
+    if name == "inputs":
+        return name
+    # Traced with one example: only names, shapes and dtypes of the outputs are needed.
+    first = {key: array[:1] for key, array in examples.items()}
+    with compiled.user_code_errors(result.experiment):
+        values = jax.eval_shape(_evaluate(result), result.state, first, jax.random.key(0))
+    arrays = {key: leaf for key, leaf in values.items() if hasattr(leaf, "dtype")}
+    wide = {key for key, leaf in arrays.items() if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)}
+    allowed = [key for key in arrays if key in wide or key == "assignments"]
+    if name is None:
+        name = next((default for default in REPRESENTATIONS if default in allowed), None)
+        if name is None:
+            alternatives = f"; or choose one of {', '.join(allowed)}" if allowed else ""
             raise ExperimentError(
-                f"`evaluate` of this run gives none of {', '.join(REPRESENTATIONS)}: --of inputs clusters the inputs "
-                f"as they are{others}"
+                f"`evaluate` of this run returns none of {', '.join(REPRESENTATIONS)}: use --representation inputs to "
+                f"cluster the raw inputs{alternatives}"
             )
-    if of not in allowed:
-        raise ConfigError(
-            f"--of: this run has no representation {of!r}{nearest(of, [*allowed, 'inputs'])} "
-            f"(there are {', '.join([*allowed, 'inputs'])})"
-        )
-    return of
+    if name not in allowed:
+        allowed = [*allowed, "inputs"]
+        hint = f"{did_you_mean(name, allowed)} (there are {', '.join(allowed)})"
+        raise ConfigError(f"--representation: this run has no representation {name!r}{hint}")
+    return name
 
 
-def evaluated(result: Result, examples: Examples, name: str) -> np.ndarray:
-    """Returns one of the values of the learner's `evaluate` for all examples, `[N, ...]`."""
-    evaluate = jax.jit(lambda state, batch, key: result.learner.evaluate(state, batch, key)[name])
+def _evaluate(result: Result) -> Callable[[State, Batch, Key], dict[str, Any]]:
+    return lambda state, batch, key: as_evaluation(result.learner.evaluate(state, batch, key)).values
+
+
+def evaluate_output(result: Result, examples: Examples, name: str) -> np.ndarray:
+    """Computes one metric or output of the learner's `evaluate` for all examples, `[N, ...]`."""
+    evaluate = jax.jit(lambda state, batch, key: _evaluate(result)(state, batch, key)[name])
     count, parts = len(examples["inputs"]), []
-    size = min(count, AT_ONCE)
-    for number, first in enumerate(range(0, count, size)):
-        rows = np.minimum(np.arange(first, first + size), count - 1)  # the last part is filled up: one program for all
-        some = {key: array[rows] for key, array in examples.items()}
-        with compiled.own_code(result.experiment):
-            parts.append(np.asarray(evaluate(result.state, some, jax.random.key(number)))[: count - first])
+    size = min(count, EVALUATION_BATCH)
+    for index, first in enumerate(range(0, count, size)):
+        # The last batch repeats the last example, so that all batches share one compiled program.
+        rows = np.minimum(np.arange(first, first + size), count - 1)
+        batch = {key: array[rows] for key, array in examples.items()}
+        with compiled.user_code_errors(result.experiment):
+            parts.append(np.asarray(evaluate(result.state, batch, jax.random.key(index)))[: count - first])
     return np.concatenate(parts)
 
 
-def _points(values: np.ndarray, of: str, normalize: bool) -> np.ndarray:
-    """Returns the values as float32 rows `[N, D]`, without the columns that are constant.
+def _points(values: np.ndarray, name: str, normalize: bool) -> np.ndarray:
+    """Flattens values to float32 points `[N, D]` and drops constant columns.
 
     Raises:
-      ConfigError: they are all equal, or tokens.
-      ExperimentError: one is not finite.
+      ConfigError: all points are equal, or the values are tokens.
+      ExperimentError: a value is not finite.
     """
-    if values.ndim == 2 and of == "inputs" and values.dtype.kind in "iu":
-        raise ConfigError("--of inputs: these are tokens, between which there are no distances")
+    if values.ndim == 2 and name == "inputs" and values.dtype.kind in "iu":
+        raise ConfigError("--representation inputs: these are tokens, which have no distances")
     points = values.reshape(len(values), -1).astype(np.float32)
     if not np.isfinite(points).all():
         bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        raise ExperimentError(f"{of}: there are values that are not finite, first of example {bad}")
+        raise ExperimentError(f"{name}: some values are not finite, first in example {bad}")
     if normalize:
         points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    # Constant columns do not change distances, but a Gaussian has no density there.
     points = points[:, np.ptp(points, axis=0) > 0]
     if not points.shape[1]:
-        raise ConfigError(f"{of}: all {len(points):,} examples have the same, so there is nothing to cluster")
+        raise ConfigError(f"{name}: all {len(points):,} examples are equal, so there is nothing to cluster")
     return points
 
 
-def _check_count(count: int | None, points: np.ndarray) -> None:
+def _checked_count(count: int | None, points: np.ndarray) -> int:
     if count is None:
-        raise ConfigError("--clusters: the data has no classes to take their number from, so say how many clusters")
+        raise ConfigError("--num-clusters: the data has no classes to take their number from, so this option is needed")
     if not 1 <= count <= len(points):
-        raise ConfigError(f"--clusters: {count} must be from 1 to the number of examples, {len(points):,}")
-    different = len(np.unique(points, axis=0))
-    if count > different:
-        raise ConfigError(f"--clusters: {count} is more than the {different:,} examples that differ")
+        raise ConfigError(f"--num-clusters: {count} must be from 1 to the number of examples, {len(points):,}")
+    distinct = len(np.unique(points, axis=0))
+    if count > distinct:
+        raise ConfigError(f"--num-clusters: {count} is more than the {distinct:,} distinct examples")
+    return count
 
 
-# How
+# -- methods ---------------------------------------------------------------------------------------
 
 
-def _kmeans(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    centers, _ = jax.jit(kmeans.fit, static_argnums=2)(jax.random.key(seed), points, count)
+def _kmeans(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    centers, _ = jax.jit(kmeans.fit, static_argnums=2)(jax.random.key(seed), points, num_clusters)
     return np.asarray(kmeans.assign(jnp.asarray(points), centers))
 
 
-def _mixture(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Clusters by a Gaussian mixture: of full covariances where they are small and have the points that they take."""
+def _mixture(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Gaussian mixture; with full covariances if D is small and the average cluster has 2 D points or more."""
+    # Scaled to a mean variance of 1, so that the default regularization fits.
     scaled = points / np.sqrt(points.var(axis=0).mean())
-    small = points.shape[1] <= min(WIDE, len(points) // (2 * count))
-    kind: mixture.Covariance = "full" if small else "diagonal"
-    fit = jax.jit(lambda key, points: mixture.fit(key, points, count, covariance=kind, restarts=5)[0])
+    small = points.shape[1] <= min(MAX_FULL_COVARIANCE_DIM, len(points) // (2 * num_clusters))
+    kind: mixture.CovarianceType = "full" if small else "diagonal"
+    fit = jax.jit(lambda key, points: mixture.fit(key, points, num_clusters, covariance_type=kind, num_restarts=5)[0])
     return np.asarray(mixture.assign(fit(jax.random.key(seed), scaled), jnp.asarray(scaled)))
 
 
-def _hierarchical(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Merges the two clusters whose union has the least more inertia, until so many are left (Ward, 1963)."""
-    if len(points) > PAIRS:
+def _hierarchical(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
+    """Agglomerative clustering by Ward's criterion (1963): merges the two clusters that add the least inertia."""
+    if len(points) > MAX_HIERARCHICAL_POINTS:
         raise ConfigError(
-            f"--method hierarchical: it compares all pairs, and {len(points):,} examples have too many (at most "
-            f"{PAIRS:,} examples); kmeans and mixture do not"
+            f"--method hierarchical: it compares all pairs of examples, so it takes at most "
+            f"{MAX_HIERARCHICAL_POINTS:,} of them, got {len(points):,}; use kmeans or mixture"
         )
     from sklearn.cluster import AgglomerativeClustering
 
-    return AgglomerativeClustering(count).fit_predict(points) if len(points) > 1 else np.zeros(1, np.int64)
+    return AgglomerativeClustering(num_clusters).fit_predict(points) if len(points) > 1 else np.zeros(1, np.int64)
 
 
 METHODS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
@@ -242,45 +259,48 @@ METHODS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
 }
 
 
-# What is said of it
-
-
-def agreement(assignments: np.ndarray, classes: np.ndarray | None) -> dict[str, float]:
-    """Returns how clusters agree with classes, if there are any; see `learners.kmeans.agreement`."""
-    return {} if classes is None else kmeans.agreement({"targets": classes, "assignments": assignments})
+# -- scores, files and figures ---------------------------------------------------------------------
 
 
 def silhouette(points: np.ndarray, assignments: np.ndarray) -> dict[str, float]:
-    """Returns how much nearer points are to their own cluster than to the next (Rousseeuw, 1987), from -1 to 1.
+    """Mean silhouette (Rousseeuw, 1987): -1 to 1, high where points are nearer to their own cluster than to the next.
 
-    Of many points some are chosen. Empty where it is not defined: one cluster, or one for each point.
+    Args:
+      points: `[N, D]`; of more than 2,000 points a random subset is scored.
+      assignments: int `[N]`.
+
+    Returns:
+      "silhouette"; nothing where it is not defined, for a single cluster or for one cluster per point.
+
+    >>> silhouette(np.array([[0.0], [0.0], [9.0], [9.0]]), np.array([0, 0, 1, 1]))
+    {'silhouette': 1.0}
     """
     from sklearn import metrics
 
-    chosen = np.random.RandomState(0).permutation(len(points))[:LOOKED_AT]
+    chosen = np.random.RandomState(0).permutation(len(points))[:MAX_SILHOUETTE_POINTS]
     if not 2 <= len(np.unique(assignments[chosen])) < len(chosen):
         return {}
     return {"silhouette": float(metrics.silhouette_score(points[chosen], assignments[chosen]))}
 
 
 def _figures(
-    points: np.ndarray, assignments: np.ndarray, classes: np.ndarray | None, names: Any, inputs: np.ndarray
-) -> dict[str, Any]:
-    by: dict[str, Any] = {"by cluster": (assignments, None)}
+    points: np.ndarray, assignments: np.ndarray, classes: np.ndarray | None, names: Sequence[str], inputs: np.ndarray
+) -> dict[str, Figure]:
+    labels: dict[str, Any] = {"by cluster": (assignments, None)}
     if classes is not None:
-        by["by class"] = (classes, names)
-    made = {"embedding": common.embeddings(points, by)}
+        labels["by class"] = (classes, names)
+    figures = {"embedding": plots.embeddings(points, labels)}
     if inputs.ndim == 4 and inputs.shape[-1] in (1, 3):
-        _, places = np.unique(assignments, return_inverse=True)
-        centers = np.stack([points[places == place].mean(axis=0) for place in range(places.max() + 1)])
-        distances = np.linalg.norm(points - centers[places], axis=1)
-        made["members"] = common.members(inputs, assignments, distances)
-    return made
+        _, indices = np.unique(assignments, return_inverse=True)
+        centers = np.stack([points[indices == index].mean(axis=0) for index in range(indices.max() + 1)])
+        distances = np.linalg.norm(points - centers[indices], axis=1)
+        figures["members"] = plots.cluster_members(inputs, assignments, distances)
+    return figures
 
 
 def _folder(result: Result, out: str | Path | None, name: str) -> Path:
     if out is None and result.run_dir is None:
-        raise ConfigError("out: the run has no folder, so say where to write")
+        raise ConfigError("out: the run has no folder, so name the folder to write to")
     folder = Path(out) if out is not None else Path(str(result.run_dir)) / "clusters" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -290,7 +310,7 @@ def _folder(result: Result, out: str | Path | None, name: str) -> Path:
 
 
 def _write(
-    folder: Path, assignments: np.ndarray, classes: np.ndarray | None, names: Any, scores: dict[str, Any]
+    folder: Path, assignments: np.ndarray, classes: np.ndarray | None, names: Sequence[str], scores: dict[str, Any]
 ) -> None:
     columns: dict[str, Any] = {"row": range(len(assignments)), "cluster": assignments.tolist()}
     if classes is not None:
@@ -306,8 +326,8 @@ def _write(
         raise RunError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _show(
-    title: str, assignments: np.ndarray, classes: np.ndarray | None, names: Any, scores: dict[str, float]
+def _print_table(
+    assignments: np.ndarray, classes: np.ndarray | None, class_names: Sequence[str], scores: dict[str, float]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -317,17 +337,15 @@ def _show(
     table.add_column("cluster", justify="right")
     table.add_column("examples", justify="right")
     if classes is not None:
-        table.add_column("of these classes")
+        table.add_column("most frequent classes")
     for label, count in zip(*np.unique(assignments, return_counts=True)):
         row = [str(label), f"{count:,}"]
         if classes is not None:
-            found, numbers = np.unique(classes[assignments == label], return_counts=True)
-            most = np.argsort(-numbers, kind="stable")[:4]
-            row.append(
-                ", ".join(f"{names[found[i]]} {numbers[i]:,}" for i in most) + (" ..." if len(found) > 4 else "")
-            )
+            present, counts = np.unique(classes[assignments == label], return_counts=True)
+            top = np.argsort(-counts, kind="stable")[:4]
+            dots = " ..." if len(present) > 4 else ""
+            row.append(", ".join(f"{class_names[present[i]]} {counts[i]:,}" for i in top) + dots)
         table.add_row(*map(Text, row))
-    print(title)
     console = Console()
     console.print(table)
     console.print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False)

@@ -1,7 +1,7 @@
-"""`foldax export`: a run's parameters as safetensors, and a program that predicts with nothing of foldax's code.
+"""`foldax export`: a run's parameters as safetensors, and a program that predicts without any code of foldax.
 
-The program is what `jax.export` makes of the learner's `predict`: StableHLO, for several platforms at once. Parameters
-are its argument, so that it is small. It takes raw inputs, as the dataset gives them.
+The program is the learner's `predict`, exported by `jax.export` as StableHLO for several platforms at once. Parameters
+are its argument, which keeps it small. It takes raw inputs, as the dataset yields them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,33 @@ from foldax.configuration import to_json
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import experiment_name
-from foldax.inference import inputs as reading
+from foldax.inference.inputs import InputSpecs, example_inputs, input_specs, list_text, predict_argument
 from foldax.runs import tables
+from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
 from foldax.runs.train import warn
 from foldax.runs.transfer import parameters
 
 FILES = ("params.safetensors", "predict.jax", "signature.json", "example.py")
 PLATFORMS = ("cpu", "cuda", "tpu")
-CHECKED = 16  # examples that the program is tried on
-TOLERANCE = 1e-4  # relative; another compilation of the same operations
+CHECKED_EXAMPLES = 16
+TOLERANCE = 1e-4  # relative to the largest output: the exported program is compiled differently
 
 Inputs = Any  # an array, or arrays by name
+
+
+class ExportedPredict(NamedTuple):
+    """An exported program `(weights, inputs[, seed]) -> outputs`.
+
+    Attributes:
+      program: the program.
+      weights: its first argument: arrays by name.
+      takes_seed: whether it takes a seed, because `predict` uses its key.
+    """
+
+    program: jax_export.Exported
+    weights: dict[str, jax.Array]
+    takes_seed: bool
 
 
 def export(
@@ -45,173 +60,175 @@ def export(
     shape: Sequence[int | str] | None = None,
     verbose: bool = True,
 ) -> Path:
-    """Writes `params.safetensors`, `predict.jax`, `signature.json` and `example.py`, which predicts with the first two.
+    """Exports a run: writes `params.safetensors`, `predict.jax`, `signature.json`, and `example.py`, which uses them.
 
     Args:
-      run: a run folder, or what `foldax.train` returned; the state that was tested is exported.
-      out: the folder to write to; `export` in the run folder if None.
-      batch_size: examples a call: a number, or "symbolic" for any; None: any if the model allows it, else the batch
-        size of training, with a warning.
-      platforms: of "cpu", "cuda", "rocm" and "tpu", where the program is to run.
-      shape: of one example's inputs, if not as in the dataset; a name such as "time" stands for any length.
-      verbose: whether to say what was written.
+      run: a run folder, or the `Result` of `foldax.train`; the state that was tested is exported.
+      out: output folder; `export` in the run folder if None.
+      batch_size: examples per call: a number, or "symbolic" for any number; None: any number if the model allows it,
+        else the batch size of training, with a warning.
+      platforms: platforms of the program, of "cpu", "cuda", "rocm" and "tpu".
+      shape: shape of one example's inputs, if it is not the dataset's; a name such as "time" stands for any length.
+      verbose: prints a summary.
 
     Returns:
       The folder.
 
     Raises:
-      ConfigError: a platform, batch size or shape that is not allowed.
-      ExperimentError: the learner has no `predict`, it cannot be exported so, or the program's outputs differ.
-      RunError: see `load_run`; or the folder cannot be written, or holds other files of these names.
+      ConfigError: a platform, batch size or shape is not allowed.
+      ExperimentError: the learner has no `predict`, it cannot be exported, or the program's outputs differ from it.
+      RunError: the run cannot be loaded, or the folder cannot be written or holds other files of these names.
     """
+    # 1. Arguments
     unknown = [name for name in platforms if name not in (*PLATFORMS, "rocm")]
     if unknown or not platforms:
         raise ConfigError(f"platforms: {', '.join(unknown) or 'none'} given; allowed are cpu, cuda, rocm and tpu")
     if batch_size not in (None, "symbolic") and not (isinstance(batch_size, int) and batch_size > 0):
         raise ConfigError(f"batch_size: {batch_size!r} is neither a number above 0 nor 'symbolic'")
     result = run if isinstance(run, Result) else load_run(run)
-    if out is None:
-        if result.run_dir is None:
-            raise ConfigError("out: the run has no folder, so say where to write")
-        out = result.run_dir / "export"
-    folder = Path(out)
-    _check_free(folder)
-    predict = result.learner.predict
-    if predict is None:
+    if out is None and result.run_dir is None:
+        raise ConfigError("out: the run has no folder, so name the folder to write to")
+    folder = Path(out) if out is not None else Path(str(result.run_dir)) / "export"
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing and "signature.json" not in existing:
+        raise RunError(f"{folder} holds a {existing[0]} that is not an exported one; choose another folder (--out)")
+    if result.learner.predict is None:
         raise ExperimentError("this learner has no `predict`, so there is nothing to export")
-    expected = reading.expected(result)
-    if shape is not None:  # a mask is one number for each step
-        expected = {name: (tuple(shape)[: len(old) or None], dtype) for name, (old, dtype) in expected.items()}
-    program, weights, random = _program(result, predict, expected, batch_size, tuple(platforms))
-    said = _check(program, result, weights, random, expected)
-    signature = _signature(result, program, weights, random)
-    _write(folder, result, program, weights, signature)
+    # 2. Program, tried on a few examples
+    specs = input_specs(result)
+    if shape is not None:  # a mask has only the axes of time
+        specs = {name: (tuple(shape)[: len(old) or None], dtype) for name, (old, dtype) in specs.items()}
+    exported = _export_predict(result, specs, batch_size, tuple(platforms))
+    comparison = _compare_to_predict(exported, result, specs)
+    # 3. Files
+    signature = _signature(result, exported)
+    _write(folder, result, exported, signature)
     if verbose:
-        _report(folder, signature, said)
+        _print_summary(folder, signature, comparison)
     return folder
 
 
-def _check_free(folder: Path) -> None:
-    taken = [name for name in FILES if (folder / name).exists()]
-    if taken and "signature.json" not in taken:
-        raise RunError(f"{folder} holds a {taken[0]} that is not an exported one; choose another folder (--out)")
+def _batch_specs(specs: InputSpecs, batch: int | str, scope: Any = None) -> Inputs:
+    """Returns shapes and dtypes of a batch, whose sizes may be symbolic."""
+    batch_specs = {}
+    for name, (shape, dtype) in specs.items():
+        sizes = ", ".join(map(str, (batch, *shape)))
+        batch_specs[name] = jax.ShapeDtypeStruct(jax_export.symbolic_shape(sizes, scope=scope), dtype)
+    return predict_argument(batch_specs)
 
 
-def _specs(expected: reading.Expected, batch: int | str, scope: Any = None) -> Inputs:
-    """Returns shapes and dtypes of a batch: of the inputs alone, or by name where there is a mask too."""
-    made = {}
-    for name, (shape, dtype) in expected.items():
-        text = ", ".join(map(str, (batch, *shape)))
-        made[name] = jax.ShapeDtypeStruct(jax_export.symbolic_shape(text, scope=scope), dtype)
-    return reading.as_given(made)
-
-
-def _program(
-    result: Result, predict: Callable[..., Any], expected: reading.Expected, batch_size: Any, platforms: tuple[str, ...]
-) -> tuple[jax_export.Exported, dict[str, Any], bool]:
-    """Returns the program `(weights, inputs[, seed]) -> outputs`, its weights by name, and whether it takes a seed."""
+def _export_predict(
+    result: Result, specs: InputSpecs, batch_size: int | str | None, platforms: tuple[str, ...]
+) -> ExportedPredict:
+    predict: Callable[..., Any] = result.learner.predict  # type: ignore[assignment]  # it is not None
     leaves = parameter_paths.leaves_by_path(result.state)
     if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves.values()):
-        raise ExperimentError(
-            "the state holds random keys, which cannot be exported: use the key that predict is given"
-        )
-    specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.state)
-    structure = jax.tree.structure(result.state)
+        raise ExperimentError("the state holds random keys, which cannot be exported: use the key of `predict`")
 
-    def run(state: Any, inputs: Inputs, seed: Any) -> Any:
+    def predict_by_path(state: Any, inputs: Inputs, seed: Any) -> Any:
         outputs = predict(state, inputs, jax.random.key(seed))
         by_path = parameter_paths.leaves_by_path(outputs)
         return by_path[""] if list(by_path) == [""] else by_path
 
-    one = {name: (tuple(s if isinstance(s, int) else 8 for s in shape), d) for name, (shape, d) in expected.items()}
-    arguments = (specs, _specs(one, 2), jax.ShapeDtypeStruct((), jnp.uint32))
-    kept = _exported(run, arguments, None).module_kept_var_idx
-    random = len(jax.tree.leaves(arguments)) - 1 in kept
-    used = [path for index, path in enumerate(leaves) if index in kept]
-    named = _names(leaves, used)
+    # 1. A trial export with fixed sizes tells which leaves of the state `predict` reads, and whether it uses its key.
+    fixed = {name: (tuple(s if isinstance(s, int) else 8 for s in shape), d) for name, (shape, d) in specs.items()}
+    state_specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.state)
+    seed_spec = jax.ShapeDtypeStruct((), jnp.uint32)
+    arguments = (state_specs, _batch_specs(fixed, 2), seed_spec)
+    used = _export(predict_by_path, arguments, None).module_kept_var_idx
+    takes_seed = len(jax.tree.leaves(arguments)) - 1 in used
+    names = _weight_names(leaves, [path for index, path in enumerate(leaves) if index in used])
 
-    def called(weights: dict[str, Any], inputs: Inputs, seed: Any = 0) -> Any:
+    # 2. The program takes only these leaves, by name.
+    def run(weights: dict[str, Any], inputs: Inputs, seed: Any = 0) -> Any:
+        # Leaves that `predict` does not read may be anything: zeros keep the structure.
         state = [
-            weights[named[path]] if path in named else jnp.zeros(leaf.shape, leaf.dtype)
+            weights[names[path]] if path in names else jnp.zeros(leaf.shape, leaf.dtype)
             for path, leaf in leaves.items()
         ]
-        return run(jax.tree.unflatten(structure, state), inputs, seed)
+        return predict_by_path(jax.tree.unflatten(jax.tree.structure(result.state), state), inputs, seed)
 
-    weights = {named[path]: leaves[path] for path in used}
-    seed = (arguments[2],) if random else ()
-    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
+    weights = {name: leaves[path] for path, name in names.items()}
+    weight_specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
 
-    def exported(batch: int | str, told: str) -> jax_export.Exported:
+    def export_batch(batch: int | str, description: str) -> ExportedPredict:
         scope = jax_export.SymbolicScope(["batch >= 1"] if batch == "batch" else [])
-        return _exported(called, (wanted, _specs(expected, batch, scope), *seed), platforms, told)
+        arguments = (weight_specs, _batch_specs(specs, batch, scope), *((seed_spec,) if takes_seed else ()))
+        return ExportedPredict(_export(run, arguments, platforms, description), weights, takes_seed)
 
+    # 3. Any batch size, unless the model needs to know it.
     if isinstance(batch_size, int):
-        return exported(batch_size, f" with a batch size of {batch_size}"), weights, random
+        return export_batch(batch_size, f" with a batch size of {batch_size}")
     try:
-        return exported("batch", " with a symbolic batch size (a number may do: --batch-size 64)"), weights, random
+        return export_batch("batch", " with a symbolic batch size (a number may do: --batch-size 64)")
     except ExperimentError as error:
         if batch_size == "symbolic":
             raise
         size = result.info.batch_size
         warn(f"{str(error).splitlines()[0]}; the program takes {size} examples at a time")
-        return exported(size, f" with a batch size of {size}"), weights, random
+        return export_batch(size, f" with a batch size of {size}")
 
 
-def _exported(
-    function: Callable[..., Any], specs: Any, platforms: tuple[str, ...] | None, told: str = ""
+def _export(
+    function: Callable[..., Any], arguments: Any, platforms: tuple[str, ...] | None, description: str = ""
 ) -> jax_export.Exported:
     try:
-        return jax_export.export(jax.jit(function), platforms=platforms)(*specs)
-    except Exception as error:  # whatever JAX raises while it traces the model is about this experiment's
+        return jax_export.export(jax.jit(function), platforms=platforms)(*arguments)
+    except Exception as error:  # tracing the experiment's own model may raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ExperimentError(f"predict cannot be exported{told}: {reason}") from error
+        raise ExperimentError(f"predict cannot be exported{description}: {reason}") from error
 
 
-def _names(leaves: dict[str, Any], used: Sequence[str]) -> dict[str, str]:
-    """Returns the names, in the file, of the leaves that predict uses; an average of the parameters has their names."""
-    known = parameters.names(leaves)
-    made: dict[str, str] = {}
+def _weight_names(leaves: dict[str, Any], used: Sequence[str]) -> dict[str, str]:
+    """Names the leaves that `predict` reads, by path; a moving average has the names of the parameters."""
+    known = parameters.parameter_names(leaves)
+    names: dict[str, str] = {}
     for path in used:
         name = known.get(path, path)
-        made[path] = path if name in made.values() else name
-    return made
+        names[path] = path if name in names.values() else name
+    return names
 
 
-def _check(
-    program: jax_export.Exported, result: Result, weights: dict[str, Any], random: bool, expected: reading.Expected
-) -> str:
-    """Runs the program on a few examples and says how it compares with the run's own `predict`.
+def _compare_to_predict(exported: ExportedPredict, result: Result, specs: InputSpecs) -> str:
+    """Runs the program on a few examples and describes how its outputs compare to those of `predict`.
 
     Raises:
-      ExperimentError: it gives something else.
+      ExperimentError: they differ by more than `TOLERANCE`.
     """
-    here = jax.default_backend()
-    if not {"gpu": {"cuda", "rocm"}}.get(here, {here}) & set(program.platforms):
-        return f"not tried: this is {here}"
+    program, weights, takes_seed = exported
+    backend = jax.default_backend()
+    if not {"gpu": {"cuda", "rocm"}}.get(backend, {backend}) & set(program.platforms):
+        return f"not tried: this is {backend}"
+    # Arguments are flat: weights come first, inputs next.
     batch = program.in_avals[len(weights)].shape[0]
-    inputs = reading.samples(result, batch if isinstance(batch, int) else CHECKED, expected)
-    ours = parameter_paths.leaves_by_path(result.predict(inputs))
-    theirs = parameter_paths.leaves_by_path(program.call(weights, inputs, *([np.uint32(0)] if random else [])))
-    if all(np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes() for name, value in ours.items()):
+    inputs = example_inputs(result, batch if isinstance(batch, int) else CHECKED_EXAMPLES, specs)
+    expected = parameter_paths.leaves_by_path(result.predict(inputs))
+    outputs = parameter_paths.leaves_by_path(program.call(weights, inputs, *([np.uint32(0)] if takes_seed else [])))
+    if all(np.asarray(value).tobytes() == np.asarray(outputs[name]).tobytes() for name, value in expected.items()):
         return "same bits as `predict`"
-    worst = 0.0
-    for name, value in ours.items():
-        mine, other = np.asarray(value, np.float64), np.asarray(theirs[name], np.float64)
-        scale = max(1.0, float(np.abs(mine).max(initial=0.0)))
-        worst = max(worst, float(np.abs(mine - other).max(initial=0.0)) / scale)
-    if not worst <= TOLERANCE:
-        raise ExperimentError(f"the exported program differs from `predict` by {worst:.2g}, relative to its outputs")
-    return f"differs from `predict` by {worst:.1g} at most"
+    # Other fusions round differently: compare relative to the largest output.
+    difference = 0.0
+    for name, value in expected.items():
+        ours, theirs = np.asarray(value, np.float64), np.asarray(outputs[name], np.float64)
+        scale = max(1.0, float(np.abs(ours).max(initial=0.0)))
+        difference = max(difference, float(np.abs(ours - theirs).max(initial=0.0)) / scale)
+    if not difference <= TOLERANCE:  # also if it is NaN
+        raise ExperimentError(f"the exported program differs from `predict` by {difference:.2g} (relative)")
+    return f"differs from `predict` by {difference:.1g} at most"
 
 
-def _signature(result: Result, program: jax_export.Exported, weights: dict[str, Any], random: bool) -> dict[str, Any]:
-    def described(aval: Any) -> dict[str, Any]:
+def _signature(result: Result, exported: ExportedPredict) -> dict[str, Any]:
+    def describe(aval: Any) -> dict[str, Any]:
         sizes = [size if isinstance(size, int) else str(size) for size in aval.shape]
         return {"shape": sizes, "dtype": str(aval.dtype)}
 
+    def names(kind: str) -> list[str] | None:
+        value = getattr(result.info, f"{kind}_names", None)
+        return None if value is None else list(value)
+
+    program = exported.program
     (_, inputs, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
-    info = result.info
     return {
         "experiment": experiment_name(result.experiment),
         "foldax": version("foldax"),
@@ -219,71 +236,69 @@ def _signature(result: Result, program: jax_export.Exported, weights: dict[str, 
         "status": result.status,
         "state": "last" if result.best_step is None else "best",
         "step": result.step if result.best_step is None else result.best_step,
-        "data_fingerprint": getattr(info, "fingerprint", None),
+        "data_fingerprint": getattr(result.info, "fingerprint", None),
         "test": result.metrics.get("test", {}),
         "platforms": list(program.platforms),
-        "inputs": jax.tree.map(described, inputs),
-        "outputs": jax.tree.map(described, outputs),
-        "takes_seed": random,
-        "class_names": _list(getattr(info, "class_names", None)),
-        "feature_names": _list(getattr(info, "feature_names", None)),
-        "parameters": list(weights),
+        "inputs": jax.tree.map(describe, inputs),
+        "outputs": jax.tree.map(describe, outputs),
+        "takes_seed": exported.takes_seed,
+        "class_names": names("class"),
+        "feature_names": names("feature"),
+        "parameters": list(exported.weights),
     }
 
 
-def _list(value: Any) -> Any:
-    return None if value is None else list(value)
-
-
-def _write(
-    folder: Path, result: Result, program: jax_export.Exported, weights: dict[str, Any], signature: dict[str, Any]
-) -> None:
+def _write(folder: Path, result: Result, exported: ExportedPredict, signature: dict[str, Any]) -> None:
     leaves = parameter_paths.leaves_by_path(result.state)
-    kept = {name: np.asarray(leaf) for name, leaf in weights.items()}
-    for path, name in parameters.names(leaves).items():
-        kept.setdefault(name, np.asarray(leaves[path]))
+    arrays = {name: np.asarray(leaf) for name, leaf in exported.weights.items()}
+    # Parameters that `predict` does not read are exported too: another run may start from them.
+    for path, name in parameters.parameter_names(leaves).items():
+        arrays.setdefault(name, np.asarray(leaves[path]))
     metadata = {key: signature[key] for key in ("experiment", "foldax", "state", "step", "data_fingerprint")}
-    try:
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "predict.jax").write_bytes(program.serialize())
+        (folder / "predict.jax").write_bytes(exported.program.serialize())
         (folder / "signature.json").write_text(json.dumps(signature, indent=2) + "\n")
-        (folder / "example.py").write_text(example(signature))
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
-    parameters.write_safetensors(folder / "params.safetensors", kept, metadata | {"config": to_json(result.config)})
+        (folder / "example.py").write_text(example_script(signature))
+    parameters.write_safetensors(folder / "params.safetensors", arrays, metadata | {"config": to_json(result.config)})
 
 
-def example(signature: dict[str, Any]) -> str:
-    """Returns a script that predicts with the exported files, and needs nothing of foldax."""
-    one = "shape" in signature["inputs"]
-    kinds = [f"{spec['dtype']}[{', '.join(map(str, spec['shape']))}]" for spec in _each(signature["inputs"]).values()]
-    arrays = "an array" if one else " and ".join(f'"{name}"' for name in signature["inputs"])
-    test = ", ".join(f"{name} {value:.4g}" for name, value in signature["test"].items())
-    zeros = [
-        f"np.{'ones' if name == 'mask' else 'zeros'}("
+def example_script(signature: dict[str, Any]) -> str:
+    """Writes a script that predicts with the exported files, without foldax.
+
+    >>> spec = {"shape": ["batch", 6], "dtype": "float32"}
+    >>> script = example_script({"experiment": "tiny", "test": {}, "inputs": spec, "takes_seed": False})
+    >>> "np.zeros((4, 6), np.float32)" in script
+    True
+    """
+    is_array = "shape" in signature["inputs"]
+    specs = _by_name(signature["inputs"])
+    constants = {
+        name: f"np.{'ones' if name == 'mask' else 'zeros'}("
         f"{tuple(size if isinstance(size, int) else 4 for size in spec['shape'])}, np.{spec['dtype']})"
-        for name, spec in _each(signature["inputs"]).items()
-    ]
-    made = zeros[0] if one else "{" + ", ".join(f'"{n}": {z}' for n, z in zip(signature["inputs"], zeros)) + "}"
+        for name, spec in specs.items()
+    }
+    by_name = ", ".join(f'"{name}": {constant}' for name, constant in constants.items())
+    test = ", ".join(f"{name} {value:.4g}" for name, value in signature["test"].items())
     return EXAMPLE.format(
         experiment=signature["experiment"],
         test=f" (test: {test})" if test else "",
-        file="INPUTS.npy" if one else "INPUTS.npz",
-        kinds=", ".join(kinds),
-        arrays=arrays,
-        read="np.load(sys.argv[1])" if one else "dict(np.load(sys.argv[1]))",
-        made=made,
+        file="INPUTS.npy" if is_array else "INPUTS.npz",
+        dtypes=", ".join(f"{spec['dtype']}{list_text(spec['shape'])}" for spec in specs.values()),
+        arrays="an array" if is_array else " and ".join(f'"{name}"' for name in specs),
+        load="np.load(sys.argv[1])" if is_array else "dict(np.load(sys.argv[1]))",
+        constants=constants["inputs"] if is_array else f"{{{by_name}}}",
         seed=", np.uint32(0)" if signature["takes_seed"] else "",
     )
 
 
-def _each(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"inputs": inputs} if "shape" in inputs else inputs
+def _by_name(specs: dict[str, Any]) -> dict[str, Any]:
+    return {"inputs": specs} if "shape" in specs else specs
 
 
 EXAMPLE = '''"""Predicts with {experiment}{test}; see signature.json. pip install jax flatbuffers safetensors
 
-    python example.py {file}    # {arrays}, {kinds}; without a file some constants
+    python example.py {file}    # {arrays}, {dtypes}; without a file: constants
 """
 
 import json
@@ -300,13 +315,13 @@ signature = json.loads((here / "signature.json").read_text())
 weights = load_file(here / "params.safetensors")
 program = export.deserialize(bytearray((here / "predict.jax").read_bytes()))
 weights = {{name: weights[name] for name in signature["parameters"]}}
-inputs = {read} if len(sys.argv) > 1 else {made}
+inputs = {load} if len(sys.argv) > 1 else {constants}
 outputs = jax.jit(program.call)(weights, inputs{seed})
 print(outputs)
 '''
 
 
-def _report(folder: Path, signature: dict[str, Any], said: str) -> None:
+def _print_summary(folder: Path, signature: dict[str, Any], comparison: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -316,16 +331,11 @@ def _report(folder: Path, signature: dict[str, Any], said: str) -> None:
     for column in ("", "name", "shape", "dtype"):
         table.add_column(column)
     for side in ("inputs", "outputs"):
-        for name, spec in _each(signature[side]).items():
-            shape = Text(_text(spec["shape"]))
+        for name, spec in _by_name(signature[side]).items():
+            shape = Text(list_text(spec["shape"]))
             table.add_row(side, "" if "shape" in signature[side] else name, shape, spec["dtype"])
     console = Console()
     console.print(table)
-    console.print(f"platforms: {', '.join(signature['platforms'])}; {said}", highlight=False)
+    console.print(f"platforms: {', '.join(signature['platforms'])}; {comparison}", highlight=False)
     for name in FILES:
-        size = (folder / name).stat().st_size
-        print(f"{tables.shown(folder / name)}  {size:,} bytes")
-
-
-def _text(sizes: Sequence[Any]) -> str:
-    return "[" + ", ".join(map(str, sizes)) + "]"
+        print(f"{tables.display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")

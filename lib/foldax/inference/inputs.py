@@ -1,124 +1,148 @@
-"""Inputs of a learner's `predict`: what a dataset says of them, and how they are read from files."""
+"""Inputs of a learner's `predict`: their shapes and dtypes in the run's dataset, and how files are read into them."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foldax.engine.result import Result
-from foldax.errors import DataError, RunError, nearest
+from foldax.errors import DataError, RunError, did_you_mean
 
 Shape = tuple[Any, ...]
-Expected = dict[str, tuple[Shape, np.dtype]]
-"""Shape of one example and dtype of "inputs" and, where sequences are masked, of "mask"."""
+InputSpecs = dict[str, tuple[Shape, np.dtype]]
+"""Shape and dtype of one example's "inputs" and, where sequences are masked, of its "mask"."""
 Arrays = dict[str, np.ndarray]
 
 
-def expected(result: Result) -> Expected:
-    """Returns what the run's dataset says of inputs.
+def input_specs(result: Result) -> InputSpecs:
+    """Returns shape and dtype of one example's inputs (and mask), from the run's dataset.
 
     Raises:
       RunError: there is no dataset, or it has no "inputs".
     """
     shapes = getattr(result.info, "shapes", {})
     if "inputs" not in shapes:
-        raise RunError('the experiment has no dataset with "inputs", so what `predict` takes is not known')
+        raise RunError('the experiment has no dataset with "inputs", so the shape that `predict` takes is not known')
     return {name: (shapes[name], result.info.dtypes[name]) for name in ("inputs", "mask") if name in shapes}
 
 
-def as_given(arrays: dict[str, Any]) -> Any:
-    """Returns what `predict` is given: the inputs alone, or {"inputs", "mask"}."""
+def predict_argument(arrays: dict[str, Any]) -> Any:
+    """Returns the argument of `predict`: the inputs alone, or {"inputs", "mask"}.
+
+    >>> predict_argument({"inputs": [1, 2]}), predict_argument({"inputs": [1, 2], "mask": [1, 0]})
+    ([1, 2], {'inputs': [1, 2], 'mask': [1, 0]})
+    """
     return arrays["inputs"] if list(arrays) == ["inputs"] else arrays
 
 
-def samples(result: Result, count: int, wanted: Expected) -> Any:
-    """Returns inputs `[count, ...]`: of an evaluation split, else zeros (ones in a mask)."""
-    split = next((one for one in ("test", "validation") if one in result.dataset.splits), None)
-    if split is not None and wanted == expected(result):
-        examples = result.examples(split)
-        return as_given({name: np.resize(examples[name], (count, *shape)) for name, (shape, _) in wanted.items()})
-    sizes = {name: [s if isinstance(s, int) else 8 for s in shape] for name, (shape, _) in wanted.items()}
-    return as_given(
-        {name: np.full((count, *sizes[name]), name == "mask", dtype) for name, (_, dtype) in wanted.items()}
-    )
-
-
-def read(result: Result, source: str) -> tuple[Arrays, Arrays]:
-    """Reads inputs from a file, or takes those of an evaluation split.
+def example_inputs(result: Result, count: int, specs: InputSpecs) -> Any:
+    """Returns inputs for trying a program: those of an evaluation split, or zeros (ones in a mask).
 
     Args:
-      result: of the run, whose dataset says what inputs are like.
+      result: the run.
+      count: number of examples; those of a split are repeated if there are fewer.
+      specs: shapes and dtypes; where they are not those of the dataset, the inputs are zeros.
+
+    Returns:
+      The argument of `predict`, `[count, ...]`.
+    """
+    split = next((name for name in ("test", "validation") if name in result.dataset.splits), None)
+    if split is not None and specs == input_specs(result):
+        examples = result.examples(split)
+        return predict_argument({name: np.resize(examples[name], (count, *specs[name][0])) for name in specs})
+    constants = {}
+    for name, (shape, dtype) in specs.items():
+        sizes = (size if isinstance(size, int) else 8 for size in shape)
+        constants[name] = np.full((count, *sizes), name == "mask", dtype)
+    return predict_argument(constants)
+
+
+def read_inputs(result: Result, source: str) -> tuple[Arrays, Arrays]:
+    """Reads inputs from a file or an evaluation split.
+
+    Args:
+      result: the run, whose dataset gives shape and dtype of the inputs.
       source: "test" or "validation", or a .npy, .npz, .csv, .json, .png, .jpg or .jpeg file.
 
     Returns:
-      `(inputs and mask by name [B, ...], targets by name)`; targets only of a split.
+      `(inputs and mask by name [B, ...], targets by name)`; a file has no targets.
 
     Raises:
-      DataError: there is no such split or file, or it holds something else than the run's inputs.
+      DataError: there is no such split or file, or its content does not fit the run's inputs.
     """
-    wanted = expected(result)
+    # A split of the dataset
+    specs = input_specs(result)
     if source in result.dataset.splits:
         examples = result.examples(source)
-        return {name: examples[name] for name in wanted}, {k: v for k, v in examples.items() if k == "targets"}
+        return {name: examples[name] for name in specs}, {k: v for k, v in examples.items() if k == "targets"}
+    # A file
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if reader is None or not path.is_file():
         splits = ", ".join(result.dataset.splits) or "none"
-        why = f"there is no file {source!r}" if reader else f"{source!r} is neither a split nor a file of a known kind"
-        raise DataError(f"{why} (splits: {splits}; files: {', '.join(READERS)})")
-    shape, dtype = wanted["inputs"]
-    names = getattr(result.info, "feature_names", None)
+        unknown = f"{source!r} is neither a split nor a file of a known kind"
+        reason = f"there is no file {source!r}" if reader else unknown
+        raise DataError(f"{reason} (splits: {splits}; files: {', '.join(READERS)})")
+    shape, dtype = specs["inputs"]
     try:
-        found = reader(path, shape, names)
+        content = reader(path, shape, getattr(result.info, "feature_names", None))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    arrays = {"inputs": _fitted(found["inputs"], shape, dtype, f"{path}")}
-    if "mask" in wanted:
-        ones = np.ones((len(arrays["inputs"]), *arrays["inputs"].shape[1:][: len(wanted["mask"][0])]), np.int32)
-        arrays["mask"] = _fitted(found.get("mask", ones), wanted["mask"][0], wanted["mask"][1], f"{path}, mask")
+    arrays = {"inputs": _as_batch(content["inputs"], shape, dtype, f"{path}")}
+    if "mask" in specs:
+        # Without a mask in the file, no step is masked.
+        ones = np.ones((len(arrays["inputs"]), *arrays["inputs"].shape[1:][: len(specs["mask"][0])]), np.int32)
+        arrays["mask"] = _as_batch(content.get("mask", ones), *specs["mask"], f"{path}, mask")
     return arrays, {}
 
 
-def _fitted(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> np.ndarray:
-    """Returns the array as a batch of the dtype.
+def _as_batch(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> np.ndarray:
+    """Checks an array and converts it to a batch `[B, *shape]` of the dtype.
 
     Raises:
-      DataError: its shape or values do not fit; says what is expected and what was found.
+      DataError: its shape or values do not fit.
     """
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where}: expected numbers, got {array.dtype}")
-    series = len(shape) >= 1 and np.issubdtype(dtype, np.integer) and len(shape) == 1  # tokens: any length may do
-    if array.shape == shape or (series and array.ndim == 1):
+    is_tokens = len(shape) == 1 and np.issubdtype(dtype, np.integer)  # sequences of any length
+    # One example becomes a batch of one.
+    if array.shape == shape or (is_tokens and array.ndim == 1):
         array = array[None]
-    if array.ndim != len(shape) + 1 or (array.shape[1:] != shape and not series) or not len(array):
-        raise DataError(f"{where}: expected {_text(('B', *shape))} or {_text(shape)}, got {_text(array.shape)}")
+    if array.ndim != len(shape) + 1 or (array.shape[1:] != shape and not is_tokens) or not len(array):
+        expected = f"{list_text(('B', *shape))} or {list_text(shape)}"
+        raise DataError(f"{where}: expected {expected}, got {list_text(array.shape)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-        raise DataError(f"{where}: there are values that are not finite, first in row {bad}")
+        row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
+        raise DataError(f"{where}: there are values that are not finite, first in row {row}")
     if dtype.kind in "iu":
+        # astype would wrap around or truncate in silence.
         limits = np.iinfo(dtype)
         outside = (array < limits.min) | (array > limits.max) | (array != np.floor(array))
         if outside.any():
-            value = array[outside][0]
-            raise DataError(f"{where}: expected {dtype} ({limits.min} to {limits.max}), got {value}")
+            raise DataError(f"{where}: expected {dtype} ({limits.min} to {limits.max}), got {array[outside][0]}")
     return array.astype(dtype)
 
 
-def _text(shape: Shape) -> str:
+def list_text(shape: Sequence[Any]) -> str:
+    """Formats a shape, whose sizes may have names.
+
+    >>> list_text(("B", 28, 28))
+    '[B, 28, 28]'
+    """
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
-def _npy(path: Path, shape: Shape, names: Any) -> Arrays:
+def _read_npy(path: Path, shape: Shape, names: Any) -> Arrays:
     return {"inputs": np.load(path, allow_pickle=False)}
 
 
-def _npz(path: Path, shape: Shape, names: Any) -> Arrays:
+def _read_npz(path: Path, shape: Shape, names: Any) -> Arrays:
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     if "inputs" not in arrays and len(arrays) != 1:
@@ -126,34 +150,35 @@ def _npz(path: Path, shape: Shape, names: Any) -> Arrays:
     return arrays if "inputs" in arrays else {"inputs": next(iter(arrays.values()))}
 
 
-def _json(path: Path, shape: Shape, names: Any) -> Arrays:
-    found = json.loads(path.read_text())
-    found = found if isinstance(found, dict) else {"inputs": found}
-    if "inputs" not in found:
-        raise DataError(f'{path}: expected a list, or an object with "inputs"; got the keys {", ".join(found)}')
-    return {name: np.array(found[name]) for name in ("inputs", "mask") if name in found}
+def _read_json(path: Path, shape: Shape, names: Any) -> Arrays:
+    content = json.loads(path.read_text())
+    content = content if isinstance(content, dict) else {"inputs": content}
+    if "inputs" not in content:
+        raise DataError(f'{path}: expected a list, or an object with "inputs"; got the keys {", ".join(content)}')
+    return {name: np.array(content[name]) for name in ("inputs", "mask") if name in content}
 
 
-def _csv(path: Path, shape: Shape, names: Any) -> Arrays:
-    """Reads a row per example; a first row of names chooses the columns, if the features have names."""
+def _read_csv(path: Path, shape: Shape, names: Any) -> Arrays:
+    """Reads one example per row; a header selects the columns by the names of the features, if these have names."""
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file) if row]
-    columns, first = list(range(int(np.prod(shape)))), 1
+    # Without a header all columns count, in the order of the flattened shape.
+    columns, first_line = list(range(int(np.prod(shape)))), 1
     if rows and not all(map(_is_number, rows[0])):
-        header, first = [name.strip() for name in rows.pop(0)], 2
+        header, first_line = [name.strip() for name in rows.pop(0)], 2
         if names is not None:
             for name in names:
                 if name not in header:
-                    raise DataError(f"{path}: there is no column {name!r}{nearest(name, header)}")
+                    raise DataError(f"{path}: there is no column {name!r}{did_you_mean(name, header)}")
             columns = [header.index(name) for name in names]
         elif len(header) != len(columns):
             raise DataError(f"{path}: expected {len(columns)} columns, got {len(header)}")
-    for number, row in enumerate(rows, first):
-        if len(row) <= max(columns) or (first == 1 and len(row) != len(columns)):
-            raise DataError(f"{path}, line {number}: expected {len(columns)} numbers, got {len(row)}")
+    for line, row in enumerate(rows, first_line):
+        if len(row) <= max(columns) or (first_line == 1 and len(row) != len(columns)):
+            raise DataError(f"{path}, line {line}: expected {len(columns)} numbers, got {len(row)}")
         bad = next((row[column] for column in columns if not _is_number(row[column])), None)
         if bad is not None:
-            raise DataError(f"{path}, line {number}: {bad!r} is not a number")
+            raise DataError(f"{path}, line {line}: {bad!r} is not a number")
     values = np.array([[float(row[column]) for column in columns] for row in rows])
     return {"inputs": values.reshape(len(rows), *shape)}
 
@@ -165,13 +190,13 @@ def _is_number(text: str) -> bool:
     return False
 
 
-def _image(path: Path, shape: Shape, names: Any) -> Arrays:
-    """Reads one image in as many channels as the run's images have."""
+def _read_image(path: Path, shape: Shape, names: Any) -> Arrays:
+    """Reads one image, with as many channels as the run's images have."""
     from PIL import Image
 
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in (1, 3, 4):
-        raise DataError(f"{path}: expected {_text(shape)}, which is no image")
+        raise DataError(f"{path}: expected {list_text(shape)}, which is no image")
     with Image.open(path) as image:
         pixels = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
     if pixels.shape[:2] != shape[:2]:
@@ -181,11 +206,9 @@ def _image(path: Path, shape: Shape, names: Any) -> Arrays:
 
 
 READERS: dict[str, Callable[[Path, Shape, Any], Arrays]] = {
-    ".npy": _npy,
-    ".npz": _npz,
-    ".csv": _csv,
-    ".json": _json,
-    ".png": _image,
-    ".jpg": _image,
-    ".jpeg": _image,
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": _read_csv,
+    ".json": _read_json,
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), _read_image),
 }

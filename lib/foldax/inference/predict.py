@@ -1,4 +1,4 @@
-"""`foldax predict`: what a trained run says of new inputs."""
+"""`foldax predict`: predictions of a trained run for a file or an evaluation split."""
 
 from __future__ import annotations
 
@@ -7,84 +7,94 @@ import json
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
 from foldax import parameter_paths
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, RunError
-from foldax.inference import inputs as reading
+from foldax.errors import ConfigError
+from foldax.inference.inputs import Arrays, predict_argument, read_inputs
 from foldax.runs import tables
+from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
 
-ROWS = 20  # that are shown
-COLUMNS = 8
-AT_ONCE = 256  # examples in a call
-KINDS = (".npy", ".npz", ".csv", ".json")
-
-Columns = dict[str, np.ndarray]
+MAX_ROWS = 20  # printed rows
+MAX_COLUMNS = 8  # printed columns
+MAX_BATCH = 256  # examples per call of `predict`
+SUFFIXES = (".npy", ".npz", ".csv", ".json")
 
 
-def predict(run: Result | str | Path, source: str, out: str | Path | None = None) -> Any:
-    """Prints what a run predicts, classes with their probabilities or the outputs as they are, and may write it.
+def predict(run: Result | str | Path, source: str, out: str | Path | None = None) -> chex.ArrayTree:
+    """Prints the predictions of a run: classes with their probabilities, or the outputs as they are.
 
     Args:
-      run: a run folder, or what `foldax.train` returned.
-      source: a file, or the name of an evaluation split; see `inputs.read`.
-      out: a .npy, .npz, .csv or .json file to write to.
+      run: a run folder, or the `Result` of `foldax.train`.
+      source: a file, or the name of an evaluation split; see `inputs.read_inputs`.
+      out: a .npy, .npz, .csv or .json file for the predictions.
 
     Returns:
-      The outputs, `[B, ...]` or by name.
+      The outputs of the learner's `predict`, `[B, ...]` or by name.
 
     Raises:
-      ConfigError: `out` is of another kind.
-      DataError: the inputs cannot be read, or are not like those of the run.
-      ExperimentError: the learner has no `predict`, or fails on these inputs.
-      RunError: see `load_run`; or `out` cannot be written.
+      ConfigError: the suffix of `out` is not allowed.
+      DataError: the inputs cannot be read, or do not fit the run.
+      ExperimentError: the learner has no `predict`, or it fails on these inputs.
+      RunError: the run cannot be loaded, or `out` cannot be written.
     """
-    if out is not None and Path(out).suffix not in KINDS:
-        raise ConfigError(f"--out: {str(out)!r} is of no known kind; allowed are {', '.join(KINDS)}")
+    if out is not None and Path(out).suffix not in SUFFIXES:
+        raise ConfigError(f"--out: {str(out)!r} is of no known kind; allowed are {', '.join(SUFFIXES)}")
+    # 1. Inputs and outputs
     result = run if isinstance(run, Result) else load_run(run)
-    inputs, targets = reading.read(result, source)
-    outputs = predicted(result, inputs)
-    found = probabilities(result, outputs)
-    if found is not None:
-        _show_classes(result, found, targets.get("targets"))
+    inputs, targets = read_inputs(result, source)
+    outputs = predict_in_batches(result, inputs)
+    # 2. Table: classes of a classifier, else numbers
+    probabilities = class_probabilities(result, outputs)
+    if probabilities is not None:
+        _print_classes(result, probabilities, targets.get("targets"))
     else:
-        _show_outputs(outputs, targets.get("targets"))
+        _print_outputs(outputs, targets.get("targets"))
+    # 3. File
     if out is not None:
-        _write(Path(out), outputs, None if found is None else _class_columns(result, found))
-        print(f"written: {tables.shown(Path(out))}")
+        _write(Path(out), outputs, None if probabilities is None else _class_columns(result, probabilities))
+        print(f"written: {tables.display_path(Path(out))}")
     return outputs
 
 
-def predicted(result: Result, inputs: reading.Arrays) -> Any:
-    """Returns the outputs of inputs by name `[B, ...]`, a few hundred at a time, each part with a seed of its own."""
+def predict_in_batches(result: Result, inputs: Arrays) -> chex.ArrayTree:
+    """Computes the outputs for inputs (and mask) by name, `[B, ...]`; each batch has its own seed."""
     count = len(inputs["inputs"])
-    size, parts = min(count, AT_ONCE), []
-    for number, start in enumerate(range(0, count, size)):
-        rows = np.minimum(np.arange(start, start + size), count - 1)  # the last part is filled up: one program for all
-        some = reading.as_given({name: array[rows] for name, array in inputs.items()})
-        with compiled.own_code(result.experiment):
-            outputs = jax.device_get(result.predict(some, seed=number))
-        parts.append(_first(outputs, count - start))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    size, batches = min(count, MAX_BATCH), []
+    for seed, start in enumerate(range(0, count, size)):
+        # The last batch repeats its last example, so that one compiled program serves all batches.
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        with compiled.user_code_errors(result.experiment):
+            batch = predict_argument({name: array[rows] for name, array in inputs.items()})
+            outputs = jax.device_get(result.predict(batch, seed=seed))
+        batches.append(jax.tree.map(lambda x, rest=count - start: x[:rest], outputs))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
 
-def _first(outputs: Any, count: int) -> Any:
-    return jax.tree.map(lambda x: x[:count], outputs)
+def class_probabilities(result: Result, outputs: chex.ArrayTree) -> np.ndarray | None:
+    """Converts logits of a classifier to the probabilities of all classes.
 
+    Args:
+      result: the run, whose dataset has the number of classes C.
+      outputs: logits `[B, C]`, or `[B, 1]` of the second of two classes.
 
-def probabilities(result: Result, outputs: Any) -> np.ndarray | None:
-    """Returns the probability of every class `[B, C]` from a classifier's logits, or None if it is no classifier."""
+    Returns:
+      Probabilities `[B, C]`, or None if the outputs are no logits of the dataset's classes.
+    """
     count = getattr(result.info, "num_classes", None)
     if count is None or not isinstance(outputs, np.ndarray) or outputs.ndim != 2:
         return None
     if outputs.shape[1] == count:
+        # Softmax, shifted by the largest logit so that nothing overflows.
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True), dtype=np.float64)
         return shifted / shifted.sum(axis=1, keepdims=True)
     if outputs.shape[1] == 1 and count == 2:
+        # One logit of two classes is that of the second.
         second = 1 / (1 + np.exp(-outputs.astype(np.float64)))
         return np.concatenate([1 - second, second], axis=1)
     return None
@@ -94,79 +104,84 @@ def _class_names(result: Result, count: int) -> list[str]:
     return list(result.info.class_names or map(str, range(count)))
 
 
-def _show_classes(result: Result, found: np.ndarray, targets: np.ndarray | None) -> None:
-    names, order = _class_names(result, found.shape[1]), np.argsort(-found, axis=1, kind="stable")
-    columns: dict[str, list[str]] = {"row": [], "class": [], "probability": [], "next": [], "its probability": []}
-    for row in range(min(len(found), ROWS)):
-        first, second = order[row, :2]
-        cells = (row, names[first], f"{found[row, first]:.4f}", names[second], f"{found[row, second]:.4f}")
-        for column, cell in zip(columns.values(), cells):
-            column.append(str(cell))
+def _print_classes(result: Result, probabilities: np.ndarray, targets: np.ndarray | None) -> None:
+    names, order = _class_names(result, probabilities.shape[1]), np.argsort(-probabilities, axis=1, kind="stable")
+    rows = range(min(len(probabilities), MAX_ROWS))
+    columns = {"row": list(map(str, rows))}
+    for rank, titles in enumerate((("class", "probability"), ("next", "its probability"))):
+        columns[titles[0]] = [names[order[row, rank]] for row in rows]
+        columns[titles[1]] = [f"{probabilities[row, order[row, rank]]:.4f}" for row in rows]
     caption = ""
     if targets is not None and targets.ndim == 1:
-        columns["target"] = [names[int(target)] for target in targets[:ROWS]]
-        caption = f"{int((order[:, 0] == targets).sum()):,} of {len(found):,} right"
-    _print(columns, len(found), caption)
+        columns["target"] = [names[int(target)] for target in targets[:MAX_ROWS]]
+        caption = f"{int((order[:, 0] == targets).sum()):,} of {len(probabilities):,} right"
+    _print_columns(columns, len(probabilities), caption)
 
 
-def _show_outputs(outputs: Any, targets: np.ndarray | None) -> None:
-    flat = _columns(outputs)
-    if len(flat) > COLUMNS:
-        wide: dict[str, list[str]] = {"output": [], "shape": [], "least": [], "mean": [], "most": []}
-        for name, value in parameter_paths.leaves_by_path(outputs).items():
-            numbers = [f"{float(x):.6g}" for x in (value.min(), value.mean(), value.max())]
-            for column, cell in zip(wide.values(), (name or "outputs", "x".join(map(str, value.shape)), *numbers)):
-                column.append(cell)
-        _print(wide, len(wide["output"]), "too many numbers for a table: --out FILE writes them")
+def _print_outputs(outputs: chex.ArrayTree, targets: np.ndarray | None) -> None:
+    columns = output_columns(outputs)
+    # Images, say: a summary of every output instead of its values.
+    if len(columns) > MAX_COLUMNS:
+        rows = [
+            (name or "outputs", tables.shape_text(x.shape), *(f"{float(f()):.6g}" for f in (x.min, x.mean, x.max)))
+            for name, x in parameter_paths.leaves_by_path(outputs).items()
+        ]
+        summary = dict(zip(("output", "shape", "min", "mean", "max"), map(list, zip(*rows))))
+        _print_columns(summary, len(rows), "too many numbers for a table: --out FILE writes them")
         return
-    count = len(next(iter(flat.values())))
-    shown = {name: [f"{value:.6g}" for value in column[:ROWS].tolist()] for name, column in flat.items()}
+    count = len(next(iter(columns.values())))
     if targets is not None and targets.size == count:
-        shown["target"] = [f"{value:.6g}" for value in targets.reshape(-1)[:ROWS].tolist()]
-    _print({"row": list(map(str, range(min(count, ROWS)))), **shown}, count)
+        columns["target"] = targets.reshape(-1)
+    cells = {name: [f"{value:.6g}" for value in column[:MAX_ROWS].tolist()] for name, column in columns.items()}
+    _print_columns({"row": list(map(str, range(min(count, MAX_ROWS)))), **cells}, count)
 
 
-def _columns(outputs: Any) -> Columns:
-    """Returns the outputs as columns `[B]`: "mean", or "mean 0", "mean 1", ... of one with several numbers a row."""
-    made: Columns = {}
+def output_columns(outputs: chex.ArrayTree) -> dict[str, np.ndarray]:
+    """Splits outputs `[B, ...]` into columns `[B]`: "mean", or "mean 0", "mean 1", ... of several values per row.
+
+    >>> output_columns({"mean": np.array([[1.0, 2.0]]), "std": np.array([0.5])})
+    {'mean 0': array([1.]), 'mean 1': array([2.]), 'std': array([0.5])}
+    """
+    columns: dict[str, np.ndarray] = {}
     for name, value in parameter_paths.leaves_by_path(outputs).items():
         flat = value.reshape(len(value), -1)
         title = name or "output"
-        made |= {title if flat.shape[1] == 1 else f"{title} {i}": flat[:, i] for i in range(flat.shape[1])}
-    return made
+        columns |= {title if flat.shape[1] == 1 else f"{title} {i}": flat[:, i] for i in range(flat.shape[1])}
+    return columns
 
 
-def _class_columns(result: Result, found: np.ndarray) -> dict[str, Any]:
-    names = _class_names(result, found.shape[1])
-    return {"class": [names[i] for i in found.argmax(axis=1)], **{name: found[:, i] for i, name in enumerate(names)}}
+def _class_columns(result: Result, probabilities: np.ndarray) -> dict[str, Any]:
+    names = _class_names(result, probabilities.shape[1])
+    columns = {name: probabilities[:, i] for i, name in enumerate(names)}
+    return {"class": [names[i] for i in probabilities.argmax(axis=1)], **columns}
 
 
-def _print(columns: dict[str, list[str]], count: int, caption: str = "") -> None:
+def _print_columns(columns: dict[str, list[str]], count: int, caption: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    words = ("class", "next", "target", "output")
     for name in columns:
-        table.add_column(name, justify="left" if name in words else "right", overflow="fold")
+        is_text = name in ("class", "next", "target", "output")
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
     for row in zip(*columns.values()):
         table.add_row(*map(Text, row))
     console = Console()
     console.print(table)
-    more = f"and {count - ROWS:,} more rows" if count > ROWS else ""
+    more = f"and {count - MAX_ROWS:,} more rows" if count > MAX_ROWS else ""
     console.print(*filter(None, (more, caption)), sep="; ", highlight=False)
 
 
-def _write(path: Path, outputs: Any, classes: dict[str, Any] | None) -> None:
-    """Writes raw outputs as .npy or .npz, and classes with their probabilities, or columns, as .csv or .json.
+def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) -> None:
+    """Writes outputs to .npy or .npz; classes with probabilities, or else output columns, to .csv or .json.
 
     Raises:
       ConfigError: the kind of file cannot hold these outputs.
       RunError: the file cannot be written.
     """
     by_path = parameter_paths.leaves_by_path(outputs)
-    try:
+    with write_errors(path):
         if path.suffix == ".npy":
             if list(by_path) != [""]:
                 raise ConfigError(f"--out: there are several outputs ({', '.join(by_path)}); write a .npz")
@@ -174,13 +189,12 @@ def _write(path: Path, outputs: Any, classes: dict[str, Any] | None) -> None:
         elif path.suffix == ".npz":
             np.savez(path, **{name.replace("/", ".") or "outputs": value for name, value in by_path.items()})
         elif path.suffix == ".json":
+            # A single output needs no name: a plain list instead of an object.
             plain = {name: np.asarray(value).tolist() for name, value in (classes or by_path).items()}
             path.write_text(json.dumps(plain[""] if list(plain) == [""] else plain) + "\n")
         else:
-            columns = classes or _columns(outputs)
+            columns = classes or output_columns(outputs)
             with path.open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(columns)
                 writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values())))
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error

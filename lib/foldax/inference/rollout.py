@@ -1,4 +1,4 @@
-"""Playing a run's agent, on the device or on the host: what it does until its episodes are over."""
+"""Rollouts of a trained agent, on the device or on the host: whole episodes with states, observations and rewards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,73 +15,100 @@ import numpy as np
 from foldax import rl
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError
+from foldax.learner import State
 
-CHUNK = 64  # steps in a call of the compiled loop
+CHUNK = 64  # steps per call of the compiled loop
 
 
 class Episode(NamedTuple):
-    """What was done until it was over, left off, or no longer finite.
+    """An episode up to its end, to the maximum number of steps, or to the first value that is not finite.
 
     Attributes:
-      states: of the environment, `length` + 1 of them; the first is before any step.
-      observations: `[length + 1, ...]`.
-      rewards: `[length]`.
-      ended: whether it was over by itself.
-      broken: whether what came next is not finite.
+      states: states of the environment, T + 1 of them; the first is before any step.
+      observations: observations `[T + 1, ...]`.
+      rewards: rewards `[T]`.
+      is_done: whether the environment ended the episode.
+      non_finite: whether the next observation, reward or state is not finite.
+
+    >>> episode = Episode([0, 1, 2], np.zeros((3, 1)), np.array([1.0, 0.5]), is_done=True, non_finite=False)
+    >>> episode.length, episode.episode_return
+    (2, 1.5)
     """
 
     states: list[Any]
     observations: np.ndarray
     rewards: np.ndarray
-    ended: bool
-    broken: bool
+    is_done: bool
+    non_finite: bool
 
     @property
     def length(self) -> int:
-        """Its steps."""
+        """Number of steps."""
         return len(self.rewards)
 
     @property
-    def total(self) -> float:
-        """Its return."""
+    def episode_return(self) -> float:
+        """Sum of the rewards."""
         return float(self.rewards.sum())
 
 
-def played_here(result: Result, world: rl.Environment, count: int, seed: int, most_steps: int) -> list[Episode]:
-    """Returns one episode of each of `count` copies; a chunk of steps of all is one call."""
+def rollout_on_device(
+    result: Result, environment: rl.Environment, num_episodes: int, seed: int, max_steps: int
+) -> list[Episode]:
+    """Collects one episode from each of several parallel environments; one call computes a chunk of steps of all.
+
+    Args:
+      result: the run, whose `predict` selects the actions.
+      environment: the environment.
+      num_episodes: number of parallel environments N.
+      seed: seed of the environments and the policy.
+      max_steps: maximum length of an episode.
+
+    Returns:
+      N episodes.
+
+    Raises:
+      ExperimentError: the learner has no `predict`.
+    """
     predict = _predict(result)
-    of_start, of_steps = jax.random.split(jax.random.key(seed))
-    states, seen = jax.jit(jax.vmap(world.reset))(jax.random.split(of_start, count))
-    remembers = _remembers(predict, result.state, world, seen)
-    history = jnp.zeros((count, most_steps if remembers else 0, *seen.shape[1:]), seen.dtype)
+    # 1. First observations, which tell whether the policy has memory.
+    reset_key, step_key = jax.random.split(jax.random.key(seed))
+    states, observations = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, num_episodes))
+    # Models without memory of their own, such as Transformers, act from the whole episode so far.
+    takes_history = _takes_history(predict, result.state, environment, observations)
+    history_steps = max_steps if takes_history else 0
+    history = jnp.zeros((num_episodes, history_steps, *observations.shape[1:]), observations.dtype)
 
+    # 2. A compiled chunk of steps. Environments that are done step on; their later steps are dropped at the end.
     @jax.jit
-    def advance(
-        learned: Any, states: Any, seen: jax.Array, history: jax.Array, key: jax.Array, start: jax.Array
-    ) -> Any:
-        def one(carry: Any, step: jax.Array) -> Any:
-            states, seen, history = carry
-            of_policy, of_world = jax.random.split(jax.random.fold_in(key, step))
-            if remembers:
-                history = history.at[:, step].set(seen)
-                action = predict(learned, history, of_policy)[:, step]
+    def advance(learner_state: State, carry: Any, key: jax.Array, start: jax.Array) -> Any:
+        def one_step(carry: Any, step: jax.Array) -> Any:
+            states, observations, history = carry
+            # Folding in the step gives the same keys whatever the size of a chunk.
+            policy_key, environment_key = jax.random.split(jax.random.fold_in(key, step))
+            if takes_history:
+                # Later steps are still zeros; a causal policy ignores them.
+                history = history.at[:, step].set(observations)
+                action = predict(learner_state, history, policy_key)[:, step]
             else:
-                action = predict(learned, seen, of_policy)
-            states, answer = jax.vmap(world.step)(jax.random.split(of_world, count), states, action)
-            shown = states, answer.observation
-            return (*shown, history), (*shown, answer.reward, answer.terminated | answer.truncated)
+                action = predict(learner_state, observations, policy_key)
+            step_keys = jax.random.split(environment_key, num_episodes)
+            states, transition = jax.vmap(environment.step)(step_keys, states, action)
+            after = states, transition.observation
+            return (*after, history), (*after, transition.reward, transition.terminated | transition.truncated)
 
-        return jax.lax.scan(one, (states, seen, history), start + jnp.arange(CHUNK))
+        return jax.lax.scan(one_step, carry, start + jnp.arange(CHUNK))
 
-    chunks = [jax.tree.map(lambda x: x[None], jax.device_get((states, seen)))]
-    rewards, overs = np.zeros((0, count)), np.zeros((0, count), bool)
-    while len(rewards) < most_steps and not overs.any(axis=0).all():
-        carry, answers = advance(result.state, states, seen, history, of_steps, jnp.int32(len(rewards)))
-        states, seen, history = carry
-        *after, reward, over = jax.device_get(answers)
+    # 3. Whole chunks until every environment is done; later steps are cut off below.
+    carry: Any = states, observations, history
+    chunks = [jax.tree.map(lambda x: x[None], jax.device_get((states, observations)))]
+    rewards, dones = np.zeros((0, num_episodes)), np.zeros((0, num_episodes), bool)
+    while len(rewards) < max_steps and not dones.any(axis=0).all():
+        carry, steps = advance(result.state, carry, step_key, jnp.int32(len(rewards)))
+        *after, reward, done = jax.device_get(steps)
         chunks.append(tuple(after))
-        rewards, overs = np.concatenate([rewards, reward]), np.concatenate([overs, over])
-    return [_episode(chunks, rewards[:most_steps, i], overs[:most_steps, i], i) for i in range(count)]
+        rewards, dones = np.concatenate([rewards, reward]), np.concatenate([dones, done])
+    return [_cut_episode(chunks, rewards[:max_steps, i], dones[:max_steps, i], i) for i in range(num_episodes)]
 
 
 def _predict(result: Result) -> Callable[..., Any]:
@@ -89,101 +117,126 @@ def _predict(result: Result) -> Callable[..., Any]:
     return result.learner.predict
 
 
-def _remembers(predict: Any, learned: Any, world: rl.Environment, seen: jax.Array) -> bool:
-    """Returns whether `predict` is to be given episodes so far `[B, T, ...]`: it takes these, and no single steps."""
-    space, key = world.actions, jax.random.key(0)
-    one = space.shape if isinstance(space, rl.Box) else ()
-    sequences = jax.ShapeDtypeStruct((len(seen), 2, *seen.shape[1:]), seen.dtype)
+def _takes_history(
+    predict: Callable[..., Any], learner_state: State, environment: rl.Environment, observations: jax.Array
+) -> bool:
+    """Whether `predict` takes episodes so far `[N, T, ...]`, as a policy with memory, not single steps `[N, ...]`."""
+    space, key = environment.action_space, jax.random.key(0)
+    action_shape = space.shape if isinstance(space, rl.Box) else ()
+    sequences = jax.ShapeDtypeStruct((len(observations), 2, *observations.shape[1:]), observations.dtype)
 
     def takes(inputs: Any, shape: tuple[int, ...]) -> bool:
         try:
-            return jax.eval_shape(predict, learned, inputs, key).shape == shape
-        except Exception:  # it does not; if it takes nothing at all, playing tells why
+            # Shapes only: nothing is computed.
+            return jax.eval_shape(predict, learner_state, inputs, key).shape == shape
+        except Exception:  # the shape does not fit; if none does, the rollout itself raises the reason
             return False
 
-    return not takes(seen, (len(seen), *one)) and takes(sequences, (len(seen), 2, *one))
+    is_single_step = takes(observations, (len(observations), *action_shape))
+    return not is_single_step and takes(sequences, (len(observations), 2, *action_shape))
 
 
-def played_on_host(result: Result, host: rl.Host, count: int, seed: int, most_steps: int) -> list[Episode]:
-    """Returns one episode of each of `count` copies, whose states are packed pictures (see `unpacked`).
+def rollout_on_host(
+    result: Result, host: rl.HostEnvironment, num_episodes: int, seed: int, max_steps: int
+) -> list[Episode]:
+    """Collects one episode from each of several host environments; its states are compressed images.
 
-    Where environments draw themselves, the last picture is of a step earlier: they begin anew with the step that ends
-    an episode, so that what they draw then is of the next one.
+    A host environment resets in the step that ends an episode, so what it renders then belongs to the next episode:
+    with `make_for_rendering` the last image repeats the one of a step earlier.
+
+    Args:
+      result: the run, whose `predict` selects the actions.
+      host: the environment.
+      num_episodes: number of parallel environments N.
+      seed: seed of the environments and the policy.
+      max_steps: maximum length of an episode.
+
+    Returns:
+      N episodes; see `decompress_image`.
+
+    Raises:
+      ConfigError: the environment cannot be rendered.
+      ExperimentError: the learner has no `predict`.
     """
     act, key = jax.jit(_predict(result)), jax.random.key(seed)
-    make = host.pictured or host.splits["test"].make
-    found: list[tuple[list, list, list]] = [([], [], []) for _ in range(count)]
-    ended = np.zeros(count, bool)
-    with contextlib.closing(rl.Stage(make(count), host.info.name, seed)) as stage:
-        for step in range(most_steps + 1):
-            images = _images(host, stage)
-            for copy in np.flatnonzero(~ended):
-                found[copy][0].append(_packed(images[copy]))
-                found[copy][1].append(stage.observation[copy])
-            if step == most_steps or ended.all():
+    make = host.make_for_rendering or host.splits["test"].make
+    lists: list[list[list]] = [[[] for _ in range(num_episodes)] for _ in range(3)]
+    states, observations, rewards = lists
+    is_done = np.zeros(num_episodes, bool)
+    with contextlib.closing(rl.VectorEnvironment(make(num_episodes), host.info.name, seed)) as environment:
+        for step in range(max_steps + 1):
+            # State and observation before the step.
+            images = _images(host, environment)
+            for number in np.flatnonzero(~is_done):
+                states[number].append(compress_image(images[number]))
+                observations[number].append(environment.observation[number])
+            if step == max_steps or is_done.all():
                 break
-            action = np.asarray(act(result.state, stage.observation, jax.random.fold_in(key, step)))
-            seen, _ = stage.step(action)
-            over = seen.terminated | seen.truncated
-            for copy in np.flatnonzero(~ended):
-                found[copy][2].append(seen.reward[copy])
-                if over[copy]:
-                    last = seen.next_observation[copy]
-                    found[copy][0].append(found[copy][0][-1] if host.pictured else _packed(last))
-                    found[copy][1].append(last)
-            ended |= over
-    each = zip(found, ended, strict=True)
-    return [Episode(s, np.array(o), np.array(r), bool(over), False) for (s, o, r), over in each]
+            action = np.asarray(act(result.state, environment.observation, jax.random.fold_in(key, step)))
+            transition, _ = environment.step(action)
+            done = transition.terminated | transition.truncated
+            for number in np.flatnonzero(~is_done):
+                rewards[number].append(transition.reward[number])
+                if done[number]:
+                    # The environment has reset itself: the final observation is only in the transition.
+                    last = transition.next_observation[number]
+                    states[number].append(states[number][-1] if host.make_for_rendering else compress_image(last))
+                    observations[number].append(last)
+            is_done |= done
+    each = zip(states, observations, rewards, is_done, strict=True)
+    return [Episode(s, np.array(o), np.array(r), bool(done), False) for s, o, r, done in each]
 
 
-def _packed(image: Any) -> tuple[bytes, tuple[int, ...], np.dtype]:
-    """Returns an array that takes little room: there may be thousands."""
+def compress_image(image: chex.ArrayNumpy) -> tuple[bytes, tuple[int, ...], np.dtype]:
+    """Compresses an array: an episode may hold thousands of images.
+
+    >>> decompress_image(compress_image(np.array([[1, 2]], np.uint8)))
+    array([[1, 2]], dtype=uint8)
+    """
     image = np.asarray(image)
     return zlib.compress(image.tobytes(), 1), image.shape, image.dtype
 
 
-def unpacked(image: tuple[bytes, tuple[int, ...], np.dtype]) -> np.ndarray:
-    """Returns the array that a host's state is."""
-    data, shape, kind = image
-    return np.frombuffer(zlib.decompress(data), kind).reshape(shape)
+def decompress_image(image: tuple[bytes, tuple[int, ...], np.dtype]) -> np.ndarray:
+    """Restores the array of `compress_image`."""
+    data, shape, dtype = image
+    return np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
 
-def _images(host: rl.Host, stage: rl.Stage) -> Any:
-    """Returns a picture of every copy, or what it sees."""
-    if host.pictured is None:
-        return stage.observation
+def _images(host: rl.HostEnvironment, environment: rl.VectorEnvironment) -> Any:
+    """Returns the rendered images of all environments, or their observations if they are not made for rendering."""
+    if host.make_for_rendering is None:
+        return environment.observation
     try:
-        return stage.environments.render()
-    except Exception as error:  # the environments' own, which tell of packages and screens that are not there
-        raise ConfigError(f"{host.info.name} cannot be drawn: {error}") from error
+        return environment.vector_env.render()
+    except Exception as error:  # environments raise errors of many kinds for missing packages and displays
+        raise ConfigError(f"{host.info.name} cannot be rendered: {error}") from error
 
 
-def _episode(chunks: list[Any], rewards: np.ndarray, overs: np.ndarray, copy: int) -> Episode:
-    """Returns a copy's episode up to its end, or to where something is not finite."""
-    length = int(overs.argmax()) + 1 if overs.any() else len(overs)
+def _cut_episode(chunks: list[Any], rewards: np.ndarray, dones: np.ndarray, number: int) -> Episode:
+    """Returns an environment's episode up to its end, or to the first value that is not finite."""
+    # Index of the first step that is done, or all steps.
+    length = int(dones.argmax()) + 1 if dones.any() else len(dones)
     states, observations = [], []
-    for number, (state, observation) in enumerate(_rows(chunks, copy)):
-        if number > length:
+    for step, (state, observation) in enumerate(_steps(chunks, number)):
+        if step > length:
             break
-        if not _finite(observation) or (number and not np.isfinite(rewards[number - 1])) or not _no_nan(state):
+        # An episode ends before the first value that is not finite.
+        if not np.isfinite(observation).all() or (step and not np.isfinite(rewards[step - 1])) or _has_nan(state):
             break
         states.append(state)
         observations.append(observation)
-    finite = max(len(states) - 1, 0)
-    broken = len(states) <= length
-    return Episode(states, np.array(observations), rewards[:finite], bool(overs.any()) and not broken, broken)
+    finite_steps, non_finite = max(len(states) - 1, 0), len(states) <= length
+    is_done = bool(dones.any()) and not non_finite
+    return Episode(states, np.array(observations), rewards[:finite_steps], is_done, non_finite)
 
 
-def _rows(chunks: list[Any], copy: int) -> Iterator[Any]:
+def _steps(chunks: list[Any], number: int) -> Iterator[Any]:
     for chunk in chunks:
-        for row in range(len(chunk[1])):
-            yield jax.tree.map(lambda x, at=row: x[at, copy], chunk)
+        for step in range(len(chunk[1])):
+            yield jax.tree.map(lambda x, step=step: x[step, number], chunk)
 
 
-def _finite(value: Any) -> bool:
-    return bool(np.isfinite(value).all())
-
-
-def _no_nan(state: Any) -> bool:
+def _has_nan(state: Any) -> bool:
     leaves = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, np.ndarray | np.generic))
-    return not any(np.isnan(leaf).any() for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))
+    return any(np.isnan(leaf).any() for leaf in leaves if np.issubdtype(leaf.dtype, np.floating))

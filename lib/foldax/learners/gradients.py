@@ -1,148 +1,212 @@
-"""One gradient step: what all learners that descend a loss have in common."""
+"""The gradient step shared by every learner that minimises a differentiable loss.
 
-from __future__ import annotations
+A learner keeps a `TrainState` from `init_train_state` and passes it with a `LossFunction` to `gradient_step`, which
+adds microbatches, frozen parameters and an exponential moving average (EMA) to one step of an Optax optimizer.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from chex import Numeric
 
 from foldax import parameter_paths
 from foldax.errors import ExperimentError
+from foldax.learner import Batch, Key, Params, State
 
-Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
-"""`(params, model_state, batch, key) -> (loss, (model_state, metrics))`, means over the batch."""
+LossAndAux: TypeAlias = tuple[jax.Array, tuple[State, dict[str, jax.Array]]]  # loss [], new model state, metrics
+LossFunction = Callable[[Params, State, Batch, Key], LossAndAux]
+"""`(params, model_state, batch, key) -> (loss, (model_state, metrics))`; loss and metrics are means over the batch."""
 
 
 class TrainState(NamedTuple):
-    """Parameters and all that moves with them.
+    """Parameters of a network, with the state of its optimizer.
 
     Attributes:
-      params: what the optimizer changes.
-      model_state: the model's other collections by name, such as running batch statistics.
-      optimizer_state: optax's.
+      params: the parameters that the optimizer updates.
+      model_state: the model's other collections by name, such as the running statistics of batch normalisation.
+      optimizer_state: state of the Optax optimizer.
       ema_params: exponential moving average of `params`, or None.
     """
 
-    params: Any
-    model_state: Any
-    optimizer_state: Any
-    ema_params: Any = None
+    params: Params
+    model_state: State
+    optimizer_state: State
+    ema_params: Params | None = None
 
     @property
-    def averaged(self) -> Any:
+    def evaluation_params(self) -> Params:
         """The parameters to evaluate with: their moving average where there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
-def create(
-    params: Any,
+def init_train_state(
+    params: Params,
     optimizer: optax.GradientTransformation,
-    model_state: Any = None,
+    model_state: State = None,
     *,
-    ema_decay: Any = None,
+    ema_decay: Numeric | None = None,
     frozen: Sequence[str] = (),
 ) -> TrainState:
-    """Returns the state before the first step; a moving average starts as a copy of `params`.
+    """Creates the state before the first gradient step.
+
+    Args:
+      params: initial parameters.
+      optimizer: Optax optimizer; it never sees the frozen parameters, and keeps no state of them.
+      model_state: the model's other collections by name; None: it has none.
+      ema_decay: None: no moving average; else it starts as a copy of `params`.
+      frozen: regular expressions of parameter paths (see `foldax.parameter_paths`).
 
     Raises:
       ConfigError: a pattern in `frozen` matches no parameter.
+
+    >>> state = init_train_state({"w": jnp.ones(2), "b": jnp.zeros(())}, optax.adam(0.1), frozen=("b",))
+    >>> state.optimizer_state[0].mu["w"].shape, state.optimizer_state[0].mu["b"]
+    ((2,), None)
     """
     parameter_paths.check_patterns(frozen, parameter_paths.leaves_by_path(params), "frozen")
     trained, _ = parameter_paths.split(params, frozen)
-    average = None if ema_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), average)
+    # A copy, because the engine donates the state: no buffer may stand in it twice.
+    ema_params = None if ema_decay is None else jax.tree.map(jnp.copy, params)
+    return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), ema_params)
 
 
-def step(
+def gradient_step(
     state: TrainState,
-    loss: Loss,
+    loss: LossFunction,
     optimizer: optax.GradientTransformation,
-    batch: Any,
-    key: jax.Array,
+    batch: Batch,
+    key: Key,
     *,
-    accumulate: int = 1,
-    ema_decay: Any = None,
+    microbatches: int = 1,
+    ema_decay: Numeric | None = None,
     frozen: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Takes one optimizer step down the loss of a batch.
+    """Takes one optimizer step on the loss of a batch.
 
     Args:
-      state: what `create` or the last `step` returned.
+      state: from `init_train_state` or the last `gradient_step`.
       loss: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
-      optimizer: its `update` is also given `value=loss` where it takes extra arguments.
-      batch: a tree of arrays `[B, ...]`.
-      key: randomness of the loss.
-      accumulate: number of microbatches `[B / accumulate, ...]` over which gradients are averaged.
-      ema_decay: weight of the past in the moving average; as given to `create`; may be traced.
-      frozen: patterns of paths (see `foldax.parameter_paths`), as given to `create`: such parameters stay as they are,
-        their gradients are not computed, and the optimizer never sees them. Statistics of these names stay too.
+      optimizer: Optax optimizer; its `update` also receives `value=loss` where it takes extra arguments.
+      batch: tree of arrays `[B, ...]`.
+      key: random key of the loss.
+      microbatches: number of microbatches `[B / microbatches, ...]` over which gradients are averaged, to save memory.
+      ema_decay: decay of the moving average, between 0 and 1; None exactly where `init_train_state` got None; may be
+        traced.
+      frozen: patterns of parameter paths, as given to `init_train_state`. Gradients of these parameters are not
+        computed; they keep their values, and so do model statistics at the same paths.
 
     Returns:
-      The new state, and the loss's metrics with "gradient_norm".
+      The new state, and the metrics of the loss with "gradient_norm", the global L2 norm.
 
     Raises:
-      ExperimentError: if `accumulate` does not divide the batch.
+      ExperimentError: `microbatches` does not divide the batch, or the optimizer accumulates gradients as well.
+
+    >>> def loss(params, model_state, batch, key):
+    ...     error = jnp.square(batch["x"] @ params - batch["y"]).mean()
+    ...     return error, (model_state, {"loss": error})
+    >>> batch = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0])}
+    >>> state = init_train_state(jnp.zeros(2), optax.sgd(0.5))
+    >>> state, metrics = gradient_step(state, loss, optax.sgd(0.5), batch, jax.random.key(0))
+    >>> state.params.tolist(), float(metrics["loss"])
+    ([0.5, 1.0], 2.5)
     """
+    if microbatches != 1 and _accumulates(state.optimizer_state):
+        accumulates = "accumulates gradients too (Optimizer.accumulate_steps or optax.MultiSteps)"
+        remedy = "use microbatches to split a batch, or accumulate_steps to join several, not both"
+        raise ExperimentError(f"microbatches={microbatches}, but the optimizer {accumulates}; {remedy}")
     trained, fixed = parameter_paths.split(state.params, frozen)
 
-    def of_trained(trained: Any, *rest: Any) -> Any:
-        return loss(parameter_paths.merge(trained, fixed), *rest)
+    def loss_of_trained(trained: Params, *args: Any) -> LossAndAux:
+        return loss(parameter_paths.merge(trained, fixed), *args)
 
-    value, gradients, model_state, metrics = value_and_gradients(
-        state._replace(params=trained), of_trained, batch, key, accumulate
-    )
+    # 1. Gradients of the trained parameters, averaged over microbatches
+    differentiated = (state._replace(params=trained), loss_of_trained, batch, key, microbatches)
+    value, gradients, model_state, metrics = loss_and_gradients(*differentiated)
+    # 2. Optimizer
     update = optax.with_extra_args_support(optimizer).update
     updates, optimizer_state = update(gradients, state.optimizer_state, trained, value=value)
     params = parameter_paths.merge(optax.apply_updates(trained, updates), fixed)
     if frozen:
-        model_state = {name: _kept(state.model_state[name], new, frozen) for name, new in model_state.items()}
-    average = state.ema_params
+        model_state = {name: restore_frozen(state.model_state[name], new, frozen) for name, new in model_state.items()}
+    # 3. Exponential moving average
+    ema_params = state.ema_params
     if ema_decay is not None:
-        average = optax.incremental_update(params, average, 1.0 - ema_decay)
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
     metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
-    return TrainState(params, model_state, optimizer_state, average), metrics
+    return TrainState(params, model_state, optimizer_state, ema_params), metrics
 
 
-def value_and_gradients(
-    state: TrainState, loss: Loss, batch: Any, key: jax.Array, accumulate: int = 1
-) -> tuple[jax.Array, Any, Any, dict[str, jax.Array]]:
-    """Returns loss, gradients, model state and metrics, averaged over `accumulate` equal parts of the batch.
+def loss_and_gradients(
+    state: TrainState, loss: LossFunction, batch: Batch, key: Key, microbatches: int = 1
+) -> tuple[jax.Array, Params, State, dict[str, jax.Array]]:
+    """Computes loss, gradients, model state and metrics of a batch `[B, ...]`, averaged over equal microbatches.
+
+    Args:
+      state: parameters and model state.
+      loss: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
+      batch: arrays `[B, ...]`.
+      key: randomness of the loss, such as dropout.
+      microbatches: number of equal parts of the batch, computed one after the other to save memory.
 
     Raises:
-      ExperimentError: if `accumulate` does not divide the batch.
+      ExperimentError: `microbatches` does not divide the batch.
+
+    >>> def loss(params, model_state, batch, key):
+    ...     return params * batch.mean(), (model_state, {})
+    >>> state = init_train_state(jnp.ones(()), optax.sgd(0.1))
+    >>> value, gradients, _, _ = loss_and_gradients(state, loss, jnp.arange(4.0), jax.random.key(0), microbatches=2)
+    >>> float(value), float(gradients)
+    (1.5, 1.5)
     """
     differentiate = jax.value_and_grad(loss, has_aux=True)
-    if accumulate == 1:
+    if microbatches == 1:
         (value, (model_state, metrics)), gradients = differentiate(state.params, state.model_state, batch, key)
         return value, gradients, model_state, metrics
-    parts = jax.tree.map(lambda leaf: _split(leaf, accumulate), batch)
+    parts = jax.tree.map(lambda leaf: _split_batch(leaf, microbatches), batch)
 
-    def one(model_state: Any, part: Any) -> tuple[Any, Any]:
+    def one(model_state: State, part: tuple[Batch, Key]) -> tuple[State, tuple]:
         (value, (model_state, metrics)), gradients = differentiate(state.params, model_state, *part)
         return model_state, (value, gradients, metrics)
 
-    # Summed in the carry, so that memory holds one set of gradients and not `accumulate` of them.
-    def body(carry: Any, part: Any) -> tuple[Any, None]:
+    # Summed in the carry, so that memory holds one set of gradients and not one per microbatch.
+    def body(carry: tuple[State, tuple], part: tuple[Batch, Key]) -> tuple[tuple[State, tuple], None]:
         model_state, total = carry
         model_state, terms = one(model_state, part)
         return (model_state, jax.tree.map(jnp.add, total, terms)), None
 
-    keys = jax.random.split(key, accumulate)
+    keys = jax.random.split(key, microbatches)
     shapes = jax.eval_shape(one, state.model_state, jax.tree.map(lambda leaf: leaf[0], (parts, keys)))[1]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (model_state, total), _ = jax.lax.scan(body, (state.model_state, zeros), (parts, keys))
-    value, gradients, metrics = jax.tree.map(lambda leaf: leaf * (1.0 / accumulate), total)
+    value, gradients, metrics = jax.tree.map(lambda leaf: leaf * (1.0 / microbatches), total)
     return value, gradients, model_state, metrics
 
 
-def _kept(before: Any, after: Any, frozen: Sequence[str]) -> Any:
+def restore_frozen(before: State, after: State, frozen: Sequence[str]) -> State:
+    """Takes the leaves at frozen paths from `before`, all others from `after`.
+
+    Args:
+      before: tree before the update.
+      after: tree of the same structure after the update.
+      frozen: prefixes of the paths that must not change, such as "Dense_0".
+    """
     return parameter_paths.merge(parameter_paths.split(after, frozen)[0], parameter_paths.split(before, frozen)[1])
 
 
-def _split(leaf: jax.Array, parts: int) -> jax.Array:
+def _accumulates(optimizer_state: State) -> bool:
+    """Whether a state of `optax.MultiSteps` is anywhere in an optimizer's state."""
+
+    def is_multi_steps(node: State) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    return any(is_multi_steps(node) for node in jax.tree.leaves(optimizer_state, is_leaf=is_multi_steps))
+
+
+def _split_batch(leaf: jax.Array, parts: int) -> jax.Array:
+    """Reshapes `[B, ...]` to `[parts, B / parts, ...]`."""
     if parts < 1 or leaf.shape[0] % parts:
-        raise ExperimentError(f"accumulate={parts} does not divide the batch of {leaf.shape[0]} into equal parts")
+        raise ExperimentError(f"microbatches={parts} does not divide the batch of {leaf.shape[0]} into equal parts")
     return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])

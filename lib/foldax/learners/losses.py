@@ -1,24 +1,33 @@
-"""Losses: pure functions of what a model says and what is true, one value per example `[B]`."""
-
-from __future__ import annotations
+"""Losses: pure functions of model outputs and targets that return one value per example, `[B]`."""
 
 import math
-from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
+from chex import Numeric
 
 from foldax.errors import ExperimentError
 
 
-def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Any = None) -> jax.Array:
-    """Cross-entropy `[B]` of logits `[B, C]` and integer classes `[B]`, or shares of classes `[B, C]` that add up to 1.
+def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Numeric | None = None) -> jax.Array:
+    """Cross-entropy of a softmax over C classes, in nats.
 
-    `label_smoothing` (Szegedy et al., 2016; may be traced) is the share of the target spread evenly over all classes.
+    Args:
+      logits: `[B, C]`, of two classes or more.
+      targets: integer classes `[B]`, or class probabilities `[B, C]` that sum to 1.
+      label_smoothing: probability mass of the target that is spread evenly over all classes (Szegedy et al., 2016), in
+        [0, 1]; may be traced.
+
+    Returns:
+      The loss of each example, `[B]`.
 
     Raises:
-      ExperimentError: if there are fewer than two logits, or targets are neither integers `[B]` nor floats `[B, C]`.
+      ExperimentError: fewer than two logits, or targets that are neither integers `[B]` nor floats `[B, C]`.
+
+    >>> softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))  # log 4
+    Array([1.3862944], dtype=float32)
     """
     if targets.shape == logits.shape and jnp.issubdtype(targets.dtype, jnp.floating) and logits.shape[-1] > 1:
         loss = optax.softmax_cross_entropy(logits, targets)
@@ -27,124 +36,188 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if label_smoothing is None:
         return loss
+    # Smoothed targets are (1 - a) * target + a / C, and cross-entropy is linear in them.
     uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
     return (1.0 - label_smoothing) * loss + label_smoothing * uniform
 
 
-def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Any = None) -> jax.Array:
-    """Binary cross-entropy `[B]`: logits `[B]` or `[B, 1]` with targets `[B]`, or both `[B, K]` (mean over K labels).
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Numeric | None = None) -> jax.Array:
+    """Binary cross-entropy in nats, averaged over K labels.
 
-    Targets are 0 or 1; `label_smoothing` a draws them to a / 2 and 1 - a / 2.
+    Args:
+      logits: `[B]`, `[B, 1]` or `[B, K]`.
+      targets: 0 or 1, `[B]`, or `[B, K]` for K labels.
+      label_smoothing: a moves targets from 0 and 1 to a / 2 and 1 - a / 2; may be traced.
+
+    Returns:
+      The loss of each example, `[B]`.
 
     Raises:
-      ExperimentError: if logits and targets do not match.
+      ExperimentError: the shapes of logits and targets do not match.
+
+    >>> sigmoid_cross_entropy(jnp.array([0.0, 20.0]), jnp.array([1, 1])).round(3)
+    Array([0.693, 0.   ], dtype=float32)
     """
-    logits, targets = _aligned("sigmoid_cross_entropy", logits, targets)
+    logits, targets = _match("sigmoid_cross_entropy", logits, targets)
     if label_smoothing is not None:
         targets = (1.0 - label_smoothing) * targets + 0.5 * label_smoothing
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
 def hinge(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Hinge loss `[B]`: logits `[B]` or `[B, 1]` and two classes (above 0, or not), or `[B, C]` and classes `[B]`.
+    """Hinge loss of two classes, or of many: the margin to the best wrong class (Crammer & Singer, 2001).
 
-    With many classes it is Crammer & Singer's (2001): the margin to the best wrong class.
+    Args:
+      logits: `[B]` or `[B, 1]` for two classes, else `[B, C]`.
+      targets: `[B]`; of two classes the one above 0 is the positive one, of many they are integers.
+
+    Returns:
+      The loss of each example, `[B]`.
 
     Raises:
-      ExperimentError: if logits and targets do not match.
+      ExperimentError: logits and targets do not match.
+
+    >>> hinge(jnp.array([0.25, 3.0]), jnp.array([1, 1])).tolist()
+    [0.75, 0.0]
     """
+    # Two logits or more are classes, one logit is the margin of the positive class.
     if logits.ndim == 2 and logits.shape[1] > 1:
         _check_labels("hinge", logits, targets)
         return optax.losses.multiclass_hinge_loss(logits, targets)
-    logits, targets = _aligned("hinge", logits, targets)
+    logits, targets = _match("hinge", logits, targets)
     return optax.hinge_loss(logits, jnp.where(targets > 0, 1.0, -1.0)).mean(axis=-1)
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error `[B]`, a mean over outputs; both are `[B]` or `[B, O]`.
+    """Squared error `[B]`, averaged over outputs; predictions and targets are `[B]` or `[B, O]`.
 
     Raises:
-      ExperimentError: if predictions and targets do not match.
+      ExperimentError: the shapes of predictions and targets do not match.
+
+    >>> squared_error(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]])).tolist()
+    [5.0]
     """
-    predictions, targets = _aligned("squared_error", predictions, targets)
+    predictions, targets = _match("squared_error", predictions, targets)
     return optax.squared_error(predictions, targets).mean(axis=-1)
 
 
 def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Absolute error `[B]`, a mean over outputs; both are `[B]` or `[B, O]`.
+    """Absolute error `[B]`, averaged over outputs; predictions and targets are `[B]` or `[B, O]`.
 
     Raises:
-      ExperimentError: if predictions and targets do not match.
+      ExperimentError: the shapes of predictions and targets do not match.
+
+    >>> absolute_error(jnp.array([[1.0, -3.0]]), jnp.array([[0.0, 0.0]])).tolist()
+    [2.0]
     """
-    predictions, targets = _aligned("absolute_error", predictions, targets)
+    predictions, targets = _match("absolute_error", predictions, targets)
     return jnp.abs(predictions - targets).mean(axis=-1)
 
 
-def huber(predictions: jax.Array, targets: jax.Array, delta: Any = 1.0) -> jax.Array:
-    """Huber's loss `[B]` (1964), a mean over outputs: squared up to an error of `delta` (may be traced), then linear.
+def huber(predictions: jax.Array, targets: jax.Array, delta: Numeric = 1.0) -> jax.Array:
+    """Huber loss `[B]` (Huber, 1964), averaged over outputs: quadratic up to an error of `delta`, then linear.
+
+    Args:
+      predictions: `[B]` or `[B, O]`.
+      targets: of the same shape.
+      delta: error at which the loss becomes linear; may be traced.
 
     Raises:
-      ExperimentError: if predictions and targets do not match.
+      ExperimentError: the shapes of predictions and targets do not match.
+
+    >>> huber(jnp.array([0.5, 3.0]), jnp.zeros(2), delta=2.0).tolist()
+    [0.125, 4.0]
     """
-    predictions, targets = _aligned("huber", predictions, targets)
+    predictions, targets = _match("huber", predictions, targets)
     return optax.huber_loss(predictions, targets, delta=delta).mean(axis=-1)
 
 
 def mean_and_log_std(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Splits `[B, 2 * O]` into means and log standard deviations `[B, O]`, the latter kept between -7 and 7.
+    """Splits outputs `[B, 2 * O]` into means and log standard deviations `[B, O]`, the latter clipped to [-7, 7].
 
     Raises:
       ExperimentError: the number of outputs is odd.
+
+    >>> mean, log_std = mean_and_log_std(jnp.array([[1.0, 2.0, 0.5, 99.0]]))
+    >>> mean.tolist(), log_std.tolist()
+    ([[1.0, 2.0]], [[0.5, 7.0]])
     """
     if outputs.ndim != 2 or outputs.shape[1] % 2:
-        raise ExperimentError(
-            f"a Gaussian needs two outputs for each target, [B, 2 * O]; the model gave {outputs.shape}"
-        )
+        returned = f"the model returned {outputs.shape}"
+        raise ExperimentError(f"a Gaussian needs two outputs for each target, [B, 2 * O]; {returned}")
     mean, log_std = jnp.split(outputs, 2, axis=-1)
+    # Without bounds an overconfident model would divide by 0.
     return mean, jnp.clip(log_std, -7.0, 7.0)
 
 
 def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log-likelihood `[B]` in nats, a mean over outputs; `[B, 2 * O]` means, then log standard deviations.
+    """Negative log-likelihood of a normal distribution in nats (Nix & Weigend, 1994), averaged over outputs.
+
+    Args:
+      outputs: `[B, 2 * O]`: O means, then O log standard deviations.
+      targets: `[B, O]`, or `[B]` for one output.
+
+    Returns:
+      The loss of each example, `[B]`.
 
     Raises:
-      ExperimentError: if outputs and targets `[B, O]` do not match.
+      ExperimentError: the shapes of outputs and targets do not match.
+
+    >>> round(float(gaussian_nll(jnp.zeros((1, 2)), jnp.zeros(1))[0]), 3)  # 0.5 log(2 pi)
+    0.919
     """
     mean, log_std = mean_and_log_std(outputs)
-    mean, targets = _aligned("gaussian_nll", mean, targets)
-    scaled = (targets - mean) * jnp.exp(-log_std)
-    return (0.5 * jnp.square(scaled) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
+    mean, targets = _match("gaussian_nll", mean, targets)
+    # -log N(y; mean, std) = ((y - mean) / std)^2 / 2 + log std + log(2 pi) / 2
+    standardized = (targets - mean) * jnp.exp(-log_std)
+    return (0.5 * jnp.square(standardized) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
 
 
 def as_columns(values: jax.Array) -> jax.Array:
-    """Returns `[B]` as `[B, 1]` and leaves `[B, O]` alone."""
+    """Reshapes `[B]` to `[B, 1]`; leaves `[B, O]` alone.
+
+    >>> as_columns(jnp.zeros(3)).shape, as_columns(jnp.zeros((3, 2))).shape
+    ((3, 1), (3, 2))
+    """
     return values[:, None] if values.ndim == 1 else values
 
 
-def _aligned(name: str, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns both as float `[B, O]`."""
-    left, right = as_columns(outputs), as_columns(targets)
-    if left.ndim != 2 or left.shape != right.shape:
-        raise ExperimentError(
-            f"{name}: the model's outputs {outputs.shape} and the targets {targets.shape} must match: "
-            "[B] or [B, 1] outputs for targets [B], [B, K] outputs for targets [B, K]"
-        )
-    return left, right.astype(left.dtype)
+def flatten(x: jax.Array) -> jax.Array:
+    """Flattens every example: `[B, ...]` to `[B, D]`.
+
+    >>> flatten(jnp.zeros((2, 3, 4))).shape
+    (2, 12)
+    """
+    return x.reshape(x.shape[0], -1)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Divides each row of `[B, D]` by its L2 norm; rows of zeros stay.
+
+    >>> [round(float(value), 3) for value in l2_normalize(jnp.array([[3.0, 4.0]]))[0]]
+    [0.6, 0.8]
+    """
+    chex.assert_type(x, float)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
+
+
+def _match(name: str, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Converts outputs and targets of equal shapes to `[B, O]` of the outputs' dtype."""
+    outputs_BO, targets_BO = as_columns(outputs), as_columns(targets)
+    if outputs_BO.ndim != 2 or outputs_BO.shape != targets_BO.shape:
+        problem = f"the model's outputs {outputs.shape} and the targets {targets.shape} must match"
+        allowed = "[B] or [B, 1] outputs for targets [B], [B, K] outputs for targets [B, K]"
+        raise ExperimentError(f"{name}: {problem}: {allowed}")
+    chex.assert_type(outputs_BO, float)
+    return outputs_BO, targets_BO.astype(outputs_BO.dtype)
 
 
 def _check_labels(name: str, logits: jax.Array, targets: jax.Array) -> None:
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ExperimentError(
-            f"{name}: the model must give logits [B, classes] for two classes or more, got {logits.shape}; "
-            "one logit goes with losses.sigmoid_cross_entropy"
-        )
+        expected = f"logits [B, classes] for two classes or more, got {logits.shape}"
+        remedy = "one logit goes with losses.sigmoid_cross_entropy"
+        raise ExperimentError(f"{name}: the model must return {expected}; {remedy}")
     if targets.shape != logits.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ExperimentError(
-            f"{name}: the targets must be integer classes of shape {logits.shape[:1]}, got {targets.dtype}"
-            f"{list(targets.shape)}"
-        )
-
-
-def normalized(x: jax.Array) -> jax.Array:
-    """Returns `[B, D]` divided by lengths; zeros stay."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
+        expected = f"integer classes of shape {logits.shape[:1]}, got {targets.dtype}{list(targets.shape)}"
+        raise ExperimentError(f"{name}: the targets must be {expected}")
+    chex.assert_type(logits, float)

@@ -1,201 +1,210 @@
-"""An optimizer as a config: names choose what Optax builds, numbers are traced."""
+"""Optimizers as configs: a name chooses the Optax optimizer, floats may be traced, so that sweeps share a program."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
+from chex import Numeric
 from optax import contrib
 
 from foldax.configuration import config
 from foldax.errors import ConfigError
 from foldax.optim import schedules
-from foldax.parameter_paths import name_of
+from foldax.parameter_paths import path_name
 
 
 @config
 class Optimizer:
-    """How to descend a gradient; `build` makes it. Fields that are None are absent, or the optimizer's own default.
+    """Config of an optimizer and its learning-rate schedule, to be nested in an experiment's config; see `build`.
 
-    A moving average of the parameters is the learner's: `learners.classifier(..., ema_decay=0.999)`.
+    Fields that are None take the default of the optimizer or schedule, or turn the feature off. A moving average of the
+    parameters belongs to the learner: `learners.classifier(..., ema_decay=0.999)`.
+
+    Raises:
+      ConfigError: a field is out of range.
+
+    >>> Optimizer(name="sgd", learning_rate=0.1, schedule="cosine", warmup_fraction=0.05).schedule
+    'cosine'
+    >>> Optimizer(warmup_fraction=2.0)
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: Optimizer.warmup_fraction: 2.0 is out of range; it must be between 0 and 1
     """
 
+    # fmt: off
     name: Literal[
-        "sgd",
-        "momentum",
-        "nesterov",
-        "rmsprop",
-        "adagrad",
-        "adadelta",
-        "adam",
-        "adamw",
-        "nadam",
-        "nadamw",
-        "adamax",
-        "adamaxw",
-        "amsgrad",
-        "radam",
-        "adabelief",
-        "yogi",
-        "adan",
-        "lion",
-        "lamb",
-        "lars",
-        "muon",
-        "adafactor",
+        "sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "adam", "adamw", "nadam", "nadamw", "adamax",
+        "adamaxw", "amsgrad", "radam", "adabelief", "yogi", "adan", "lion", "lamb", "lars", "muon", "adafactor",
     ] = "adamw"
-    """Which rule makes updates of gradients."""
+    # fmt: on
+    """Update rule."""
     learning_rate: float = 1e-3
-    """The highest rate of the schedule."""
+    """Peak of the learning-rate schedule."""
+    # fmt: off
     schedule: Literal[
-        "constant",
-        "linear",
-        "cosine",
-        "polynomial",
-        "exponential",
-        "piecewise",
-        "inverse_sqrt",
-        "stable_decay",
-        "restarts",
-        "one_cycle",
+        "constant", "linear", "cosine", "polynomial", "exponential", "piecewise", "inverse_sqrt", "stable_decay",
+        "restarts", "one_cycle",
     ] = "constant"
-    """How the rate moves over the run."""
-    warmup: float | None = None
-    """Share of the steps in which the rate first rises; None: 0 (inverse_sqrt 0.1, one_cycle 0.3)."""
-    final: float | None = None
-    """Last rate as a share of the highest; None: 0 (exponential 0.01, one_cycle 4e-6)."""
+    # fmt: on
+    """Shape of the learning-rate schedule over the run."""
+    warmup_fraction: float | None = None
+    """Fraction of the steps over which the rate first rises; None: 0 (inverse_sqrt 0.1, one_cycle 0.3)."""
+    final_fraction: float | None = None
+    """Last rate as a fraction of the peak; None: 0 (exponential 0.01, one_cycle 4e-6)."""
     power: float | None = None
-    """Of the polynomial schedule; None: 2."""
+    """Exponent of the polynomial schedule; None: 2."""
     milestones: tuple[float, ...] | None = None
-    """Shares of the steps at which the piecewise schedule falls; None: 0.5 0.75."""
+    """Fractions of the steps at which the piecewise schedule drops; None: 0.5 0.75."""
     factor: float | None = None
-    """Of the piecewise schedule at each milestone (None: 0.1), or of the peak at each restart (None: 1)."""
-    cooldown: float | None = None
-    """Last share of the steps, in which the stable_decay schedule falls; None: 0.2."""
-    cycles: int | None = None
-    """Number of times that the restarts schedule falls; None: 4."""
-    growth: float | None = None
-    """How many times as long each cycle of the restarts schedule is as the one before; None: 1."""
+    """Factor of the rate at each milestone of piecewise (None: 0.1), or of the peak at each restart (None: 1)."""
+    cooldown_fraction: float | None = None
+    """Fraction of the steps over which the stable_decay schedule finally falls; None: 0.2."""
+    num_cycles: int | None = None
+    """Number of cosine cycles of the restarts schedule; None: 4."""
+    cycle_growth: float | None = None
+    """Length of each cycle of the restarts schedule, as a multiple of the cycle before; None: 1."""
     weight_decay: float | None = None
-    """Pulls kernels and embeddings to zero; biases and norms are left alone."""
+    """Weight decay of kernels and embeddings; biases and norms do not decay."""
     momentum: float | None = None
-    """Weight of the past in the mean of updates (momentum, nesterov, rmsprop, lars, muon, adafactor)."""
+    """Decay of the moving average of updates (momentum, nesterov, rmsprop, lars, muon, adafactor)."""
     beta1: float | None = None
-    """Weight of the past in the mean of gradients (the Adam family, adan, lion, lamb)."""
+    """Decay of the moving average of gradients (the Adam family, adan, lion, lamb)."""
     beta2: float | None = None
-    """Weight of the past in the mean of squared gradients (those, and rmsprop and adadelta); in lion, of updates."""
+    """Decay of the moving average of squared gradients (these, rmsprop and adadelta); in lion, of gradients."""
     epsilon: float | None = None
-    """Keeps denominators away from zero."""
+    """Added to denominators for numerical stability."""
     clip_norm: float | None = None
-    """Largest norm of all gradients together; longer ones are shortened to it."""
+    """Maximum global L2 norm of the gradients; larger ones are rescaled to it."""
     clip_value: float | None = None
-    """Largest absolute value of a gradient's entry; applied before clip_norm."""
-    accumulate: int = 1
-    """Number of batches whose gradients are averaged before the parameters move."""
+    """Maximum absolute value of each entry of a gradient; applied before clip_norm."""
+    accumulate_steps: int = 1
+    """Number of batches whose gradients are averaged for one update of the parameters."""
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _RANGES.items():
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                # Inside a traced program the value is not known; it was checked when the config was made.
-                if isinstance(one, (int, float)) and not least <= one <= most:
-                    raise ConfigError(f"Optimizer.{name}: {one} is out of range; it must be {_range(least, most)}")
+            for number in value if isinstance(value, tuple) else (value,):
+                # A traced value is unknown; it was checked when the config was created.
+                if isinstance(number, (int, float)) and not low <= number <= high:
+                    allowed = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+                    raise ConfigError(f"Optimizer.{name}: {number} is out of range; it must be {allowed}")
 
 
+# Closed ranges of the fields, checked when a config is created.
 _RANGES = {
     "learning_rate": (0.0, float("inf")),
-    **dict.fromkeys(("warmup", "milestones", "cooldown", "momentum", "beta1", "beta2"), (0.0, 1.0)),
-    **dict.fromkeys(("final", "power", "factor", "growth"), (0.0, float("inf"))),
+    **dict.fromkeys(("warmup_fraction", "milestones", "cooldown_fraction", "momentum", "beta1", "beta2"), (0.0, 1.0)),
+    **dict.fromkeys(("final_fraction", "power", "factor", "cycle_growth"), (0.0, float("inf"))),
     **dict.fromkeys(("weight_decay", "epsilon", "clip_norm", "clip_value"), (0.0, float("inf"))),
-    **dict.fromkeys(("cycles", "accumulate"), (1, float("inf"))),
+    **dict.fromkeys(("num_cycles", "accumulate_steps"), (1, float("inf"))),
 }
 
 
-def _range(least: float, most: float) -> str:
-    return f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
-
-
 def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer that a config describes; its floats may be traced.
+    """Builds the Optax optimizer that a config describes.
 
-    In order: gradients are clipped by value, then by norm; the rule makes an update of them; the schedule scales it.
-    Weight decay is decoupled from the gradient, as published, in adamw, nadamw, adamaxw, adan, lion, lamb, lars, muon
-    and adafactor; the other rules add it to the clipped gradient (the gradient of an L2 penalty, as in PyTorch).
-    Muon is for matrices: all else, kernels of convolutions and stacked layers too, takes Adam without decay.
+    Gradients are clipped by value, then by norm; the rule turns them into an update; the schedule scales it. Weight
+    decay is decoupled from the gradient, as published, in adamw, nadamw, adamaxw, adan, lion, lamb, lars, muon and
+    adafactor; the other rules add it to the clipped gradient (the gradient of an L2 penalty, as in PyTorch). Muon
+    updates matrices; all other parameters, kernels of convolutions and stacked layers too, take Adam without decay.
 
     Args:
-      config: names and numbers.
-      steps: number of updates of the run; the schedule is as long. With `accumulate`, a step of the schedule is
-        one of the parameters, which `accumulate` updates make.
+      config: its floats may be traced.
+      steps: number of updates of the run, and length of the schedule. With `accumulate_steps`, one step of the schedule
+        takes `accumulate_steps` updates.
 
     Raises:
-      ConfigError: a field is given that the optimizer, or the schedule, has not.
+      ConfigError: a field is set that the optimizer or the schedule does not have.
+
+    >>> import jax.numpy as jnp
+    >>> optimizer = build(Optimizer(name="sgd", learning_rate=0.5, clip_norm=1.0), steps=10)
+    >>> params = jnp.zeros(2)
+    >>> updates, _ = optimizer.update(jnp.array([30.0, 40.0]), optimizer.init(params), params)
+    >>> updates.round(3).tolist()
+    [-0.30000001192092896, -0.4000000059604645]
     """
     rule = RULES[config.name]
-    numbers = _given(config, rule.fields, ("momentum", "beta1", "beta2", "epsilon"), f"the optimizer {config.name!r}")
+    hyperparameters = ("momentum", "beta1", "beta2", "epsilon")
+    arguments = _arguments(config, rule.fields, hyperparameters, f"the optimizer {config.name!r}")
     parts = []
+    # 1. Clipping
     if config.clip_value is not None:
         parts.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    if rule.decay is not None:
+    # 2. Weight decay: by the rule if it decouples it, else added to the gradient.
+    if rule.weight_decay is not None:
         decay = 0.0 if config.weight_decay is None else config.weight_decay
-        numbers |= {rule.decay: decay, **dict.fromkeys(rule.masks, decayed)}
+        arguments |= {rule.weight_decay: decay, **dict.fromkeys(rule.masks, decay_mask)}
     elif config.weight_decay is not None:
-        parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
-    parts.append(rule.make(schedule(config, max(steps // config.accumulate, 1)), **numbers))
-    made = optax.chain(*parts) if len(parts) > 1 else parts[0]
-    return made if config.accumulate == 1 else optax.MultiSteps(made, config.accumulate).gradient_transformation()
+        parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
+    # 3. Update rule, scaled by the schedule
+    parts.append(rule.factory(build_schedule(config, max(steps // config.accumulate_steps, 1)), **arguments))
+    optimizer = optax.chain(*parts) if len(parts) > 1 else parts[0]
+    # 4. Accumulation over several updates
+    if config.accumulate_steps == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, config.accumulate_steps).gradient_transformation()
 
 
-def schedule(config: Optimizer, steps: int) -> Any:
-    """Returns `step -> rate` of a config, or the rate itself where it never changes.
+def build_schedule(config: Optimizer, steps: int) -> schedules.Schedule | Numeric:
+    """Builds `step -> learning rate` of a config; a rate that never changes is returned as it is.
 
     Raises:
-      ConfigError: a field is given that the schedule has not.
+      ConfigError: a field is set that the schedule does not have.
+
+    >>> rate = build_schedule(Optimizer(learning_rate=0.1, schedule="linear", final_fraction=0.5), steps=10)
+    >>> [round(float(rate(step)), 3) for step in (0, 5, 10)]
+    [0.1, 0.075, 0.05]
     """
-    make = SCHEDULES[config.schedule]
-    its_own = {name: name for name in inspect.signature(make).parameters}
-    numbers = _given(config, its_own, _SCHEDULED, f"the schedule {config.schedule!r}")
-    if config.schedule == "constant" and not numbers:
+    factory = SCHEDULES[config.schedule]
+    names = {name: name for name in inspect.signature(factory).parameters}
+    arguments = _arguments(config, names, _SCHEDULE_FIELDS, f"the schedule {config.schedule!r}")
+    # A number instead of a schedule spares the optimizer a step counter.
+    if config.schedule == "constant" and not arguments:
         return config.learning_rate
-    return make(config.learning_rate, steps, **numbers)
+    return factory(config.learning_rate, steps, **arguments)
 
 
-def decayed(params: Any) -> Any:
-    """Returns True for the leaves that weight decay acts on: rank 2 or more, and no bias nor scale by name.
+def decay_mask(params: optax.Params) -> optax.Params:
+    """Mask of the leaves that weight decay and penalties act on: rank 2 or more, and no bias nor scale by name.
 
-    These are kernels and embeddings, as in nanoGPT. Names count because layers that are stacked for a scan have
-    biases and norms of rank 2.
+    These are kernels and embeddings, as in nanoGPT. Names count because layers that are stacked for a scan have biases
+    and norms of rank 2.
+
+    >>> import jax.numpy as jnp
+    >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': False, 'kernel': True}
     """
 
-    def of_kernel(path: Any, leaf: jax.Array) -> bool:
-        name = name_of(path[-1:]) if path else ""
+    def is_kernel(path: Sequence[Any], leaf: jax.Array) -> bool:
+        name = path_name(path[-1:]) if path else ""
         return leaf.ndim >= 2 and not name.endswith(("bias", "scale"))
 
-    return jax.tree_util.tree_map_with_path(of_kernel, params)
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 class Rule(NamedTuple):
-    """A function of Optax, and what it calls our fields.
+    """An Optax optimizer, with the names of its arguments.
 
     Attributes:
-      make: `(learning_rate, **numbers) -> GradientTransformation`.
-      fields: names of its arguments by names of our fields.
-      decay: name of its weight decay; None: it has none, and the decay is added to the gradient.
-      masks: names of its arguments that say which leaves.
+      factory: `(learning_rate, **arguments) -> GradientTransformation`.
+      fields: names of its arguments by fields of `Optimizer`.
+      weight_decay: name of its weight decay argument; None: it has none, and the decay is added to the gradient.
+      masks: names of the arguments that select the decayed leaves.
     """
 
-    make: Callable[..., optax.GradientTransformation]
+    factory: Callable[..., optax.GradientTransformation]
     fields: Mapping[str, str] = {}
-    decay: str | None = None
+    weight_decay: str | None = None
     masks: tuple[str, ...] = ("mask",)
 
 
+# Fields of `Optimizer` and the arguments of Optax that they set.
 _MOMENTUM = {"momentum": "momentum"}
 _BETAS = {"beta1": "b1", "beta2": "b2"}
 _ADAM = {**_BETAS, "epsilon": "eps"}
@@ -231,7 +240,7 @@ RULES: dict[str, Rule] = {
     ),
     "adafactor": Rule(optax.adafactor, {**_MOMENTUM, "epsilon": "eps"}, "weight_decay_rate", ("weight_decay_mask",)),
 }
-"""Their defaults are Optax's, but for momentum 0.9."""
+"""Update rules by name, with Optax's defaults but for momentum, 0.9."""
 
 SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "constant": schedules.warmup_constant,
@@ -245,17 +254,25 @@ SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
     "restarts": schedules.warmup_restarts,
     "one_cycle": schedules.one_cycle,
 }
-_SCHEDULED = ("warmup", "final", "power", "milestones", "factor", "cooldown", "cycles", "growth")
+_SCHEDULE_FIELDS: tuple[str, ...] = (
+    "warmup_fraction",
+    "final_fraction",
+    "cooldown_fraction",
+    "milestones",
+    "power",
+    "factor",
+)
+_SCHEDULE_FIELDS += ("num_cycles", "cycle_growth")
 
 
-def _given(config: Optimizer, names: Mapping[str, str], fields: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Returns the fields that are not None, under the names that they have there.
+def _arguments(config: Optimizer, names: Mapping[str, str], fields: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Collects those of `fields` that are set, by the names that `where` has for them.
 
     Raises:
-      ConfigError: one has none there, so that it would be ignored.
+      ConfigError: a field is set that has no name there, and would be ignored.
     """
-    given = {field: getattr(config, field) for field in fields if getattr(config, field) is not None}
-    for field in given.keys() - names.keys():
-        there = ", ".join(sorted(names.keys() & set(fields))) or "none of its own"
-        raise ConfigError(f"Optimizer.{field}: {where} has no such number (it has: {there}); leave it None")
-    return {names[field]: value for field, value in given.items()}
+    values = {field: getattr(config, field) for field in fields if getattr(config, field) is not None}
+    for field in values.keys() - names.keys():
+        allowed = ", ".join(sorted(names.keys() & set(fields))) or "none"
+        raise ConfigError(f"Optimizer.{field}: {where} has no such field (its own fields: {allowed}); leave it None")
+    return {names[field]: value for field, value in values.items()}

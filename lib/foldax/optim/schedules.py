@@ -1,134 +1,289 @@
-"""Learning rates over a run: functions of the step, all of whose numbers may be traced.
+"""Learning-rate schedules, whose arguments may all be traced.
 
-Every one takes the highest rate, `peak`, and `steps`, the number of optimizer steps, and returns `step -> rate`, as
-Optax's schedules do. `warmup` is the share of the steps in which the rate first rises from 0 to the peak in a line
-(Goyal et al., 2017). `final` is the last rate as a share of the peak. After the last step the rate stays.
+Each function takes the peak of the rate and `steps`, the number of optimizer steps, and returns `step -> rate`, as
+Optax's schedules do. Over the first `warmup_fraction` of the steps the rate rises linearly from 0 to the peak (Goyal et
+al., 2017); `final_fraction` is the last rate as a fraction of the peak. After the last step the rate stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from chex import Numeric
 
-Schedule = Callable[[Any], jax.Array]
-
-
-def warmup_constant(peak: Any, steps: int, *, warmup: Any = 0.0) -> Schedule:
-    """Stays at the peak."""
-    return _schedule(peak, steps, warmup, jnp.ones_like)
+Schedule: TypeAlias = Callable[[Numeric], jax.Array]  # step -> learning rate
 
 
-def warmup_linear(peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.0) -> Schedule:
-    """Falls in a line."""
-    return _schedule(peak, steps, warmup, lambda done: 1.0 - (1.0 - final) * done)
+def warmup_constant(peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.0) -> Schedule:
+    """Stays at the peak.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+
+    >>> rate = warmup_constant(1.0, 10, warmup_fraction=0.4)
+    >>> [float(rate(step)) for step in (0, 2, 4, 10)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return _warmup_then(peak, steps, warmup_fraction, jnp.ones_like)
 
 
-def warmup_cosine(peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.0) -> Schedule:
-    """Falls in half a wave of a cosine (Loshchilov & Hutter, 2017)."""
-    return _schedule(peak, steps, warmup, lambda done: _half_wave(1.0, final, done))
+def warmup_linear(
+    peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.0, final_fraction: Numeric = 0.0
+) -> Schedule:
+    """Falls linearly to `final_fraction` of the peak.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+
+    >>> [float(warmup_linear(1.0, 10, final_fraction=0.5)(step)) for step in (0, 5, 10)]
+    [1.0, 0.75, 0.5]
+    """
+    return _warmup_then(peak, steps, warmup_fraction, lambda progress: 1.0 - (1.0 - final_fraction) * progress)
 
 
-def warmup_polynomial(peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.0, power: Any = 2.0) -> Schedule:
-    """Falls as a power of what is left of the steps; 1 is a line."""
-    return _schedule(peak, steps, warmup, lambda done: final + (1.0 - final) * jnp.power(1.0 - done, power))
+def warmup_cosine(
+    peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.0, final_fraction: Numeric = 0.0
+) -> Schedule:
+    """Falls along half a cosine wave (Loshchilov & Hutter, 2017).
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+
+    >>> [round(float(warmup_cosine(1.0, 10)(step)), 2) for step in (0, 5, 10)]
+    [1.0, 0.5, 0.0]
+    """
+    return _warmup_then(peak, steps, warmup_fraction, lambda progress: _cosine(1.0, final_fraction, progress))
 
 
-def warmup_exponential(peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.01) -> Schedule:
-    """Falls by the same factor at every step."""
-    return _schedule(peak, steps, warmup, lambda done: jnp.power(final, done))
+def warmup_polynomial(
+    peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.0, final_fraction: Numeric = 0.0, power: Numeric = 2.0
+) -> Schedule:
+    """Falls as a power of the remaining fraction of the steps; power 1 is linear.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+      power: exponent of the remaining fraction.
+
+    >>> [float(warmup_polynomial(1.0, 10)(step)) for step in (0, 5, 10)]
+    [1.0, 0.25, 0.0]
+    """
+
+    def shape(progress: jax.Array) -> jax.Array:
+        return final_fraction + (1.0 - final_fraction) * jnp.power(1.0 - progress, power)
+
+    return _warmup_then(peak, steps, warmup_fraction, shape)
+
+
+def warmup_exponential(
+    peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.0, final_fraction: Numeric = 0.01
+) -> Schedule:
+    """Falls by the same factor at every step.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+
+    >>> [round(float(warmup_exponential(1.0, 10)(step)), 3) for step in (0, 5, 10)]
+    [1.0, 0.1, 0.01]
+    """
+    return _warmup_then(peak, steps, warmup_fraction, lambda progress: jnp.power(final_fraction, progress))
 
 
 def warmup_piecewise(
-    peak: Any, steps: int, *, warmup: Any = 0.0, milestones: Sequence[Any] = (0.5, 0.75), factor: Any = 0.1
+    peak: Numeric,
+    steps: int,
+    *,
+    warmup_fraction: Numeric = 0.0,
+    milestones: Sequence[Numeric] = (0.5, 0.75),
+    factor: Numeric = 0.1,
 ) -> Schedule:
-    """Is multiplied by `factor` at each of `milestones`, shares of all steps (He et al., 2016)."""
-    edges = [jnp.round(jnp.asarray(milestone, jnp.float32) * steps) for milestone in milestones]
+    """Multiplies the rate by `factor` at each milestone, a fraction of all steps (He et al., 2016).
 
-    def rate(step: Any) -> jax.Array:
-        passed = sum((jnp.asarray(step) >= edge).astype(jnp.float32) for edge in edges)
-        return warm(step) * jnp.power(jnp.asarray(factor, jnp.float32), passed)
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      milestones: increasing fractions of the steps.
+      factor: factor of the rate at each milestone.
 
-    warm = warmup_constant(peak, steps, warmup=warmup)
+    >>> [round(float(warmup_piecewise(1.0, 100)(step)), 3) for step in (49, 50, 75)]
+    [1.0, 0.1, 0.01]
+    """
+    boundaries = [_whole_steps(milestone, steps) for milestone in milestones]
+
+    def rate(step: Numeric) -> jax.Array:
+        drops = sum((jnp.asarray(step) >= boundary).astype(jnp.float32) for boundary in boundaries)
+        return warmup(step) * jnp.power(jnp.asarray(factor, jnp.float32), drops)
+
+    warmup = warmup_constant(peak, steps, warmup_fraction=warmup_fraction)
     return rate
 
 
-def warmup_inverse_sqrt(peak: Any, steps: int, *, warmup: Any = 0.1) -> Schedule:
-    """Falls as one over the root of the step; the peak is where the warmup ends (Vaswani et al., 2017)."""
-    start = jnp.maximum(_length(warmup, steps), 1.0)
+def warmup_inverse_sqrt(peak: Numeric, steps: int, *, warmup_fraction: Numeric = 0.1) -> Schedule:
+    """Falls as the inverse square root of the step, from the end of the warmup (Vaswani et al., 2017).
 
-    def rate(step: Any) -> jax.Array:
-        past = jnp.maximum(jnp.asarray(step, jnp.float32), start)
-        return warm(step) * jnp.sqrt(start * jnp.reciprocal(past))
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
 
-    warm = warmup_constant(peak, steps, warmup=warmup)
+    >>> [float(warmup_inverse_sqrt(1.0, 100)(step)) for step in (5, 10, 40)]
+    [0.5, 1.0, 0.5]
+    """
+    warmup_steps = jnp.maximum(_whole_steps(warmup_fraction, steps), 1.0)
+
+    def rate(step: Numeric) -> jax.Array:
+        # During the warmup the root is 1.
+        later = jnp.maximum(jnp.asarray(step, jnp.float32), warmup_steps)
+        return warmup(step) * jnp.sqrt(warmup_steps * jnp.reciprocal(later))
+
+    warmup = warmup_constant(peak, steps, warmup_fraction=warmup_fraction)
     return rate
 
 
-def warmup_stable_decay(peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.0, cooldown: Any = 0.2) -> Schedule:
-    """Stays at the peak, then falls in a line over `cooldown`, the last share of the steps (Hägele et al., 2024)."""
-    last = jnp.maximum(_length(cooldown, steps), 1.0)
+def warmup_stable_decay(
+    peak: Numeric,
+    steps: int,
+    *,
+    warmup_fraction: Numeric = 0.0,
+    final_fraction: Numeric = 0.0,
+    cooldown_fraction: Numeric = 0.2,
+) -> Schedule:
+    """Stays at the peak, then falls linearly over the last `cooldown_fraction` of the steps (Hägele et al., 2024).
 
-    def rate(step: Any) -> jax.Array:
-        done = jnp.clip((jnp.asarray(step, jnp.float32) - (steps - last)) * jnp.reciprocal(last), 0.0, 1.0)
-        return warm(step) * (1.0 - (1.0 - final) * done)
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+      cooldown_fraction: fraction of the steps of the final linear decay.
 
-    warm = warmup_constant(peak, steps, warmup=warmup)
+    >>> [float(warmup_stable_decay(1.0, 20)(step)) for step in (10, 16, 18, 20)]
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    cooldown_steps = jnp.maximum(_whole_steps(cooldown_fraction, steps), 1.0)
+
+    def rate(step: Numeric) -> jax.Array:
+        # Negative before the cooldown, where the progress is clipped to 0.
+        into_cooldown = jnp.asarray(step, jnp.float32) - (steps - cooldown_steps)
+        progress = jnp.clip(into_cooldown * jnp.reciprocal(cooldown_steps), 0.0, 1.0)
+        return warmup(step) * (1.0 - (1.0 - final_fraction) * progress)
+
+    warmup = warmup_constant(peak, steps, warmup_fraction=warmup_fraction)
     return rate
 
 
 def warmup_restarts(
-    peak: Any, steps: int, *, warmup: Any = 0.0, final: Any = 0.0, cycles: int = 4, growth: Any = 1.0, factor: Any = 1.0
+    peak: Numeric,
+    steps: int,
+    *,
+    warmup_fraction: Numeric = 0.0,
+    final_fraction: Numeric = 0.0,
+    num_cycles: int = 4,
+    cycle_growth: Numeric = 1.0,
+    factor: Numeric = 1.0,
 ) -> Schedule:
-    """Falls in half a wave of a cosine, `cycles` times over (SGDR: Loshchilov & Hutter, 2017).
+    """Falls along half a cosine wave `num_cycles` times (SGDR: Loshchilov & Hutter, 2017).
 
-    Each cycle is `growth` times as long as the one before, and its peak `factor` times as high.
+    Each cycle is `cycle_growth` times as long as the cycle before, and its peak `factor` times as high.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps of the linear warmup.
+      final_fraction: last rate as a fraction of the peak.
+      num_cycles: number of cosine cycles.
+      cycle_growth: length of a cycle as a multiple of the cycle before.
+      factor: peak of a cycle as a multiple of the peak before.
+
+    >>> [round(float(warmup_restarts(1.0, 20, num_cycles=2, factor=0.5)(step)), 2) for step in (0, 5, 10, 15, 20)]
+    [1.0, 0.5, 0.5, 0.25, 0.0]
     """
-    number = jnp.arange(cycles, dtype=jnp.float32)
-    lengths = jnp.power(jnp.asarray(growth, jnp.float32), number)
+    # Cycle i takes a fraction growth^i / sum growth^j of the steps.
+    number = jnp.arange(num_cycles, dtype=jnp.float32)
+    lengths = jnp.power(jnp.asarray(cycle_growth, jnp.float32), number)
     lengths = lengths * jnp.reciprocal(lengths.sum())
     starts = jnp.cumsum(lengths) - lengths
 
-    def shape(done: jax.Array) -> jax.Array:
-        cycle = (done >= starts[1:]).sum()
-        part = jnp.minimum((done - starts[cycle]) * jnp.reciprocal(lengths[cycle]), 1.0)
-        return _half_wave(1.0, final, part) * jnp.power(jnp.asarray(factor, jnp.float32), number[cycle])
+    def shape(progress: jax.Array) -> jax.Array:
+        # Number of cycles that have begun; `starts` is ascending.
+        cycle = (progress >= starts[1:]).sum()
+        cycle_progress = jnp.minimum((progress - starts[cycle]) * jnp.reciprocal(lengths[cycle]), 1.0)
+        return _cosine(1.0, final_fraction, cycle_progress) * jnp.power(jnp.asarray(factor, jnp.float32), number[cycle])
 
-    return _schedule(peak, steps, warmup, shape)
+    return _warmup_then(peak, steps, warmup_fraction, shape)
 
 
-def one_cycle(peak: Any, steps: int, *, warmup: Any = 0.3, initial: Any = 1 / 25, final: Any = 1 / 250_000) -> Schedule:
-    """Rises from `initial`, a share of the peak, and falls to `final`, in half waves (Smith & Topin, 2018)."""
-    start = _length(warmup, steps)
-    falls = warmup_cosine(peak, steps, warmup=warmup, final=final)
+def one_cycle(
+    peak: Numeric,
+    steps: int,
+    *,
+    warmup_fraction: Numeric = 0.3,
+    initial_fraction: Numeric = 1 / 25,
+    final_fraction: Numeric = 1 / 250_000,
+) -> Schedule:
+    """Rises from `initial_fraction` of the peak, then falls to `final_fraction`, along half cosine waves.
 
-    def rate(step: Any) -> jax.Array:
+    The one-cycle policy of Smith & Topin (2018), with the defaults of PyTorch.
+
+    Args:
+      peak: highest rate.
+      steps: number of optimizer steps.
+      warmup_fraction: fraction of the steps over which the rate rises.
+      initial_fraction: first rate as a fraction of the peak.
+      final_fraction: last rate as a fraction of the peak.
+
+    >>> [round(float(one_cycle(1.0, 10)(step)), 2) for step in (0, 3, 10)]
+    [0.04, 1.0, 0.0]
+    """
+    warmup_steps = _whole_steps(warmup_fraction, steps)
+    fall = warmup_cosine(peak, steps, warmup_fraction=warmup_fraction, final_fraction=final_fraction)
+
+    def rate(step: Numeric) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        rises = peak * _half_wave(initial, 1.0, jnp.minimum(step * jnp.reciprocal(jnp.maximum(start, 1.0)), 1.0))
-        return jnp.where(step < start, rises, falls(step))
+        progress = jnp.minimum(step * jnp.reciprocal(jnp.maximum(warmup_steps, 1.0)), 1.0)
+        return jnp.where(step < warmup_steps, peak * _cosine(initial_fraction, 1.0, progress), fall(step))
 
     return rate
 
 
-def _schedule(peak: Any, steps: int, warmup: Any, shape: Callable[[jax.Array], jax.Array]) -> Schedule:
-    """Rises in a line, then multiplies the peak by `shape` of the share of the remaining steps that is done."""
-    start = _length(warmup, steps)
+def _warmup_then(
+    peak: Numeric, steps: int, warmup_fraction: Numeric, shape: Callable[[jax.Array], jax.Array]
+) -> Schedule:
+    """Rises linearly to the peak, then multiplies it by `shape` of the progress through the other steps, in [0, 1]."""
+    warmup_steps = _whole_steps(warmup_fraction, steps)
 
-    def rate(step: Any) -> jax.Array:
+    def rate(step: Numeric) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        rising = step * jnp.reciprocal(jnp.maximum(start, 1.0))
-        done = jnp.clip((step - start) * jnp.reciprocal(jnp.maximum(steps - start, 1.0)), 0.0, 1.0)
-        return peak * jnp.where(step < start, rising, shape(done))
+        rise = step * jnp.reciprocal(jnp.maximum(warmup_steps, 1.0))
+        # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
+        progress = jnp.clip((step - warmup_steps) * jnp.reciprocal(jnp.maximum(steps - warmup_steps, 1.0)), 0.0, 1.0)
+        return peak * jnp.where(step < warmup_steps, rise, shape(progress))
 
     return rate
 
 
-def _length(share: Any, steps: int) -> jax.Array:
-    """The steps in a share of them, whole, so that a float32 share cannot move an edge."""
-    return jnp.round(jnp.asarray(share, jnp.float32) * steps)
+def _whole_steps(fraction: Numeric, steps: int) -> jax.Array:
+    """A fraction of the steps, rounded to whole steps, so that rounding of float32 cannot move a boundary."""
+    return jnp.round(jnp.asarray(fraction, jnp.float32) * steps)
 
 
-def _half_wave(first: Any, last: Any, done: jax.Array) -> jax.Array:
-    return last + (first - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+def _cosine(first: Numeric, last: Numeric, progress: jax.Array) -> jax.Array:
+    """Half a cosine wave from `first` to `last`."""
+    return last + (first - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))

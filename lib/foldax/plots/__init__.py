@@ -1,51 +1,33 @@
 """Figures for papers and logs; nothing here needs a run."""
 
-from foldax.plots.agents import interval_bars, performance_profiles, played, returns_by_seed, strip
-from foldax.plots.common import (
+from foldax.plots.agents import episode_curves, film_strip, interval_bars, performance_profiles, returns_by_seed
+from foldax.plots.classification import (
     confusion_counts,
     confusion_matrix,
     confusion_text,
-    embedding,
-    embeddings,
     image_classification,
-    image_grid,
-    image_rows,
-    learning_curves,
-    members,
     mistakes,
-    neighbours,
-    plane,
     roc_curve,
 )
-from foldax.plots.forecasts import calibration, coverage, forecast_fans, intervals, reach_of
+from foldax.plots.common import embedding, embeddings, learning_curves, project_to_plane
+from foldax.plots.forecasts import (
+    calibration_curve,
+    forecast_fans,
+    interval_coverage,
+    interval_half_width,
+    prediction_intervals,
+)
+from foldax.plots.images import cluster_members, image_grid, image_rows, nearest_neighbors
 from foldax.plots.style import COLORS, CYCLE, new_figure
 
-__all__ = [
-    "COLORS",
-    "CYCLE",
-    "calibration",
-    "confusion_counts",
-    "confusion_matrix",
-    "confusion_text",
-    "coverage",
-    "embedding",
-    "embeddings",
-    "forecast_fans",
-    "image_classification",
-    "image_grid",
-    "image_rows",
-    "interval_bars",
-    "intervals",
-    "learning_curves",
-    "members",
-    "mistakes",
-    "neighbours",
-    "new_figure",
-    "performance_profiles",
-    "plane",
-    "played",
-    "reach_of",
-    "returns_by_seed",
-    "roc_curve",
-    "strip",
-]
+# Classification
+__all__ = ["confusion_counts", "confusion_matrix", "confusion_text", "image_classification", "mistakes", "roc_curve"]
+# Regression and forecasts
+__all__ += ["prediction_intervals", "interval_coverage", "interval_half_width", "calibration_curve", "forecast_fans"]
+# Agents
+__all__ += ["returns_by_seed", "performance_profiles", "interval_bars", "episode_curves", "film_strip"]
+# Images and representations
+__all__ += ["image_grid", "image_rows", "nearest_neighbors", "cluster_members", "embedding", "embeddings"]
+__all__ += ["project_to_plane"]
+# Any run, and the style of all figures
+__all__ += ["learning_curves", "new_figure", "COLORS", "CYCLE"]

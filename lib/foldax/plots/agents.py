@@ -1,24 +1,23 @@
-"""Figures of agents: returns over seeds with what is known of them (Agarwal et al., 2021), and what was played."""
-
-from __future__ import annotations
+"""Figures of agents: returns over seeds with their statistics (Agarwal et al., 2021), and single episodes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from foldax.errors import ConfigError
-from foldax.plots.style import CYCLE, new_figure
-
-if TYPE_CHECKING:
-    from foldax.evaluation.agents import Interval
+from foldax.evaluation.agents import Interval, bootstrap_interval, interquartile_mean, performance_profile
+from foldax.plots.style import CYCLE, Axes, Figure, grid_and_legend, new_figure, single_axis
 
 AGENT_COLORS = (*CYCLE, "#E69F00", "#56B4E9", "#5A5A5A", "#8C564B")
-STYLES = ("-", "--", "-.", ":")  # so that curves are told apart in grey too
-PLACES = 200  # of a curve
-FEW = 8  # numbers of an observation that are drawn as curves
+STYLES = ("-", "--", "-.", ":")  # they distinguish curves in grey too
+CURVE_POINTS = 200
+MAX_CURVES = 8  # observations with more components are shown as an image
 
 History = Sequence[Mapping[str, Any]]
+StepsAfter = Callable[[int], int]
+"""`updates -> environment steps`, such as `config.environment_steps_after`."""
 
 
 def returns_by_seed(
@@ -26,77 +25,78 @@ def returns_by_seed(
     *,
     metric: str = "return",
     split: str = "train",
-    acted: Callable[[int], int] | Mapping[str, Callable[[int], int]] | None = None,
+    environment_steps: StepsAfter | Mapping[str, StepsAfter] | None = None,
     title: str = "",
     reference: float | None = None,
     width: float = 5.6,
     height: float = 3.8,
     **options: Any,
-) -> Any:
-    """Draws how agents learned: the interquartile mean over seeds with its bootstrap interval, and each seed thinly.
+) -> Figure:
+    """Draws learning curves: the interquartile mean over seeds with its bootstrap interval, and every seed thinly.
 
     Args:
-      agents: by name the histories of its runs (`Result.history`), one per seed. Between its logs a run is
-        interpolated; curves reach from the last of the first logs to the first of the last ones. One seed has no band.
-      metric: what is drawn, of the log's lines that have it.
+      agents: for each agent by name, the histories of its runs (`Result.history`), one per seed. Runs are interpolated
+        between their logs; a curve covers the steps that all runs have in common. One seed has no interval.
+      metric: which metric of the logs to draw.
       split: "train", "validation" or "test".
-      acted: gives the environments' steps after as many updates, as `config.acted` does; by agent where they differ.
-        None: the axis shows updates.
+      environment_steps: converts updates to environment steps, as `config.environment_steps_after` does; by agent where
+        they differ. None: the axis shows updates.
       title: of the figure.
-      reference: a return to compare with, drawn as a line.
+      reference: a return to compare with, shown as a line.
       width: in inches.
       height: in inches.
-      **options: of `evaluation.agents.interval`.
+      **options: of `evaluation.agents.bootstrap_interval`.
 
     Raises:
-      ConfigError: there is no agent, a run has no such metric, runs have no steps in common, or a value is not finite.
-    """
-    from foldax.evaluation.agents import interquartile_mean, interval
+      ConfigError: there is no agent, a run lacks the metric, runs have no steps in common, or a value is not finite.
 
-    figure, axes = new_figure(width=width, height=height)
-    axis = axes[0, 0]
+    >>> history = [{"step": 1, "split": "train", "return": 0.0}, {"step": 2, "split": "train", "return": 5.0}]
+    >>> returns_by_seed({"DQN": [history, history]}, resamples=10).axes[0].get_ylabel()
+    'return'
+    """
+    figure, axis = single_axis(width=width, height=height)
     if not agents:
         raise ConfigError("agents: there is none to draw")
     if reference is not None:
         axis.axhline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
     for number, (name, histories) in enumerate(agents.items()):
-        steps_of = acted.get(name) if isinstance(acted, Mapping) else acted
-        curves = [_curve(history, metric, split, steps_of, f"{name}, run {i}") for i, history in enumerate(histories)]
-        places, values = _together(curves, name)
+        after = environment_steps.get(name) if isinstance(environment_steps, Mapping) else environment_steps
+        curves = [_curve(history, metric, split, after, f"{name}, run {i}") for i, history in enumerate(histories)]
+        steps, values = _interpolate(curves, name)
         color = AGENT_COLORS[number % len(AGENT_COLORS)]
+        # Every seed thinly, then the interval and the interquartile mean on top.
         for value in values:
-            axis.plot(places, value, color=color, lw=0.5, alpha=0.3)
+            axis.plot(steps, value, color=color, lw=0.5, alpha=0.3)
         mean = interquartile_mean(values.T[:, :, None])
         if len(values) > 1:
-            _, low, high = interval(values.T[:, :, None], **options)
-            axis.fill_between(places, low, high, color=color, alpha=0.22, lw=0)
+            _, low, high = bootstrap_interval(values.T[:, :, None], **options)
+            axis.fill_between(steps, low, high, color=color, alpha=0.22, lw=0)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         style = STYLES[number % len(STYLES)]
-        axis.plot(places, mean, color=color, lw=1.8, ls=style, label=f"{name} ({seeds})")
-    axis.set(xlabel="updates" if acted is None else "steps of the environment", ylabel=metric.replace("_", " "))
+        axis.plot(steps, mean, color=color, lw=1.8, ls=style, label=f"{name} ({seeds})")
+    axis.set(xlabel="updates" if environment_steps is None else "environment steps", ylabel=metric.replace("_", " "))
     axis.set_title(title)
     _short_thousands(axis)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    grid_and_legend(axis, fontsize=8)
     return figure
 
 
 def performance_profiles(
-    agents: Mapping[str, Any],
-    thresholds: Any = None,
+    agents: Mapping[str, ArrayLike],
+    thresholds: ArrayLike | None = None,
     *,
     label: str = "return",
     title: str = "",
     width: float = 5.0,
     height: float = 3.6,
     **options: Any,
-) -> Any:
-    """Draws the share of runs above every threshold, with pointwise bootstrap intervals: higher is better.
+) -> Figure:
+    """Draws the fraction of runs above every threshold with pointwise bootstrap intervals: higher is better.
 
     Args:
       agents: scores `[seeds, tasks]` or `[seeds]` by name.
-      thresholds: `[K]`; None: 200 from the least score to the greatest.
-      label: what scores are.
+      thresholds: `[K]`; None: 200 from the lowest score to the highest.
+      label: name of the score.
       title: of the figure.
       width: in inches.
       height: in inches.
@@ -104,26 +104,27 @@ def performance_profiles(
 
     Raises:
       ConfigError: see `evaluation.agents.performance_profile`.
-    """
-    from foldax.evaluation.agents import performance_profile
 
+    >>> performance_profiles({"DQN": [1.0, 2.0, 3.0]}, resamples=10).axes[0].get_ylabel()
+    'fraction of runs above τ'
+    """
     if not agents:
         raise ConfigError("agents: there is none to draw")
     if thresholds is None:
-        every = np.concatenate([np.ravel(np.asarray(scores, np.float64)) for scores in agents.values()])
-        least, most = np.nanmin(every), np.nanmax(every)
-        margin = 0.03 * (most - least) or 1.0
-        thresholds = np.linspace(least - margin, most + margin, PLACES)
-    figure, axes = new_figure(width=width, height=height)
-    axis = axes[0, 0]
+        values = np.concatenate([np.ravel(np.asarray(scores, np.float64)) for scores in agents.values()])
+        lowest, highest = np.nanmin(values), np.nanmax(values)
+        # A little beyond both ends, where all curves are 1 and 0.
+        margin = 0.03 * (highest - lowest) or 1.0
+        thresholds = np.linspace(lowest - margin, highest + margin, CURVE_POINTS)
+    figure, axis = single_axis(width=width, height=height)
     for number, (name, scores) in enumerate(agents.items()):
-        share, low, high = performance_profile(scores, thresholds, **options)
+        # Equal thresholds for all agents, so that their curves compare.
+        fraction, low, high = performance_profile(scores, thresholds, **options)
         color, style = AGENT_COLORS[number % len(AGENT_COLORS)], STYLES[number % len(STYLES)]
         axis.fill_between(thresholds, low, high, color=color, alpha=0.2, lw=0)
-        axis.plot(thresholds, share, color=color, lw=1.6, ls=style, label=name)
-    axis.set(xlabel=f"{label} τ", ylabel="share of runs above τ", ylim=(-0.02, 1.02), title=title)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+        axis.plot(thresholds, fraction, color=color, lw=1.6, ls=style, label=name)
+    axis.set(xlabel=f"{label} τ", ylabel="fraction of runs above τ", ylim=(-0.02, 1.02), title=title)
+    grid_and_legend(axis, fontsize=8)
     return figure
 
 
@@ -134,31 +135,37 @@ def interval_bars(
     title: str = "",
     reference: float | None = None,
     width: float = 4.0,
-) -> Any:
-    """Draws estimates as ticks in bars from `low` to `high`, a row for each name, and side by side for each group.
+) -> Figure:
+    """Draws intervals as bars with their estimates as ticks: a row for each name, side by side for each group.
 
     Args:
-      intervals: by name, as `evaluation.agents.interval` gives them; or by group (a task, a metric) and name.
+      intervals: of `evaluation.agents.bootstrap_interval` by name; or by group (a task, a metric) and name.
       label: of the axis, where there are no groups.
       title: of the figure.
-      reference: a value to compare with, drawn as a line; 0.5 for probabilities of improvement.
-      width: of a group, in inches; names come on top.
+      reference: a value to compare with, shown as a line; 0.5 for probabilities of improvement.
+      width: of a group, in inches, without the names.
 
     Raises:
       ConfigError: there is nothing to draw.
+
+    >>> from foldax.evaluation.agents import Interval
+    >>> interval_bars({"DQN": Interval(1.0, 0.5, 1.5)}).axes[0].get_xlabel()
+    'interquartile mean'
     """
-    grouped: dict[str, Any] = dict(intervals)
-    if not any(isinstance(value, Mapping) for value in grouped.values()):
-        grouped = {label: grouped}
-    names = list(dict.fromkeys(name for group in grouped.values() for name in group))
+    # Intervals without groups are one group.
+    groups: dict[str, Any] = dict(intervals)
+    if not any(isinstance(value, Mapping) for value in groups.values()):
+        groups = {label: groups}
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
     if not names:
         raise ConfigError("intervals: there is none to draw")
-    for_names = 0.09 * max(map(len, names)) / len(grouped)
-    figure, axes = new_figure(columns=len(grouped), width=width + for_names, height=0.9 + 0.34 * len(names))
-    for axis, (group, members) in zip(axes.flat, grouped.items()):
-        axis.use_sticky_edges = False  # bars keep a margin too
+    name_width = 0.09 * max(map(len, names)) / len(groups)
+    figure, axes = new_figure(columns=len(groups), width=width + name_width, height=0.9 + 0.34 * len(names))
+    for axis, (group, members) in zip(axes.flat, groups.items()):
+        axis.use_sticky_edges = False  # or the bars would touch the frame
         if reference is not None:
             axis.axvline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
+        # Rows keep their place in every group, also where a group lacks a name.
         for row, name in enumerate(names):
             if name not in members:
                 continue
@@ -175,31 +182,36 @@ def interval_bars(
     return figure
 
 
-def played(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> Any:
-    """Draws an episode that has no pictures: its observations and rewards over time.
+def episode_curves(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> Figure:
+    """Draws an episode of an environment that has no pictures: observations and rewards over time.
 
     Args:
-      observations: `[T + 1, ...]`, the first before any step; more than eight numbers are colours, a row each.
+      observations: `[T + 1, ...]`, from the first before any step; more than 8 components are shown as an image.
       rewards: `[T]`.
       title: of the figure.
+
+    >>> len(episode_curves(np.zeros((4, 2)), np.ones(3)).axes)
+    2
     """
-    seen = np.asarray(observations, np.float64).reshape(len(observations), -1)
-    seen = np.where(np.isfinite(seen), seen, np.nan)
+    values = np.asarray(observations, np.float64).reshape(len(observations), -1)
+    # Gaps instead of errors where an observation is infinite.
+    values = np.where(np.isfinite(values), values, np.nan)
     figure, axes = new_figure(2, width=6.4, height=2.4)
     upper, lower = axes[:, 0]
     upper.margins(x=0.02)
-    if seen.shape[1] <= FEW:
-        for index, values in enumerate(seen.T):
+    if values.shape[1] <= MAX_CURVES:
+        for index, curve in enumerate(values.T):
             color = AGENT_COLORS[index % len(AGENT_COLORS)]
-            marker = "." if len(seen) == 1 else ""
-            upper.plot(values, color=color, lw=1.2, ls=STYLES[index % len(STYLES)], label=str(index), marker=marker)
-        upper.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            marker = "." if len(values) == 1 else ""
+            upper.plot(curve, color=color, lw=1.2, ls=STYLES[index % len(STYLES)], label=str(index), marker=marker)
+        upper.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         upper.grid(alpha=0.25)
         upper.set(ylabel="observation")
     else:
-        image = upper.imshow(seen.T, aspect="auto", interpolation="nearest", cmap="cividis")
+        # Too many curves to distinguish: components become rows of an image.
+        image = upper.imshow(values.T, aspect="auto", interpolation="nearest", cmap="cividis")
         figure.colorbar(image, ax=upper)
-        upper.set(ylabel="number of the observation")
+        upper.set(ylabel="component of the observation")
     steps, marker = np.arange(1, len(rewards) + 1), "." if len(rewards) == 1 else ""
     lower.plot(steps, np.asarray(rewards, np.float64), color=AGENT_COLORS[1], ds="steps-mid", lw=1.2, marker=marker)
     lower.set(xlabel="step", ylabel="reward", xlim=upper.get_xlim())
@@ -208,59 +220,66 @@ def played(observations: np.ndarray, rewards: np.ndarray, title: str = "") -> An
     return figure
 
 
-def strip(images: np.ndarray, titles: Sequence[str], title: str = "") -> Any:
-    """Draws pictures side by side, each pixel as one pixel if it is saved as it is.
+def film_strip(images: np.ndarray, titles: Sequence[str], title: str = "") -> Figure:
+    """Draws images side by side, pixel by pixel if the figure is saved at its own resolution.
 
     Args:
       images: uint8 `[N, H, W, 3]`.
-      titles: one per image.
+      titles: N titles.
       title: of the figure.
+
+    >>> figure = film_strip(np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"])
+    >>> (figure.get_size_inches() * figure.dpi).round().tolist()  # a gap of 4 between the images, 46 for the titles
+    [20.0, 54.0]
     """
     from matplotlib.figure import Figure
 
     count, height, width, _ = images.shape
-    gap, head, dots = max(4, width // 30), 46, 100
+    gap, title_height, dpi = max(4, width // 30), 46, 100
+    # Tiles with a white gap between them
     tiles = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=255)
-    picture = np.concatenate(tiles, axis=1)[:, :-gap]
-    across, down = picture.shape[1], height + head
-    figure = Figure(figsize=(across / dots, down / dots), dpi=dots)
-    axis = figure.add_axes((0, 0, 1, height / down))
-    axis.imshow(picture, interpolation="nearest", aspect="auto")
+    image = np.concatenate(tiles, axis=1)[:, :-gap]
+    total_width, total_height = image.shape[1], height + title_height
+    figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
+    axis = figure.add_axes((0, 0, 1, height / total_height))
+    axis.imshow(image, interpolation="nearest", aspect="auto")
     axis.set_axis_off()
     for index, text in enumerate(titles[:count]):
-        middle = (index * (width + gap) + width / 2) / across
-        figure.text(middle, (height + 6) / down, text, fontsize=9, ha="center", va="bottom")
-    figure.text(0.5, 1 - 3 / down, title, fontsize=10, ha="center", va="top")
+        center = (index * (width + gap) + width / 2) / total_width
+        figure.text(center, (height + 6) / total_height, text, fontsize=9, ha="center", va="bottom")
+    figure.text(0.5, 1 - 3 / total_height, title, fontsize=10, ha="center", va="top")
     return figure
 
 
 def _curve(
-    history: History, metric: str, split: str, acted: Callable[[int], int] | None, name: str
+    history: History, metric: str, split: str, after: StepsAfter | None, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    # Runs log different metrics at different steps.
     points = [(line["step"], line[metric]) for line in history if line["split"] == split and metric in line]
     if not points:
         raise ConfigError(f"{name}: its history has no {metric!r} in the split {split!r}")
     steps, values = zip(*points)
-    return np.array([step if acted is None else acted(step) for step in steps], np.float64), np.array(values, float)
+    return np.array([step if after is None else after(step) for step in steps], np.float64), np.array(values, float)
 
 
-def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns places `[T]` that all curves reach, and their values there, `[seeds, T]`."""
+def _interpolate(curves: Sequence[tuple[np.ndarray, np.ndarray]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolates curves at steps `[T]` that all of them cover, `[seeds, T]`."""
     if not curves:
         raise ConfigError(f"{name}: there is no run to draw")
     first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    # Interpolation must not extrapolate.
     if first > last:
-        raise ConfigError(
-            f"{name}: its runs have no steps in common: one ends at {last:,.0f}, one begins at {first:,.0f}"
-        )
-    places = np.unique(np.concatenate([steps for steps, _ in curves]))
-    places = places[(places >= first) & (places <= last)]
-    if len(places) > PLACES:
-        places = np.linspace(first, last, PLACES)
-    return places, np.stack([np.interp(places, *curve) for curve in curves])
+        ends = f"one ends at {last:,.0f}, one begins at {first:,.0f}"
+        raise ConfigError(f"{name}: its runs have no steps in common: {ends}")
+    # All steps at which any run was logged, within the common range.
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    if len(steps) > CURVE_POINTS:
+        steps = np.linspace(first, last, CURVE_POINTS)
+    return steps, np.stack([np.interp(steps, *curve) for curve in curves])
 
 
-def _short_thousands(axis: Any) -> None:
+def _short_thousands(axis: Axes) -> None:
     from matplotlib.ticker import EngFormatter
 
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))

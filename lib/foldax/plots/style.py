@@ -1,19 +1,50 @@
-"""What all figures begin with: matplotlib without global state, and colours that the colour-blind can tell apart."""
+"""Style of all figures: matplotlib without global state, in colours that colour-blind readers can distinguish."""
 
-from __future__ import annotations
-
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-COLORS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
-CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of curves that are no splits; those of Okabe & Ito
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+Axes: TypeAlias = "matplotlib.axes.Axes"
+Figure: TypeAlias = "matplotlib.figure.Figure"
+COLORS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}  # of Okabe & Ito (2008), by split
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # the same, for curves that do not stand for a split
 
 
-def new_figure(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.2) -> tuple[Any, np.ndarray]:
-    """Returns a figure and its axes `[rows, columns]`, each axis of `width` x `height` inches."""
+def new_figure(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
+    """Creates a figure outside of pyplot, so that it needs no display and nothing has to close it.
+
+    Args:
+      rows: rows of axes.
+      columns: columns of axes.
+      width: of each axes, in inches.
+      height: of each axes, in inches.
+
+    Returns:
+      `(figure, axes)`: the axes are an array `[rows, columns]`.
+
+    >>> figure, axes = new_figure(rows=2, columns=3, width=2.0)
+    >>> axes.shape, figure.get_size_inches().tolist()
+    ((2, 3), [6.0, 6.4])
+    """
     from matplotlib.figure import Figure
 
+    # pyplot would keep a reference to every figure, and so leak memory in long sweeps.
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, axes
+
+
+def single_axis(width: float = 4.0, height: float = 3.2) -> tuple[Figure, Axes]:
+    """Creates a figure with one axis."""
+    figure, axes = new_figure(width=width, height=height)
+    return figure, axes[0, 0]
+
+
+def grid_and_legend(axis: Axes, **options: Any) -> None:
+    """Draws a pale grid, and a legend without a frame; the options are those of the legend."""
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, **options)

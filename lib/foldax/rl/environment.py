@@ -1,31 +1,40 @@
-"""Environments: pure functions of a state, an action and a key; how to act in many at once, and what comes of it."""
-
-from __future__ import annotations
+"""Environments as pure functions of state, action and key, and rollouts of a policy in many of them at once."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.learner import Average
+from foldax.learner import Average, Key
 
-State = Any  # any pytree of arrays
+State: TypeAlias = chex.ArrayTree  # an environment's own state
+Observation: TypeAlias = Any  # an array; with `with_policy_memory` a pair of an array and a tree of arrays
+Action: TypeAlias = Any  # likewise
+Episodes: TypeAlias = dict[str, jax.Array]  # "return", "length" and "finished" [N]
 
 
 class Discrete(NamedTuple):
-    """Actions 0 to `num` - 1, int32 []."""
+    """Space of discrete actions: the integers 0 to `num` - 1, as int32 [].
+
+    >>> Discrete(2).num
+    2
+    """
 
     num: int
 
 
 class Box(NamedTuple):
-    """Numbers between two bounds, float32.
+    """Space of float32 arrays between two bounds.
 
     Attributes:
-      low: `shape`, which may have -inf.
-      high: `shape`, which may have inf.
+      low: lower bounds `[...]`, with the shape of one observation or action; may be -inf.
+      high: upper bounds `[...]`; may be inf.
+
+    >>> Box(np.zeros(3), np.full(3, np.inf)).shape
+    (3,)
     """
 
     low: np.ndarray
@@ -33,114 +42,122 @@ class Box(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one observation or action."""
+        """Shape of one observation or action."""
         return self.low.shape
 
 
 class Step(NamedTuple):
-    """What an environment answers to an action.
+    """Result of a step of one environment.
 
     Attributes:
-      observation: the one after the action, also where the episode is over.
-      reward: float32 [].
-      terminated: bool [], the episode is over for good: there is nothing more to gain.
-      truncated: bool [], the episode is cut off, as by a limit of time: there would have been more. Both may be true.
+      observation: the observation after the action, also where the episode ends with it.
+      reward: float32 `[]`.
+      terminated: bool `[]`, the episode ended: no further reward is possible.
+      truncated: bool `[]`, the episode was cut off, as by a time limit: rewards would have followed. Both may be true.
     """
 
-    observation: jax.Array
+    observation: Observation
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
 
 
 class Environment(NamedTuple):
-    """A world to act in. Nothing begins anew by itself: see `act`.
+    """An environment as pure functions of one state; it never resets itself (`step_environments` does).
 
     Attributes:
       reset: `key -> (state, observation)`.
       step: `(key, state, action) -> (state, Step)`.
-      observations: the space of observations.
-      actions: the space of actions.
-      name: for errors.
-      render: `state -> image`, uint8 `[H, W, 3]`: a picture of one state, on the host; None if there is none.
+      observation_space: space of one observation.
+      action_space: space of one action.
+      name: its name in error messages.
+      render: `state -> image`, uint8 `[H, W, 3]`, computed on the host; None: it cannot be rendered.
+
+    >>> def step(key, state, action):
+    ...     return state + 1, Step(jnp.ones(1), jnp.float32(1), state >= 2, jnp.bool_(False))
+    >>> space = Box(np.zeros(1, np.float32), np.ones(1, np.float32))
+    >>> environment = Environment(lambda key: (jnp.int32(0), jnp.zeros(1)), step, space, Discrete(2), "three steps")
+    >>> episodes = play_episodes(environment, lambda observation, key: (jnp.zeros(4, int), {}), jax.random.key(0), 4, 9)
+    >>> episodes["length"].tolist()
+    [3, 3, 3, 3]
     """
 
-    reset: Callable[[jax.Array], tuple[State, jax.Array]]
-    step: Callable[[jax.Array, State, jax.Array], tuple[State, Step]]
-    observations: Box
-    actions: Discrete | Box
+    reset: Callable[[Key], tuple[State, Observation]]
+    step: Callable[[Key, State, Action], tuple[State, Step]]
+    observation_space: Box
+    action_space: Discrete | Box
     name: str = "environment"
     render: Callable[[State], np.ndarray] | None = None
 
 
-class Actors(NamedTuple):
-    """N copies of an environment, each in the midst of an episode.
+class EnvironmentState(NamedTuple):
+    """State of N parallel environments.
 
     Attributes:
-      state: of the copies, `[N, ...]`.
-      observation: what they see now, `[N, ...]`.
-      episode_return: float32 `[N]`, rewards so far.
-      episode_length: int32 `[N]`, steps so far.
+      state: states of the environments, `[N, ...]`.
+      observation: current observations, `[N, ...]`.
+      episode_return: sum of the rewards of each running episode so far, float32 `[N]`.
+      episode_length: number of its steps so far, int32 `[N]`.
     """
 
     state: State
-    observation: jax.Array
+    observation: Observation
     episode_return: jax.Array
     episode_length: jax.Array
 
 
 class Transition(NamedTuple):
-    """One step of N copies, or T of them with a leading axis.
+    """One step of N environments, `[N, ...]`, or T steps, `[T, N, ...]`.
 
     Attributes:
-      observation: `[N, ...]`, what was seen.
-      action: `[N, ...]`.
-      reward: float32 `[N]`.
-      next_observation: `[N, ...]`, what was seen then; at the end of an episode its last one, never that of the next.
-      terminated: bool `[N]`.
-      truncated: bool `[N]`.
-      extras: what the policy said beside the action, by name.
+      observation: observation before the action.
+      action: the action.
+      reward: float32.
+      next_observation: observation after the action; where the episode ends, its last one, never the next episode's.
+      terminated: bool.
+      truncated: bool.
+      extras: further outputs of the policy by name, such as "value".
     """
 
-    observation: jax.Array
-    action: jax.Array
+    observation: Observation
+    action: Action
     reward: jax.Array
-    next_observation: jax.Array
+    next_observation: Observation
     terminated: jax.Array
     truncated: jax.Array
     extras: dict[str, jax.Array]
 
 
-class Finished(NamedTuple):
-    """Episodes that ended, as means that can be merged.
+class EpisodeStatistics(NamedTuple):
+    """Return and length of the episodes that ended, as means that can be merged.
 
     Attributes:
-      episode_return: sums of rewards.
-      episode_length: in steps.
+      episode_return: sum of rewards.
+      episode_length: number of steps.
     """
 
     episode_return: Average
     episode_length: Average
 
 
-class Played(NamedTuple):
-    """What was played outside of the learner, by its own policy: the batch of an update that acts nowhere itself.
+class HostRollout(NamedTuple):
+    """A rollout collected on the host by the learner's own policy; the batch of `update` for host environments.
 
     Attributes:
-      seen: `[T, N, ...]`.
-      finished: `[T]`, of the episodes that ended with each of the steps.
-      observation: `[T, N, ...]`, what the copies see then; of a new episode where one ended.
-      begun: bool `[T]`, whether all copies began new episodes with a step, whatever was before.
+      transitions: `[T, N, ...]`, without extras.
+      episodes: statistics `[T]` of the episodes that ended with each step.
+      current_observation: observations after each step, `[T, N, ...]`; where an episode ended, the next one's first.
+      restarted: bool `[T]`, true at a step before which all environments were reset, as at the start of a run.
     """
 
-    seen: Transition
-    finished: Finished
-    observation: jax.Array
-    begun: jax.Array
+    transitions: Transition
+    episodes: EpisodeStatistics
+    current_observation: jax.Array
+    restarted: jax.Array
 
 
-class Explore(NamedTuple):
-    """Observations that a learner's `predict` is to answer as it acts while it learns, not as well as it can.
+class ExplorationRequest(NamedTuple):
+    """Asks `predict` for exploratory actions (sampled or epsilon-greedy) instead of the greedy ones.
 
     Attributes:
       observation: `[N, ...]`.
@@ -149,100 +166,151 @@ class Explore(NamedTuple):
     observation: jax.Array
 
 
-Policy = Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Policy: TypeAlias = Callable[[Observation, Key], tuple[Action, dict[str, jax.Array]]]
 """`(observation [N, ...], key) -> (action [N, ...], extras by name)`."""
 
 
-def begin(environment: Environment, key: jax.Array, count: int) -> Actors:
-    """Returns `count` copies at the start of their episodes."""
-    state, observation = jax.vmap(environment.reset)(jax.random.split(key, count))
-    return Actors(state, observation, jnp.zeros(count), jnp.zeros(count, jnp.int32))
+def reset_environments(environment: Environment, key: Key, num_envs: int) -> EnvironmentState:
+    """Starts an episode in each of `num_envs` parallel environments.
+
+    Args:
+      environment: the environment to start.
+      key: randomness of the first states.
+      num_envs: number N of parallel environments.
+    """
+    state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
+    return EnvironmentState(state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
-def act(
-    environment: Environment, actors: Actors, action: jax.Array, key: jax.Array
-) -> tuple[Actors, Transition, Finished]:
-    """Takes a step with every copy; those whose episode ends begin a new one, whose observation only `Actors` has."""
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(actors.episode_return)))
-    state, step = jax.vmap(environment.step)(keys[:, 0], actors.state, action)
-    over = step.terminated | step.truncated
-    fresh = jax.vmap(environment.reset)(keys[:, 1])
-    state, observation = jax.tree.map(lambda new, old: _where(over, new, old), fresh, (state, step.observation))
-    total, length = actors.episode_return + step.reward, actors.episode_length + 1
-    ended = over.astype(jnp.float32)
-    finished = Finished(
-        Average((total * ended).sum(), ended.sum()), Average((length.astype(jnp.float32) * ended).sum(), ended.sum())
+def step_environments(
+    environment: Environment, environment_state: EnvironmentState, action: Action, key: Key
+) -> tuple[EnvironmentState, Transition, EpisodeStatistics]:
+    """Steps all N environments and resets those whose episode ended.
+
+    The returned transition holds the last observation of an ended episode; the returned state holds the first
+    observation of the next one.
+
+    Args:
+      environment: the environment.
+      environment_state: state of N environments.
+      action: `[N, ...]`.
+      key: randomness of steps and resets.
+
+    Returns:
+      The next state, the transition `[N, ...]` without extras, and the statistics of the episodes that ended.
+    """
+    # 1. Step every environment with its own key.
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, len(environment_state.episode_return)))
+    state, step = jax.vmap(environment.step)(keys[:, 0], environment_state.state, action)
+    done = step.terminated | step.truncated
+    chex.assert_shape([step.reward, done], environment_state.episode_return.shape)
+    # 2. Reset where the episode ended. All compute a reset, because a branch under `vmap` runs both sides anyway.
+    initial = jax.vmap(environment.reset)(keys[:, 1])
+    state, observation = jax.tree.map(lambda new, old: _where(done, new, old), initial, (state, step.observation))
+    # 3. Count the step, and with it the episodes that it ended.
+    total, length = environment_state.episode_return + step.reward, environment_state.episode_length + 1
+    ended = done.astype(jnp.float32)
+    totals = [Average((value * ended).sum(), ended.sum()) for value in (total, length.astype(jnp.float32))]
+    transition = Transition(
+        environment_state.observation, action, step.reward, step.observation, step.terminated, step.truncated, extras={}
     )
-    after = Actors(state, observation, jnp.where(over, 0.0, total), jnp.where(over, 0, length))
-    seen = (actors.observation, action, step.reward, step.observation, step.terminated, step.truncated)
-    return after, Transition(*seen, extras={}), finished
+    after = EnvironmentState(state, observation, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
+    return after, transition, EpisodeStatistics(*totals)
 
 
 def rollout(
-    environment: Environment, policy: Policy, actors: Actors, key: jax.Array, steps: int
-) -> tuple[Actors, Transition, Finished]:
-    """Returns the copies after `steps` steps each, what they did `[steps, N, ...]`, and which episodes ended."""
-
-    def one(actors: Actors, key: jax.Array) -> tuple[Actors, tuple[Transition, Finished]]:
-        of_policy, of_world = jax.random.split(key)
-        action, extras = policy(actors.observation, of_policy)
-        actors, transition, finished = act(environment, actors, action, of_world)
-        return actors, (transition._replace(extras=extras), finished)
-
-    actors, (transitions, finished) = jax.lax.scan(one, actors, jax.random.split(key, steps))
-    return actors, transitions, jax.tree.map(lambda x: x.sum(axis=0), finished)
-
-
-def ended(finished: Finished) -> dict[str, Average]:
-    """Returns "return" and "length" of all episodes that ended, as a learner's `update` reports them."""
-    return jax.tree.map(jnp.sum, {"return": finished.episode_return, "length": finished.episode_length})
-
-
-def episodes(
-    environment: Environment, policy: Policy, key: jax.Array, count: int, most_steps: int
-) -> dict[str, jax.Array]:
-    """Plays one episode with each of `count` copies, in one compiled loop that ends with the last of them.
+    environment: Environment, policy: Policy, environment_state: EnvironmentState, key: Key, num_steps: int
+) -> tuple[EnvironmentState, Transition, EpisodeStatistics]:
+    """Takes `num_steps` steps with a policy in all N environments.
 
     Args:
-      environment: where.
-      policy: how.
-      key: of all randomness.
-      count: N.
-      most_steps: after which an episode is left off.
+      environment: the environment to act in.
+      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
+      environment_state: states of the N environments, of `reset_environments` or the rollout before.
+      key: randomness of the policy and of the environments.
+      num_steps: steps of each environment.
 
     Returns:
-      "return" float32 `[N]`, "length" int32 `[N]` and "finished" bool `[N]`: whether the episode ended by itself.
+      The state after the last step, the transitions `[num_steps, N, ...]` with the policy's extras, and the statistics
+      of all episodes that ended.
+
+    >>> from foldax import rl
+    >>> environment = rl.gymnax("CartPole-v1")
+    >>> def policy(observation, key):
+    ...     return (observation[:, 2] > 0).astype(int), {}
+    >>> def collect(key):
+    ...     return rollout(environment, policy, reset_environments(environment, key, 8), key, num_steps=5)
+    >>> _, transitions, _ = jax.eval_shape(collect, jax.random.key(0))
+    >>> transitions.observation.shape, transitions.reward.shape
+    ((5, 8, 4), (5, 8))
     """
 
-    def running(carry: Any) -> jax.Array:
-        step, _, found = carry
-        return (step < most_steps) & ~found["finished"].all()
+    def step(state: EnvironmentState, key: Key) -> tuple[EnvironmentState, tuple[Transition, EpisodeStatistics]]:
+        policy_key, environment_key = jax.random.split(key)
+        action, extras = policy(state.observation, policy_key)
+        state, transition, episodes = step_environments(environment, state, action, environment_key)
+        return state, (transition._replace(extras=extras), episodes)
 
-    def one(carry: Any) -> Any:
-        step, actors, found = carry
-        of_policy, of_world = jax.random.split(jax.random.fold_in(key, step + 1))
-        action, _ = policy(actors.observation, of_policy)
-        actors, transition, _ = act(environment, actors, action, of_world)
-        live = ~found["finished"]
-        found = {
-            "return": found["return"] + jnp.where(live, transition.reward, 0.0),
-            "length": found["length"] + live,
-            "finished": found["finished"] | transition.terminated | transition.truncated,
-        }
-        return step + 1, actors, found
-
-    nothing = {"return": jnp.zeros(count), "length": jnp.zeros(count, jnp.int32), "finished": jnp.zeros(count, bool)}
-    start = begin(environment, jax.random.fold_in(key, 0), count)
-    return jax.lax.while_loop(running, one, (jnp.int32(0), start, nothing))[2]
+    # The transitions are stacked over time; the statistics of each step are summed to those of the rollout.
+    environment_state, (transitions, episodes) = jax.lax.scan(step, environment_state, jax.random.split(key, num_steps))
+    return environment_state, transitions, jax.tree.map(lambda x: x.sum(axis=0), episodes)
 
 
-def evaluated(
-    environment: Environment, policy: Policy, key: jax.Array, count: int, most_steps: int
-) -> dict[str, jax.Array]:
-    """Plays `episodes` and returns "return", "length" and "finished" of each, float32 `[N]`, as `evaluate` does."""
-    found = episodes(environment, policy, key, count, most_steps)
-    return {name: value.astype(jnp.float32) for name, value in found.items()}
+def episode_metrics(episodes: EpisodeStatistics) -> dict[str, Average]:
+    """Mean "return" and "length" of all episodes that ended, as the metrics of a learner's `update`."""
+    return jax.tree.map(jnp.sum, {"return": episodes.episode_return, "length": episodes.episode_length})
 
 
-def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def play_episodes(environment: Environment, policy: Policy, key: Key, num_episodes: int, max_steps: int) -> Episodes:
+    """Plays one episode in each of `num_episodes` parallel environments, in one loop until the last one ends.
+
+    Args:
+      environment: the environment.
+      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
+      key: randomness of environments and policy.
+      num_episodes: N.
+      max_steps: number of steps after which an episode is stopped.
+
+    Returns:
+      "return" float32 `[N]`, "length" int32 `[N]`, and "finished" bool `[N]`: whether the episode ended by itself.
+    """
+
+    def is_running(carry: tuple[jax.Array, EnvironmentState, Episodes]) -> jax.Array:
+        step, _, episodes = carry
+        return (step < max_steps) & ~episodes["finished"].all()
+
+    def take_step(carry: tuple[jax.Array, EnvironmentState, Episodes]) -> tuple[jax.Array, EnvironmentState, Episodes]:
+        step, environment_state, episodes = carry
+        # Number 0 is the key of the resets.
+        policy_key, environment_key = jax.random.split(jax.random.fold_in(key, step + 1))
+        action, _ = policy(environment_state.observation, policy_key)
+        environment_state, transition, _ = step_environments(environment, environment_state, action, environment_key)
+        # Environments go on into further episodes, of which nothing is counted.
+        is_first = ~episodes["finished"]
+        total = episodes["return"] + jnp.where(is_first, transition.reward, 0.0)
+        finished = episodes["finished"] | transition.terminated | transition.truncated
+        episodes = {"return": total, "length": episodes["length"] + is_first.astype(jnp.int32), "finished": finished}
+        return step + 1, environment_state, episodes
+
+    episodes = {"return": jnp.zeros(num_episodes), "length": jnp.zeros(num_episodes, jnp.int32)}
+    episodes["finished"] = jnp.zeros(num_episodes, bool)
+    environment_state = reset_environments(environment, jax.random.fold_in(key, 0), num_episodes)
+    return jax.lax.while_loop(is_running, take_step, (jnp.int32(0), environment_state, episodes))[2]
+
+
+def evaluate_policy(environment: Environment, policy: Policy, key: Key, num_episodes: int, max_steps: int) -> Episodes:
+    """Plays episodes as `play_episodes` does, and returns all values as float32 `[N]`: the metrics of `evaluate`.
+
+    Args:
+      environment: the environment to act in.
+      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
+      key: randomness of the policy and of the environment.
+      num_episodes: episodes N, played in parallel.
+      max_steps: maximum length of an episode.
+    """
+    episodes = play_episodes(environment, policy, key, num_episodes, max_steps)
+    return {name: value.astype(jnp.float32) for name, value in episodes.items()}
+
+
+def _where(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)

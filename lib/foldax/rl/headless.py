@@ -1,11 +1,14 @@
-"""Drawing where there is no screen."""
+"""Rendering on machines without a screen."""
 
 import ctypes.util
 import os
 
 
 def prepare() -> None:
-    """Tells MuJoCo and pygame, which ask once, to draw without a screen or loudspeakers where there are none."""
+    """Makes MuJoCo and pygame render without a screen or audio device where there are none.
+
+    Both read these environment variables once, when they are imported.
+    """
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     if os.environ.get("DISPLAY"):
         return

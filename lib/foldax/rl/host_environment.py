@@ -1,49 +1,55 @@
-"""Environments on the host: Gymnasium's vector environments, played by the newest policy as a run's source of data.
+"""Environments on the host: Gymnasium's vector environments as a dataset whose batches are rollouts.
 
-A block of data is one update's steps. The device waits while the environments take a step, and they wait while it
-chooses actions and learns, so that what is learned from is always the newest policy's.
+A block of data is the rollout of one update. The device waits while the environments step, and the environments wait
+while it selects actions and learns: every rollout is of the current policy.
 """
-
-from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
-from foldax.data.protocol import Block, EvalBlock
-from foldax.errors import ConfigError, check_counts
-from foldax.learner import Average
-from foldax.rl.environment import Box, Discrete, Environment, Explore, Finished, Played, Transition
+from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
+from foldax.errors import ConfigError, check_positive
+from foldax.learner import Average, Key
+from foldax.rl.environment import (
+    Box,
+    Discrete,
+    Environment,
+    EpisodeStatistics,
+    ExplorationRequest,
+    HostRollout,
+    Transition,
+)
 
-Make = Callable[[int], Any]
+MakeVectorEnv: TypeAlias = Callable[[int], Any]
 """`num_envs -> gymnasium.vector.VectorEnv`."""
-Act = Callable[[Any, int], Any]
-"""`(observations, or Explore of them, number of the call) -> actions [N, ...]`, of the newest state."""
-MOST_SEED = 2**31 - 2**16  # seeds count up from one to the next copy, and some environments take 31 bits
+MAX_SEED = 2**31 - 2**16  # each environment adds its index to the seed, and some accept 31 bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HostFacts:
-    """What a learner may know of environments on the host. Two are equal if all but the functions behind them is.
+class HostSpec:
+    """Specification of environments on the host, from which a learner is made in place of an `Environment`.
+
+    Two are equal if all their values are, so that equal experiments share a compiled program.
 
     Attributes:
-      name: of the environment.
-      observations: the space of one observation.
-      actions: the space of one action.
-      dtype: of observations: uint8 for images, else float32.
-      num_envs: copies that are played in.
-      rollout_steps: steps of each in an update.
-      fingerprint: None; there are no examples to tell from others.
+      name: name of the environment.
+      observation_space: space of one observation.
+      action_space: space of one action.
+      dtype: dtype of observations: uint8 for images, else float32.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
+      fingerprint: None; a dataset has one to recognise its examples.
     """
 
     name: str
-    observations: Box
-    actions: Discrete | Box
+    observation_space: Box
+    action_space: Discrete | Box
     dtype: np.dtype
     num_envs: int
     rollout_steps: int
@@ -51,321 +57,380 @@ class HostFacts:
 
     @property
     def batch_size(self) -> int:
-        """The leading axis of a batch, which is time."""
+        """Leading axis of a batch, which is time."""
         return self.rollout_steps
 
     def _identity(self) -> tuple[Any, ...]:
-        bounds = jax.tree.map(lambda x: np.asarray(x).tobytes(), (self.observations, self.actions))
-        shapes = self.observations.shape, type(self.actions), np.shape(self.actions[0])
+        # Arrays cannot be hashed; their bytes can.
+        bounds = jax.tree.map(lambda x: np.asarray(x).tobytes(), (self.observation_space, self.action_space))
+        shapes = self.observation_space.shape, type(self.action_space), np.shape(self.action_space[0])
         return self.name, bounds, shapes, self.dtype, self.num_envs, self.rollout_steps
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HostFacts) and self._identity() == other._identity()
+        return isinstance(other, HostSpec) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash(self._identity())
 
 
-World = Environment | HostFacts
-"""Where a learner acts, or what is known of it where that is on the host."""
+EnvironmentLike: TypeAlias = Environment | HostSpec
+"""The environment to act in, or its specification when it runs on the host."""
 
 
-def check_world(environment: World, num_envs: int, rollout_steps: int, greedy_evaluation: bool = True) -> None:
-    """Checks that a learner was given a world, and of a host the same numbers.
+def check_environment(
+    environment: EnvironmentLike, num_envs: int, rollout_steps: int, greedy_evaluation: bool = True
+) -> None:
+    """Checks the environment that a learner was given, and that its numbers are those of the host.
+
+    Args:
+      environment: an environment on the device, or the `HostSpec` of one on the host.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment per update.
+      greedy_evaluation: whether evaluation takes the most probable actions.
 
     Raises:
-      ConfigError: it was not.
+      ConfigError: `environment` is not an environment, or a number is below 1 or differs from the host's.
     """
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps)
-    if isinstance(environment, HostFacts):
+    check_positive(num_envs=num_envs, rollout_steps=rollout_steps)
+    if isinstance(environment, HostSpec):
         for name, value in (("num_envs", num_envs), ("rollout_steps", rollout_steps)):
             if value != getattr(environment, name):
-                raise ConfigError(f"{name}: {value} must be the host's, {getattr(environment, name)}")
+                values = f"the learner has {value}, the host environment {getattr(environment, name)}"
+                raise ConfigError(f"{name}: {values}; give both the same number")
         if not greedy_evaluation:
-            raise ConfigError(
-                "greedy_evaluation: on a host, which plays the episodes, it is said there: rl.gymnasium(..., "
-                "greedy_evaluation=False)"
-            )
+            remedy = "set it there, as in rl.gymnasium(..., greedy_evaluation=False)"
+            raise ConfigError(f"greedy_evaluation: a host plays its evaluation episodes itself; {remedy}")
     elif not isinstance(environment, Environment):
-        raise ConfigError(
-            f"environment: {type(environment).__name__} must be an rl.Environment, such as rl.gymnax(name), or the "
-            "facts (info) of one on the host"
-        )
+        expected = "an rl.Environment, such as rl.gymnax(name), or the info of a host environment"
+        raise ConfigError(f"environment: expected {expected}; got {type(environment).__name__}")
 
 
-def check_device(learner: str, environment: World) -> None:
-    """Checks that an environment is on the device.
+def check_device_environment(learner: str, environment: EnvironmentLike) -> None:
+    """Checks that the environment of a learner, named in the error, runs on the device.
 
     Raises:
-      ConfigError: it is not; `learner` says for whom.
+      ConfigError: `environment` runs on the host, or is not an environment.
     """
-    if isinstance(environment, HostFacts):
-        raise ConfigError(
-            f"{learner}: {environment.name} is on the host, where ppo, a2c, pqn, dqn, sac and td3 can learn"
-        )
-    check_world(environment, 1, 1)
+    if isinstance(environment, HostSpec):
+        allowed = "where only ppo, a2c, pqn, dqn, sac and td3 can learn"
+        raise ConfigError(f"{learner}: {environment.name} runs on the host, {allowed}")
+    check_environment(environment, 1, 1)
 
 
-class Host(NamedTuple):
-    """Environments on the host: an experiment's `dataset`.
+class HostEnvironment(NamedTuple):
+    """Environments on the host, as the `dataset` of an experiment; made by `from_vector_env` or `rl.gymnasium`.
 
     Attributes:
-      info: what is known of them.
-      train: plays what is learned from.
-      splits: play the episodes of "validation" and "test".
-      unsaved: what of their state no checkpoint holds.
-      pictured: makes copies whose `render` draws them, for `foldax play`; None: there are no pictures.
+      info: specification for the learner.
+      train: source of rollouts.
+      splits: sources of evaluation episodes, "validation" and "test".
+      nonresumable_reason: explains why a resumed run differs from an uninterrupted one.
+      make_for_rendering: makes environments with `render_mode="rgb_array"`, for `foldax play`; None: there are none.
     """
 
-    info: HostFacts
-    train: Rollouts
-    splits: dict[str, Episodes]
-    unsaved: str
-    pictured: Make | None = None
+    info: HostSpec
+    train: "RolloutSource"
+    splits: "dict[str, EpisodeSource]"
+    nonresumable_reason: str
+    make_for_rendering: MakeVectorEnv | None = None
 
-    def to(self, device: Any) -> Host:
-        """Returns the same for another device, on which the learner is."""
+    def to(self, device: jax.Device | jax.sharding.Sharding) -> "HostEnvironment":
+        """Copies it for a learner on another device."""
         return self._replace(train=dataclasses.replace(self.train, device=device))
 
 
-class Feed(NamedTuple):
-    """A block is the batch of its one step; static under jit."""
+class RolloutFeed(NamedTuple):
+    """Feeds a block as the batch of its one step; static under jit."""
 
-    def batch(self, data: Played, key: jax.Array, step: jax.Array, start: jax.Array) -> Played:
+    def batch(self, data: HostRollout, key: Key, step: jax.Array, start: jax.Array) -> HostRollout:
         """Returns the block."""
         del key, step, start
         return data
 
 
-FEED = Feed()
+FEED = RolloutFeed()
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """Steps of an update, played by the policy that it changes."""
+class RolloutSource:
+    """Collects the rollout of every update with the policy that it updates.
 
-    make: Make
-    info: HostFacts
-    seen: np.ndarray
+    Attributes:
+      make: makes the vector environment.
+      info: its specification.
+      first_observation: an observation `[1, ...]`.
+      device: where rollouts go; None: the default device.
+      feed: feeds them.
+    """
+
+    make: MakeVectorEnv
+    info: HostSpec
+    first_observation: np.ndarray
     device: Any = None
-    feed: Feed = FEED
+    feed: RolloutFeed = FEED
 
     def examples(self) -> jax.Array:
-        """Returns observations `[N, ...]`: the same beginning in every row."""
-        return jax.device_put(np.repeat(self.seen, self.info.num_envs, axis=0), self.device)
+        """Observations `[N, ...]` for `Learner.init`, all of them equal."""
+        return jax.device_put(np.repeat(self.first_observation, self.info.num_envs, axis=0), self.device)
 
-    def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Generator[Block, Act, None]:
-        """Yields a block of nothing that is over, to look at its shapes, then one for every step from `step` on.
+    def blocks(
+        self, seed: int, step: int, cursor: dict[str, Any] | None = None
+    ) -> Generator[DataBlock, Policy | None, None]:
+        """Yields an empty block for its shapes, then one rollout for every step from `step` on.
 
-        Each is played by the function that was sent for it. The environments begin new episodes, of a seed that
-        follows from the run's and the step, so that a run that goes on does not play its first episodes again.
+        Each is collected by the policy that was sent for it. The environments are reset at first, with a seed that
+        depends on the run's seed and on `step`, so that a resumed run does not repeat the first episodes.
         """
         del cursor
-        facts = self.info
-        act = yield Block(jax.device_put(_nothing(facts), self.device), step, step)
-        with contextlib.closing(Stage(self.make(facts.num_envs), facts.name, _seed(seed, 0, step))) as stage:
+        spec = self.info
+        policy = yield DataBlock(jax.device_put(_empty_rollout(spec), self.device), step, step)
+        make_seed = _seed(seed, 0, step)
+        with contextlib.closing(VectorEnvironment(self.make(spec.num_envs), spec.name, make_seed)) as environments:
+            # From here on every block is the rollout of one update, collected when it is asked for.
             for number in itertools.count(step):
-                played = play(stage, act, facts, number * facts.rollout_steps, begun=number == step)
-                act = yield Block(jax.device_put(played, self.device), number, number + 1)
+                assert policy is not None  # the engine sends one for every block but the first
+                restarted = number == step
+                rollout = collect_host_rollout(environments, policy, spec, number * spec.rollout_steps, restarted)
+                policy = yield DataBlock(jax.device_put(rollout, self.device), number, number + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Episodes:
-    """Whole episodes that are counted once each: of every copy its first."""
+class EpisodeSource:
+    """Plays the episodes of an evaluation: the first one of each of `num_examples` environments.
 
-    make: Make
+    Attributes:
+      make: makes the vector environment.
+      name: its name in error messages.
+      num_examples: number of episodes.
+      max_steps: maximum length of an episode.
+      number: of the split, which gives it random keys of its own.
+      greedy: whether the policy acts greedily.
+    """
+
+    make: MakeVectorEnv
     name: str
     num_examples: int
-    most_steps: int
+    max_steps: int
     number: int
     greedy: bool
 
-    def blocks(self, newest: Any) -> Iterator[EvalBlock]:
-        """Yields one block: "return", "length" and "finished" `[1, B]` of episodes played as the newest state does.
+    def block_spec(self) -> EvaluationBlock:
+        """Shapes and dtypes of the block, without playing any episode."""
+        shape = (1, self.num_examples)
+        values, mask = jax.ShapeDtypeStruct(shape, np.float32), jax.ShapeDtypeStruct(shape, np.bool_)
+        return EvaluationBlock(dict.fromkeys(("return", "length", "finished"), values), mask)
 
-        The episodes follow from the run's seed. One that takes longer than `most_steps` is left off there.
+    def blocks(self, policy: Any) -> Iterator[EvaluationBlock]:
+        """Yields one block: "return", "length" and "finished" `[1, B]` of episodes of the current policy.
+
+        The episodes depend on the run's seed, `policy.seed`. One that takes longer than `max_steps` is stopped there.
         """
-        total, length = np.zeros(self.num_examples, np.float32), np.zeros(self.num_examples, np.float32)
-        live = np.ones(self.num_examples, bool)
-        seed = _seed(int(newest.seed), 1 + self.number)
-        with contextlib.closing(Stage(self.make(self.num_examples), self.name, seed)) as stage:
-            for step in range(self.most_steps):
-                shown = stage.observation if self.greedy else Explore(stage.observation)
-                action = np.asarray(newest(shown, self.number * self.most_steps + step))
-                seen, _ = stage.step(action)
-                total, length = total + np.where(live, seen.reward, 0), length + live
-                live &= ~(seen.terminated | seen.truncated)
-                if not live.any():
+        returns, lengths = np.zeros(self.num_examples, np.float32), np.zeros(self.num_examples, np.float32)
+        running = np.ones(self.num_examples, bool)
+        seed = _seed(int(policy.seed), 1 + self.number)
+        with contextlib.closing(VectorEnvironment(self.make(self.num_examples), self.name, seed)) as environments:
+            # Environments whose episode ended go on, uncounted, until the last one ends.
+            for step in range(self.max_steps):
+                observation = environments.observation
+                inputs = observation if self.greedy else ExplorationRequest(observation)
+                action = np.asarray(policy(inputs, self.number * self.max_steps + step))
+                transition, _ = environments.step(action)
+                returns, lengths = returns + np.where(running, transition.reward, 0), lengths + running
+                running &= ~(transition.terminated | transition.truncated)
+                if not running.any():
                     break
-        found = {"return": total, "length": length, "finished": (~live).astype(np.float32)}
-        found = {name: values[None] for name, values in found.items()}
-        yield EvalBlock(found, np.ones((1, self.num_examples), bool))
+        # One batch of all episodes
+        values = {"return": returns, "length": lengths, "finished": (~running).astype(np.float32)}
+        batches = {name: value[None] for name, value in values.items()}
+        yield EvaluationBlock(batches, np.ones((1, self.num_examples), bool))
 
 
-class Stage:
-    """Copies of an environment in the midst of their episodes, and what they see.
+class VectorEnvironment:
+    """A Gymnasium vector environment with its current observations and the statistics of its running episodes.
+
+    Args:
+      vector_env: a `gymnasium.vector.VectorEnv` that resets in the same step, or not at all.
+      name: its name in error messages.
+      seed: seed of the first environment; the next ones count up from it.
+
+    Attributes:
+      vector_env: the Gymnasium object.
+      observation: current observations, `[N, ...]`.
 
     Raises:
-      ConfigError: it says only a step later that an episode is over, so that its last observation is lost.
+      ConfigError: it reports the end of an episode one step later, so that the last observation is lost.
     """
 
-    def __init__(self, environments: Any, name: str, seed: int) -> None:
+    def __init__(self, vector_env: Any, name: str, seed: int) -> None:
         from gymnasium.vector import AutoresetMode
 
-        mode = environments.metadata.get("autoreset_mode")
+        mode = vector_env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-            environments.close()
-            raise ConfigError(
-                f"{name}: autoreset mode {getattr(mode, 'name', mode)} loses steps between episodes; make it with "
-                "autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP (or DISABLED)"
-            )
-        self.environments, self._resets_itself = environments, mode == AutoresetMode.SAME_STEP
-        self._space = space_of(environments.single_action_space, name, "actions")
-        self._start = int(getattr(environments.single_action_space, "start", 0))
-        self._action_dtype = environments.single_action_space.dtype
-        self._dtype = _dtype(environments.single_observation_space)
-        self.observation: Any = self._seen(environments.reset(seed=seed)[0])
-        self._return, self._length = (np.zeros(environments.num_envs, np.float32) for _ in range(2))
+            vector_env.close()
+            problem = f"autoreset mode {getattr(mode, 'name', mode)} loses steps between episodes"
+            remedy = "make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP (or DISABLED)"
+            raise ConfigError(f"{name}: {problem}; {remedy}")
+        self.vector_env, self._resets_itself = vector_env, mode == AutoresetMode.SAME_STEP
+        self._space = space_of(vector_env.single_action_space, name, "actions")
+        self._first_action = int(getattr(vector_env.single_action_space, "start", 0))
+        self._action_dtype = vector_env.single_action_space.dtype
+        self._dtype = _dtype(vector_env.single_observation_space)
+        self.observation: Any = self._copy(vector_env.reset(seed=seed)[0])
+        self._return, self._length = (np.zeros(vector_env.num_envs, np.float32) for _ in range(2))
 
-    def step(self, action: Any) -> tuple[Transition, Finished]:
-        """Takes a step with every copy; returns it, and the episodes that ended with it."""
-        before: Any = self.observation
-        answer, reward, terminated, truncated, info = self.environments.step(self._within(action))
-        over = np.asarray(terminated | truncated)
-        following = self.observation = self._seen(answer)
-        if over.any() and self._resets_itself:  # what was answered is what the next episodes begin with
-            following = following.copy()
-            for copy in np.flatnonzero(over):
-                following[copy] = info["final_obs"][copy]
-        elif over.any():
-            self.observation = self._seen(self.environments.reset(options={"reset_mask": over})[0])
+    def step(self, action: Any) -> tuple[Transition, EpisodeStatistics]:
+        """Steps all environments and resets those whose episode ended; returns also the statistics of these."""
+        observation: Any = self.observation
+        result, reward, terminated, truncated, info = self.vector_env.step(self._as_gymnasium_action(action))
+        done = np.asarray(terminated | truncated)
+        next_observation = self.observation = self._copy(result)
+        if done.any() and self._resets_itself:
+            # The result is already the first observation of the next episode; the last one is in `info`.
+            next_observation = next_observation.copy()
+            for index in np.flatnonzero(done):
+                next_observation[index] = info["final_obs"][index]
+        elif done.any():
+            self.observation = self._copy(self.vector_env.reset(options={"reset_mask": done})[0])
         self._return, self._length = self._return + np.asarray(reward, np.float32), self._length + 1
-        finished = Finished(*(Average(sums[over].sum(), over.sum()) for sums in (self._return, self._length)))
-        self._return, self._length = (np.where(over, np.float32(0), sums) for sums in (self._return, self._length))
-        return Transition(before, action, reward, following, terminated, truncated, {}), finished
+        # Statistics are of the episodes that ended with this step; those then start from 0.
+        totals = (Average(total[done].sum(), done.sum()) for total in (self._return, self._length))
+        self._return, self._length = (np.where(done, np.float32(0), total) for total in (self._return, self._length))
+        transition = Transition(observation, action, reward, next_observation, terminated, truncated, {})
+        return transition, EpisodeStatistics(*totals)
 
     def close(self) -> None:
-        """Ends what the environments opened."""
-        self.environments.close()
+        """Closes the vector environment."""
+        self.vector_env.close()
 
-    def _seen(self, observation: Any) -> Any:
-        return np.array(observation, self._dtype)  # a copy: some environments write over what they gave
+    def _copy(self, observation: Any) -> Any:
+        return np.array(observation, self._dtype)  # some environments write into the array that they returned
 
-    def _within(self, action: np.ndarray) -> np.ndarray:
+    def _as_gymnasium_action(self, action: np.ndarray) -> np.ndarray:
         if isinstance(self._space, Discrete):
-            return action.astype(self._action_dtype) + self._start
-        # No simulator takes what is not finite; that a network became so is told by its loss, an update later.
+            return action.astype(self._action_dtype) + self._first_action
+        # Simulators refuse NaN and infinity. A network that outputs them is reported by its loss, an update later.
         return np.clip(np.nan_to_num(action), *self._space).astype(self._action_dtype)
 
 
-def play(stage: Stage, act: Act, facts: HostFacts, number: int, begun: bool = False) -> Played:
-    """Returns what the next `rollout_steps` steps of all copies were, on the host.
+def collect_host_rollout(
+    environments: VectorEnvironment, policy: Policy, spec: HostSpec, call: int, restarted: bool = False
+) -> HostRollout:
+    """Takes the next `rollout_steps` steps of all environments.
 
     Args:
-      stage: where.
-      act: asked with `Explore(observations)`.
-      facts: of the environments.
-      number: of the first step, of all that a run takes.
-      begun: whether it is the first of new episodes.
+      environments: the environments.
+      policy: `(ExplorationRequest, number of the call) -> actions [N, ...]`.
+      spec: their specification.
+      call: number of the first call of the policy, counted over the whole run.
+      restarted: whether the environments were reset before.
+
+    Returns:
+      The rollout as NumPy arrays.
     """
-    played = jax.tree.map(np.empty_like, _nothing(facts))
-    for step in range(facts.rollout_steps):
-        action = np.asarray(act(Explore(stage.observation), number + step))
-        one: Any = Played(*stage.step(action), stage.observation, begun and step == 0)  # type: ignore[arg-type]
-        for kept, new in zip(jax.tree.leaves(played), jax.tree.leaves(one), strict=True):
-            kept[step] = new
-    return played
+    # All steps are written into arrays that are allocated once.
+    rollout = jax.tree.map(np.empty_like, _empty_rollout(spec))
+    for step in range(spec.rollout_steps):
+        action = np.asarray(policy(ExplorationRequest(environments.observation), call + step))
+        transition, episodes = environments.step(action)
+        row: Any = HostRollout(transition, episodes, environments.observation, np.bool_(restarted and step == 0))  # type: ignore[arg-type]
+        for array, value in zip(jax.tree.leaves(rollout), jax.tree.leaves(row), strict=True):
+            array[step] = value
+    return rollout
 
 
-def host(
-    make: Make,
+def from_vector_env(
+    make: MakeVectorEnv,
     name: str,
     *,
     num_envs: int,
     rollout_steps: int,
-    evaluation: Make | None = None,
-    pictured: Make | None = None,
+    make_for_evaluation: MakeVectorEnv | None = None,
+    make_for_rendering: MakeVectorEnv | None = None,
     evaluation_episodes: int = 16,
     evaluation_steps: int = 10_000,
     greedy_evaluation: bool = True,
-) -> Host:
-    """Returns an experiment's source of data: any vector environment of Gymnasium, played by the newest policy.
+) -> HostEnvironment:
+    """Makes an experiment's dataset from any vector environment of Gymnasium, acted in by the current policy.
 
-    The learner is made with its facts, as `learners.ppo(info, ...)`; batches are `Played`
-    `[rollout_steps, num_envs, ...]`, and evaluation's are "return", "length" and "finished" of episodes `[B]`. What a
-    policy says beyond the bounds of actions is brought within them.
+    The learner is made from its specification, as `learners.ppo(info, ...)`. Batches are `HostRollout`s
+    `[rollout_steps, num_envs, ...]`; batches of an evaluation are "return", "length" and "finished" of episodes `[B]`.
+    Actions are clipped to their bounds before a step.
 
     Args:
       make: `num_envs -> gymnasium.vector.VectorEnv` (1.0 or later), which resets in the same step or not at all, so
-        that an episode's last observation is known.
-      name: for errors.
-      num_envs: copies to learn from.
-      rollout_steps: steps of each in an update.
-      evaluation: as `make`, of those to evaluate in, such as ones with all lives; None: the same.
-      pictured: as `make`, of those whose `render` draws them, for `foldax play`; None: there are no pictures.
-      evaluation_episodes: played at once, by as many copies.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the best actions, or by such as are learned from.
+        that the last observation of an episode is known.
+      name: its name in error messages.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
+      make_for_evaluation: as `make`, for evaluation, such as games with all lives; None: `make`.
+      make_for_rendering: as `make`, with `render_mode="rgb_array"`, for `foldax play`; None: episodes are not rendered.
+      evaluation_episodes: episodes of an evaluation, played in parallel.
+      evaluation_steps: maximum length of an evaluation episode.
+      greedy_evaluation: whether evaluation takes the most probable actions, not exploratory ones.
 
     Raises:
-      ConfigError: a space is neither numbers nor choices, the environments lose episodes' ends, or a number is below 1.
+      ConfigError: a space is neither Box nor Discrete, the environments lose the last observations of episodes, or a
+        number is below 1.
     """
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps)
-    check_counts(evaluation_episodes=evaluation_episodes, evaluation_steps=evaluation_steps)
-    with contextlib.closing(Stage(make(1), name, seed=0)) as probe:
-        spaces = probe.environments.single_observation_space, probe.environments.single_action_space
-        observations, actions = (space_of(*one) for one in zip(spaces, (name, name), ("observations", "actions")))
-        seen = probe.observation
-    if not isinstance(observations, Box):
-        raise ConfigError(
-            f"{name}: observations are {spaces[0]}; gymnasium.wrappers.FlattenObservation makes numbers of it"
-        )
-    facts = HostFacts(name, observations, actions, seen.dtype, num_envs, rollout_steps)
-    if "rgb_array" not in (probe.environments.metadata.get("render_modes") or ()):
-        pictured = None
+    check_positive(num_envs=num_envs, rollout_steps=rollout_steps)
+    check_positive(evaluation_episodes=evaluation_episodes, evaluation_steps=evaluation_steps)
+    # One environment is made and closed to learn the spaces.
+    with contextlib.closing(VectorEnvironment(make(1), name, seed=0)) as probe:
+        vector_env, first_observation = probe.vector_env, probe.observation
+        observation_space = space_of(vector_env.single_observation_space, name, "observations")
+        action_space = space_of(vector_env.single_action_space, name, "actions")
+    if not isinstance(observation_space, Box):
+        problem = f"observations are {vector_env.single_observation_space}, not arrays of numbers"
+        raise ConfigError(f"{name}: {problem}; wrap it in gymnasium.wrappers.FlattenObservation")
+    spec = HostSpec(name, observation_space, action_space, first_observation.dtype, num_envs, rollout_steps)
+    # Without this mode Gymnasium has nothing to render.
+    if "rgb_array" not in (vector_env.metadata.get("render_modes") or ()):
+        make_for_rendering = None
+    make_for_evaluation = make_for_evaluation or make
     splits = {
-        split: Episodes(evaluation or make, name, evaluation_episodes, evaluation_steps, number, greedy_evaluation)
+        split: EpisodeSource(
+            make_for_evaluation, name, evaluation_episodes, evaluation_steps, number, greedy_evaluation
+        )
         for number, split in enumerate(("validation", "test"))
     }
-    unsaved = (
-        f"{name} is on the host, where episodes cannot be saved: a resumed run begins new ones, and has other bits"
-    )
-    return Host(facts, Rollouts(make, facts, seen), splits, unsaved, pictured)
+    consequence = "a resumed run starts new ones, and has other bits"
+    reason = f"{name} runs on the host, where episodes cannot be saved: {consequence}"
+    return HostEnvironment(spec, RolloutSource(make, spec, first_observation), splits, reason, make_for_rendering)
 
 
-def space_of(space: Any, name: str, what: str) -> Discrete | Box:
-    """Returns Gymnasium's space as one of ours.
+def space_of(space: Any, name: str, kind: str) -> Discrete | Box:
+    """Converts a space of Gymnasium; `kind`, "observations" or "actions", is for the error.
 
     Raises:
-      ConfigError: it is neither numbers nor choices; `what` says of what.
+      ConfigError: it is neither Box nor Discrete.
     """
-    kind = type(space).__name__
-    if kind == "Discrete":
+    space_type = type(space).__name__
+    if space_type == "Discrete":
         return Discrete(int(space.n))
-    if kind == "Box":
+    if space_type == "Box":
         return Box(*(np.asarray(bound, np.float32) for bound in (space.low, space.high)))
-    raise ConfigError(f"{name}: {what} are {space}; only Box and Discrete can be learned from (Gymnasium has wrappers)")
+    raise ConfigError(f"{name}: {kind} are {space}; only Box and Discrete are supported (Gymnasium has wrappers)")
 
 
 def _seed(*numbers: int) -> int:
-    """Returns a seed for copies, which count up from it: far from that of any other numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % MOST_SEED
+    """A seed for environments, which count up from it; different numbers give distant seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % MAX_SEED
 
 
 def _dtype(space: Any) -> np.dtype:
-    """Returns what observations are kept as: images small, all else as networks take it."""
+    """The dtype in which observations are kept: uint8 for images, to save memory, else float32."""
     return np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
 
 
-def _nothing(facts: HostFacts) -> Played:
-    """Returns a batch of zeros, on the host."""
-    steps, actions = (facts.rollout_steps, facts.num_envs), facts.actions
-    shape, kind = (actions.shape, np.float32) if isinstance(actions, Box) else ((), np.int32)
-    seen: Any = np.zeros((*steps, *facts.observations.shape), facts.dtype)
-    action: Any = np.zeros((*steps, *shape), kind)
+def _empty_rollout(spec: HostSpec) -> HostRollout:
+    """A rollout of zeros, as NumPy arrays."""
+    steps, space = (spec.rollout_steps, spec.num_envs), spec.action_space
+    shape, dtype = (space.shape, np.float32) if isinstance(space, Box) else ((), np.int32)
+    observation: Any = np.zeros((*steps, *spec.observation_space.shape), spec.dtype)
+    action: Any = np.zeros((*steps, *shape), dtype)
     reward: Any = np.zeros(steps, np.float32)
-    over: Any = np.zeros(steps, bool)
-    begun: Any = over[:, 0]
-    none: Any = np.zeros(facts.rollout_steps, np.float32)
-    transition = Transition(seen, action, reward, seen, over, over, {})
-    return Played(transition, Finished(Average(none, none), Average(none, none)), seen, begun)
+    done: Any = np.zeros(steps, bool)
+    total: Any = np.zeros(spec.rollout_steps, np.float32)
+    transitions = Transition(observation, action, reward, observation, done, done, {})
+    statistics = EpisodeStatistics(Average(total, total), Average(total, total))
+    return HostRollout(transitions, statistics, observation, done[:, 0])

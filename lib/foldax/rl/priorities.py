@@ -1,50 +1,87 @@
-"""Priorities of a ring of places, in a tree of sums: drawing and changing take time O(log size) (Schaul et al., 2016).
+"""Sum tree of priorities: sampling and updating take O(log size) (Schaul et al., 2016, appendix B.2.1).
 
-The tree is float32 `[2 * size]` with a size that is a power of two: node 1 is the root, the children of node i are 2 i
-and 2 i + 1, and the leaves, the priorities, are the last `size` nodes.
+The tree is a float32 array `[2 * size]`, where `size` is a power of two. Node 1 is the root, nodes 2 i and 2 i + 1 are
+the children of node i, and the last `size` nodes are the leaves, which hold the priorities. Every inner node holds the
+sum of its children.
 """
 
-from __future__ import annotations
-
+import chex
 import jax
 import jax.numpy as jnp
 
 
-def empty(size: int) -> jax.Array:
-    """Returns a tree for `size` places or more, none of which can be drawn yet."""
+def init(size: int) -> jax.Array:
+    """Creates a tree with at least `size` leaves, all of priority 0.
+
+    >>> init(3).shape  # rounded up to 4 leaves
+    (8,)
+    """
     return jnp.zeros(2 * (1 << max(0, size - 1).bit_length()))
 
 
-def changed(tree: jax.Array, places: jax.Array, priorities: jax.Array) -> jax.Array:
-    """Returns the tree with the priorities float `[B]` >= 0 at places int `[B]`; of equal places one counts."""
-    nodes = places + len(tree) // 2
+def update(tree: jax.Array, indices: jax.Array, priorities: jax.Array) -> jax.Array:
+    """Sets the priorities of some leaves, and the sums above them.
 
-    def up(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    Args:
+      tree: float32 `[2 * size]`.
+      indices: int `[B]`, leaves from 0 to size - 1; of the priorities of a repeated index, one is kept.
+      priorities: float `[B]`, at least 0.
+
+    Returns:
+      The tree with the new priorities.
+
+    >>> float(update(init(4), jnp.array([0, 2]), jnp.array([1.0, 3.0]))[1])  # the root is the sum
+    4.0
+    """
+    chex.assert_rank([tree, indices, priorities], 1)
+    nodes = indices + len(tree) // 2
+
+    # Level by level from the leaves to the root; repeated parents are written with the same sum.
+    def update_parents(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         tree, nodes = level
         nodes = nodes // 2
         return tree.at[nodes].set(tree[2 * nodes] + tree[2 * nodes + 1]), nodes
 
-    return jax.lax.fori_loop(0, _depth(tree), up, (tree.at[nodes].set(priorities), nodes))[0]
+    return jax.lax.fori_loop(0, _depth(tree), update_parents, (tree.at[nodes].set(priorities), nodes))[0]
 
 
-def draw(tree: jax.Array, key: jax.Array, count: int) -> jax.Array:
-    """Returns places int32 `[count]`, each drawn from its own equal share of the sum, in proportion to priorities."""
-    shares = (jnp.arange(count) + jax.random.uniform(key, (count,))) * (1.0 / count)
+def sample(tree: jax.Array, key: jax.Array, batch_size: int) -> jax.Array:
+    """Samples leaves in proportion to their priorities, stratified over equal parts of the sum.
 
-    def down(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rest, nodes = level
+    Args:
+      tree: float32 `[2 * size]` with at least one priority above 0.
+      key: randomness of the sample.
+      batch_size: B, the number of samples.
+
+    Returns:
+      Leaf indices int32 `[B]`; leaves of priority 0 are never sampled.
+
+    >>> tree = update(init(4), jnp.array([0, 2]), jnp.array([1.0, 3.0]))
+    >>> sample(tree, jax.random.key(0), 4).tolist()
+    [0, 2, 2, 2]
+    """
+    # One uniform value in each of B equal parts of the total
+    parts = jnp.arange(batch_size, dtype=jnp.float32)
+    fractions = (parts + jax.random.uniform(key, (batch_size,))) * (1.0 / batch_size)
+
+    def descend(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        remainder, nodes = level
         left = tree[2 * nodes]
-        # Never into an empty subtree, where rounding would lead.
-        right = (rest >= left) & (tree[2 * nodes + 1] > 0)
-        return jnp.where(right, rest - left, jnp.minimum(rest, left)), 2 * nodes + right
+        # Rounding could lead into a subtree whose priorities are all 0, so such a subtree is never entered.
+        go_right = (remainder >= left) & (tree[2 * nodes + 1] > 0)
+        return jnp.where(go_right, remainder - left, jnp.minimum(remainder, left)), 2 * nodes + jnp.int32(go_right)
 
-    start = (shares * tree[1], jnp.ones(count, jnp.int32))
-    return jax.lax.fori_loop(0, _depth(tree), down, start)[1] - len(tree) // 2
+    root = (fractions * tree[1], jnp.ones(batch_size, jnp.int32))
+    return jax.lax.fori_loop(0, _depth(tree), descend, root)[1] - len(tree) // 2
 
 
-def probabilities(tree: jax.Array, places: jax.Array) -> jax.Array:
-    """Returns how probable it is that a draw is each of the places `[B]`."""
-    return tree[places + len(tree) // 2] * jnp.reciprocal(jnp.maximum(tree[1], jnp.finfo(jnp.float32).tiny))
+def probabilities(tree: jax.Array, indices: jax.Array) -> jax.Array:
+    """Computes the probabilities float32 `[B]` of sampling the leaves int `[B]`.
+
+    >>> probabilities(update(init(4), jnp.array([0, 2]), jnp.array([1.0, 3.0])), jnp.array([0, 1, 2])).tolist()
+    [0.25, 0.0, 0.75]
+    """
+    return tree[indices + len(tree) // 2] * jnp.reciprocal(jnp.maximum(tree[1], jnp.finfo(jnp.float32).tiny))
 
 
 def _depth(tree: jax.Array) -> int:

@@ -1,253 +1,339 @@
-"""A memory of transitions on the device: pure functions, each frame kept once, sampling in time O(batch).
+"""Replay buffer on the device: pure functions, every frame stored once, sampling in O(batch).
 
-Rows are steps of N copies of an environment, in a ring. A transition keeps the places of two frames instead of two
-observations; the last frame of a truncated episode is a frame like others, so that its value can be asked for. A row
-whose frames were overwritten (many short episodes have many last frames) is out of reach, and never wrong.
+The buffer is a ring of rows; a row is one step of N parallel environments. Its transitions refer to frames by number
+instead of holding two observations. The last frame of a truncated episode is stored as well, so that a value can be
+bootstrapped from it. A row whose frames were overwritten (short episodes have many last frames) is no longer sampled.
 """
 
-from __future__ import annotations
+from typing import NamedTuple
 
-from typing import Any, NamedTuple
-
+import chex
 import jax
 import jax.numpy as jnp
 
+from foldax.configuration import config
 from foldax.errors import ConfigError
 from foldax.rl.environment import Transition
 
 
-class Replay(NamedTuple):
-    """The last R steps of N copies; numbers of rows and frames count from the start, places are these modulo R and F.
+@config
+class FrameStack:
+    """How observations are stacked from frames, so that the buffer stores only the newest frame of each.
+
+    >>> FrameStack(num_frames=4, axis=0, zero_padding=True).num_frames  # as ale-py does
+    4
+    """
+
+    num_frames: int = 1
+    """Frames per observation, the oldest first; 1 stores observations as they are."""
+    axis: int = -1
+    """Axis of an observation along which frames are stacked: -1 for `wrappers.frame_stack`, 0 for Atari."""
+    zero_padding: bool = False
+    """Whether the frames before an episode's first one are zeros, as in ale-py, or repeat the first frame. Every end of
+    an episode must reset the stack, which Atari's `life_loss_info` does not do for a lost life."""
+
+
+class ReplayBuffer(NamedTuple):
+    """The last R steps of N environments.
+
+    Rows and frames are numbered from the start of the training; row n is stored at n % R, frame n at n % F.
 
     Attributes:
-      frames: `[F, ...]`, observations as they were given.
-      previous: int32 `[F]`, number of the frame before in the same episode; a first frame's is its own.
-      rows: int32 `[R, N, 4 + A]`: number of the frame that was acted on, number of the one that followed, the reward's
-        bits, 1 if the episode terminated, plus 2 if it was truncated, and the bits of the A numbers of an action. (Side
-        by side, one access to memory finds all.)
-      first: int32 `[R]`, the smallest of a row's numbers of frames, with what they are stacked on.
-      action: `[...]`, nothing but the shape and type of an action.
-      current: int32 `[N]`, numbers of the frames that are acted on next.
-      num_frames: int32 [], that were written.
-      num_rows: int32 [], that were written.
-      oldest: int32 [], number of the first row in reach.
+      frames: `[F, ...]`, stored frames.
+      previous_frame: int32 `[F]`, number of the frame before in the same episode; a first frame refers to itself.
+      rows: int32 `[R, N, 4 + A]`: number of the frame observed, number of the next frame, bits of the float32 reward,
+        flags (1: terminated, 2: truncated, 3: both), and bits of the A components of the action. They lie side by side
+        so that one memory access reads a transition.
+      first_frame: int32 `[R]`, lowest number of the frames that a row needs, including those of its stacks.
+      action_template: `[...]`, zeros of the shape and dtype of an action.
+      current_frame: int32 `[N]`, number of the frame that each environment shows now.
+      num_frames: int32 [], frames written since the start.
+      num_rows: int32 [], rows written since the start.
+      oldest_row: int32 [], number of the oldest row that can be sampled.
     """
 
     frames: jax.Array
-    previous: jax.Array
+    previous_frame: jax.Array
     rows: jax.Array
-    first: jax.Array
-    action: jax.Array
-    current: jax.Array
+    first_frame: jax.Array
+    action_template: jax.Array
+    current_frame: jax.Array
     num_frames: jax.Array
     num_rows: jax.Array
-    oldest: jax.Array
+    oldest_row: jax.Array
 
 
-class Stack(NamedTuple):
-    """How frames make an observation, of which the newest alone are kept.
-
-    Attributes:
-      count: frames, the oldest first.
-      axis: of an observation along which they lie: -1 of `wrappers.frame_stack`, 0 of Atari's `[count, H, W]`.
-      blank: whether nothing but zeros is before an episode's first frame, as in Atari's; else that frame itself. Each
-        end of an episode must begin the stack anew, which of a life that is lost Atari's `life_loss_info` does not.
-    """
-
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
-    axis: int
-    blank: bool = False
-
-
-UNSTACKED = Stack(1, -1)
-"""Observations are frames."""
-
-
-class Sample(NamedTuple):
-    """What was drawn, `[B, ...]`.
+class ReplayBatch(NamedTuple):
+    """B sampled n-step transitions; their rewards stop at the end of an episode.
 
     Attributes:
-      observation: what was acted on.
-      action: what was done.
-      reward: the discounted sum of up to n rewards.
-      next_observation: what was seen after the last of them; the old episode's, always.
-      discount: of the value of that: discount^steps, and 0 where the episode terminated.
-      row: int32, number of the row.
-      column: int32, which copy.
+      observations: `[B, ...]`.
+      actions: `[B, ...]`.
+      rewards: float32 `[B]`, sum of up to n rewards, discounted.
+      next_observations: `[B, ...]`, observed after the last of these rewards, never from the next episode.
+      discounts: float32 `[B]`, factor of the value of `next_observations`: gamma to the number of rewards, or 0 if the
+        episode terminated.
+      weights: float32 `[B]`, importance weights, at most 1; all 1 without priorities.
+      rows: int32 `[B]`, numbers of the rows where the transitions begin.
+      environments: int32 `[B]`, which of the N environments each transition is from.
     """
 
-    observation: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    next_observation: jax.Array
-    discount: jax.Array
-    row: jax.Array
-    column: jax.Array
+    observations: jax.Array
+    actions: jax.Array
+    rewards: jax.Array
+    next_observations: jax.Array
+    discounts: jax.Array
+    weights: jax.Array
+    rows: jax.Array
+    environments: jax.Array
 
 
-def empty(observation: jax.Array, action: jax.Array, capacity: int, spare: float = 0.125) -> Replay:
-    """Returns a memory that begins with the copies' first observations.
+def init(frame: jax.Array, action: jax.Array, capacity: int, spare_frames: float = 0.125) -> ReplayBuffer:
+    """Creates an empty buffer that holds the first frames of N environments.
 
     Args:
-      observation: of all copies, `[N, ...]`.
-      action: of all copies, `[N, ...]`; only its shape counts.
-      capacity: transitions; of these whole steps of N are kept, rounded down.
-      spare: frames beside one for each transition, as a share of them, for the last ones of episodes: an eighth is
-        enough for episodes of eight steps and more.
+      frame: first frames, `[N, ...]`.
+      action: actions `[N, ...]`, of which only shape and dtype matter.
+      capacity: number of transitions, rounded down to whole rows of N.
+      spare_frames: room for the last frames of episodes, as a fraction of `capacity`; 0.125 suffices for episodes of 8
+        steps and more.
 
     Raises:
-      ConfigError: there is no room for a step of all copies, or less than no frame to spare.
+      ConfigError: `capacity` is below N, or `spare_frames` below 0.
+
+    >>> buffer = init(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), capacity=10)
+    >>> buffer.rows.shape, int(num_transitions(buffer))
+    ((5, 2, 5), 0)
     """
-    copies = len(observation)
-    rows = capacity // copies
-    if rows < 1 or spare < 0:
-        raise ConfigError(f"replay: capacity {capacity} must hold a step of {copies} copies, and spare {spare} be >= 0")
-    size = rows * copies + 2 * copies + int(spare * rows * copies)
-    frames = jnp.zeros((size, *observation.shape[1:]), observation.dtype).at[:copies].set(observation)
-    start, zero = jnp.arange(copies, dtype=jnp.int32), jnp.int32(0)
-    previous = jnp.arange(size, dtype=jnp.int32)
-    kind = jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32
-    nothing = jnp.zeros(action.shape[1:], kind)
-    lists = (jnp.zeros((rows, copies, 4 + nothing.size), jnp.int32), jnp.zeros(rows, jnp.int32), nothing)
-    return Replay(frames, previous, *lists, start, jnp.int32(copies), zero, zero)
+    num_envs = len(frame)
+    num_rows = capacity // num_envs
+    if num_rows < 1 or spare_frames < 0:
+        capacity_bound = f"capacity {capacity} must hold a step of {num_envs} environments"
+        raise ConfigError(f"replay: {capacity_bound}, and spare_frames {spare_frames} must be at least 0")
+    # A step writes one frame per environment, and a second one where an episode ended.
+    size = num_rows * num_envs + 2 * num_envs + int(spare_frames * num_rows * num_envs)
+    frames = jnp.zeros((size, *frame.shape[1:]), frame.dtype).at[:num_envs].set(frame)
+    current_frame, zero = jnp.arange(num_envs, dtype=jnp.int32), jnp.int32(0)
+    previous_frame = jnp.arange(size, dtype=jnp.int32)
+    # Actions are stored bit by bit as int32, so they have 32-bit types.
+    action_dtype = jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32
+    action_template = jnp.zeros(action.shape[1:], action_dtype)
+    rows = jnp.zeros((num_rows, num_envs, 4 + action_template.size), jnp.int32)
+    first_frame = jnp.zeros(num_rows, jnp.int32)
+    return ReplayBuffer(
+        frames, previous_frame, rows, first_frame, action_template, current_frame, jnp.int32(num_envs), zero, zero
+    )
 
 
-def newest(observation: jax.Array, stack: Stack) -> jax.Array:
-    """Returns the newest frames `[N, ...]` of observations `[N, ...]`.
+def newest_frame(observation: jax.Array, stack: FrameStack) -> jax.Array:
+    """Takes the newest frames `[N, ...]` from stacked observations `[N, ...]`.
 
     Raises:
-      ConfigError: they are not as many frames.
+      ConfigError: the stacked axis does not exist, or is no multiple of the number of frames.
+
+    >>> newest_frame(jnp.arange(6).reshape(1, 6), FrameStack(num_frames=3)).tolist()
+    [[4, 5]]
     """
-    if stack.count == 1:
+    if stack.num_frames == 1:
         return observation
-    sides = observation.ndim - 1
+    rank = observation.ndim - 1
     if (
-        stack.count < 1
-        or not -sides <= stack.axis < sides
-        or observation.shape[_axis(observation, stack)] % stack.count
+        stack.num_frames < 1
+        or not -rank <= stack.axis < rank
+        or observation.shape[_stack_axis(observation, stack)] % stack.num_frames
     ):
-        raise ConfigError(f"replay: {stack.count} frames do not lie along axis {stack.axis} of {observation.shape[1:]}")
-    axis = _axis(observation, stack)
-    size = observation.shape[axis] // stack.count
+        described = f"axis {stack.axis} of observations {observation.shape[1:]}"
+        raise ConfigError(f"replay: cannot split {described} into {stack.num_frames} frames")
+    axis = _stack_axis(observation, stack)
+    size = observation.shape[axis] // stack.num_frames
     return jax.lax.slice_in_dim(observation, observation.shape[axis] - size, None, axis=axis)
 
 
-def add(replay: Replay, transition: Transition, observation: jax.Array, stack: Stack = UNSTACKED) -> Replay:
-    """Returns the memory with one step of all copies more.
+def add(
+    buffer: ReplayBuffer, transition: Transition, frame: jax.Array, stack: FrameStack = FrameStack()
+) -> ReplayBuffer:
+    """Appends one step of all environments.
 
     Args:
-      replay: the memory.
-      transition: `[N, ...]`, as `act` gives it, with frames as observations.
-      observation: the frames that the copies see now, `[N, ...]`: of a new episode where one ended.
-      stack: of a sample's observation, all frames of which a row in reach must have.
+      buffer: the buffer, whose current frames are those of `transition.observation`.
+      transition: a step `[N, ...]` whose observations are frames.
+      frame: current frames `[N, ...]` after the step: the first of a new episode where one ended.
+      stack: how observations are stacked when they are sampled.
+
+    Returns:
+      The buffer with the step; rows whose frames it overwrites can no longer be sampled.
+
+    >>> buffer = init(jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32), capacity=10)
+    >>> yes, no = jnp.array([True]), jnp.array([False])
+    >>> step = Transition(jnp.zeros((1, 1)), jnp.array([1]), jnp.array([0.5]), jnp.ones((1, 1)), yes, no, {})
+    >>> int(num_transitions(add(buffer, step, frame=jnp.zeros((1, 1)))))
+    1
     """
-    rows, copies = replay.rows.shape[:2]
-    size, count = len(replay.frames), replay.num_frames
-    over = transition.terminated | transition.truncated
-    nexts = count + jnp.arange(copies, dtype=jnp.int32)
-    fresh = count + copies + jnp.cumsum(over.astype(jnp.int32)) - 1  # numbers of new episodes' first frames
-    places = jnp.concatenate([nexts % size, jnp.where(over, fresh % size, size)])
-    seen = jnp.concatenate([transition.next_observation, observation]).astype(replay.frames.dtype)
-    previous = jnp.concatenate([replay.current, fresh])
-    row = replay.num_rows % rows
-    first = replay.current
-    for _ in range(stack.count - 1):
-        first = replay.previous[first % size]
-    bits = jax.lax.bitcast_convert_type(transition.reward.astype(jnp.float32), jnp.int32)
-    ends = transition.terminated.astype(jnp.int32) + 2 * transition.truncated.astype(jnp.int32)
-    action = jax.lax.bitcast_convert_type(transition.action.astype(replay.action.dtype), jnp.int32)
-    step = jnp.stack([replay.current, nexts, bits, ends], axis=-1)
-    replay = replay._replace(
-        frames=replay.frames.at[places].set(seen, mode="drop"),
-        previous=replay.previous.at[places].set(previous, mode="drop"),
-        rows=replay.rows.at[row].set(jnp.concatenate([step, action.reshape(copies, -1)], axis=-1)),
-        first=replay.first.at[row].set(first.min()),
-        current=jnp.where(over, fresh, nexts),
-        num_frames=count + copies + over.sum(dtype=jnp.int32),
-        num_rows=replay.num_rows + 1,
+    num_rows, num_envs = buffer.rows.shape[:2]
+    size, count = len(buffer.frames), buffer.num_frames
+    chex.assert_equal_shape([transition.next_observation, frame])
+    chex.assert_shape([transition.reward, transition.terminated, transition.truncated], (num_envs,))
+
+    # Frames: one per environment, and the first one of each new episode.
+    episode_over = transition.terminated | transition.truncated
+    next_frame = count + jnp.arange(num_envs, dtype=jnp.int32)
+    reset_frame = count + num_envs + jnp.cumsum(episode_over.astype(jnp.int32)) - 1
+    # Index `size` is out of bounds and dropped: environments within an episode store no first frame.
+    indices = jnp.concatenate([next_frame % size, jnp.where(episode_over, reset_frame % size, size)])
+    new_frames = jnp.concatenate([transition.next_observation, frame]).astype(buffer.frames.dtype)
+    previous_frame = jnp.concatenate([buffer.current_frame, reset_frame])
+
+    # Row: frame numbers, reward, flags and action of each environment.
+    row = buffer.num_rows % num_rows
+    first_frame = buffer.current_frame
+    for _ in range(stack.num_frames - 1):
+        first_frame = buffer.previous_frame[first_frame % size]
+    reward_bits = jax.lax.bitcast_convert_type(transition.reward.astype(jnp.float32), jnp.int32)
+    flags = transition.terminated.astype(jnp.int32) + 2 * transition.truncated.astype(jnp.int32)
+    action_bits = jax.lax.bitcast_convert_type(transition.action.astype(buffer.action_template.dtype), jnp.int32)
+    step = jnp.stack([buffer.current_frame, next_frame, reward_bits, flags], axis=-1)
+    buffer = buffer._replace(
+        frames=buffer.frames.at[indices].set(new_frames, mode="drop"),
+        previous_frame=buffer.previous_frame.at[indices].set(previous_frame, mode="drop"),
+        rows=buffer.rows.at[row].set(jnp.concatenate([step, action_bits.reshape(num_envs, -1)], axis=-1)),
+        first_frame=buffer.first_frame.at[row].set(first_frame.min()),
+        current_frame=jnp.where(episode_over, reset_frame, next_frame),
+        num_frames=count + num_envs + episode_over.sum(dtype=jnp.int32),
+        num_rows=buffer.num_rows + 1,
     )
-    kept = replay.num_frames - size  # frames from this number on are there
 
-    def gone(oldest: jax.Array) -> jax.Array:
-        return (oldest < replay.num_rows) & (replay.first[oldest % rows] < kept)
+    # Invariant: all frames of the rows from `oldest_row` on are still stored.
+    oldest_frame = buffer.num_frames - size
 
-    oldest = jnp.maximum(replay.oldest, replay.num_rows - rows)
-    return replay._replace(oldest=jax.lax.while_loop(gone, lambda number: number + 1, oldest))
+    def is_overwritten(row: jax.Array) -> jax.Array:
+        return (row < buffer.num_rows) & (buffer.first_frame[row % num_rows] < oldest_frame)
+
+    oldest_row = jnp.maximum(buffer.oldest_row, buffer.num_rows - num_rows)
+    return buffer._replace(oldest_row=jax.lax.while_loop(is_overwritten, lambda row: row + 1, oldest_row))
 
 
-def begun(replay: Replay, observation: jax.Array, when: jax.Array) -> Replay:
-    """Returns the memory whose copies have begun new episodes, if `when` bool []: the steps before are cut off.
+def start_episodes(buffer: ReplayBuffer, frame: jax.Array, condition: jax.Array) -> ReplayBuffer:
+    """Starts new episodes in all environments if a condition holds, as when a run resumes, and truncates the old ones.
 
     Args:
-      replay: the memory.
-      observation: what the copies see, `[N, ...]`.
-      when: whether it is so.
+      buffer: the buffer.
+      frame: first frames of the new episodes, `[N, ...]`.
+      condition: bool [].
     """
-    copies, size = len(observation), len(replay.frames)
-    fresh = replay.num_frames + jnp.arange(copies, dtype=jnp.int32)
-    places, last = jnp.where(when, fresh % size, size), (replay.num_rows - 1) % len(replay.rows)
-    ends = replay.rows[last, :, 3]
-    return replay._replace(
-        frames=replay.frames.at[places].set(observation.astype(replay.frames.dtype), mode="drop"),
-        previous=replay.previous.at[places].set(fresh, mode="drop"),
-        rows=replay.rows.at[last, :, 3].set(jnp.where(when & (ends == 0), 2, ends)),
-        current=jnp.where(when, fresh, replay.current),
-        num_frames=replay.num_frames + jnp.where(when, copies, 0),
+    num_envs, size = len(frame), len(buffer.frames)
+    new_frame = buffer.num_frames + jnp.arange(num_envs, dtype=jnp.int32)
+    indices, last_row = jnp.where(condition, new_frame % size, size), (buffer.num_rows - 1) % len(buffer.rows)
+    # The last step becomes truncated (2), unless its episode had ended anyway.
+    flags = buffer.rows[last_row, :, 3]
+    return buffer._replace(
+        frames=buffer.frames.at[indices].set(frame.astype(buffer.frames.dtype), mode="drop"),
+        previous_frame=buffer.previous_frame.at[indices].set(new_frame, mode="drop"),
+        rows=buffer.rows.at[last_row, :, 3].set(jnp.where(condition & (flags == 0), 2, flags)),
+        current_frame=jnp.where(condition, new_frame, buffer.current_frame),
+        num_frames=buffer.num_frames + jnp.where(condition, num_envs, 0),
     )
 
 
-def num_transitions(replay: Replay, steps: int = 1) -> jax.Array:
-    """Returns how many transitions of n steps can be drawn, int32 []."""
-    return jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 0) * replay.rows.shape[1]
+def num_transitions(buffer: ReplayBuffer, n_steps: int = 1) -> jax.Array:
+    """Counts the n-step transitions that can be sampled, int32 [].
+
+    >>> int(num_transitions(init(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), capacity=10)))
+    0
+    """
+    return jnp.maximum(buffer.num_rows - buffer.oldest_row - (n_steps - 1), 0) * buffer.rows.shape[1]
 
 
 def sample(
-    replay: Replay, key: jax.Array, batch_size: int, discount: Any, steps: int = 1, stack: Stack = UNSTACKED
-) -> Sample:
-    """Returns transitions drawn uniformly, with replacement, of all in reach; there must be one at least."""
-    of_rows, of_columns = jax.random.split(key)
-    most = jnp.maximum(replay.num_rows - replay.oldest - (steps - 1), 1)
-    row = replay.oldest + jax.random.randint(of_rows, (batch_size,), 0, most)
-    column = jax.random.randint(of_columns, (batch_size,), 0, replay.rows.shape[1])
-    return at(replay, row, column, discount, steps, stack)
+    buffer: ReplayBuffer,
+    key: jax.Array,
+    batch_size: int,
+    discount: chex.Numeric,
+    n_steps: int = 1,
+    stack: FrameStack = FrameStack(),
+) -> ReplayBatch:
+    """Samples n-step transitions uniformly with replacement.
 
-
-def at(
-    replay: Replay, row: jax.Array, column: jax.Array, discount: Any, steps: int = 1, stack: Stack = UNSTACKED
-) -> Sample:
-    """Returns the transitions of n steps that begin at rows and columns int32 `[B]`.
-
-    They end with the episode, if that ends before; the newest n - 1 rows begin none.
+    Args:
+      buffer: a buffer with at least one n-step transition.
+      key: randomness of the sample.
+      batch_size: B, the number of transitions.
+      discount: gamma in [0, 1]; may be traced.
+      n_steps: rewards summed before bootstrapping (Sutton, 1988).
+      stack: how observations are stacked, as given to `add`.
     """
-    rows = len(replay.rows)
-    total, share, alive = jnp.zeros(len(row)), jnp.ones(len(row)), jnp.ones(len(row), bool)
-    found = replay.rows[row % rows, column]
-    before, after, ended = found[:, 0], found[:, 1], jnp.zeros(len(row), bool)
-    action = jax.lax.bitcast_convert_type(found[:, 4:], replay.action.dtype).reshape(-1, *replay.action.shape)
-    for ahead in range(steps):
-        found = found if ahead == 0 else replay.rows[(row + ahead) % rows, column]
-        reward = jax.lax.bitcast_convert_type(found[:, 2], jnp.float32)
-        total = total + jnp.where(alive, share * reward, 0.0)
-        share = jnp.where(alive, share * discount, share)
-        after = jnp.where(alive, found[:, 1], after)
-        ended = ended | (alive & (found[:, 3] % 2 == 1))
-        alive = alive & (found[:, 3] == 0)
-    seen, following = (stacked(replay, number, stack) for number in (before, after))
-    return Sample(seen, action, total, following, jnp.where(ended, 0.0, share), row, column)
+    row_key, environment_key = jax.random.split(key)
+    # The newest n - 1 rows do not have n steps yet.
+    num_rows = jnp.maximum(buffer.num_rows - buffer.oldest_row - (n_steps - 1), 1)
+    rows = buffer.oldest_row + jax.random.randint(row_key, (batch_size,), 0, num_rows)
+    environments = jax.random.randint(environment_key, (batch_size,), 0, buffer.rows.shape[1])
+    return transitions_at(buffer, rows, environments, discount, n_steps, stack)
 
 
-def stacked(replay: Replay, number: jax.Array, stack: Stack) -> jax.Array:
-    """Returns the observations `[B, ...]` whose newest frames have these numbers int32 `[B]`."""
-    size, found, there = len(replay.frames), [], jnp.ones(len(number), bool)
-    for _ in range(stack.count):
-        frame = replay.frames[number % size]
-        shown = there.reshape(-1, *[1] * (frame.ndim - 1)) if stack.blank else True
-        found.append(jnp.where(shown, frame, jnp.zeros_like(frame)))
-        before = replay.previous[number % size]
-        there, number = there & (before != number), before
-    return found[0] if stack.count == 1 else jnp.concatenate(found[::-1], axis=_axis(found[0], stack))
+def transitions_at(
+    buffer: ReplayBuffer,
+    rows: jax.Array,
+    environments: jax.Array,
+    discount: chex.Numeric,
+    n_steps: int = 1,
+    stack: FrameStack = FrameStack(),
+) -> ReplayBatch:
+    """Reads the n-step transitions that begin at given rows; those cut short by an episode's end have fewer rewards.
+
+    Args:
+      buffer: the buffer.
+      rows: int32 `[B]`, from `oldest_row` to `num_rows` - `n_steps`.
+      environments: int32 `[B]`, from 0 to N - 1.
+      discount: gamma in [0, 1]; may be traced.
+      n_steps: rewards summed before bootstrapping.
+      stack: how observations are stacked, as given to `add`.
+
+    >>> buffer = init(jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32), capacity=10)
+    >>> no = jnp.array([False])
+    >>> for x in range(2):
+    ...     frame, next_frame = jnp.full((1, 1), x, jnp.float32), jnp.full((1, 1), x + 1, jnp.float32)
+    ...     buffer = add(buffer, Transition(frame, jnp.array([0]), jnp.ones(1), next_frame, no, no, {}), next_frame)
+    >>> batch = transitions_at(buffer, jnp.array([0]), jnp.array([0]), discount=0.5, n_steps=2)
+    >>> float(batch.rewards[0]), float(batch.discounts[0]), float(batch.next_observations[0, 0])
+    (1.5, 0.25, 2.0)
+    """
+    chex.assert_rank([rows, environments], 1)
+    chex.assert_equal_shape([rows, environments])
+    num_rows, batch_size = len(buffer.rows), len(rows)
+    rewards, discounts, alive = jnp.zeros(batch_size), jnp.ones(batch_size), jnp.ones(batch_size, bool)
+    # First step: observation and action
+    step = buffer.rows[rows % num_rows, environments]
+    frame, next_frame, terminated = step[:, 0], step[:, 1], jnp.zeros(batch_size, bool)
+    template = buffer.action_template
+    actions = jax.lax.bitcast_convert_type(step[:, 4:], template.dtype).reshape(-1, *template.shape)
+    # Rewards r_1 + gamma r_2 + ... of up to n steps, as long as the episode goes on
+    for offset in range(n_steps):
+        step = step if offset == 0 else buffer.rows[(rows + offset) % num_rows, environments]
+        reward = jax.lax.bitcast_convert_type(step[:, 2], jnp.float32)
+        rewards = rewards + jnp.where(alive, discounts * reward, 0.0)
+        discounts = jnp.where(alive, discounts * discount, discounts)
+        next_frame = jnp.where(alive, step[:, 1], next_frame)
+        terminated = terminated | (alive & (step[:, 3] % 2 == 1))
+        alive = alive & (step[:, 3] == 0)
+    observations, next_observations = (_stack_frames(buffer, number, stack) for number in (frame, next_frame))
+    # A truncated episode bootstraps from its last observation, a terminated one does not.
+    discounts = jnp.where(terminated, 0.0, discounts)
+    weights = jnp.ones(batch_size)
+    return ReplayBatch(observations, actions, rewards, next_observations, discounts, weights, rows, environments)
 
 
-def _axis(observation: jax.Array, stack: Stack) -> int:
-    """Returns the axis of `[N, ...]` along which frames lie."""
+def _stack_frames(buffer: ReplayBuffer, newest: jax.Array, stack: FrameStack) -> jax.Array:
+    """Reads the observations `[B, ...]` whose newest frames have the numbers int32 `[B]`."""
+    size, frames, in_episode = len(buffer.frames), [], jnp.ones(len(newest), bool)
+    # From the newest frame backwards; an episode's first frame refers to itself.
+    for _ in range(stack.num_frames):
+        frame = buffer.frames[newest % size]
+        visible = in_episode.reshape(-1, *[1] * (frame.ndim - 1)) if stack.zero_padding else True
+        frames.append(jnp.where(visible, frame, jnp.zeros_like(frame)))
+        previous = buffer.previous_frame[newest % size]
+        in_episode, newest = in_episode & (previous != newest), previous
+    return frames[0] if stack.num_frames == 1 else jnp.concatenate(frames[::-1], axis=_stack_axis(frames[0], stack))
+
+
+def _stack_axis(observation: jax.Array, stack: FrameStack) -> int:
+    """The axis of batched observations `[N, ...]` along which frames are stacked."""
     return stack.axis % (observation.ndim - 1) + 1

@@ -1,94 +1,137 @@
-"""Returns and advantages of steps in time, `[T, ...]`, which never cross the end of an episode.
+"""Returns and advantages over time, `[T, ...]`, which never cross the end of an episode.
 
-An episode that terminated has nothing more to gain; one that was truncated has the value of its last observation.
+A terminated episode has no further reward; a truncated one bootstraps from the value of its last observation.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
+import chex
 import jax
 import jax.numpy as jnp
+from chex import Numeric
+from jax import Array
 
 
-def one_step_targets(rewards: jax.Array, next_values: jax.Array, terminated: jax.Array, discount: Any) -> jax.Array:
-    """Returns `reward + discount * value of what came next`, without the value where the episode terminated."""
+def one_step_targets(rewards: Array, next_values: Array, terminated: Array, discount: Numeric) -> Array:
+    """TD(0) targets `reward + discount * next value`, without the next value where the episode terminated.
+
+    Args:
+      rewards: float `[T, ...]`.
+      next_values: values of the observations after the steps, `[T, ...]`; at an episode's end, of its last observation.
+      terminated: bool `[T, ...]`.
+      discount: gamma, in [0, 1]; may be traced.
+
+    Returns:
+      Targets `[T, ...]`.
+
+    >>> print(one_step_targets(jnp.ones(2), jnp.full(2, 10.0), jnp.array([False, True]), 0.5))
+    [6. 1.]
+    """
+    chex.assert_equal_shape([rewards, next_values, terminated])
     return rewards + discount * jnp.where(terminated, 0.0, next_values)
 
 
 def generalized_advantages(
-    rewards: jax.Array,
-    values: jax.Array,
-    next_values: jax.Array,
-    terminated: jax.Array,
-    truncated: jax.Array,
-    discount: Any,
-    trace_decay: Any,
-) -> jax.Array:
-    """Returns generalised advantage estimates `[T, ...]` (GAE: Schulman et al., 2016).
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    terminated: Array,
+    truncated: Array,
+    discount: Numeric,
+    gae_lambda: Numeric,
+) -> Array:
+    """Generalised advantage estimates, GAE (Schulman et al., 2016).
 
     Args:
       rewards: float `[T, ...]`.
-      values: of the observations before the steps.
-      next_values: of the observations after them; at an episode's end, of its last observation.
+      values: values of the observations before the steps, `[T, ...]`.
+      next_values: values of the observations after them, `[T, ...]`; at an episode's end, of its last observation.
       terminated: bool `[T, ...]`.
       truncated: bool `[T, ...]`.
-      discount: in [0, 1]; may be traced.
-      trace_decay: lambda, in [0, 1]; 0 is one step, 1 all that follow; may be traced.
-    """
-    surprise = one_step_targets(rewards, next_values, terminated, discount) - values
-    kept = discount * trace_decay * (1.0 - (terminated | truncated))
+      discount: gamma, in [0, 1]; may be traced.
+      gae_lambda: lambda, in [0, 1]: 0 is the one-step TD error, 1 the return minus the value; may be traced.
 
-    def back(after: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        advantage = now[0] + now[1] * after
+    Returns:
+      Advantages `[T, ...]`.
+
+    >>> zeros, never = jnp.zeros(3), jnp.zeros(3, bool)
+    >>> print(generalized_advantages(jnp.ones(3), zeros, zeros, never, never, discount=0.5, gae_lambda=1.0))
+    [1.75 1.5  1.  ]
+    """
+    chex.assert_equal_shape([rewards, values, next_values, terminated, truncated])
+    td_errors = one_step_targets(rewards, next_values, terminated, discount) - values
+    decay = discount * gae_lambda * (1.0 - (terminated | truncated).astype(jnp.float32))
+
+    # A_t = delta_t + gamma lambda A_(t+1)  (equation 16)
+    def backward(next_advantage: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        td_error, decay = now
+        advantage = td_error + decay * next_advantage
         return advantage, advantage
 
-    return jax.lax.scan(back, jnp.zeros_like(values[0]), (surprise, kept), reverse=True)[1]
+    return jax.lax.scan(backward, jnp.zeros_like(values[0]), (td_errors, decay), reverse=True)[1]
 
 
 def n_step_targets(
-    rewards: jax.Array, next_values: jax.Array, terminated: jax.Array, truncated: jax.Array, discount: Any, steps: int
-) -> jax.Array:
-    """Returns the sum of up to `steps` discounted rewards, then the value of what was seen last, `[T, ...]`.
+    rewards: Array, next_values: Array, terminated: Array, truncated: Array, discount: Numeric, steps: int
+) -> Array:
+    """N-step returns: up to `steps` discounted rewards, then the value of the last observation, `[T, ...]`.
 
-    Fewer steps are summed where the episode, or the sequence, ends before. Arguments as above.
+    Fewer rewards are summed where the episode, or the sequence, ends before. Source: Sutton & Barto (2018), chapter 7.
+
+    Args:
+      rewards: float `[T, ...]`.
+      next_values: values of the observations after the steps, `[T, ...]`; at an episode's end, of its last observation.
+      terminated: bool `[T, ...]`.
+      truncated: bool `[T, ...]`.
+      discount: gamma, in [0, 1]; may be traced.
+      steps: maximum number of rewards that are summed, n.
+
+    >>> never = jnp.zeros(3, bool)
+    >>> print(n_step_targets(jnp.ones(3), jnp.full(3, 4.0), never, never, discount=0.5, steps=2))
+    [2.5 2.5 3. ]
     """
-    over = terminated | truncated
-
-    def later(x: jax.Array, by: int, fill: Any) -> jax.Array:
-        return jnp.concatenate([x[by:], jnp.full_like(x[:by], fill)])
-
-    total = one_step_targets(rewards, next_values, terminated, discount)
-    # From the last of the steps back: each either ends the sum, or adds its reward to what follows.
+    chex.assert_equal_shape([rewards, next_values, terminated, truncated])
+    done = terminated | truncated
+    one_step = one_step_targets(rewards, next_values, terminated, discount)
     length = rewards.shape[0]
-    targets = total
+    is_last = jnp.arange(length).reshape(-1, *[1] * (rewards.ndim - 1)) == length - 1
+    # Each pass turns k-step targets into those of k + 1 steps.
+    targets = one_step
     for _ in range(min(steps, length) - 1):
-        following = later(targets, 1, 0.0)
-        last = jnp.arange(length).reshape(-1, *[1] * (rewards.ndim - 1)) == length - 1
-        targets = jnp.where(over | last, total, rewards + discount * following)
+        following = jnp.concatenate([targets[1:], jnp.zeros_like(targets[:1])])
+        targets = jnp.where(done | is_last, one_step, rewards + discount * following)
     return targets
 
 
 def lambda_returns(
-    rewards: jax.Array,
-    next_values: jax.Array,
-    terminated: jax.Array,
-    truncated: jax.Array,
-    discount: Any,
-    trace_decay: Any,
-) -> jax.Array:
-    """Returns lambda-returns `[T, ...]`: means of n-step targets of all n (Watkins, 1989; Daley & Amato, 2019).
+    rewards: Array, next_values: Array, terminated: Array, truncated: Array, discount: Numeric, lambda_: Numeric
+) -> Array:
+    """Lambda-returns: exponentially weighted means of the n-step returns of all n (Watkins, 1989; Daley & Amato, 2019).
 
-    Where `next_values` are those of the best actions, these are Peng's Q(lambda) (Peng & Williams, 1994), of which PQN
-    makes its targets: what was done is followed, though it may not have been the best. Arguments as above.
+    With `next_values` of the greedy actions these are the targets of Peng's Q(lambda) (Peng & Williams, 1994), which
+    PQN uses: the actions that were taken are followed, greedy or not.
+
+    Args:
+      rewards: float `[T, ...]`.
+      next_values: values of the observations after the steps, `[T, ...]`; at an episode's end, of its last observation.
+      terminated: bool `[T, ...]`.
+      truncated: bool `[T, ...]`.
+      discount: gamma, in [0, 1]; may be traced.
+      lambda_: in [0, 1]: 0 gives one-step targets, 1 the return of the whole sequence; may be traced.
+
+    Returns:
+      Lambda-returns `[T, ...]`.
+
+    >>> never = jnp.zeros(2, bool)
+    >>> print(lambda_returns(jnp.ones(2), jnp.full(2, 4.0), never, never, discount=0.5, lambda_=1.0))
+    [2.5 3. ]
     """
+    chex.assert_equal_shape([rewards, next_values, terminated, truncated])
     one_step = one_step_targets(rewards, next_values, terminated, discount)
-    # What follows counts only within the episode; at its end, and at that of the sequence, the value stands for it.
-    kept = discount * trace_decay * (1.0 - (terminated | truncated))
+    # Later steps count only within the episode; at its end, and the sequence's, the value stands for them.
+    decay = discount * lambda_ * (1.0 - (terminated | truncated).astype(jnp.float32))
 
-    def back(following: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
-        target, value, share = now
-        total = target + share * (following - value)
+    def backward(next_return: Array, now: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        target, next_value, decay = now
+        total = target + decay * (next_return - next_value)
         return total, total
 
-    return jax.lax.scan(back, next_values[-1], (one_step, next_values, kept), reverse=True)[1]
+    return jax.lax.scan(backward, next_values[-1], (one_step, next_values, decay), reverse=True)[1]

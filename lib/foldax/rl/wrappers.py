@@ -1,190 +1,267 @@
-"""Changes of an environment, each a function from environments to environments; and running moments for the rest.
+"""Wrappers, functions from an environment to an environment, and the running moments that normalisation needs.
 
-What must see many copies at once, such as the normalisation of observations, is no wrapper: `Moments` live in the
-learner's state, so that an evaluation uses those of training and does not move them.
+Normalisation of observations is no wrapper, because its statistics are of many environments at once: `Moments` are part
+of the learner's state, so that an evaluation uses those of training and leaves them unchanged.
 """
 
-from __future__ import annotations
+from collections.abc import Callable
+from typing import NamedTuple
 
-from typing import Any, NamedTuple
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError
-from foldax.rl.environment import Box, Environment, Step
+from foldax.learner import Key
+from foldax.rl.environment import Action, Box, Environment, Observation, State, Step
 
-LIMITLESS = 1e30  # some environments write the largest float32 for no bound
+UNBOUNDED = 1e30  # bounds beyond count as infinite: some environments declare the largest float32
+
+Render = Callable[[State], np.ndarray]
 
 
-def time_limit(environment: Environment, steps: int) -> Environment:
-    """Returns the environment whose episodes are truncated after `steps` steps.
+def time_limit(environment: Environment, max_steps: int) -> Environment:
+    """Truncates episodes after `max_steps` steps.
 
     Raises:
-      ConfigError: there are fewer than one.
+      ConfigError: `max_steps` is below 1.
     """
-    if steps < 1:
-        raise ConfigError(f"time_limit: {steps} steps must be 1 or more")
+    if max_steps < 1:
+        raise ConfigError(f"time_limit: max_steps is {max_steps}; it must be 1 or more")
 
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+    def reset(key: Key) -> tuple[State, Observation]:
         state, observation = environment.reset(key)
         return (state, jnp.int32(0)), observation
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        inner, answer = environment.step(key, state[0], action)
-        time = state[1] + 1
-        return (inner, time), answer._replace(truncated=answer.truncated | (time >= steps))
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        inner, time = state
+        inner, result = environment.step(key, inner, action)
+        return (inner, time + 1), result._replace(truncated=result.truncated | (time + 1 >= max_steps))
 
-    return environment._replace(reset=reset, step=step, render=_of_first(environment.render))
+    return environment._replace(reset=reset, step=step, render=_of_inner_state(environment.render))
 
 
-def limit_ends(environment: Environment) -> Environment:
-    """Returns the environment whose episodes count as over where they are cut off: what not to do (Pardo et al., 2018).
+def terminate_on_time_limit(environment: Environment) -> Environment:
+    """Reports truncated episodes as terminated: a common mistake, made on purpose (Pardo et al., 2018).
 
-    Learners then take what comes after the limit for worth nothing; see `research/time_limits`.
+    Learners then believe that nothing follows a time limit; see `research/time_limits` for what that costs.
     """
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        after, answer = environment.step(key, state, action)
-        over = answer.terminated | answer.truncated
-        return after, answer._replace(terminated=over, truncated=jnp.zeros_like(over))
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        state, result = environment.step(key, state, action)
+        done = result.terminated | result.truncated
+        return state, result._replace(terminated=done, truncated=jnp.zeros_like(done))
 
     return environment._replace(step=step)
 
 
-def frame_stack(environment: Environment, count: int) -> Environment:
-    """Returns the environment whose observations are the last `count` ones, `[..., C * count]`, the oldest first.
+def frame_stack(environment: Environment, num_frames: int) -> Environment:
+    """Stacks the last `num_frames` observations along the last axis, `[..., C * num_frames]`, oldest first.
 
-    At an episode's start its first observation stands for those that are not there (Mnih et al., 2015).
+    At the start of an episode its first observation is repeated (Mnih et al., 2015).
 
     Raises:
-      ConfigError: there are fewer than one.
-    """
-    if count < 1:
-        raise ConfigError(f"frame_stack: {count} frames must be 1 or more")
+      ConfigError: `num_frames` is below 1.
 
-    def stacked(frames: jax.Array) -> jax.Array:
+    >>> from foldax import rl
+    >>> frame_stack(rl.gymnax("CartPole-v1"), 3).observation_space.shape
+    (12,)
+    """
+    if num_frames < 1:
+        raise ConfigError(f"frame_stack: num_frames is {num_frames}; it must be 1 or more")
+
+    def concatenate(frames: jax.Array) -> jax.Array:
         return jnp.moveaxis(frames, 0, -2).reshape(*frames.shape[1:-1], -1)
 
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+    def reset(key: Key) -> tuple[State, Observation]:
         state, observation = environment.reset(key)
-        frames = jnp.broadcast_to(observation[None], (count, *observation.shape))
-        return (state, frames), stacked(frames)
+        # The first observation stands for those that are missing.
+        frames = jnp.broadcast_to(observation[None], (num_frames, *observation.shape))
+        return (state, frames), concatenate(frames)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        inner, answer = environment.step(key, state[0], action)
-        frames = jnp.concatenate([state[1][1:], answer.observation[None]])
-        return (inner, frames), answer._replace(observation=stacked(frames))
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        inner, frames = state
+        inner, result = environment.step(key, inner, action)
+        frames = jnp.concatenate([frames[1:], result.observation[None]])
+        return (inner, frames), result._replace(observation=concatenate(frames))
 
-    low, high = (np.concatenate([bound] * count, axis=-1) for bound in environment.observations)
-    render = _of_first(environment.render)
-    return environment._replace(reset=reset, step=step, observations=Box(low, high), render=render)
+    # Every frame has the bounds of one observation.
+    low, high = (np.concatenate([bound] * num_frames, axis=-1) for bound in environment.observation_space)
+    render = _of_inner_state(environment.render)
+    return environment._replace(reset=reset, step=step, observation_space=Box(low, high), render=render)
 
 
-def _of_first(render: Any) -> Any:
-    """Returns what draws a state that is the first of a pair."""
+def _of_inner_state(render: Render | None) -> Render | None:
+    """Renders the first of a pair of states, which is the wrapped environment's own."""
     return None if render is None else lambda state: render(state[0])
 
 
 def clip_actions(environment: Environment) -> Environment:
-    """Returns the environment that takes any numbers as actions, and keeps them within its bounds.
+    """Clips continuous actions to the environment's bounds, so that any float may be an action.
 
     Raises:
-      ConfigError: its actions are no numbers.
+      ConfigError: the actions are discrete.
     """
-    actions = environment.actions
-    if not isinstance(actions, Box):
-        raise ConfigError(f"clip_actions: {environment.name} has {actions.num} discrete actions")
+    space = environment.action_space
+    if not isinstance(space, Box):
+        actions = f"{space.num} discrete actions; it needs continuous ones"
+        raise ConfigError(f"clip_actions: {environment.name} has {actions}")
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        return environment.step(key, state, jnp.clip(action, actions.low, actions.high))
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        return environment.step(key, state, jnp.clip(action, space.low, space.high))
 
-    anything = Box(np.full(actions.shape, -np.inf, np.float32), np.full(actions.shape, np.inf, np.float32))
-    return environment._replace(step=step, actions=anything)
+    # The policy may output any value, so the declared space has no bounds.
+    unbounded = Box(np.full(space.shape, -np.inf, np.float32), np.full(space.shape, np.inf, np.float32))
+    return environment._replace(step=step, action_space=unbounded)
 
 
-def unit_actions(environment: Environment) -> Environment:
-    """Returns the environment whose actions are numbers from -1 to 1, for those between its bounds.
+def rescale_actions(environment: Environment) -> Environment:
+    """Rescales continuous actions, so that [-1, 1] spans the environment's bounds.
 
     Raises:
-      ConfigError: its actions are no numbers, or have no bounds.
+      ConfigError: the actions are discrete, or have no finite bounds.
+
+    >>> from foldax import rl
+    >>> rescale_actions(rl.gymnax("Pendulum-v1")).action_space.high.tolist()
+    [1.0]
     """
-    actions = environment.actions
-    if not isinstance(actions, Box) or not np.isfinite([actions.low, actions.high]).all():
-        raise ConfigError(f"unit_actions: {environment.name} has no actions between finite bounds, but {actions}")
+    space = environment.action_space
+    if not isinstance(space, Box) or not np.isfinite([space.low, space.high]).all():
+        needed = "it needs continuous actions with finite bounds"
+        raise ConfigError(f"rescale_actions: {environment.name} has the action space {space}; {needed}")
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        return environment.step(key, state, from_unit(actions, action[None])[0])
-
-    ones = np.ones(actions.shape, np.float32)
-    return environment._replace(step=step, actions=Box(-ones, ones))
-
-
-def unit_observations(environment: Environment) -> Environment:
-    """Returns the environment whose observations are numbers from -1 to 1, for those between its bounds.
-
-    Raises:
-      ConfigError: they have no finite bounds.
-    """
-    space = environment.observations
-    if not (np.abs([space.low, space.high]) < LIMITLESS).all():
-        raise ConfigError(f"unit_observations: {environment.name} has no observations between finite bounds: {space}")
-
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-        state, observation = environment.reset(key)
-        return state, to_unit(space, observation[None])[0]
-
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        after, answer = environment.step(key, state, action)
-        return after, answer._replace(observation=to_unit(space, answer.observation[None])[0])
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        return environment.step(key, state, from_unit_range(space, action[None])[0])
 
     ones = np.ones(space.shape, np.float32)
-    return environment._replace(reset=reset, step=step, observations=Box(-ones, ones))
+    return environment._replace(step=step, action_space=Box(-ones, ones))
 
 
-def from_unit(space: Any, values: jax.Array) -> jax.Array:
-    """Returns numbers `[B, ...]` from -1 to 1 moved to between the bounds of a `Box`."""
-    middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
-    return middle[None] + reach[None] * values
+def rescale_observations(environment: Environment) -> Environment:
+    """Rescales observations from their bounds to [-1, 1].
+
+    Raises:
+      ConfigError: the observations have no finite bounds.
+    """
+    space = environment.observation_space
+    if not (np.abs([space.low, space.high]) < UNBOUNDED).all():
+        problem = f"{environment.name} has the observation space {space}"
+        raise ConfigError(f"rescale_observations: {problem}; it needs finite bounds")
+
+    def reset(key: Key) -> tuple[State, Observation]:
+        state, observation = environment.reset(key)
+        return state, to_unit_range(space, observation[None])[0]
+
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        state, result = environment.step(key, state, action)
+        return state, result._replace(observation=to_unit_range(space, result.observation[None])[0])
+
+    ones = np.ones(space.shape, np.float32)
+    return environment._replace(reset=reset, step=step, observation_space=Box(-ones, ones))
 
 
-def to_unit(space: Any, values: jax.Array) -> jax.Array:
-    """Returns numbers `[B, ...]` between the bounds of a `Box` moved to from -1 to 1."""
-    middle, reach = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
-    scale = np.where(reach > 0, 1 / np.where(reach > 0, reach, 1), 0)  # what cannot vary is 0
-    return (values - middle[None]) * scale[None]
+def with_policy_memory(environment: Environment, initial_memory: chex.ArrayTree) -> Environment:
+    """Lets a policy pass a memory from one step of an episode to the next.
+
+    Observations become `(observation, memory)`, and actions `(action, memory after it)`. Because a reset returns
+    `initial_memory`, no memory leaks into the next episode. A transition's `next_observation` holds the memory with
+    which its value is computed, also where the episode ends.
+
+    Args:
+      environment: the environment; its spaces stay those without memory.
+      initial_memory: memory of one environment at the start of an episode, any tree of arrays.
+
+    >>> from foldax import rl
+    >>> environment = with_policy_memory(rl.gymnax("CartPole-v1"), {"hidden": jnp.zeros(8)})
+    >>> _, (observation, memory) = jax.eval_shape(environment.reset, jax.random.key(0))
+    >>> observation.shape, memory["hidden"].shape
+    ((4,), (8,))
+    """
+
+    def reset(key: Key) -> tuple[State, Observation]:
+        state, observation = environment.reset(key)
+        return state, (observation, initial_memory)
+
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        environment_action, memory = action
+        state, result = environment.step(key, state, environment_action)
+        return state, result._replace(observation=(result.observation, memory))
+
+    return environment._replace(reset=reset, step=step)
+
+
+def from_unit_range(space: Box, values: jax.Array) -> jax.Array:
+    """Maps values `[B, ...]` in [-1, 1] to the bounds of a space.
+
+    >>> print(from_unit_range(Box(np.zeros(1), np.full(1, 10.0)), jnp.array([[-1.0], [0.5]])))
+    [[0. ]
+     [7.5]]
+    """
+    center, half_width = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
+    return center[None] + half_width[None] * values
+
+
+def to_unit_range(space: Box, values: jax.Array) -> jax.Array:
+    """Maps values `[B, ...]` within the bounds of a space to [-1, 1], and where the bounds are equal to 0.
+
+    >>> print(to_unit_range(Box(np.zeros(1), np.full(1, 10.0)), jnp.array([[0.0], [7.5]])))
+    [[-1. ]
+     [ 0.5]]
+    """
+    center, half_width = 0.5 * (space.high + space.low), 0.5 * (space.high - space.low)
+    # A feature whose bounds are equal is constant, and becomes 0.
+    scale = np.where(half_width > 0, 1 / np.where(half_width > 0, half_width, 1), 0)
+    return (values - center[None]) * scale[None]
 
 
 class Moments(NamedTuple):
-    """Mean and variance of all that was seen, number by number.
+    """Elementwise mean and variance of a stream of arrays.
 
     Attributes:
-      count: float32 [].
+      count: number of arrays so far, float32 [].
       mean: float32 `[...]`.
       variance: float32 `[...]`.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which is not needed
     mean: jax.Array
     variance: jax.Array
 
 
-def no_moments(shape: tuple[int, ...]) -> Moments:
-    """Returns the moments of nothing, which change nothing: mean 0 and variance 1."""
+def init_moments(shape: tuple[int, ...]) -> Moments:
+    """Moments of no arrays, with which `normalize` changes nothing: mean 0 and variance 1."""
     return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
-def with_seen(moments: Moments, values: jax.Array) -> Moments:
-    """Returns the moments with `[N, ...]` values more (Chan et al., 1983)."""
+def update_moments(moments: Moments, values: jax.Array) -> Moments:
+    """Adds arrays `[N, ...]` to the moments (Chan et al., 1983).
+
+    >>> moments = update_moments(init_moments(()), jnp.array([1.0, 3.0]))
+    >>> print(moments.mean, moments.variance)
+    2.0 1.0
+    """
+    chex.assert_shape(values, (None, *moments.mean.shape))
     count = moments.count + len(values)
-    share = len(values) * jnp.reciprocal(count)
-    apart = values.mean(axis=0) - moments.mean
-    variance = (1 - share) * moments.variance + share * values.var(axis=0) + share * (1 - share) * jnp.square(apart)
-    return Moments(count, moments.mean + share * apart, variance)
+    weight = len(values) * jnp.reciprocal(count)
+    difference = values.mean(axis=0) - moments.mean
+    # The variances within old and new values, and that between their means
+    variance = (1 - weight) * moments.variance + weight * values.var(axis=0)
+    variance = variance + weight * (1 - weight) * jnp.square(difference)
+    return Moments(count, moments.mean + weight * difference, variance)
 
 
-def standardized(moments: Moments, values: jax.Array, most: float = 10.0) -> jax.Array:
-    """Returns values `[N, ...]` in deviations from the mean, at most `most` of them."""
+def normalize(moments: Moments, values: jax.Array, clip_range: float = 10.0) -> jax.Array:
+    """Normalises arrays `[N, ...]` to mean 0 and variance 1, clipped to [-clip_range, clip_range].
+
+    Args:
+      moments: mean and variance of single values, `[...]`.
+      values: `[N, ...]`.
+      clip_range: largest absolute value of the result.
+
+    Returns:
+      Normalised values, `[N, ...]`.
+    """
+    chex.assert_shape(values, (None, *moments.mean.shape))
     scale = jax.lax.rsqrt(moments.variance + 1e-8)
-    return jnp.clip((values - moments.mean[None]) * scale[None], -most, most)
+    return jnp.clip((values - moments.mean[None]) * scale[None], -clip_range, clip_range)

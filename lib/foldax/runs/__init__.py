@@ -1,1 +1,1 @@
-"""What is on disk and on screen: the run folder, its log, progress, plots and tables."""
+"""Run folders: created, locked, logged, shown, loaded and reproduced."""

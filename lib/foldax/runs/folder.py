@@ -1,7 +1,8 @@
-"""The run folder: what is in it, who may write to it, and how it is read again."""
+"""The run folder: creates it, locks it, and reads and writes its JSON files."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import hashlib
@@ -10,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +26,7 @@ PACKAGES = ("foldax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 
 def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
-    """Returns `runs/<experiment>/<prefix><time>-<hash of the config>`, under the working directory."""
+    """Returns `runs/<experiment>/<prefix><time>-<hash of the config>`, which does not exist yet."""
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     base = Path("runs") / experiment_name(experiment) / f"{prefix}{time}-{config_hash(config)[:6]}"
     return next(
@@ -32,18 +34,46 @@ def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
     )
 
 
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Converts the errors of writing files in its block.
+
+    Raises:
+      RunError: an `OSError` occurred, such as a full disk; names the path and the reason.
+
+    >>> with write_errors(Path("/gone")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    foldax.errors.RunError: cannot write to /gone: No space left on device
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is always whole: under another name first, then renamed."""
+    """Writes a JSON file completely or not at all.
+
+    Raises:
+      RunError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     write_json(Path(directory) / "x.json", {"steps": 3})
+    ...     read_json(Path(directory) / "x.json")
+    {'steps': 3}
+    """
+    # A process that is killed half-way leaves the old file: only a whole file gets its name.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+        with write_errors(path):
+            with temporary.open("w") as file:
+                json.dump(value, file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,17 +93,16 @@ def read_json(path: Path) -> Any:
 
 
 def lock(folder: Path) -> IO[str]:
-    """Takes the folder for this process until the returned file is closed.
+    """Locks a folder for this process until the returned file is closed; creates the folder if it is missing.
 
     Raises:
-      RunError: another process has it, or the folder cannot be written.
+      RunError: another process holds the lock, or the folder cannot be written.
     """
-    try:
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
     try:
+        # The system releases the lock when the process ends, also after a kill.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
@@ -82,6 +111,7 @@ def lock(folder: Path) -> IO[str]:
         raise RunError(
             f"{folder} is in use by process {owner}; wait for it or choose another folder (--run-dir, --sweep-dir)"
         ) from None
+    # For the message of the next process that wants the folder.
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -89,7 +119,11 @@ def lock(folder: Path) -> IO[str]:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's."""
+    """Whether a folder is the folder of a sweep.
+
+    >>> is_sweep(Path("nowhere"))
+    False
+    """
     return (folder / "sweep.json").is_file()
 
 
@@ -97,37 +131,40 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
     """Writes `config.json` and `manifest.json` of a new run.
 
     Raises:
-      RunError: the folder holds a run already.
+      RunError: the folder holds a run or a sweep already.
     """
     if is_sweep(folder):
         raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
+    # Another experiment in the folder is a mistake; the same one was probably meant to be resumed.
     if (folder / "manifest.json").exists():
-        owner = read_json(folder / "manifest.json")["experiment"]
-        if owner != experiment_name(experiment):
-            raise RunError(f"{folder} is a run of another experiment, {owner!r}; choose another --run-dir")
+        _check_experiment(folder, experiment)
         raise RunError(f"{folder} holds a run already; `foldax resume {folder}` goes on with it")
     write_json(folder / "config.json", to_json(config))
     write_json(folder / "manifest.json", manifest(experiment, config))
 
 
-def check_same(folder: Path, experiment: Experiment, config: Any) -> None:
-    """Checks that the folder's run is of this experiment and config.
+def check_same_run(folder: Path, experiment: Experiment, config: Any) -> None:
+    """Checks that a folder holds a run of this experiment and config.
 
     Raises:
-      RunError: it is another experiment's.
-      ConfigError: the configs differ; says in which fields.
+      RunError: it holds a run of another experiment.
+      ConfigError: the configs differ; names the fields.
     """
-    owner = read_json(folder / "manifest.json")["experiment"]
-    if owner != experiment_name(experiment):
-        raise RunError(f"{folder} is a run of another experiment, {owner!r}, not of {experiment_name(experiment)!r}")
-    saved, given = read_json(folder / "config.json"), to_json(config)
-    differ = [f"{k} ({saved.get(k)!r} there, {given.get(k)!r} here)" for k in given if saved.get(k) != given[k]]
-    if differ:
-        raise ConfigError(f"{folder} was started with another config: {', '.join(differ)}")
+    _check_experiment(folder, experiment)
+    saved, new = read_json(folder / "config.json"), to_json(config)
+    differences = [f"{k} ({saved.get(k)!r} in the folder, now {new[k]!r})" for k in new if saved.get(k) != new[k]]
+    if differences:
+        raise ConfigError(f"{folder} was started with another config: {', '.join(differences)}")
+
+
+def _check_experiment(folder: Path, experiment: Experiment) -> None:
+    owner, name = read_json(folder / "manifest.json")["experiment"], experiment_name(experiment)
+    if owner != name:
+        raise RunError(f"{folder} is a run of another experiment, {owner!r}, not of {name!r}; choose another folder")
 
 
 def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
-    """Returns how a run was made: command, versions, commit, devices."""
+    """Collects the provenance of a run that starts now: command, versions, commit, devices."""
     file = experiment_file(experiment)
     return {
         "experiment": experiment_name(experiment),
@@ -142,41 +179,42 @@ def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
         "data_fingerprint": None,
-        "unsaved": None,
+        "nonresumable_reason": None,
         "started": now(),
         "ended": None,
         "status": "running",
     }
 
 
-def amend_manifest(folder: Path, **values: Any) -> None:
+def update_manifest(folder: Path, **values: Any) -> None:
     """Changes entries of a run's manifest."""
     write_json(folder / "manifest.json", read_json(folder / "manifest.json") | values)
 
 
-def end_manifest(folder: Path, status: str) -> None:
-    """Notes in the manifest how and when the run ended."""
-    amend_manifest(folder, status=status, ended=now())
+def load(folder: Path, manifest: str = "manifest.json", call: str | None = None) -> tuple[Experiment, Any]:
+    """Loads the experiment and the config of a run folder.
 
-
-def load(folder: Path, manifest: str = "manifest.json") -> tuple[Experiment, Any]:
-    """Returns the experiment and the config of a run folder, or the base config of a sweep's ("sweep.json").
+    Args:
+      folder: the run folder.
+      manifest: "manifest.json", or "sweep.json" for the base config of a sweep.
+      call: code that does the same in a notebook, for the error of a run that was made in one; by default the call that
+        resumes it.
 
     Raises:
       RunError: it is no run folder, or its experiment was made in a notebook.
-      ExperimentError: its experiment file is gone or broken.
+      ExperimentError: its experiment file is missing or broken.
     """
     if not folder.is_dir():
         raise RunError(f"there is no run folder {str(folder)!r}")
-    made = read_json(folder / manifest)
-    if made["file"] is None:
-        call = f"foldax.train(experiment, config, run_dir={str(folder)!r}"
-        call = call if manifest == "manifest.json" else f"foldax.sweep(experiment, space, sweep_dir={str(folder)!r}"
-        raise RunError(
-            f"{folder} was made in a notebook or prompt, so there is no file to load; there: {call}, resume=True)"
-        )
-    experiment = load_experiment(made["file"])
-    config = made["config"] if "config" in made else read_json(folder / "config.json")
+    content = read_json(folder / manifest)
+    # Nothing to import: the experiment exists only in the process that defined it.
+    if content["file"] is None:
+        is_run = manifest == "manifest.json"
+        resume = "train(experiment, config, run_dir" if is_run else "sweep(experiment, space, sweep_dir"
+        call = call or f"foldax.{resume}={str(folder)!r}, resume=True)"
+        raise RunError(f"{folder} was made in a notebook or prompt, so there is no file to load; call there: {call}")
+    experiment = load_experiment(content["file"])
+    config = content["config"] if "config" in content else read_json(folder / "config.json")
     return experiment, from_json(experiment.config, config)
 
 
@@ -194,11 +232,12 @@ def _git(folder: Path) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        # Outside of a repository, or without git, there is no commit to record.
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def now() -> str:
-    """Returns the present time as ISO text."""
+    """Returns the current time (UTC) in ISO format."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

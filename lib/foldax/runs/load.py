@@ -1,4 +1,4 @@
-"""`foldax.load_run`: a run folder read back as what `foldax.train` returned."""
+"""`foldax.load_run`: reads a run folder back as the `Result` of `foldax.train`."""
 
 from __future__ import annotations
 
@@ -11,66 +11,69 @@ import jax
 import numpy as np
 
 from foldax.configuration import from_json
-from foldax.engine import compiled, loop
-from foldax.engine.checkpoint import flat, from_host
+from foldax.engine import compiled, setup
+from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
 from foldax.engine.result import Result
 from foldax.errors import RunError
 from foldax.experiment import Experiment
+from foldax.learner import State
 from foldax.runs import folder
 from foldax.runs.log import read_log
+from foldax.runs.tables import join_first
 from foldax.runs.train import warn
 from foldax.runs.transfer import parameters
-from foldax.runs.transfer.matching import listed
 
 
 def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
-    """Returns what a run folder holds, as `foldax.train` returned it, but `values`; loads the run's data too.
+    """Loads a run as the `Result` that `foldax.train` returned, with its dataset but without `values`.
 
-    Of a run that is not finished, the state is the best so far, or the last, of its newest checkpoint.
+    Of an unfinished run it loads the best state so far, or the last one, of the newest checkpoint.
 
     Args:
       path: the run folder.
-      experiment: what was run; by default it is loaded from the file that the run was made from.
+      experiment: the run's experiment; by default it is loaded from the experiment file.
+
+    Returns:
+      The result.
 
     Raises:
       RunError: it is no run folder, has no checkpoint, is damaged, or was made in a notebook and `experiment` is None.
-      ExperimentError: the experiment file is gone or broken.
-      DataError: the data cannot be had.
+      ExperimentError: the experiment file is missing or broken.
+      DataError: the dataset is not available.
     """
     path = Path(path)
     parameters.check_run_folder(path)
-    if experiment is None and folder.read_json(path / "manifest.json")["file"] is None:
-        raise RunError(
-            f"{path} was made in a notebook or prompt, so there is no file to load; "
-            f"there: foldax.load_run({str(path)!r}, experiment), which foldax.export takes"
-        )
+    # 1. Experiment, config and arrays from the folder.
     if experiment is None:
-        experiment, config = folder.load(path)
+        call = f"foldax.load_run({str(path)!r}, experiment), which foldax.export takes"
+        experiment, config = folder.load(path, call=call)
     else:
         config = from_json(experiment.config, folder.read_json(path / "config.json"))
-    found = parameters.read_run(path)
+    saved = parameters.read_run(path)
+    # 2. The structure of the state, from the program that the experiment file makes now.
     dataset = None
     if experiment.dataset is not None:
-        with compiled.own_code(experiment):
+        with compiled.user_code_errors(experiment):
             dataset = experiment.dataset(config)
-    program, arguments = loop.start_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
-    with compiled.explained(program, *arguments):
-        like = jax.eval_shape(functools.partial(compiled.start, program), *arguments).state
+    program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
+    with compiled.user_errors(program, *arguments):
+        like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
     info = program.info
-    if info is not None and found.manifest["data_fingerprint"] not in (None, info.fingerprint):
+    if info is not None and saved.manifest["data_fingerprint"] not in (None, info.fingerprint):
         warn(f"the data of {path} is not what it was trained on: its fingerprint differs")
-    states = {name: _state(found.arrays, name, like, path) for name in {"last", found.state}}
-    result = found.result or {}
+    # 3. The states, checked against that structure.
+    states = {name: _restore_state(saved.arrays, name, like, path) for name in {"last", saved.state}}
+    result = saved.result or {}
     return Result(
         experiment=experiment,
         config=config,
         info=info,
         dataset=dataset,
-        state=states[found.state],
-        final=states["last"],
-        step=int(found.meta["step"]),
-        best_step=found.step if found.state == "best" else None,
-        status=result.get("status", found.manifest["status"]),
+        state=states[saved.state],
+        final_state=states["last"],
+        step=int(saved.meta["step"]),
+        best_step=saved.step if saved.state == "best" else None,
+        status=result.get("status", saved.manifest["status"]),
         metrics={split: result[split] for split in ("train", "validation", "test") if split in result},
         values={},
         history=read_log(path),
@@ -82,18 +85,23 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
     )
 
 
-def _state(arrays: parameters.Arrays, which: str, like: Any, path: Path) -> Any:
-    """Returns the best or the last state in the structure of `like`."""
-    found, wanted = parameters.of_state(arrays, which), flat(like)
-    names = {name.replace("/", "."): name for name in wanted}  # a key may have a "/" of its own
-    shown = ((name.replace("/", "."), array) for name, array in found.items())
-    some = {names.get(name, name): array for name, array in shown}
-    some |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
+def _restore_state(arrays: parameters.Arrays, which: str, like: Any, path: Path) -> State:
+    """Returns the "best" or the "last" state with the structure of `like`."""
+    specs = leaves_by_path(like)
+    names = {name.replace("/", "."): name for name in specs}  # keys of a state may contain "/"
+    saved = {}
+    for name, array in parameters.state_arrays(arrays, which).items():
+        dotted = name.replace("/", ".")
+        saved[names.get(dotted, dotted)] = array
+    # Empty arrays are not saved.
+    saved |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in specs.items() if not leaf.size}
     odd = [
         name
-        for name in dict.fromkeys([*wanted, *some])
-        if name not in some or name not in wanted or some[name].shape != wanted[name].shape
+        for name in dict.fromkeys([*specs, *saved])
+        if name not in saved or name not in specs or saved[name].shape != specs[name].shape
     ]
     if odd:
-        raise RunError(f"{path} holds another state than its experiment file makes now; these differ: {listed(odd)}")
-    return from_host(some, like)
+        raise RunError(
+            f"{path} does not fit its experiment file, which has changed; these arrays differ: {join_first(odd)}"
+        )
+    return tree_from_arrays(saved, like)

@@ -5,39 +5,50 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from foldax.errors import RunError
+from foldax.runs.folder import write_errors
 
-FLUSH_SECONDS = 10.0  # TensorBoard's events are written out at least this often
+FLUSH_SECONDS = 10.0  # longest time between two writes of TensorBoard's events
 
 
 class Log:
-    """Appends a line of metrics per log to `metrics.jsonl`, and the same to TensorBoard events."""
+    """Appends metrics to `metrics.jsonl`, one line per call of `write`, and to TensorBoard events.
+
+    Args:
+      folder: the run folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     log = Log(Path(directory))
+    ...     log.write(10, "train", {"loss": 0.5})
+    ...     log.close()
+    ...     read_log(Path(directory))
+    [{'step': 10, 'split': 'train', 'loss': 0.5}]
+    """
 
     def __init__(self, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
         self._path = folder / "metrics.jsonl"
-        with _writing(self._path):
+        with write_errors(self._path):
             self._file = self._path.open("a")
             # Not SummaryWriter: its thread could only print a traceback when the disk is full.
             self._events = EventsWriter(str(folder / "events"))
         self._flushed_at = time.monotonic()
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Writes one line.
+        """Writes the metrics of a step.
 
         Raises:
-          RunError: the disk is full, or the like.
+          RunError: the files cannot be written, for example because the disk is full.
         """
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import Summary
 
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
-        with _writing(self._path):
+        with write_errors(self._path):
             self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._file.flush()
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
@@ -46,46 +57,43 @@ class Log:
                 self._flushed_at = time.monotonic()
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Forgets the lines after `step` (a resumed run writes them again) and returns the others.
+        """Removes the lines after `step`, which a resumed run writes again, and returns the others.
 
         Raises:
-          RunError: the disk is full, or the like.
+          RunError: the files cannot be written.
         """
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         kept = [line for line in read_log(self._path.parent) if line["step"] <= step]
-        with _writing(self._path):
+        with write_errors(self._path):
             self._file.close()
             temporary = self._path.with_suffix(".rewound")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             temporary.replace(self._path)
             self._file = self._path.open("a")
-            # TensorBoard drops what it has from this step on
+            # Tells TensorBoard to drop the events it has from this step on.
             self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         return kept
 
     def close(self) -> None:
-        """Writes out what is left.
+        """Writes buffered events and closes the files.
 
         Raises:
-          RunError: the disk is full, or the like.
+          RunError: the files cannot be written.
         """
-        with _writing(self._path), contextlib.ExitStack() as stack:
+        with write_errors(self._path), contextlib.ExitStack() as stack:
+            # Closed even if the flush fails: EventsWriter.close would then leave its file open.
             stack.callback(self._file.close)
             stack.callback(self._events._py_recordio_writer.close)
             self._events.flush()
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-
-
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a run's log; a last line that was cut off by a kill is left out."""
+    """Reads the lines of a run's log; a last line that was only partly written is left out.
+
+    >>> read_log(Path("nowhere"))
+    []
+    """
     path = folder / "metrics.jsonl"
     lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.exists() else []:

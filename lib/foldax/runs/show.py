@@ -1,4 +1,4 @@
-"""`foldax show`: a run folder on the screen."""
+"""`foldax show`: prints a run folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from foldax.runs.log import read_log
 
 
 def show(path: Path) -> None:
-    """Prints a run's config, state and metrics, draws its learning curves anew, and lists its figures.
+    """Prints a run's config, status and metrics, redraws its learning curves, and lists its figures.
 
     Raises:
-      RunError: it is no run folder.
+      RunError: `path` is no run folder.
     """
     from rich.console import Console
 
@@ -22,25 +22,23 @@ def show(path: Path) -> None:
         raise RunError(f"there is no run folder {str(path)!r}")
     manifest, config = folder.read_json(path / "manifest.json"), folder.read_json(path / "config.json")
     console = Console()
-    finished = (path / "result.json").exists()
     console.print(f"[bold]{manifest['experiment']}[/bold]  {manifest['status']}, started {manifest['started']}")
     console.print(f"command: {manifest['command']}", markup=False)
     console.print("config:  " + "  ".join(f"{k}={v}" for k, v in config.items()), markup=False, highlight=False)
     history = read_log(path)
-    if finished:
+    if (path / "result.json").exists():
         result = folder.read_json(path / "result.json")
         metrics = {split: result[split] for split in ("train", "validation", "test") if split in result}
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
         console.print(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
     else:
         newest = {line["split"]: line for line in history}
-        metrics = {
-            split: {k: v for k, v in line.items() if k not in ("step", "split")} for split, line in newest.items()
-        }
+        metrics = {split: {k: v for k, v in newest[split].items() if k not in ("step", "split")} for split in newest}
         title = f"newest metrics, step {history[-1]['step'] if history else 0}; `foldax resume` goes on"
-    console.print(tables.metrics(title, metrics))
+    console.print(tables.metrics_table(title, metrics))
+    # Redrawn, because an unfinished run has none and a resumed one has old ones.
     if history:
         (path / "figures").mkdir(exist_ok=True)
         common.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
     for figure in sorted((path / "figures").glob("*")):
-        print(tables.shown(figure))
+        print(tables.display_path(figure))

@@ -1,4 +1,4 @@
-"""`foldax.train`: the driver with a run folder, a progress bar and signals."""
+"""`foldax.train`: trains an experiment with a run folder, a progress bar and signals."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import dataclasses
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from foldax.configuration import Interaction
+from foldax.configuration import RLTraining
+from foldax.data.protocol import Dataset
 from foldax.engine import compiled
 from foldax.engine.checkpoint import Checkpoints, state_digest
-from foldax.engine.loop import Hooks, Run, fit, unsaved
+from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
+from foldax.engine.setup import nonresumable_reason
 from foldax.errors import FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.runs.transfer import initial_parameters, matching
+from foldax.runs.transfer.initial_parameters import ReadSource
 
 
 def train(
@@ -32,84 +35,92 @@ def train(
     run_dir: str | Path | None = None,
     resume: bool = False,
     save: bool = True,
-    dataset: Any = None,
+    dataset: Dataset | None = None,
     initial: Any = None,
     verbose: bool = True,
 ) -> Result:
-    """Trains, evaluates and tests an experiment, and keeps a record of it in a run folder.
+    """Trains, evaluates and tests an experiment, and records it in a run folder.
 
     Args:
-      experiment: what to run.
-      config: an instance of `experiment.config`; its defaults if None.
-      run_dir: the run folder; a new one under `runs/` if None.
-      resume: go on from the newest checkpoint in `run_dir`.
-      save: without it nothing is written to disk, and figures are not made.
-      dataset: the data, if it is loaded already.
-      initial: parameters to start from, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by
-        path, a run folder, or what `foldax.transfer.renamed` made of one. Matched by path and shape.
-      verbose: whether to show progress and tables.
+      experiment: the experiment.
+      config: an instance of `experiment.config`; by default one without arguments.
+      run_dir: the run folder; by default a new one under `runs/`.
+      resume: goes on from the newest checkpoint in `run_dir`.
+      save: False writes nothing to disk and makes no figures.
+      dataset: the dataset, if it is loaded already.
+      initial: initial parameters, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by path,
+        a run folder, or the result of `foldax.transfer.rename`; matched by path and shape.
+      verbose: shows progress and tables.
 
     Returns:
-      The trained state and all that was measured.
+      The trained state, its metrics and the log.
 
     Raises:
-      FoldaxError: see `foldax.engine.loop.fit`; `Interrupted` after SIGINT or SIGTERM, when all is saved;
-        `RunError` if the folder is locked, another experiment's, or cannot be written, or if no parameter to start
-        from fits the model.
+      FoldaxError: see `foldax.engine.loop.fit`.
+      Interrupted: SIGINT or SIGTERM stopped the run, after its state was saved.
+      RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
     """
+    # 1. Initial parameters
     config = experiment.config() if config is None else config
-    facts = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
-    source = initial_parameters.begins(config, initial, facts)
+    recorded = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
+    source = initial_parameters.initial_source(config, initial, recorded)
     if source is not None and not resume:
-        source()  # what cannot be read is said before a folder is made
-    progress = Progress(experiment_name(experiment), config.steps, verbose)
+        source()  # an unreadable source is an error before a folder is created
+    # 2. Without a folder
     if not save:
-        with contextlib.closing(progress), signals() as interrupted:
-            return fit(experiment, config, _hooks(progress, interrupted, source, verbose=verbose), dataset)
+        progress = Progress(experiment_name(experiment), config.steps, verbose)
+        with contextlib.closing(progress), stop_on_signals() as stop_requested:
+            return fit(experiment, config, _hooks(progress, stop_requested, source, verbose), dataset)
+    # 3. In a locked folder, whose manifest always records how the run ended
     if resume and run_dir is None:
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
     path = Path(run_dir) if run_dir is not None else folder.new_run_dir(experiment, config)
-    with folder.lock(path), contextlib.closing(progress):
+    with folder.lock(path):
         if resume:
-            folder.check_same(path, experiment, config)
-            if lost := folder.read_json(path / "manifest.json").get("unsaved"):
-                warn(lost)
-            folder.amend_manifest(path, status="running", ended=None)
+            folder.check_same_run(path, experiment, config)
+            # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
+            if reason := folder.read_json(path / "manifest.json").get("nonresumable_reason"):
+                warn(reason)
+            folder.update_manifest(path, status="running", ended=None)
         else:
             folder.create(path, experiment, config)
             if source is not None:
-                folder.amend_manifest(path, init_from=source().facts)
+                folder.update_manifest(path, init_from=source().provenance)
         try:
-            return _train_in(path, experiment, config, dataset, source, progress, verbose)
+            return _train_in_folder(path, experiment, config, dataset, source, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
+            status = "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}"
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
-                folder.end_manifest(path, "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}")
+                folder.update_manifest(path, status=status, ended=folder.now())
             raise
 
 
-def _train_in(
-    path: Path, experiment: Experiment, config: Any, dataset: Any, source: Any, progress: Progress, verbose: bool
+def _train_in_folder(
+    path: Path, experiment: Experiment, config: Any, dataset: Dataset | None, source: ReadSource | None, verbose: bool
 ) -> Result:
     with (
+        contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
         contextlib.closing(Log(path)) as log,
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
-        signals() as interrupted,
+        stop_on_signals() as stop_requested,
     ):
-        hooks = _hooks(progress, interrupted, source, log, checkpoints, path, verbose, config)
+        hooks = _hooks(progress, stop_requested, source, verbose, path, log)._replace(
+            load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
+        )
         result = fit(experiment, config, hooks, dataset)
     if result.status == "interrupted":
-        lost = f" ({unsaved(result.dataset)})" if unsaved(result.dataset) else ""
-        raise Interrupted(
-            f"stopped at step {result.step} of {config.steps}; go on with: foldax resume {tables.shown(path)}{lost}"
-        )
+        reason = nonresumable_reason(result.dataset)
+        command = f"foldax resume {tables.display_path(path)}{f' ({reason})' if reason else ''}"
+        raise Interrupted(f"stopped at step {result.step} of {config.steps}; go on with: {command}")
+    # `figures` of the experiment may read the run folder, so it is set first.
+    # `result.json` comes last: it marks the run as finished.
     result = dataclasses.replace(result, run_dir=path)
-    progress.close()
     result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
-    folder.end_manifest(path, result.status)
-    folder.write_json(path / "result.json", as_json(result))
+    folder.update_manifest(path, status=result.status, ended=folder.now())
+    folder.write_json(path / "result.json", result_json(result))
     if verbose:
-        report(result)
+        print_result(result)
     return result
 
 
@@ -120,55 +131,61 @@ def warn(message: str) -> None:
 
 def _hooks(
     progress: Progress,
-    interrupted: Any,
-    source: Any = None,
-    log: Log | None = None,
-    checkpoints: Checkpoints | None = None,
+    stop_requested: Callable[[], bool],
+    source: ReadSource | None,
+    verbose: bool,
     path: Path | None = None,
-    verbose: bool = False,
-    config: Any = None,
+    log: Log | None = None,
 ) -> Hooks:
-    def write(step: int, split: str, metrics: dict[str, float]) -> None:
+    """Makes the hooks of a run; without `path` and `log` they write nothing to disk."""
+
+    def write_metrics(step: int, split: str, metrics: dict[str, float]) -> None:
         progress.metrics(split, metrics)
         if log is not None:
             log.write(step, split, metrics)
 
-    def ready(run: Run) -> None:
-        if path is not None and run.program.info is not None:
-            facts = dict(data_fingerprint=run.program.info.fingerprint, unsaved=unsaved(run.dataset))
-            folder.amend_manifest(path, **facts)
+    def on_start(run: Run) -> None:
+        info = run.program.info
+        if path is not None and info is not None:
+            reason = nonresumable_reason(run.dataset)
+            folder.update_manifest(path, data_fingerprint=info.fingerprint, nonresumable_reason=reason)
         if verbose:
-            _print(tables.summary(run))
+            tables.print_table(tables.model_table(run))
 
-    def tell(found: matching.Match) -> None:
+    def on_match(match: matching.Match) -> None:
         if path is not None:
-            folder.amend_manifest(path, init_from=found.source.facts | {how: found.count(how) for how in matching.HOWS})
+            counts = {status: match.count(status) for status in matching.STATUSES}
+            folder.update_manifest(path, init_from=match.source.provenance | counts)
         if verbose:
-            matching.show(found)
+            matching.show(match)
 
-    profile = path / "profile" if path is not None and config.profile else None
-    rewind = log.rewind if log is not None else lambda step: []
     return Hooks(
-        write,
-        progress.step,
-        interrupted,
-        rewind,
-        ready,
-        initial_parameters.starting(source, tell),
-        checkpoints,
-        profile,
+        log=write_metrics,
+        progress=progress.step,
+        stop_requested=stop_requested,
+        on_start=on_start,
+        replace_initial_state=initial_parameters.initial_state_hook(source, on_match),
     )
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[Any]:
-    """Catches SIGINT and SIGTERM: the first asks to save and stop, a second SIGINT stops at once."""
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Catches SIGINT and SIGTERM in its block: the first asks to save and stop, a second SIGINT stops at once.
+
+    Yields a function that returns whether a signal was received. Outside the main thread nothing is caught.
+
+    >>> with stop_on_signals() as stop_requested:
+    ...     stop_requested()
+    False
+    """
     received: list[int] = []
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        # A second Ctrl-C does not wait for the next chunk.
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
@@ -177,68 +194,71 @@ def signals() -> Iterator[Any]:
     try:
         yield lambda: bool(received)
     finally:
+        # Handlers of the caller, for example those of a notebook.
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
-    """Saves the learning curves and what the experiment's `figures` makes: PNGs, and texts as `.txt`."""
+    """Saves the learning curves and the experiment's `figures`: figures as PNG, texts as `.txt`.
+
+    Returns:
+      The files by name.
+
+    Raises:
+      ExperimentError: the experiment's `figures` failed.
+      RunError: a file cannot be written.
+    """
     from foldax.plots import common
 
-    made: dict[str, Any] = {"learning_curves": common.learning_curves(result.history)}
+    figures: dict[str, Any] = {"learning_curves": common.learning_curves(result.history)}
     if result.experiment.figures is not None:
-        with compiled.own_code(result.experiment):
-            made |= result.experiment.figures(result)
-    files = {name: path / f"{name}.{'txt' if isinstance(figure, str) else 'png'}" for name, figure in made.items()}
-    try:
+        with compiled.user_code_errors(result.experiment):
+            figures |= result.experiment.figures(result)
+    files = {name: path / f"{name}.{'txt' if isinstance(figure, str) else 'png'}" for name, figure in figures.items()}
+    with folder.write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        for name, figure in made.items():
+        for name, figure in figures.items():
             if isinstance(figure, str):
                 files[name].write_text(figure + "\n")
             else:
                 figure.savefig(files[name], dpi=120)
-    except OSError as error:
-        raise RunError(f"cannot write the figures to {path}: {error.strerror}") from error
-    for text in made.values():
-        if verbose and isinstance(text, str):
-            print(text)
+    for figure in figures.values():
+        if verbose and isinstance(figure, str):
+            print(figure)
     return files
 
 
-def as_json(result: Result) -> dict[str, Any]:
-    """Returns what `result.json` holds."""
-    config = result.config
+def result_json(result: Result) -> dict[str, Any]:
+    """Returns the content of `result.json`."""
+    config, reason = result.config, nonresumable_reason(result.dataset)
+    is_agent = isinstance(config, RLTraining)
     return {
         "status": result.status,
         "steps": result.step,
-        **({"environment_steps": config.acted(result.step)} if isinstance(config, Interaction) else {}),
+        **({"environment_steps": config.environment_steps_after(result.step)} if is_agent else {}),
         "tested": "last" if result.best_step is None else "best",
         "best_step": result.best_step,
         **result.metrics,
-        "state_sha256": state_digest(result.final),
-        **({"unsaved": unsaved(result.dataset)} if unsaved(result.dataset) else {}),
+        "state_sha256": state_digest(result.final_state),
+        **({"nonresumable_reason": reason} if reason else {}),
         "steps_per_second": result.steps_per_second,
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
-        "figures": {name: str(path.name) for name, path in result.figures.items()},
+        "figures": {name: path.name for name, path in result.figures.items()},
     }
 
 
-def report(result: Result) -> None:
-    """Prints the final table, and where things are."""
-    which = "last state" if result.best_step is None else f"best state, step {result.best_step}"
-    acted = f", {result.config.acted(result.step):,} of environments" if isinstance(result.config, Interaction) else ""
-    title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps{acted} ({which})"
-    _print(tables.metrics(title, {k: v for k, v in result.metrics.items() if k != "train"} or result.metrics))
+def print_result(result: Result) -> None:
+    """Prints the final metrics, the speed, and the paths of figures and run folder."""
+    state = "last state" if result.best_step is None else f"best state, step {result.best_step}"
+    is_agent = isinstance(result.config, RLTraining)
+    environment = f", {result.config.environment_steps_after(result.step):,} environment steps" if is_agent else ""
+    title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps{environment} ({state})"
+    evaluations = {split: metrics for split, metrics in result.metrics.items() if split != "train"}
+    tables.print_table(tables.metrics_table(title, evaluations or result.metrics))
     speed = f"{result.steps_per_second:,.0f} steps/s, " if result.steps_per_second else ""
     print(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
-    for name, path in result.figures.items():
-        print(f"{name}: {tables.shown(path)}")
-    if result.run_dir is not None:
-        print(f"run folder: {tables.shown(result.run_dir)}")
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console().print(table)
+    paths = result.figures if result.run_dir is None else {**result.figures, "run folder": result.run_dir}
+    for name, path in paths.items():
+        print(f"{name}: {tables.display_path(path)}")

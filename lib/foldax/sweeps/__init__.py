@@ -1,1 +1,1 @@
-"""Sweeps: many configs and seeds as few compiled programs; searches, records and reports."""
+"""Sweeps: many configs and seeds trained by few compiled programs, with searches, statistics and reports."""

@@ -1,8 +1,8 @@
-"""Members of a sweep with the bits of their lone runs: the lone run's own program, on every device in turn.
+"""Exact execution: each member runs the program of a single training run, so its results are identical bit for bit.
 
-A host thread drives each device, and takes one member after another. Members of a group share one traced program,
-which is compiled once for each device. (A loop over members inside one program would be no exact sweep: XLA chooses
-layouts, and with them fused multiply-adds, by what is around the loop.)
+One host thread drives each device and runs members one after another. Members of a group share one traced program,
+which is compiled once per device. A loop over members inside one program would not be exact: XLA chooses layouts, and
+with them fused multiply-adds, by the code that surrounds the training loop.
 """
 
 from __future__ import annotations
@@ -10,47 +10,60 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 
-from foldax.engine import compiled, loop
+from foldax.engine import compiled, loop, setup
 from foldax.engine.checkpoint import state_digest
 from foldax.engine.state import NEVER, Hooks, Run
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
+from foldax.sweeps.space import Config
+
+if TYPE_CHECKING:
+    from foldax.data.protocol import Dataset
+
+Item = TypeVar("Item")
+Device: TypeAlias = jax.Device | None  # None is JAX's default device, whose programs single runs share
+OnResult: TypeAlias = "Callable[[MemberResult], None]"  # takes the result of a member that has ended
 
 
 class Member(NamedTuple):
-    """One run of a sweep.
+    """One training run of a sweep: a config with one seed.
 
     Attributes:
-      number: its number in the sweep.
-      group: number of the program that it shares with others.
-      config: its config, seed included.
-      dataset: its data, or None.
+      number: position in the sweep, from 0.
+      group: number of the group; members of a group share one program.
+      config: the member's config, with its seed.
+      dataset: its dataset, or None where the learner needs none.
     """
 
     number: int
     group: int
-    config: Any
-    dataset: Any
+    config: Config
+    dataset: Dataset | None
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Fingerprint of the dataset, or None without one."""
+        return getattr(getattr(self.dataset, "info", None), "fingerprint", None)
 
 
-class Outcome(NamedTuple):
-    """What came of a member.
+class MemberResult(NamedTuple):
+    """Final metrics and log of one member.
 
     Attributes:
-      number: its number in the sweep.
+      number: the member's number.
       status: "finished", "stopped early", "not finite" or "stopped by the search".
-      steps: updates done; of a member that is not finite, before the first bad one.
-      best_step: step of the evaluation whose state was tested, or None for the last.
-      metrics: final metrics by split, as a run's; none where it is not finite.
-      history: the lines of its log.
-      state_sha256: hash of all bits of its last state; None where it is not finite.
-      seconds: that it took, of one device.
+      steps: number of updates; for a member that is not finite, the updates before the first bad one.
+      best_step: step of the best evaluation, whose state was tested, or None if the last state was tested.
+      metrics: `{split: {name: value}}`, empty for a member that is not finite.
+      history: lines of the member's log, `{"step": ..., "split": ..., name: value}`.
+      state_sha256: hash of all bits of the last state, or None for a member that is not finite.
+      seconds: device time.
     """
 
     number: int
@@ -63,95 +76,118 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class Lanes:
-    """Devices, each driven by a thread of its own that folds members one after another.
+class DeviceWorkers:
+    """A pool of threads, one per device, that runs members one after another.
 
     Attributes:
-      experiment: what the members run.
-      devices: to fold on; None is the default one.
-      interrupted: `()`, whether to save and stop at the next boundary.
+      experiment: the experiment that all members run.
+      devices: one device per thread; None is JAX's default device.
     """
 
     def __init__(
-        self, experiment: Experiment, devices: Sequence[Any], interrupted: Callable[[], bool] = lambda: False
+        self, experiment: Experiment, devices: Sequence[Device], stop_requested: Callable[[], bool] = lambda: False
     ) -> None:
+        """Creates the pool; threads exist only during `run_all`.
+
+        Args:
+          experiment: the experiment that all members run.
+          devices: one device per thread.
+          stop_requested: whether to save and stop at the next chunk boundary.
+        """
         self.experiment, self.devices = experiment, list(devices)
-        self._interrupted, self._failed = interrupted, threading.Event()
-        self._compiling, self._compiled = threading.Lock(), set[tuple[int, Any]]()
-        self._speeds: dict[int, float] = {}
+        self._stop_requested, self._failed = stop_requested, threading.Event()
+        self._compile_lock, self._compiled = threading.Lock(), set[tuple[int, Device]]()
+        self._seconds_per_step: dict[int, float] = {}
 
-    def interrupted(self) -> bool:
-        """Whether every lane is to stop: asked to from outside, or because another one failed."""
-        return self._failed.is_set() or self._interrupted()
+    def stop_requested(self) -> bool:
+        """Whether all threads have to stop: the caller asks for it, or one of them failed."""
+        return self._failed.is_set() or self._stop_requested()
 
-    def each(self, items: Iterable[Any], work: Callable[[Any, Any], None]) -> None:
-        """Calls `work(item, device)` for all items in order, each on the first device that is free."""
+    def run_all(self, items: Iterable[Item], work: Callable[[Item, Device], None]) -> None:
+        """Calls `work(item, device)` for all items in order, each on the first free device."""
         waiting, lock = iter(items), threading.Lock()
 
-        def drive(device: Any) -> None:
-            while not self.interrupted():
+        def drive(device: Device) -> None:
+            while not self.stop_requested():
+                # Iterators are not safe to share between threads.
                 with lock:
                     item = next(waiting, None)
                 if item is None:
                     return
                 try:
                     work(item, device)
+                # The other threads stop at their next chunk boundary, and their members are saved.
                 except BaseException:
                     self._failed.set()
                     raise
 
         with ThreadPoolExecutor(len(self.devices), thread_name_prefix="foldax-device") as pool:
-            lanes = [pool.submit(drive, device) for device in self.devices]
-            while wait(lanes, timeout=0.1).not_done:  # a signal that reached another thread is handled in between
+            futures = [pool.submit(drive, device) for device in self.devices]
+            # Waits with a timeout, so that the main thread runs the handlers of signals in between.
+            while wait(futures, timeout=0.1).not_done:
                 pass
-        for lane in lanes:
-            lane.result()
+        for future in futures:
+            future.result()
 
-    def begin(self, member: Member, device: Any, hooks: Hooks) -> Run:
-        """Begins or resumes a member's run on a device, whose data must be there."""
-        with self._first(member.group, device):
-            run = loop.begin(self.experiment, member.config, hooks, member.dataset, device)
-            run.seconds_per_step = self._speeds.get(member.group, 0.0)
+    def start_run(self, member: Member, device: Device, hooks: Hooks) -> Run:
+        """Starts or resumes a member's run on a device that already holds its dataset."""
+        with self._compile_once(member.group, device):
+            run = setup.start_run(self.experiment, member.config, hooks, member.dataset, device)
+            # The speed of earlier members sizes the chunks of this one from its first step.
+            run.seconds_per_step = self._seconds_per_step.get(member.group, 0.0)
             return run
 
-    def fold(self, member: Member, run: Run, device: Any, hooks: Hooks, until: int = NEVER) -> str:
-        """Folds a member to a step, or its end; returns the driver's status, or "not finite"."""
+    def fold(self, member: Member, run: Run, device: Device, hooks: Hooks, until: int = NEVER) -> str:
+        """Trains a member up to step `until` or its end; returns the status of `loop.train_loop`, or "not finite"."""
         try:
-            with compiled.explained(run.program, **run.arguments):
-                with self._first(member.group, device) as first:
-                    status = loop.fold_all(run, hooks, min(until, run.step + 1)) if first else "paused"
+            with compiled.user_errors(run.program, **run.arguments):
+                # The first step compiles, alone; the others then run in parallel with all threads.
+                with self._compile_once(member.group, device) as first:
+                    status = loop.train_loop(run, hooks, min(until, run.step + 1)) if first else "paused"
                     self._compiled.add((member.group, device))
                 if status == "paused" and run.step < until:
-                    status = loop.fold_all(run, hooks, until)
-            self._speeds[member.group] = min(run.seconds_per_step, self._speeds.get(member.group, math.inf))
+                    status = loop.train_loop(run, hooks, until)
+            fastest = self._seconds_per_step.get(member.group, math.inf)
+            self._seconds_per_step[member.group] = min(run.seconds_per_step, fastest)
             return status
         except NonFiniteError as error:
+            # A member that is not finite has ended; the sweep goes on.
             run.step = error.step
             return "not finite"
 
     @contextlib.contextmanager
-    def _first(self, group: int, device: Any) -> Any:
-        """Lets one thread at a time trace and compile, so that a program is traced once; gives whether it may."""
+    def _compile_once(self, group: int, device: Device) -> Iterator[bool]:
+        """Serialises compilation, so that each program is traced once; yields whether this program is new."""
         if (group, device) in self._compiled:
             yield False
             return
-        with self._compiling:
+        with self._compile_lock:
             yield True
 
 
-def own_devices() -> list[Any]:
-    """Returns this process's devices for `Lanes`; None is the default one, whose programs lone runs have compiled."""
+def worker_devices() -> list[Device]:
+    """Devices of this process for `DeviceWorkers`; None stands for the default one, shared with single runs.
+
+    >>> len(worker_devices()) == jax.local_device_count()
+    True
+    """
     return [None, *jax.local_devices()[1:]]
 
 
-def outcome(member: Member, run: Run, status: str) -> Outcome:
-    """Returns what came of a member whose run has come to its end."""
+def member_result(member: Member, run: Run, status: str) -> MemberResult:
+    """Evaluates a member whose run has ended.
+
+    Args:
+      member: the member.
+      run: its run.
+      status: see `MemberResult`.
+    """
     if status == "not finite":
-        result = loop.finish(run, "interrupted")
-        return Outcome(member.number, status, run.step, None, {}, run.history, None, result.seconds)
-    with compiled.explained(run.program, **run.arguments):
-        result = loop.finish(run, status)
-    digest = state_digest(result.final)
-    return Outcome(
+        result = loop.finish_run(run, "interrupted")
+        return MemberResult(member.number, status, run.step, None, {}, run.history, None, result.seconds)
+    with compiled.user_errors(run.program, **run.arguments):
+        result = loop.finish_run(run, status)
+    digest = state_digest(result.final_state)
+    return MemberResult(
         member.number, status, run.step, result.best_step, result.metrics, run.history, digest, result.seconds
     )

@@ -1,4 +1,4 @@
-"""Folds the groups of a sweep on this machine's devices, and keeps what their members tell on the way."""
+"""Runs the groups of a sweep on the devices of this process."""
 
 from __future__ import annotations
 
@@ -14,125 +14,147 @@ import jax
 from foldax.engine import compiled
 from foldax.engine.state import Hooks
 from foldax.experiment import Experiment
+from foldax.learner import State
 from foldax.runs import folder
+from foldax.runs.progress import Progress
 from foldax.runs.train import warn
 from foldax.runs.transfer import initial_parameters, matching, parameters
-from foldax.sweeps.exact import Lanes, Member, Outcome, outcome, own_devices
+from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, member_result, worker_devices
 from foldax.sweeps.plan import Group, Plan
-from foldax.sweeps.records import MemberCheckpoints, Records
-from foldax.sweeps.vmapped import fold_together
+from foldax.sweeps.records import MemberCheckpoints, ResultStore
+from foldax.sweeps.space import Config
+from foldax.sweeps.vmapped import fold_vmapped
 
 
-def fold_groups(experiment: Experiment, made: Plan, watch: Watch) -> None:
-    """Folds all members that are not done yet, group after group."""
-    for group in made.groups:
-        waiting = [member for member in group.members if member.number not in watch.records.outcomes]
-        if waiting and not watch.interrupted():
-            compiled.make_room()
-            if group.way == "exact":
-                fold_exact(experiment, dataclasses.replace(group, members=waiting), watch)
+def fold_groups(experiment: Experiment, plan: Plan, callbacks: SweepCallbacks) -> None:
+    """Trains all members of a plan that have no result yet, group after group."""
+    for group in plan.groups:
+        waiting = [member for member in group.members if member.number not in callbacks.store.results]
+        if waiting and not callbacks.stop_requested():
+            # Programs of earlier groups stay compiled until memory mappings run out.
+            compiled.drop_programs_near_map_limit()
+            if group.execution == "exact":
+                fold_exact(experiment, dataclasses.replace(group, members=waiting), callbacks)
             else:
-                fold_fast(experiment, group, watch)
+                fold_fast(experiment, group, callbacks)
 
 
-class Watch:
-    """What members tell while they run: outcomes are recorded, steps are shown, checkpoints are kept."""
+class SweepCallbacks:
+    """Callbacks of a sweep's members: stores results, shows progress, and gives members checkpoints and parameters.
+
+    Attributes:
+      store: results of members that have ended.
+      stop_requested: `()`, whether to save and stop at the next chunk boundary.
+    """
 
     def __init__(
         self,
         path: Path | None,
-        records: Records,
-        progress: Any,
-        interrupted: Callable[[], bool],
-        show: Callable[[matching.Match], None] = lambda found: None,
+        store: ResultStore,
+        progress: Progress,
+        stop_requested: Callable[[], bool],
+        show_match: Callable[[matching.Match], None] = lambda match: None,
     ) -> None:
-        self.records, self.interrupted = records, interrupted
-        self._path, self._progress, self._show, self._shown = path, progress, show, set[Any]()
-        self._source = functools.cache(self._read)
-        self._steps = {number: found.steps for number, found in records.outcomes.items()}
+        """Creates the callbacks of one sweep.
 
-    def step(self, number: int, step: int) -> None:
-        """Shows how far a member is."""
-        self.steps([number], step)
+        Args:
+          path: the sweep folder, or None.
+          store: takes the results.
+          progress: a progress bar over all members' steps.
+          stop_requested: see the class.
+          show_match: prints which initial parameters come from another run (`init_from`).
+        """
+        self.store, self.stop_requested = store, stop_requested
+        self._path, self._progress, self._show_match, self._shown = path, progress, show_match, set[Any]()
+        # The parameters of another run are read once for all members.
+        self._source = functools.cache(self._read_source)
+        self._steps = {number: result.steps for number, result in store.results.items()}
 
-    def steps(self, numbers: list[int], step: int) -> None:
-        """Shows how far members side by side are."""
+    def on_steps(self, numbers: Sequence[int], step: int) -> None:
+        """Takes the step that members have reached."""
         self._steps.update(dict.fromkeys(numbers, step))
+        # A list first: other threads may add members while it is summed.
         self._progress.step(sum(list(self._steps.values())))
 
-    def initial(self, config: Any) -> Callable[[Any], Any] | None:
-        """Returns `Hooks.initial` of a member; what fitted is told once for all members that are alike in it."""
+    def on_result(self, result: MemberResult) -> None:
+        """Takes the result of a member that has ended."""
+        self.store.add(result)
+        self._progress.note(f"{len(self.store.results)}/{self.store.count} members")
+        self.on_steps([result.number], result.steps)
+
+    def replace_initial_state(self, config: Config) -> Callable[[State], State] | None:
+        """Makes `Hooks.replace_initial_state` of a member; equal matches of parameters are shown once per sweep."""
         if config.init_from is None:
             return None
 
-        def tell(found: matching.Match) -> None:
-            key = found.source.facts["path"], found.rows
+        def show_once(match: matching.Match) -> None:
+            key = match.source.provenance["path"], match.rows
             if key not in self._shown:
                 self._shown.add(key)
-                self._show(found)
+                self._show_match(match)
 
-        return initial_parameters.starting(functools.partial(self._source, config.init_from), tell)
+        return initial_parameters.initial_state_hook(functools.partial(self._source, config.init_from), show_once)
 
-    def _read(self, path: str) -> parameters.Source:
-        found = parameters.read(path)
-        known = [] if self._path is None else folder.read_json(self._path / "sweep.json").get("init_from", [])
-        for facts in known:
-            if facts["path"] == found.facts["path"]:
-                initial_parameters.check_same(found, facts)
-        return found
+    def _read_source(self, path: str) -> parameters.Source:
+        source = parameters.read(path)
+        recorded = [] if self._path is None else folder.read_json(self._path / "sweep.json").get("init_from", [])
+        # A resumed sweep must start its members from the same parameters.
+        for facts in recorded:
+            if facts["path"] == source.provenance["path"]:
+                initial_parameters.check_source(source, facts)
+        return source
 
     @contextlib.contextmanager
-    def hooks(self, members: Sequence[Member]) -> Iterator[Hooks]:
-        """Gives the driver's hooks for a member, or for several side by side."""
+    def run_hooks(self, members: Sequence[Member]) -> Iterator[tuple[Hooks, MemberCheckpoints | None]]:
+        """Yields the hooks and checkpoints of one run, which trains one member, or several that are vmapped."""
         numbers = [member.number for member in members]
-        steps, initial = functools.partial(self.steps, numbers), self.initial(members[0].config)
-        hooks = Hooks(progress=steps, interrupted=self.interrupted, initial=initial)
+        replace = self.replace_initial_state(members[0].config)
+        progress = functools.partial(self.on_steps, numbers)
+        hooks = Hooks(progress=progress, stop_requested=self.stop_requested, replace_initial_state=replace)
         if self._path is None:
-            yield hooks
+            yield hooks, None
             return
         with contextlib.closing(MemberCheckpoints(self._path / "members" / str(numbers[0]), warn)) as checkpoints:
-            yield hooks._replace(checkpoints=checkpoints, log=checkpoints.log, resumed=checkpoints.resumed)
-
-    def done(self, found: Outcome) -> None:
-        """Records what came of a member."""
-        self.records.add(found)
-        self._progress.note(f"{len(self.records.outcomes)}/{self.records.count} members")
-        self.step(found.number, found.steps)
+            log, load_history = checkpoints.log, checkpoints.load_history
+            yield hooks._replace(checkpoints=checkpoints, log=log, load_history=load_history), checkpoints
 
 
-def fold_exact(experiment: Experiment, group: Group, watch: Watch) -> None:
-    """Folds the members of a group one after another, each device on its own."""
-    devices = own_devices()[: group.at_once]
+def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:
+    """Trains the members of a group one after another on each device."""
+    # Every device gets its own copy of the dataset, and one thread.
+    devices = worker_devices()[: group.max_concurrent]
     dataset = group.members[0].dataset
     placed = {device: None if dataset is None else dataset.to(device) for device in devices}
-    lanes = Lanes(experiment, devices, watch.interrupted)
+    workers = DeviceWorkers(experiment, devices, callbacks.stop_requested)
 
-    def work(member: Member, device: Any) -> None:
+    def work(member: Member, device: Device) -> None:
         member = member._replace(dataset=placed[device])
-        with watch.hooks([member]) as hooks:
-            hooks = hooks._replace(interrupted=lanes.interrupted)
-            run = lanes.begin(member, device, hooks)
+        with callbacks.run_hooks([member]) as (hooks, checkpoints):
+            hooks = hooks._replace(stop_requested=workers.stop_requested)
+            run = workers.start_run(member, device, hooks)
             with contextlib.closing(run.blocks):
-                status = lanes.fold(member, run, device, hooks)
+                # An interrupted member is saved; one that has ended needs its checkpoints no longer.
+                status = workers.fold(member, run, device, hooks)
                 if status != "interrupted":
-                    watch.done(outcome(member, run, status))
-                elif hooks.checkpoints is not None:
-                    hooks.checkpoints.keep(run)
+                    callbacks.on_result(member_result(member, run, status))
+                elif checkpoints is not None:
+                    checkpoints.save_interrupted(run)
                     return
-            if hooks.checkpoints is not None:
-                hooks.checkpoints.discard()
+            if checkpoints is not None:
+                checkpoints.delete()
 
-    lanes.each(group.members, work)
+    workers.run_all(group.members, work)
 
 
-def fold_fast(experiment: Experiment, group: Group, watch: Watch) -> None:
-    """Folds the members of a group side by side, as many at once as fit."""
-    for first in range(0, len(group.members), group.at_once):
-        members = group.members[first : first + group.at_once]
-        if all(member.number in watch.records.outcomes for member in members):
-            continue  # else all go on together, for their bits depend on how many they are
-        with watch.hooks(members) as hooks:
-            if not fold_together(experiment, members, jax.local_devices(), hooks, watch.done):
+def fold_fast(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:
+    """Trains the members of a group in vmapped batches of `max_concurrent`."""
+    for first in range(0, len(group.members), group.max_concurrent):
+        members = group.members[first : first + group.max_concurrent]
+        # A batch is resumed whole: XLA's rounding depends on its size, so those that have ended go along.
+        if all(member.number in callbacks.store.results for member in members):
+            continue
+        with callbacks.run_hooks(members) as (hooks, checkpoints):
+            if not fold_vmapped(experiment, members, jax.local_devices(), hooks, callbacks.on_result):
                 return
-            if hooks.checkpoints is not None:
-                hooks.checkpoints.discard()
+            if checkpoints is not None:
+                checkpoints.delete()

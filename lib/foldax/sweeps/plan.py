@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from foldax.configuration import kinds
+from foldax.configuration import field_kinds
 from foldax.engine import compiled
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
+from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
-from foldax.sweeps.space import Range, Space, member_configs, points, structure
-from foldax.sweeps.vmapped import can_be_divided, members_in_memory
+from foldax.sweeps.space import Config, Overrides, Range, Space
+from foldax.sweeps.vmapped import can_be_sharded, memory_estimate
 
-WAYS = ("exact", "fast")
+if TYPE_CHECKING:
+    from foldax.data.protocol import Dataset
+
+EXECUTIONS = ("exact", "fast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,136 +29,174 @@ class Group:
 
     Attributes:
       members: in the order of their numbers.
-      way: "exact": one after another on every device, with the bits of lone runs; "fast": side by side.
-      at_once: how many run at a time.
-      member_bytes: an upper bound of what one needs on its device, the data aside.
+      execution: "exact" (one after another on each device, bit for bit as single runs) or "fast" (vmapped).
+      max_concurrent: how many members run at a time.
+      member_bytes: upper bound of the memory of one member, without the dataset.
     """
 
     members: list[Member]
-    way: str
-    at_once: int
+    execution: str
+    max_concurrent: int
     member_bytes: int
+
+    def metadata(self) -> dict[str, Any]:
+        """Entry of the group in `sweep.json`."""
+        structural = spaces.structural_values(self.members[0].config)
+        return {"structural": structural, "members": len(self.members), "execution": self.execution}
 
 
 class Plan(NamedTuple):
-    """What a sweep will do.
+    """All members of a sweep, grouped by program.
 
     Attributes:
-      configs: of every member, in order.
-      groups: one for each program.
-      fields: names of the fields that differ between members, the seed aside.
+      configs: config of each member, by number.
+      groups: one per program.
+      fields: names of the swept fields, without the seed.
     """
 
-    configs: list[Any]
+    configs: list[Config]
     groups: list[Group]
     fields: list[str]
 
 
-def plan(
+def make_plan(
     experiment: Experiment,
-    config: Any,
+    config: Config,
     space: Space,
     seeds: int = 1,
     samples: int | None = None,
-    way: str | None = None,
-    members_at_once: int | None = None,
+    execution: str | None = None,
+    max_concurrent: int | None = None,
 ) -> Plan:
-    """Returns the members of a sweep in groups of one program each; loads the data, runs nothing.
+    """Plans a grid or random search: loads the data, but compiles and trains nothing.
+
+    Args:
+      experiment: the experiment that all members run.
+      config: the base config.
+      space: from `parse_space`.
+      seeds: members per config.
+      samples: number of random configs; None plans the whole grid.
+      execution: see `Group`; by default "exact" on CPUs and "fast" elsewhere.
+      max_concurrent: upper limit of `Group.max_concurrent`.
 
     Raises:
-      ConfigError: see `sweep`.
+      ConfigError: an option is not allowed.
+
+    >>> import foldax
+    >>> learner = lambda config, info: foldax.Learner(
+    ...     lambda key, examples: 0.0, lambda state, batch, key: (state, {}), lambda state, batch, key: {})
+    >>> plan = make_plan(foldax.Experiment(foldax.Training, learner), foldax.Training(), {"steps": [5, 6]}, seeds=3)
+    >>> [len(group.members) for group in plan.groups]
+    [3, 3]
     """
-    return Planner(experiment, config, seeds, way, members_at_once)(space, points(space, samples, config.seed))
+    planner = Planner(experiment, config, space, seeds, execution, max_concurrent)
+    return planner.plan(spaces.enumerate_overrides(space, samples, config.seed))
 
 
+@dataclasses.dataclass
 class Planner:
-    """Puts members into groups of one program each; a group that was there before keeps its number and its data."""
+    """Groups members by program; remembers groups and datasets, so that a search can plan again with more configs.
 
-    def __init__(
-        self, experiment: Experiment, config: Any, seeds: int, way: str | None, members_at_once: int | None
-    ) -> None:
-        self.experiment, self.config, self.seeds, self.members_at_once = experiment, config, seeds, members_at_once
-        self.way = way or ("exact" if jax.default_backend() == "cpu" else "fast")
-        if self.way not in WAYS:
-            raise ConfigError(f"way: {way!r} is neither 'exact' nor 'fast'")
-        if members_at_once is not None and members_at_once < 1:
-            raise ConfigError(f"members_at_once: {members_at_once} is too small; it must be at least 1")
-        self._datasets, self._groups = Datasets(experiment), dict[Any, int]()
+    Attributes:
+      experiment: the experiment that all members run.
+      config: the base config.
+      space: from `parse_space`.
+      seeds: members per config.
+      execution: see `Group`; a group that cannot run "fast" is "exact" nevertheless.
+      max_concurrent: upper limit of members that run at a time, or None.
+    """
 
-    def __call__(self, space: Space, settings: list[dict[str, Any]]) -> Plan:
-        """Returns the members of some settings, in groups."""
-        configs, found = member_configs(self.config, settings, self.seeds), dict[int, list[Member]]()
-        if any(one.devices > 1 for one in configs):
+    experiment: Experiment
+    config: Config
+    space: Space
+    seeds: int = 1
+    execution: str | None = None
+    max_concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.execution not in (None, *EXECUTIONS):
+            raise ConfigError(f"execution: {self.execution!r} is neither 'exact' nor 'fast'")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise ConfigError(f"max_concurrent: {self.max_concurrent} is too small; it must be at least 1")
+        self.execution = self.execution or ("exact" if jax.default_backend() == "cpu" else "fast")
+        self._datasets, self._groups = DatasetCache(self.experiment), dict[Any, int]()
+
+    def plan(self, all_overrides: Sequence[Overrides]) -> Plan:
+        """Makes the members of some configs, grouped by program."""
+        configs = spaces.member_configs(self.config, all_overrides, self.seeds)
+        if any(config.devices > 1 for config in configs):
             raise ConfigError("devices: a sweep gives whole members to each device, so this must be 1")
-        for number, one in enumerate(configs):
-            dataset = self._datasets(one)
-            key = (structure(one), id(dataset), None if self.way == "exact" else _driver_fields(one))
+        by_group: dict[int, list[Member]] = {}
+        for number, config in enumerate(configs):
+            dataset = self._datasets(config)
+            # Vmapped members advance together, so they must also agree in log_every, patience and the like.
+            key = (spaces.structure(config), id(dataset), None if self.execution == "exact" else _driver_values(config))
+            # A search plans again with more configs: groups keep their numbers.
             group = self._groups.setdefault(key, len(self._groups))
-            found.setdefault(group, []).append(Member(number, group, one, dataset))
-        groups = [_group(self.experiment, members, self.way, self.members_at_once) for members in found.values()]
-        fields = [name for name, values in space.items() if isinstance(values, Range) or len(values) > 1]
+            by_group.setdefault(group, []).append(Member(number, group, config, dataset))
+        groups = [self._group(members) for members in by_group.values()]
+        fields = [name for name, values in self.space.items() if isinstance(values, Range) or len(values) > 1]
         return Plan(configs, groups, fields)
 
-
-def _driver_fields(config: Any) -> str:
-    """Returns the driver fields that members side by side must share, as text."""
-    return str(
-        {
-            name: getattr(config, name)
-            for name, kind in kinds(type(config)).items()
-            if kind == "driver" and name != "seed"
-        }
-    )
-
-
-def _group(experiment: Experiment, members: list[Member], way: str, members_at_once: int | None) -> Group:
-    dataset, devices = members[0].dataset, jax.local_device_count()
-    if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
-        way = "exact"  # data that streams cannot be shared by members with orders of their own
-    if members[0].config.dispatch == "step":
-        way = "exact"
-    if way == "fast" and devices > 1 and not can_be_divided(experiment, members[0]):
-        way = "exact"
-    size, fitting = members_in_memory(experiment, members[0])
-    at_once = min(devices, fitting) if way == "exact" else fitting
-    return Group(members, way, max(1, min(len(members), at_once, members_at_once or at_once)), size)
+    def _group(self, members: list[Member]) -> Group:
+        dataset, devices = members[0].dataset, jax.local_device_count()
+        # A stream has one order, but vmapped members would need one each; step dispatch has no loop to vmap.
+        streams = dataset is not None and not hasattr(dataset.train.feed, "num_examples")
+        exact = self.execution == "exact" or streams or members[0].config.dispatch == "step"
+        exact = exact or (devices > 1 and not can_be_sharded(self.experiment, members[0]))
+        # Exact members need one device each; vmapped ones share devices as far as memory allows.
+        member_bytes, in_memory = memory_estimate(self.experiment, members[0])
+        concurrent = min(devices, in_memory) if exact else in_memory
+        concurrent = max(1, min(len(members), concurrent, self.max_concurrent or concurrent))
+        return Group(members, "exact" if exact else "fast", concurrent, member_bytes)
 
 
-class Datasets:
-    """The datasets of an experiment's configs: one for all that agree in the fields which `dataset` reads."""
+def _driver_values(config: Config) -> str:
+    driver = [name for name, kind in field_kinds(type(config)).items() if kind == "driver" and name != "seed"]
+    return str({name: getattr(config, name) for name in driver})
+
+
+class DatasetCache:
+    """Loads the datasets of configs, once for all configs that agree in the fields that `Experiment.dataset` reads."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._experiment, self._known = experiment, list[tuple[dict[str, Any], Any]]()
+        self._experiment = experiment
+        self._cache: list[tuple[dict[str, Any], Dataset]] = []
 
-    def __call__(self, config: Any) -> Any:
-        """Returns a config's dataset, loading it if no config before had it."""
+    def __call__(self, config: Config) -> Dataset | None:
+        """Loads a config's dataset, or returns the one already loaded; None where the experiment has none.
+
+        Raises:
+          ExperimentError: `Experiment.dataset` failed, or returned no dataset.
+        """
         if self._experiment.dataset is None:
             return None
-        for fields, dataset in self._known:
+        for fields, dataset in self._cache:
             if all(getattr(config, name) == value for name, value in fields.items()):
                 return dataset
-        watched, read = _watched(config)
-        with compiled.own_code(self._experiment):
-            dataset = self._experiment.dataset(watched)
+        # Which fields the dataset depends on is observed, not declared: fields that it reads.
+        tracked, read = _track_reads(config)
+        with compiled.user_code_errors(self._experiment):
+            dataset = self._experiment.dataset(tracked)
         if not hasattr(dataset, "splits"):
             raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
-        self._known.append(({name: getattr(config, name) for name in read}, dataset))
+        self._cache.append(({name: getattr(config, name) for name in read}, dataset))
         return dataset
 
 
-def _watched(config: Any) -> tuple[Any, set[str]]:
-    """Returns a copy of a config that passes for it, and the names of its fields that have been read."""
+def _track_reads(config: Config) -> tuple[Config, set[str]]:
+    """Copies a config; the set grows by the name of each field that is read from the copy."""
     cls, read = type(config), set[str]()
 
-    class Watched(cls):  # type: ignore[misc,valid-type]
+    class Tracked(cls):  # type: ignore[misc,valid-type]
         def __getattribute__(self, name: str) -> Any:
-            if name == "__class__":  # what `==` of dataclasses compares
+            if name == "__class__":  # dataclasses compare it in `==`
                 return cls
             read.update(cls.__dataclass_fields__ if name == "__dict__" else {name} & cls.__dataclass_fields__.keys())
             return super().__getattribute__(name)
 
-    Watched.__name__ = cls.__name__
-    copy = object.__new__(Watched)
+    Tracked.__name__ = cls.__name__
+    copy = object.__new__(Tracked)
     for name in cls.__dataclass_fields__:
         object.__setattr__(copy, name, getattr(config, name))
     read.clear()

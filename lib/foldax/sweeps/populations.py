@@ -1,7 +1,7 @@
 """Searches that pause all members together: successive halving and population-based training.
 
-Between two decisions a member is folded as in any exact sweep, by its lone run's own program; a decision drops members,
-or copies states and changes traced fields, so nothing is compiled for it.
+Between two decisions, members train as in an exact sweep, by the program of a single run. A decision drops members, or
+copies states and changes traced fields, so that nothing is compiled for it.
 """
 
 from __future__ import annotations
@@ -12,117 +12,136 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import parse_every
-from foldax.engine import compiled, evaluation, loop
+from foldax.configuration import parse_interval
+from foldax.engine import compiled, evaluation, loop, setup
+from foldax.engine.fold import BestState, Fold
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
-from foldax.sweeps.exact import Lanes, Member, Outcome, outcome
+from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, OnResult, member_result
+from foldax.sweeps.groups import SweepCallbacks
+from foldax.sweeps.records import MemberCheckpoints
+from foldax.sweeps.space import traced_names
 
 STOPPED = "stopped by the search"
 
 
-class Halving(NamedTuple):
-    """Successive halving (Jamieson & Talwalkar, 2016): ever fewer configs get ever more steps.
+class SuccessiveHalving(NamedTuple):
+    """Successive halving (Jamieson & Talwalkar, 2016): ever fewer configs train for ever more steps.
 
     Attributes:
-      rate: one in `rate` configs, at least 2, goes on from each rung.
-      least: steps before the first decision; by default such that about one config is left at the end.
+      reduction_factor: at each rung, the best `1 / reduction_factor` of the configs are promoted; at least 2.
+      min_steps: lowest step of a rung; by default rungs go down until about one config is left at the end.
+
+    >>> SuccessiveHalving(reduction_factor=4)
+    SuccessiveHalving(reduction_factor=4, min_steps=None)
     """
 
-    rate: int = 3
-    least: int | None = None
+    reduction_factor: int = 3
+    min_steps: int | None = None
 
 
 class PBT(NamedTuple):
-    """Population-based training (Jaderberg et al., 2017): the worst copy the best and change their settings a little.
+    """Population-based training (Jaderberg et al., 2017): the worst members copy the best and perturb their settings.
 
     Attributes:
-      every: steps between two decisions; by default a tenth of all.
-      share: which share of the members, at most a half, copies from as many of the best.
-      factor: a copied setting is multiplied or divided by this.
+      perturbation_interval: steps between two decisions; by default a tenth of all steps.
+      quantile_fraction: fraction of members, in (0, 0.5], that are replaced by copies of as many of the best.
+      perturbation_factor: a copied setting is multiplied or divided by this, at random; above 1.
+
+    >>> PBT(quantile_fraction=0.2).perturbation_factor
+    1.25
     """
 
-    every: int | None = None
-    share: float = 0.25
-    factor: float = 1.25
+    perturbation_interval: int | None = None
+    quantile_fraction: float = 0.25
+    perturbation_factor: float = 1.25
 
 
 class Population:
-    """Members on their way together, each a run of its own.
+    """Members of a search, each a run of its own, that are paused at the same steps.
 
     Attributes:
-      members: by number.
-      runs: of the members that have begun and were not dropped, by number.
-      ended: the status of those whose run has come to its end, by number.
+      members: members by number.
+      runs: runs of the members that have started and were not dropped, by number.
+      ended: statuses of the runs that have ended, by number.
       round: number of decisions taken.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
-        lanes: Lanes,
-        on_device: Callable[[Member, Any], Member],
-        progress: Callable[[int, int], None],
-        checkpoints: Any,
-        initial: Callable[[Any], Any] = lambda config: None,
+        workers: DeviceWorkers,
+        on_device: Callable[[Member, Device], Member],
+        callbacks: SweepCallbacks,
+        checkpoints: MemberCheckpoints | None,
     ) -> None:
+        """Creates a population whose members have not started.
+
+        Args:
+          members: all members of the search.
+          workers: threads that train members, one per device.
+          on_device: `(member, device)`, the member with its dataset on the device.
+          callbacks: take steps, and give initial parameters.
+          checkpoints: where to save and restore, or None.
+        """
         self.members = {member.number: member for member in members}
         self.runs: dict[int, Run] = {}
         self.ended: dict[int, str] = {}
         self.round = 0
-        self._lanes, self._on_device, self._progress, self._checkpoints = lanes, on_device, progress, checkpoints
-        self._initial, self._saved_at, self._saves = initial, time.perf_counter(), 0
+        self._workers, self._on_device, self._callbacks, self._checkpoints = workers, on_device, callbacks, checkpoints
+        self._last_save_time, self._saves = time.perf_counter(), 0
 
     def _hooks(self, number: int) -> Hooks:
-        step = functools.partial(self._progress, number)
-        return Hooks(progress=step, interrupted=self._lanes.interrupted)
+        progress = functools.partial(self._callbacks.on_steps, [number])
+        return Hooks(progress=progress, stop_requested=self._workers.stop_requested)
 
     def fold(self, numbers: Iterable[int], until: int) -> bool:
-        """Folds members to a step, or their end; says whether it was not interrupted."""
+        """Trains members up to step `until` or their end; returns False if they were interrupted."""
 
-        def work(number: int, device: Any) -> None:
+        def work(number: int, device: Device) -> None:
             member, hooks = self._on_device(self.members[number], device), self._hooks(number)
+            # A paused run goes on where a device is free, which may be another one than before.
             if number in self.runs:
-                loop.move(self.runs[number], member.dataset, device)
+                setup.move_run(self.runs[number], member.dataset, device)
             else:
-                first = hooks._replace(initial=self._initial(member.config))
-                self.runs[number] = self._lanes.begin(member, device, first)
-            status = self._lanes.fold(member, self.runs[number], device, hooks, until)
+                replace_initial_state = self._callbacks.replace_initial_state(member.config)
+                first = hooks._replace(replace_initial_state=replace_initial_state)
+                self.runs[number] = self._workers.start_run(member, device, first)
+            status = self._workers.fold(member, self.runs[number], device, hooks, until)
             if status not in ("paused", "interrupted"):
                 self.ended[number] = status
 
-        self._lanes.each([number for number in numbers if number not in self.ended], work)
-        return not self._lanes.interrupted()
+        self._workers.run_all([number for number in numbers if number not in self.ended], work)
+        return not self._workers.stop_requested()
 
-    def value(self, number: int) -> float:
-        """Returns a member's monitored metric on the validation split, so that less is better; NaN if not finite."""
+    def objective(self, number: int) -> float:
+        """Monitored metric of a member on the validation split, negated if more is better; NaN if not finite."""
         run = self.runs[number]
         if self.ended.get(number) == "not finite":
             return math.nan
-        found = loop.evaluated(run, run.fold.state, "validation")
-        value = evaluation.monitored(run.program, found, run.config.monitor)
+        evaluated = loop.evaluate_split(run, run.fold.state, "validation")
+        value = evaluation.monitored_metric(run.program, evaluated, run.config.monitor)
         return float(value) * (-1 if run.config.mode == "max" else 1)
 
-    def outcomes(self, numbers: Iterable[int], status: str | None = None) -> list[Outcome]:
-        """Returns what came of members, and drops them."""
-        found = []
-        for number in numbers:
-            run = self.runs.pop(number)
-            found.append(outcome(self.members[number], run, self.ended.get(number) or status or "finished"))
-        return found
+    def finish(self, numbers: Iterable[int], status: str = "finished") -> list[MemberResult]:
+        """Removes members and returns their results; `status` is that of members whose runs have not ended."""
+        ended = {number: self.ended.get(number) or status for number in numbers}
+        return [member_result(self.members[number], self.runs.pop(number), how) for number, how in ended.items()]
 
     def save(self, now: bool = False) -> None:
-        """Starts writing a checkpoint of all runs, if it is due."""
+        """Starts writing a checkpoint of all runs, if it is due or `now`."""
         if self._checkpoints is None or not self.runs:
             return
-        _, seconds = parse_every(next(iter(self.members.values())).config.checkpoint_every)
-        if not now and time.perf_counter() - self._saved_at < (0 if math.isinf(seconds) else seconds):
+        # Only intervals in seconds count here: decisions are the only steps at which all members can be saved.
+        _, seconds = parse_interval(next(iter(self.members.values())).config.checkpoint_every)
+        if not now and time.perf_counter() - self._last_save_time < (0 if math.isinf(seconds) else seconds):
             return
-        self._saved_at, self._saves = time.perf_counter(), self._saves + 1
+        self._last_save_time, self._saves = time.perf_counter(), self._saves + 1
         numbers = sorted(self.runs)
         meta = {
             "numbers": numbers,
@@ -130,166 +149,224 @@ class Population:
             "saves": self._saves,
             "ended": [[number, status] for number, status in self.ended.items()],
             "histories": [self.runs[number].history for number in numbers],
-            "floats": [
-                [float(x) for x in jax.tree.leaves(self.runs[number].arguments["config"])] for number in numbers
-            ],
+            "hyperparameters": [hyperparameters(self.runs[number]).tolist() for number in numbers],
         }
+        # Copied on the devices, because training goes on while the checkpoint is written.
         tree = compiled.copy([(self.runs[number].fold, self.runs[number].best) for number in numbers])
         self._checkpoints.save(self._saves, tree, meta)
 
     def restore(self) -> None:
-        """Takes all runs from the newest checkpoint, if there is one."""
+        """Restores all runs from the newest checkpoint, if there is one."""
 
-        def like(meta: dict[str, Any]) -> Any:
-            first = self._lanes.devices[0]
+        def like(meta: dict[str, Any]) -> list[tuple[Fold, BestState]]:
+            # All runs are restored onto the first device; `fold` moves them.
+            first = self._workers.devices[0]
             for number in meta["numbers"]:
                 member = self._on_device(self.members[number], first)
-                self.runs[number] = self._lanes.begin(member, first, self._hooks(number))
+                self.runs[number] = self._workers.start_run(member, first, self._hooks(number))
             return [(self.runs[number].fold, self.runs[number].best) for number in meta["numbers"]]
 
-        found = None if self._checkpoints is None else self._checkpoints.restore(like)
-        if found is None:
+        restored = None if self._checkpoints is None else self._checkpoints.restore(like)
+        if restored is None:
             return
-        tree, meta = found
-        self.round, self._saves, self.ended = (
-            meta["round"],
-            meta["saves"],
-            {number: status for number, status in meta["ended"]},
-        )
-        for number, (fold, best), history, floats in zip(meta["numbers"], tree, meta["histories"], meta["floats"]):
+        tree, meta = restored
+        self.round, self._saves, self.ended = meta["round"], meta["saves"], dict(meta["ended"])
+        columns = (meta["numbers"], tree, meta["histories"], meta["hyperparameters"])
+        for number, (fold, best), history, values in zip(*columns, strict=True):
             run = self.runs[number]
             run.fold, run.best, run.step, run.history = fold, best, int(fold.step), history
-            set_floats(run, floats)
+            set_hyperparameters(run, values)
 
 
-def set_floats(run: Run, floats: Sequence[float]) -> None:
-    """Gives a run other values of its traced fields."""
+def hyperparameters(run: Run) -> np.ndarray:
+    """Values of a run's traced fields, float32 `[F]`, in the order of the config's leaves."""
+    return np.array(jax.device_get(jax.tree.leaves(run.arguments["config"])), np.float32)
+
+
+def set_hyperparameters(run: Run, values: Sequence[float]) -> None:
+    """Replaces the values of a run's traced fields `[F]`, in the order of the config's leaves."""
     old = run.arguments["config"]
-    leaves = [np.float32(x) for x in floats]
+    leaves = [np.float32(x) for x in values]
     run.arguments = {**run.arguments, "config": jax.tree.unflatten(jax.tree.structure(old), leaves)}
 
 
-def rungs(steps: int, count: int, search: Halving) -> list[int]:
-    """Returns the steps at which successive halving decides; the last one is `steps`.
+def rungs(steps: int, num_configs: int, search: SuccessiveHalving) -> list[int]:
+    """Steps of the rungs of successive halving; the last one is `steps`, where nothing is decided.
+
+    Args:
+      steps: steps of a config that is promoted at every rung.
+      num_configs: configs at the start.
+      search: the settings.
 
     Raises:
-      ConfigError: the rate is too small.
+      ConfigError: a setting is too small.
+
+    >>> rungs(900, 27, SuccessiveHalving(reduction_factor=3))
+    [33, 100, 300, 900]
     """
-    if search.rate < 2:
-        raise ConfigError(f"rate: {search.rate} is too small; it must be at least 2")
-    if search.least is not None and search.least < 1:
-        raise ConfigError(f"least: {search.least} is too small; it must be at least 1")
-    levels = max(0, math.floor(math.log(count, search.rate) + 1e-9))
-    found = [steps // search.rate**level for level in range(levels, 0, -1)]
-    return [step for step in found if step >= (search.least or 1)] + [steps]
+    factor, min_steps = search
+    if factor < 2:
+        raise ConfigError(f"reduction_factor: {factor} is too small; it must be at least 2")
+    if min_steps is not None and min_steps < 1:
+        raise ConfigError(f"min_steps: {min_steps} is too small; it must be at least 1")
+    num_rungs = max(0, math.floor(math.log(num_configs, factor) + 1e-9))  # 1e-9: log(243, 3) is below 5 in floats
+    decisions = [steps // factor**rung for rung in range(num_rungs, 0, -1)]
+    return [step for step in decisions if step >= (min_steps or 1)] + [steps]
 
 
-def halve(
-    population: Population, configs: Sequence[Sequence[int]], search: Halving, done: Callable[[Outcome], None]
+def successive_halving(
+    population: Population, configs: Sequence[Sequence[int]], search: SuccessiveHalving, on_result: OnResult
 ) -> bool:
-    """Runs successive halving over configs, each the numbers of its seeds; says whether it came to its end."""
+    """Runs successive halving (Jamieson & Talwalkar, 2016), or goes on with it.
+
+    Args:
+      population: all members.
+      configs: for each config the numbers of its members, one per seed; configs are ranked by the mean over seeds.
+      search: the settings.
+      on_result: takes the result of each member.
+
+    Returns:
+      False if the search was interrupted before its end.
+    """
     steps = max(member.config.steps for member in population.members.values())
     levels = rungs(steps, len(configs), search)
-    left = [list(numbers) for numbers in configs if all(n in population.runs for n in numbers) or not population.round]
+    # After a resume, the survivors are the configs whose members were restored.
+    resumed = population.round > 0
+    survivors = [list(numbers) for numbers in configs if not resumed or all(n in population.runs for n in numbers)]
     for index in range(population.round, len(levels)):
-        if not population.fold([n for numbers in left for n in numbers], levels[index]):
+        # 1. Train every surviving config up to the next rung.
+        if not population.fold([n for numbers in survivors for n in numbers], levels[index]):
             population.save(now=True)
             return False
         if index < len(levels) - 1:
-            values = [float(np.mean([population.value(n) for n in numbers])) for numbers in left]
-            order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
-            kept = max(1, len(left) // search.rate)
-            for out in order[kept:]:
-                for found in population.outcomes(left[out], STOPPED):
-                    done(found)
-            left = [left[i] for i in sorted(order[:kept])]
+            # 2. Rank them by validation; those that are not finite come last.
+            objectives = [float(np.mean([population.objective(n) for n in numbers])) for numbers in survivors]
+            order = np.argsort(np.where(np.isfinite(objectives), objectives, np.inf), kind="stable")
+            # 3. Promote the best 1 / reduction_factor, and stop the others.
+            num_promoted = max(1, len(survivors) // search.reduction_factor)
+            for stopped in order[num_promoted:]:
+                for result in population.finish(survivors[stopped], STOPPED):
+                    on_result(result)
+            survivors = [survivors[i] for i in sorted(order[:num_promoted])]
             population.round += 1
             population.save()
-    for found in population.outcomes(sorted(population.runs)):
-        done(found)
+    # 4. The survivors have trained to the end.
+    for result in population.finish(sorted(population.runs)):
+        on_result(result)
     return True
 
 
-@functools.partial(jax.jit, static_argnames="copied")
-def exploit(
-    key: jax.Array, values: jax.Array, floats: jax.Array, moving: jax.Array, factor: jax.Array, copied: int
+@functools.partial(jax.jit, static_argnames="num_replaced")
+def exploit_and_explore(
+    key: jax.Array,
+    objectives: jax.Array,
+    values: jax.Array,
+    searched: jax.Array,
+    perturbation_factor: chex.Numeric,
+    num_replaced: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Decides who copies whom, and with which settings.
+    """Decides which members copy which, and perturbs the copied hyperparameters (Jaderberg et al., 2017).
 
     Args:
       key: randomness.
-      values: `[K]`, less is better; what is not finite is worst.
-      floats: `[K, F]`, traced fields of each member.
-      moving: bool `[F]`, which of them are searched.
-      factor: by which a copied setting is multiplied or divided.
-      copied: how many of the worst copy.
+      objectives: float32 `[K]`, less is better; NaN and infinity are worst.
+      values: float32 `[K, F]`, hyperparameters of each member.
+      searched: bool `[F]`, which hyperparameters may be perturbed.
+      perturbation_factor: a hyperparameter is multiplied or divided by this.
+      num_replaced: number of members, at most `K // 2`, that copy one of as many of the best.
 
     Returns:
-      `(parents [K], floats [K, F])`; a member that goes on is its own parent.
+      `(parents, values)`: int `[K]`, where a member that goes on is its own parent, and float32 `[K, F]`.
+
+    >>> objectives, values = np.array([0.1, 0.9], np.float32), np.ones((2, 1), np.float32)
+    >>> parents, _ = exploit_and_explore(jax.random.key(0), objectives, values, np.array([True]), 1.25, 1)
+    >>> parents.tolist()
+    [0, 0]
     """
-    count = values.shape[0]
-    order = jnp.argsort(jnp.where(jnp.isfinite(values), values, jnp.inf))
-    from_key, sign_key = jax.random.split(key)
-    best = order[jax.random.randint(from_key, (copied,), 0, copied)]
-    parents = jnp.arange(count).at[order[count - copied :]].set(best)
-    grow = jax.random.bernoulli(sign_key, 0.5, floats.shape)
-    changed = floats[parents] * jnp.where(grow, factor, 1.0 / factor)
-    takes = (parents != jnp.arange(count))[:, None] & moving[None, :]
-    return parents, jnp.where(takes, changed, floats[parents])
+    chex.assert_rank([objectives, searched], 1)
+    chex.assert_shape(values, (*objectives.shape, *searched.shape))
+    num_members = objectives.shape[0]
+    parent_key, direction_key = jax.random.split(key)
+
+    # Exploit: truncation selection; each of the worst members copies one of the best, at random.
+    order = jnp.argsort(jnp.where(jnp.isfinite(objectives), objectives, jnp.inf))
+    best = order[jax.random.randint(parent_key, (num_replaced,), 0, num_replaced)]
+    parents = jnp.arange(num_members).at[order[num_members - num_replaced :]].set(best)
+
+    # Explore: perturb the searched hyperparameters of the copies up or down.
+    up = jax.random.bernoulli(direction_key, 0.5, values.shape)
+    scaled = values[parents] * jnp.where(up, perturbation_factor, 1.0 / perturbation_factor)
+    is_perturbed = (parents != jnp.arange(num_members))[:, None] & searched[None, :]
+    return parents, jnp.where(is_perturbed, scaled, values[parents])
 
 
-def population_based(
-    population: Population, search: PBT, moving: Sequence[bool], seed: int, done: Callable[[Outcome], None]
+def population_based_training(
+    population: Population, search: PBT, searched: Sequence[bool], seed: int, on_result: Callable[[MemberResult], None]
 ) -> bool:
-    """Runs population-based training of members of one program; says whether it came to its end.
+    """Runs population-based training (Jaderberg et al., 2017, algorithm 1), or goes on with it.
+
+    All members reach a decision before it is taken, so that a resumed search takes the same decisions.
 
     Args:
-      population: its members differ in traced and driver fields only.
-      search: how.
-      moving: for each traced field, in the order of the config's leaves, whether it is searched.
-      seed: of the decisions.
-      done: takes what came of a member.
+      population: members of one program, which differ in traced and driver fields only.
+      search: the settings.
+      searched: for each traced field `[F]`, in the order of the config's leaves, whether it may be perturbed.
+      seed: seed of the decisions.
+      on_result: takes the result of each member.
+
+    Returns:
+      False if the search was interrupted before its end.
     """
     numbers = sorted(population.members)
-    steps, count = population.members[numbers[0]].config.steps, len(numbers)
-    every = search.every or max(1, steps // 10)
-    copied = max(1, min(count // 2, round(search.share * count)))
-    ends = [*range(every, steps, every), steps]
+    steps, num_members = population.members[numbers[0]].config.steps, len(numbers)
+    interval = search.perturbation_interval or max(1, steps // 10)
+    num_replaced = max(1, min(num_members // 2, round(search.quantile_fraction * num_members)))
+    ends = [*range(interval, steps, interval), steps]
     for index in range(population.round, len(ends)):
+        # 1. Step: train every member up to the next decision.
         if not population.fold(numbers, ends[index]):
             population.save(now=True)
             return False
         if index < len(ends) - 1:
-            values = np.array([population.value(n) for n in numbers], np.float32)
-            old = np.array([jax.tree.leaves(population.runs[n].arguments["config"]) for n in numbers], np.float32)
+            # 2. Evaluate.
+            objectives = np.array([population.objective(n) for n in numbers], np.float32)
+            values = np.stack([hyperparameters(population.runs[n]) for n in numbers])
+            # 3. Exploit and explore.
             key = jax.random.fold_in(jax.random.key(seed), index)
-            decided = exploit(key, values, old, np.array(moving, bool), np.float32(search.factor), copied)
-            parents, floats = jax.device_get(decided)
-            replace(population, numbers, parents, floats, moving)
+            factor = np.float32(search.perturbation_factor)
+            decision = exploit_and_explore(key, objectives, values, np.array(searched, bool), factor, num_replaced)
+            parents, values = jax.device_get(decision)
+            copy_from_parents(population, numbers, parents, values, searched)
             population.round += 1
             population.save()
-    for found in population.outcomes(numbers):
-        done(found)
+    for result in population.finish(numbers):
+        on_result(result)
     return True
 
 
-def replace(
-    population: Population, numbers: Sequence[int], parents: np.ndarray, floats: np.ndarray, moving: Sequence[bool]
+def copy_from_parents(
+    population: Population, numbers: Sequence[int], parents: np.ndarray, values: np.ndarray, searched: Sequence[bool]
 ) -> None:
-    """Gives each member its parent's state and its new settings, which go into its log."""
-    before = {number: population.runs[number] for number in numbers}
-    states = {number: (run.fold, run.best) for number, run in before.items()}
+    """Gives each member its parent's state and its new hyperparameters, and logs them.
+
+    Args:
+      population: the members.
+      numbers: numbers of the members `[K]`.
+      parents: int `[K]`, row of each member's parent.
+      values: float32 `[K, F]`, new hyperparameters.
+      searched: `[F]`, which hyperparameters are logged.
+    """
+    steps = {number: population.runs[number].step for number in numbers}
+    states = {number: (population.runs[number].fold, population.runs[number].best) for number in numbers}
+    names = traced_names(population.runs[numbers[0]].config)
     for row, number in enumerate(numbers):
         run = population.runs[number]
         if parents[row] != row:
             parent = numbers[int(parents[row])]
+            # A copy: training donates a run's buffers, which two members must not share.
             run.fold, run.best = compiled.copy(states[parent])
             population.ended.pop(number, None)
-            run.step = before[parent].step
-        set_floats(run, floats[row].tolist())
-        names = [
-            jax.tree_util.keystr(path, simple=True, separator=".")
-            for path, _ in jax.tree_util.tree_leaves_with_path(run.config)
-        ]
-        settings = {name: float(x) for name, x, moves in zip(names, floats[row], moving) if moves}
+            run.step = steps[parent]
+        set_hyperparameters(run, values[row].tolist())
+        settings = {name: float(x) for name, x, is_searched in zip(names, values[row], searched) if is_searched}
         run.history.append({"step": run.step, "split": "config", **settings})

@@ -1,4 +1,4 @@
-"""What is on disk of the members of a sweep: outcomes, a line each, and checkpoints of those on their way."""
+"""Files of a sweep's members: final results, one JSON line each, and checkpoints of members that are still running."""
 
 from __future__ import annotations
 
@@ -12,51 +12,64 @@ from typing import Any
 from foldax.engine import loop
 from foldax.engine.checkpoint import Checkpoints
 from foldax.engine.state import Hooks, Run
-from foldax.errors import RunError
-from foldax.sweeps.exact import Outcome
+from foldax.learner import State
+from foldax.runs.folder import write_errors
+from foldax.sweeps.exact import MemberResult
 
 
-class Records:
-    """The outcomes of a sweep's members, kept in `members.jsonl` as they come; a line cut off by a kill is dropped.
+class ResultStore:
+    """Results of a sweep's members, appended to `members.jsonl` as members end; may be used from several threads.
 
     Attributes:
-      outcomes: by member number.
-      count: how many members there are.
+      results: results by member number.
+      count: number of members of the sweep.
+
+    >>> store = ResultStore(None, count=2)
+    >>> store.add(MemberResult(0, "finished", 10, None, {"test": {"loss": 0.5}}, [], None, 1.0))
+    >>> list(store.results)
+    [0]
     """
 
     def __init__(self, path: Path | None, count: int) -> None:
-        self.outcomes: dict[int, Outcome] = {}
+        """Reads the results that are in a sweep folder already.
+
+        Args:
+          path: the sweep folder; None keeps results in memory only.
+          count: number of members of the sweep.
+
+        Raises:
+          RunError: the file cannot be written.
+        """
+        self.results: dict[int, MemberResult] = {}
         self.count, self._lock, self._file = count, threading.Lock(), None
         if path is None:
             return
         self._path = path / "members.jsonl"
-        for line in read_lines(self._path):
-            self.outcomes[line["number"]] = Outcome(**line)
-        try:
-            whole = "".join(json.dumps(one._asdict()) + "\n" for one in self.outcomes.values())
+        for line in read_json_lines(self._path):
+            self.results[line["number"]] = MemberResult(**line)
+        with write_errors(self._path):
+            # Written anew, for a kill may have left half a line at the end.
             partial = self._path.with_suffix(".partial")
-            partial.write_text(whole)
+            partial.write_text("".join(json.dumps(one._asdict()) + "\n" for one in self.results.values()))
             partial.replace(self._path)
             self._file = self._path.open("a")
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
-    def add(self, outcome: Outcome) -> None:
-        """Adds what came of a member, if it was not known before.
+    def add(self, result: MemberResult) -> None:
+        """Adds a member's result, unless there is one already.
 
         Raises:
-          RunError: the disk is full, or the like.
+          RunError: the file cannot be written.
         """
         with self._lock:
-            if outcome.number in self.outcomes:
+            # A slice that was submitted twice may deliver a result twice.
+            if result.number in self.results:
                 return
-            self.outcomes[outcome.number] = outcome
+            self.results[result.number] = result
             if self._file is not None:
-                try:
-                    self._file.write(json.dumps(outcome._asdict()) + "\n")
+                with write_errors(self._path):
+                    self._file.write(json.dumps(result._asdict()) + "\n")
+                    # Flushed per result: a kill loses at most the member that is being written.
                     self._file.flush()
-                except OSError as error:
-                    raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -64,8 +77,12 @@ class Records:
             self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a file of JSON lines."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads the objects of a JSON-lines file, up to the first damaged line; none if there is no file.
+
+    >>> read_json_lines(Path("no-such-file.jsonl"))
+    []
+    """
     lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -76,49 +93,54 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class MemberCheckpoints:
-    """Checkpoints of members on their way, with what they have logged; nothing is made until the first is due."""
+    """Checkpoints of running members, each with the log lines so far; the folder is created by the first one."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = folder, warn
         self._lines: list[dict[str, Any]] = []
-        self._made = Checkpoints(folder, warn) if folder.exists() else None
+        self._checkpoints = Checkpoints(folder, warn) if folder.exists() else None
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Takes a line of the log."""
+        """Adds a line to the log; see `Hooks.log`."""
         self._lines.append({"step": step, "split": split, **metrics})
 
-    def resumed(self, step: int) -> list[dict[str, Any]]:
-        """Returns the lines up to the checkpoint that was restored."""
+    def load_history(self, step: int) -> list[dict[str, Any]]:
+        """Log lines up to the restored checkpoint; see `Hooks.load_history`."""
         return list(self._lines)
 
-    def busy(self) -> bool:
+    def is_saving(self) -> bool:
         """Whether a checkpoint is still being written."""
-        return self._made is not None and self._made.busy()
+        return self._checkpoints is not None and self._checkpoints.is_saving()
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    def save(self, step: int, tree: State, meta: dict[str, Any]) -> None:
         """Starts writing a checkpoint."""
-        if self._made is None:
-            self._made = Checkpoints(self._folder, self._warn)
-        self._made.save(step, tree, {"lines": list(self._lines), **meta})
+        if self._checkpoints is None:
+            self._checkpoints = Checkpoints(self._folder, self._warn)
+        self._checkpoints.save(step, tree, {"lines": list(self._lines), **meta})
 
-    def restore(self, like: Any) -> Any:
-        """Returns the newest checkpoint, if there is one."""
-        found = None if self._made is None else self._made.restore(like)
-        self._lines = [] if found is None else found[1]["lines"]
-        return found
+    def restore(self, like: State | Callable[[dict[str, Any]], State]) -> tuple[State, dict[str, Any]] | None:
+        """Reads the newest checkpoint as `(tree, meta)`, or returns None; see `Checkpoints.restore`."""
+        restored = None if self._checkpoints is None else self._checkpoints.restore(like)
+        self._lines = [] if restored is None else restored[1]["lines"]
+        return restored
 
-    def keep(self, run: Run) -> None:
-        """Saves a run that is interrupted."""
-        loop.save(run, Hooks(checkpoints=self), (run.fold, run.best), run.block.cursor)
+    def save_interrupted(self, run: Run) -> None:
+        """Saves a run that is stopped before its end."""
+        loop.save_checkpoint(run, Hooks(checkpoints=self), (run.fold, run.best), run.block.cursor)
 
-    def discard(self) -> None:
-        """Removes the checkpoints of members that are done."""
+    def wait(self) -> None:
+        """Waits until all checkpoints are written."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+
+    def delete(self) -> None:
+        """Deletes the checkpoints of members that have ended."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Waits until all is written."""
-        if self._made is not None:
-            made, self._made = self._made, None
-            made.wait()
-            made.close()
+        """Waits until all checkpoints are written, and releases the folder."""
+        if self._checkpoints is not None:
+            checkpoints, self._checkpoints = self._checkpoints, None
+            checkpoints.wait()
+            checkpoints.close()

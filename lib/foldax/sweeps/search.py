@@ -1,46 +1,67 @@
-"""Searches beyond the grid, as sweeps: successive halving, population-based training, and Optuna."""
+"""Adaptive searches as sweeps: successive halving, population-based training, and Optuna's samplers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 
 from foldax.errors import ConfigError, FoldaxError
-from foldax.experiment import Experiment
 from foldax.runs.train import warn
-from foldax.sweeps.exact import Lanes, Member, Outcome, own_devices
-from foldax.sweeps.populations import PBT, Halving, Population, halve, population_based
+from foldax.sweeps.exact import Device, DeviceWorkers, Member, worker_devices
+from foldax.sweeps.groups import SweepCallbacks
+from foldax.sweeps.plan import Plan, Planner
+from foldax.sweeps.populations import PBT, Population, SuccessiveHalving, population_based_training, successive_halving
 from foldax.sweeps.records import MemberCheckpoints
-from foldax.sweeps.space import Range, Space, field_type
+from foldax.sweeps.space import Config, Overrides, Range, Space, field_type, traced_names
+
+if TYPE_CHECKING:
+    import optuna
+
+    from foldax.data.protocol import Dataset
 
 
 class Optuna(NamedTuple):
-    """Optuna's sampler (Akiba et al., 2019), asked for a batch of configs at a time and told what came of them.
+    """Search by an Optuna sampler (Akiba et al., 2019), which suggests configs in batches and learns from results.
 
     Attributes:
-      trials: configs in all.
-      batch: configs between two answers; they run as one program.
-      sampler: an Optuna sampler, which must be seeded; by default its tree-structured Parzen estimator.
+      num_trials: number of configs.
+      batch_size: configs suggested at a time; they run as one program.
+      sampler: an Optuna sampler with a seed; by default its tree-structured Parzen estimator (Bergstra et al., 2011).
+
+    >>> Optuna(num_trials=8, batch_size=4).num_trials
+    8
     """
 
-    trials: int = 64
-    batch: int = 16
-    sampler: Any = None
+    num_trials: int = 64
+    batch_size: int = 16
+    sampler: optuna.samplers.BaseSampler | None = None
 
 
-def check_search(search: Any, config: Any, space: Space, samples: int | None) -> None:
+Search: TypeAlias = SuccessiveHalving | PBT | Optuna
+SEARCHES: dict[str, type[Search]] = {"halving": SuccessiveHalving, "pbt": PBT, "optuna": Optuna}
+
+
+def check_search(search: Search, config: Config, space: Space, samples: int | None) -> None:
     """Checks that a search fits the space.
 
+    Args:
+      search: the search.
+      config: the base config.
+      space: from `parse_space`.
+      samples: number of random configs, or None.
+
     Raises:
-      ConfigError: it does not; says why.
+      ConfigError: the search cannot be used, or not with this space.
+
+    >>> import foldax
+    >>> check_search(SuccessiveHalving(), foldax.Training(), {}, None)
     """
-    if not isinstance(search, (Halving, PBT, Optuna)):
-        raise ConfigError(f"search: {search!r} is none of foldax.Halving(), foldax.PBT() and foldax.Optuna()")
+    if not isinstance(search, (SuccessiveHalving, PBT, Optuna)):
+        raise ConfigError(f"search: {search!r} is none of foldax.SuccessiveHalving(), foldax.PBT() and foldax.Optuna()")
     kinds = {name: field_type(type(config), name)[0] for name in space}
     if isinstance(search, PBT):
         for name, kind in kinds.items():
@@ -48,72 +69,77 @@ def check_search(search: Any, config: Any, space: Space, samples: int | None) ->
                 raise ConfigError(f"{name}: population-based training changes traced floats; this field is {kind}")
         if not kinds:
             raise ConfigError("space: population-based training needs a traced float to change")
-        if not (0 < search.share <= 0.5 and search.factor > 1 and (search.every or 1) >= 1):
-            raise ConfigError(f"{search}: share must be above 0 and at most 0.5, factor above 1, every at least 1")
-    if isinstance(search, Optuna) and (search.trials < 1 or search.batch < 1):
-        raise ConfigError(f"{search}: trials and batch must be at least 1")
+        interval, fraction, factor = search
+        if not (0 < fraction <= 0.5 and factor > 1 and (interval or 1) >= 1):
+            allowed = "perturbation_interval at least 1, quantile_fraction in (0, 0.5], perturbation_factor above 1"
+            raise ConfigError(f"search: {search} is not allowed: {allowed}")
+    if isinstance(search, Optuna) and (search.num_trials < 1 or search.batch_size < 1):
+        raise ConfigError(f"{search}: num_trials and batch_size must be at least 1")
     if isinstance(search, Optuna) and samples is not None:
-        raise ConfigError("samples: Optuna draws the configs itself; say how many with Optuna(trials=...)")
+        raise ConfigError("samples: Optuna suggests the configs itself; say how many with Optuna(num_trials=...)")
 
 
 def fold_population(
-    experiment: Experiment,
-    members: Sequence[Member],
-    seeds: int,
-    fields: Sequence[str],
-    search: Halving | PBT,
-    watch: Any,
-    path: Path | None,
+    planner: Planner, plan: Plan, search: SuccessiveHalving | PBT, callbacks: SweepCallbacks, path: Path | None
 ) -> None:
-    """Runs successive halving or population-based training with all members of a sweep.
+    """Runs successive halving or population-based training, or goes on with it.
+
+    Args:
+      planner: holds the experiment and the number of seeds.
+      plan: all members of the sweep.
+      search: the settings.
+      callbacks: take steps and results.
+      path: the sweep folder, or None.
 
     Raises:
-      ConfigError: no validation split to decide by, or data that streams.
+      ConfigError: the dataset has no validation split, or is streamed.
     """
-    datasets: dict[tuple[int, Any], Any] = {}
+    members = sorted(member for group in plan.groups for member in group.members)
+    for dataset in (member.dataset for member in members):
+        if dataset is not None and "validation" not in dataset.splits:
+            raise ConfigError("search: it decides on the validation split, and this dataset has none")
+        if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
+            raise ConfigError('search: members must pause, so the data must be on the device (source="device")')
+    placed: dict[tuple[int, Device], Dataset] = {}
 
-    def on_device(member: Member, device: Any) -> Member:
+    def on_device(member: Member, device: Device) -> Member:
         if member.dataset is None:
             return member
         key = (id(member.dataset), device)
-        if key not in datasets:
-            datasets[key] = member.dataset.to(device)
-        return member._replace(dataset=datasets[key])
+        if key not in placed:
+            placed[key] = member.dataset.to(device)
+        return member._replace(dataset=placed[key])
 
-    for member in members:
-        if member.dataset is not None and "validation" not in member.dataset.splits:
-            raise ConfigError("search: it decides on the validation split, and this dataset has none")
-        if member.dataset is not None and not hasattr(member.dataset.train.feed, "num_examples"):
-            raise ConfigError('search: members must pause, so the data must be on the device (source="device")')
-    lanes = Lanes(experiment, own_devices(), watch.interrupted)
-    with contextlib.ExitStack() as stack:
-        kept = None if path is None else MemberCheckpoints(path / "members" / "population", warn)
-        if kept is not None:
-            stack.enter_context(contextlib.closing(kept))
-        population = Population(members, lanes, on_device, watch.step, kept, watch.initial)
+    # Members train in exact execution, so that a paused run can move between devices.
+    workers = DeviceWorkers(planner.experiment, worker_devices(), callbacks.stop_requested)
+    opened = None if path is None else contextlib.closing(MemberCheckpoints(path / "members" / "population", warn))
+    with opened or contextlib.nullcontext() as checkpoints:
+        population = Population(members, workers, on_device, callbacks, checkpoints)
         population.restore()
-        numbers = [member.number for member in members]
-        if isinstance(search, Halving):
-            configs = [numbers[first : first + seeds] for first in range(0, len(numbers), seeds)]
-            over = halve(population, configs, search, watch.done)
+        if isinstance(search, SuccessiveHalving):
+            # The members of a config are consecutive, one per seed.
+            first_members = range(0, len(members), planner.seeds)
+            configs = [list(range(first, first + planner.seeds)) for first in first_members]
+            finished = successive_halving(population, configs, search, callbacks.on_result)
         else:
-            leaves = jax.tree_util.tree_leaves_with_path(members[0].config)
-            moving = [jax.tree_util.keystr(where, simple=True, separator=".") in fields for where, _ in leaves]
-            over = population_based(population, search, moving, members[0].config.seed, watch.done)
-        if over and kept is not None:
-            kept.discard()
+            searched = [name in plan.fields for name in traced_names(members[0].config)]
+            seed = members[0].config.seed
+            finished = population_based_training(population, search, searched, seed, callbacks.on_result)
+        if finished and checkpoints is not None:
+            checkpoints.delete()
 
 
-def fold_optuna(
-    config: Any, space: Space, search: Optuna, run: Callable[[list[dict[str, Any]]], list[list[Outcome]] | None]
-) -> None:
-    """Asks Optuna for batches of configs and tells it the mean of the monitored metric over each one's seeds.
+def fold_optuna(planner: Planner, search: Optuna, callbacks: SweepCallbacks, fold: Callable[[Plan], None]) -> Plan:
+    """Trains the configs that Optuna suggests; its objective is each config's mean of the monitored metric over seeds.
 
     Args:
-      config: the base config, whose `monitor`, `mode` and `seed` count.
-      space: what Optuna chooses from.
-      search: how many.
-      run: runs configs and returns what came of each one's members, or None if it was interrupted.
+      planner: plans the members of the suggested configs.
+      search: the settings.
+      callbacks: hold the results.
+      fold: trains all members of a plan that have no result yet.
+
+    Returns:
+      The plan of all suggested configs.
 
     Raises:
       FoldaxError: Optuna is not installed.
@@ -123,26 +149,34 @@ def fold_optuna(
     except ImportError:
         raise FoldaxError("Optuna is not installed: pip install 'foldax[optuna]'") from None
 
+    config, seeds, results = planner.config, planner.seeds, callbacks.store.results
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if config.mode == "min" else "maximize"
+    # constant_liar: pending trials of a batch count as bad ones, so that its suggestions differ.
     sampler = search.sampler or optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
     study = optuna.create_study(direction=direction, sampler=sampler)
 
-    def suggest(trial: Any, name: str, values: Any) -> Any:
+    def suggest(trial: optuna.Trial, name: str, values: list[Any] | Range) -> Any:
         if isinstance(values, Range):
             return trial.suggest_float(name, values.low, values.high, log=values.log)
+        # By index, because Optuna's categories must be numbers or text.
         return values[trial.suggest_categorical(name, list(range(len(values))))]
 
-    for first in range(0, search.trials, search.batch):
-        trials = [study.ask() for _ in range(min(search.batch, search.trials - first))]
-        outcomes = run([{name: suggest(trial, name, values) for name, values in space.items()} for trial in trials])
-        if outcomes is None:
-            return
-        for trial, found in zip(trials, outcomes):
-            values = [one.metrics.get("validation", {}).get(config.monitor, np.nan) for one in found]
+    all_overrides: list[Overrides] = []
+    for first in range(0, search.num_trials, search.batch_size):
+        # 1. Ask for a batch of configs.
+        trials = [study.ask() for _ in range(min(search.batch_size, search.num_trials - first))]
+        all_overrides += [{name: suggest(trial, name, v) for name, v in planner.space.items()} for trial in trials]
+        # 2. Train them; after a resume, finished ones only report their results to Optuna again.
+        fold(planner.plan(all_overrides))
+        # 3. Tell the objectives; a config with a member that is not finite has failed.
+        for number, trial in enumerate(trials, start=first):
+            members = range(number * seeds, (number + 1) * seeds)
+            if any(member not in results for member in members):
+                return planner.plan(all_overrides)  # interrupted
+            metrics = [results[member].metrics.get("validation", {}) for member in members]
+            values = [metric.get(config.monitor, np.nan) for metric in metrics]
             failed = not np.isfinite(values).all()
-            study.tell(
-                trial,
-                None if failed else float(np.mean(values)),
-                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
-            )
+            state = optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE
+            study.tell(trial, None if failed else float(np.mean(values)), state=state)
+    return planner.plan(all_overrides)

@@ -1,4 +1,4 @@
-"""What a sweep tries: values or ranges of config fields, and the members that they make."""
+"""Search spaces: lists or ranges of config fields, and the configs of a sweep's members."""
 
 from __future__ import annotations
 
@@ -9,28 +9,45 @@ import itertools
 import json
 import math
 import typing
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
-from foldax.configuration import checked, field_types, for_learner, is_config, kinds, to_json
-from foldax.errors import ConfigError, nearest
+from foldax.configuration import field_kinds, field_types, to_json, without_driver_fields
+from foldax.errors import ConfigError, did_you_mean
+from foldax.field_values import coerce_value, is_config
 
-T = Any
-Space = dict[str, "Sequence[Any] | Range"]
+Config: TypeAlias = Any  # an instance of a config class (see `foldax.config`), which is a pytree of its traced fields
+Overrides: TypeAlias = dict[str, Any]  # values of config fields by name, dotted in nested configs
+T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """Where `samples` draws a float from: `low` to `high`, uniformly, or so in the logarithm."""
+    """A range of a float field for random search, uniform or log-uniform.
+
+    Log-uniform sampling suits rates and regularisation strengths (Bergstra & Bengio, 2012).
+
+    Attributes:
+      low: lowest value.
+      high: highest value.
+      log: whether the logarithm of the value is uniform.
+
+    >>> str(Range(1e-5, 0.1, log=True))
+    'log:1e-05:0.1'
+    """
 
     low: float
     high: float
     log: bool = False
 
-    def draw(self, random: np.random.RandomState) -> float:
-        """Returns a number of the range."""
+    def sample(self, random: np.random.RandomState) -> float:
+        """Samples one value.
+
+        >>> 0.5 <= Range(0.5, 2.0).sample(np.random.RandomState(0)) <= 2.0
+        True
+        """
         if self.log:
             return float(np.exp(random.uniform(math.log(self.low), math.log(self.high))))
         return float(random.uniform(self.low, self.high))
@@ -39,152 +56,243 @@ class Range(NamedTuple):
         return f"{'log' if self.log else 'uniform'}:{self.low!r}:{self.high!r}"
 
 
-def check_space(config: Any, space: dict[str, Any]) -> Space:
-    """Returns the space with its values as the fields want them; text such as "log:1e-5:1e-1" becomes a `Range`.
+Space: TypeAlias = "dict[str, list[Any] | Range]"  # by name of the field, dotted in nested configs
+
+
+def parse_space(config: Config, space: Mapping[str, Any]) -> Space:
+    """Checks a search space and converts its values to the types of the config's fields.
 
     Args:
-      config: the config that the values are put into.
-      space: for each field ("optimizer.learning_rate" in a nested config) a list of values, or a range of a float.
+      config: the base config.
+      space: for each swept field ("optimizer.learning_rate" in a nested config) a list or array of values, a single
+        value, a `Range`, or its text, such as "log:1e-5:1e-1".
+
+    Returns:
+      For each field a list of different values, or a `Range`.
 
     Raises:
-      ConfigError: an unknown field, no value, a value of a wrong type, or a range for what is no traced float.
+      ConfigError: an unknown field, an empty list, a value of a wrong type, or a range of a field that is not traced.
+
+    >>> import foldax
+    >>> parse_space(foldax.Training(), {"steps": [10, 20, 10]})
+    {'steps': [10, 20]}
     """
-    made: dict[str, Any] = {}
+    parsed: Space = {}
     for name, values in space.items():
         kind, hint = field_type(type(config), name)
-        where = f"{type(config).__name__}.{name}"
         if name == "seed":
             raise ConfigError("seed: give the number of seeds instead (seeds=8, --seeds 8)")
-        found: Any = _range(name, values)
-        if found is not None and kind != "traced":
+        sampled = _parse_range(name, values)
+        if sampled is not None and kind != "traced":
             raise ConfigError(
                 f"{name}: a range needs a traced float, and this field is {kind}; list its values instead"
             )
-        if found is None:
-            listed = values.tolist() if hasattr(values, "tolist") else values
-            listed = list(listed) if isinstance(listed, (list, tuple)) else [listed]
-            if not listed:
-                raise ConfigError(f"{name}: the list of values is empty, so there is nothing to run")
-            plain = [value.item() if isinstance(value, (np.generic, jax.Array)) else value for value in listed]
-            found = list(dict.fromkeys(checked(value, hint, where) for value in plain))
-        made[name] = found
-    return made
+        parsed[name] = _parse_list(name, values, hint, type(config).__name__) if sampled is None else sampled
+    return parsed
 
 
-def _range(name: str, values: Any) -> Range | None:
+def _parse_list(name: str, values: Any, hint: Any, owner: str) -> list[Any]:
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    listed = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    if not listed:
+        raise ConfigError(f"{name}: the list of values is empty, so there is nothing to run")
+    # NumPy and JAX scalars become Python numbers, which JSON and command lines can hold.
+    plain = [value.item() if isinstance(value, (np.generic, jax.Array)) else value for value in listed]
+    return list(dict.fromkeys(coerce_value(value, hint, f"{owner}.{name}") for value in plain))
+
+
+def _parse_range(name: str, values: Any) -> Range | None:
     if isinstance(values, Range):
-        text = values
+        parsed = values
     else:
         text = values[0] if isinstance(values, (list, tuple)) and len(values) == 1 else values
         if not (isinstance(text, str) and text.split(":")[0] in ("log", "uniform") and ":" in text):
             return None
         try:
             kind, low, high = text.split(":")
-            text = Range(float(low), float(high), kind == "log")
+            parsed = Range(float(low), float(high), kind == "log")
         except ValueError:
             raise ConfigError(f"{name}: {text!r} is no range; write log:1e-5:1e-1 or uniform:0:0.5") from None
-    if not (math.isfinite(text.low) and text.low < text.high < math.inf and (text.low > 0 or not text.log)):
-        raise ConfigError(f"{name}: {text} is no range: it must go from a lower to a higher number, above 0 if log")
-    return text
+    if not (math.isfinite(parsed.low) and parsed.low < parsed.high < math.inf and (parsed.low > 0 or not parsed.log)):
+        raise ConfigError(f"{name}: {parsed} is no range: its low end must be below its high end, and above 0 if log")
+    return parsed
 
 
 def field_type(cls: type, name: str) -> tuple[str, Any]:
-    """Returns "traced", "structural" or "driver" for a field, dotted in nested configs, and its type.
+    """Looks up a config field: whether it is traced, and its type.
+
+    Args:
+      cls: a config class.
+      name: name of the field, dotted in nested configs.
+
+    Returns:
+      `("traced" | "structural" | "driver", type)`.
 
     Raises:
-      ConfigError: there is no such field.
+      ConfigError: the class has no such field.
+
+    >>> import foldax
+    >>> field_type(foldax.Training, "steps")
+    ('structural', <class 'int'>)
     """
     head, dot, rest = name.partition(".")
-    if head not in kinds(cls) or (dot and not rest):
-        names = ", ".join(kinds(cls))
-        raise ConfigError(f"{cls.__name__} has no field {name!r}{nearest(head, kinds(cls))} (fields: {names})")
+    if head not in field_kinds(cls) or (dot and not rest):
+        names = ", ".join(field_kinds(cls))
+        raise ConfigError(
+            f"{cls.__name__} has no field {name!r}{did_you_mean(head, field_kinds(cls))} (fields: {names})"
+        )
     hint = field_types(cls)[head]
     if not rest:
-        return kinds(cls)[head], hint
+        return field_kinds(cls)[head], hint
     inner = [arm for arm in (hint, *typing.get_args(hint)) if is_config(arm)]
     if not inner:
         raise ConfigError(f"{cls.__name__}.{head} is no nested config, so there is no field {name!r}")
     return field_type(inner[0], rest)
 
 
-def set_fields(config: T, values: dict[str, Any]) -> T:
-    """Returns the config with some fields changed at once, dotted in nested configs."""
-    changes: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
-    inner: dict[str, dict[str, Any]] = {}
-    for name in values.keys() - changes.keys():
+def set_fields(config: T, overrides: Overrides) -> T:
+    """Copies a config with some fields replaced, all at once, so that fields are only checked together.
+
+    Raises:
+      ConfigError: a value is not allowed, or the nested config of a field is None.
+
+    >>> import foldax
+    >>> set_fields(foldax.Training(), {"steps": 5, "seed": 1}).steps
+    5
+    """
+    changes: dict[str, Any] = {name: value for name, value in overrides.items() if "." not in name}
+    # Fields of one nested config are replaced together, since it may check them together.
+    nested: dict[str, Overrides] = {}
+    for name in overrides.keys() - changes.keys():
         head, _, rest = name.partition(".")
-        inner.setdefault(head, {})[rest] = values[name]
-    for head, nested in inner.items():
+        nested.setdefault(head, {})[rest] = overrides[name]
+    for head, inner in nested.items():
         owner = changes.get(head, getattr(config, head))
         if owner is None:
-            raise ConfigError(f"{type(config).__name__}.{head} is None, so its field {min(nested)!r} cannot be set")
-        changes[head] = set_fields(owner, nested)
-    return dataclasses.replace(config, **changes)
+            raise ConfigError(f"{type(config).__name__}.{head} is None, so its field {min(inner)!r} cannot be set")
+        changes[head] = set_fields(owner, inner)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def parse_values(cls: type, name: str, texts: Sequence[str]) -> list[Any]:
-    """Returns the values that a command line gives for a field: Python literals, or the text itself if it fits."""
-    _, hint = field_type(cls, name)
-    return [_parsed(text, hint) for text in texts]
-
-
-def _parsed(text: str, hint: Any) -> Any:
-    found = [{"true": True, "false": False, "none": None}.get(text.lower(), text)]
-    with contextlib.suppress(ValueError, SyntaxError):
-        found.append(ast.literal_eval(text))
-    for value in (*found, text):
-        with contextlib.suppress(ConfigError):
-            if not isinstance(value, str) or value == text:
-                return checked(value, hint, "")
-    return found[-1]
-
-
-def points(space: Space, samples: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns the settings of the swept fields: the whole grid, or `samples` draws at random.
+    """Parses the values of a field on the command line: Python literals, or the text itself where the field is a str.
 
     Raises:
-      ConfigError: a range in a grid, or no sample.
+      ConfigError: the class has no such field.
+
+    >>> import foldax
+    >>> parse_values(foldax.Training, "steps", ["1_000", "20"])
+    [1000, 20]
+    """
+    _, hint = field_type(cls, name)
+    return [_parse_value(text, hint) for text in texts]
+
+
+def _parse_value(text: str, hint: Any) -> Any:
+    # Literals first: 1 is an int for an int field, and text for a str field.
+    candidates = [{"true": True, "false": False, "none": None}.get(text.lower(), text)]
+    with contextlib.suppress(ValueError, SyntaxError):
+        candidates.append(ast.literal_eval(text))
+    for value in (*candidates, text):
+        with contextlib.suppress(ConfigError):
+            if not isinstance(value, str) or value == text:
+                return coerce_value(value, hint, "")
+    return candidates[-1]  # fits no type of the field: `parse_space` says so with the field's name
+
+
+def enumerate_overrides(space: Space, samples: int | None = None, seed: int = 0) -> list[Overrides]:
+    """Enumerates the grid of a search space, or samples it at random (Bergstra & Bengio, 2012).
+
+    Args:
+      space: from `parse_space`.
+      samples: number of random configs; None enumerates the grid. More samples begin with those of fewer.
+      seed: seed of the samples.
+
+    Raises:
+      ConfigError: a range in a grid, or fewer than one sample.
+
+    >>> enumerate_overrides({"hidden": [8, 16], "bias": [True]})
+    [{'hidden': 8, 'bias': True}, {'hidden': 16, 'bias': True}]
     """
     ranges = [name for name, values in space.items() if isinstance(values, Range)]
     if samples is None:
         if ranges:
-            raise ConfigError(f"{ranges[0]}: a range needs the number of draws (samples=20, --samples 20)")
+            raise ConfigError(f"{ranges[0]}: a range needs the number of samples (samples=20, --samples 20)")
         return [dict(zip(space, values)) for values in itertools.product(*space.values())]
     if samples < 1:
         raise ConfigError(f"samples: {samples} is too small; it must be at least 1")
+    # RandomState's stream is frozen: samples stay the same with any version of NumPy.
     random = np.random.RandomState(seed)
 
-    def draw(values: Any) -> Any:
-        return values.draw(random) if isinstance(values, Range) else values[random.randint(len(values))]
+    def sample(values: list[Any] | Range) -> Any:
+        return values.sample(random) if isinstance(values, Range) else values[random.randint(len(values))]
 
-    return [{name: draw(values) for name, values in space.items()} for _ in range(samples)]
+    return [{name: sample(values) for name, values in space.items()} for _ in range(samples)]
 
 
-def member_configs(config: Any, settings: Iterable[dict[str, Any]], seeds: int) -> list[Any]:
-    """Returns a config for each setting and seed; seeds count up from the config's own.
+def member_configs(config: T, all_overrides: Iterable[Overrides], seeds: int) -> list[T]:
+    """Makes the configs of all members: for each set of overrides, one per seed.
+
+    Args:
+      config: the base config.
+      all_overrides: from `enumerate_overrides`.
+      seeds: number of seeds, which count up from `config.seed`.
 
     Raises:
-      ConfigError: no seed, or a value that a config refuses.
+      ConfigError: fewer than one seed, or a value that is not allowed.
+
+    >>> import foldax
+    >>> [(c.steps, c.seed) for c in member_configs(foldax.Training(), [{"steps": 5}, {"steps": 6}], seeds=2)]
+    [(5, 0), (5, 1), (6, 0), (6, 1)]
     """
     if seeds < 1:
         raise ConfigError(f"seeds: {seeds} is too small; it must be at least 1")
-    made = [set_fields(config, setting) for setting in settings]
-    return [dataclasses.replace(one, seed=one.seed + i) for one in made for i in range(seeds)]
+    configs: list[Any] = [set_fields(config, overrides) for overrides in all_overrides]
+    return [dataclasses.replace(one, seed=one.seed + i) for one in configs for i in range(seeds)]
 
 
-def structure(config: Any) -> Any:
-    """Returns what makes the program of a config: two configs with equal structures share one."""
-    return jax.tree.structure(for_learner(config))
+def structure(config: Config) -> jax.tree_util.PyTreeDef:
+    """Pytree structure of a config without its driver fields; configs of equal structure share one program.
+
+    >>> import foldax
+    >>> structure(foldax.Training(seed=1)) == structure(foldax.Training(seed=2))
+    True
+    """
+    return jax.tree.structure(without_driver_fields(config))
 
 
-def structural_values(config: Any) -> dict[str, Any]:
-    """Returns the structural fields by dotted name."""
+def traced_names(config: Config) -> list[str]:
+    """Dotted names of the traced fields, in the order of the config's leaves.
+
+    >>> import foldax
+    >>> @foldax.config
+    ... class Config(foldax.Training):
+    ...     learning_rate: float = 0.1
+    >>> traced_names(Config())
+    ['learning_rate']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(config)
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+
+
+def structural_values(config: Config) -> dict[str, Any]:
+    """Structural fields by dotted name: those whose change makes another program.
+
+    >>> import foldax
+    >>> structural_values(foldax.Training(steps=5))
+    {'steps': 5}
+    """
     values, cls = flat_values(config), type(config)
     return {name: value for name, value in values.items() if field_type(cls, name)[0] == "structural"}
 
 
-def flat_values(config: Any) -> dict[str, Any]:
-    """Returns all fields by dotted name as table cells: numbers, text and None; tuples as JSON."""
+def flat_values(config: Config) -> dict[str, Any]:
+    """All fields by dotted name, as table cells: numbers, text, None, and tuples as JSON.
+
+    >>> import foldax
+    >>> flat_values(foldax.Training(steps=5))["steps"]
+    5
+    """
 
     def flatten(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
         cells: dict[str, Any] = {}

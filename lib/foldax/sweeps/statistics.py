@@ -1,273 +1,395 @@
-"""The numbers of a sweep: means and intervals over seeds, and its tables in the terminal."""
+"""Statistics of a sweep: means and intervals over seeds, and the tables of `foldax show`."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import chex
 import numpy as np
 
-from foldax.errors import RunError, nearest
+from foldax.errors import RunError, did_you_mean
 from foldax.runs import folder, tables
 
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+    from rich.table import Table
+
 NOT_FINITE, STOPPED = "not finite", "stopped by the search"
+SHOWN = 20  # rows of a table in the terminal
 
 
-class Sweep(NamedTuple):
-    """What a sweep folder holds.
+class SweepFolder(NamedTuple):
+    """Content of a sweep folder.
 
     Attributes:
-      facts: `sweep.json`.
-      results: a data frame with a row per member, or None while there is none.
-      curves: a data frame with the columns member, step, split, metric and value, or None.
+      metadata: content of `sweep.json`.
+      results: a row per member, or None until a member has ended.
+      curves: the columns member, step, split, metric and value, or None.
     """
 
-    facts: dict[str, Any]
-    results: Any
-    curves: Any
+    metadata: dict[str, Any]
+    results: DataFrame | None
+    curves: DataFrame | None
 
 
-def read(path: Path) -> Sweep:
+def read(path: Path) -> SweepFolder:
     """Reads a sweep folder, finished or not.
 
     Raises:
-      RunError: it is no sweep folder, or a file of it is damaged.
+      RunError: `path` is no sweep folder, or a file in it is damaged.
     """
     if not path.is_dir():
         raise RunError(f"there is no sweep folder {str(path)!r}")
-    facts = folder.read_json(path / "sweep.json")
-    known = {"fields": list(facts["space"]), "groups": []}  # what is there only when members are done
-    return Sweep(known | facts, *(_table(path / f"{name}.parquet") for name in ("results", "curves")))
+    metadata = folder.read_json(path / "sweep.json")
+    defaults = {"fields": list(metadata["space"]), "groups": []}  # written only when members have ended
+    return SweepFolder(defaults | metadata, *(_read_table(path / f"{name}.parquet") for name in ("results", "curves")))
 
 
-def metric_names(results: Any) -> list[str]:
-    """Returns the columns that are metrics ("split/metric"), validation first, then test, then train."""
+def metric_names(results: DataFrame) -> list[str]:
+    """Names of the columns that are metrics ("split/metric"): validation first, then test, then train.
+
+    >>> import pandas
+    >>> metric_names(pandas.DataFrame(columns=["seed", "train/loss", "validation/loss"]))
+    ['validation/loss', 'train/loss']
+    """
+    # Splits in the order in which they should be read.
     splits = ("validation", "test", "train")
     names = [name for name in results.columns if "/" in name]
     return sorted(names, key=lambda n: (splits.index(s) if (s := n.split("/")[0]) in splits else len(splits), n))
 
 
-def default_metric(facts: dict[str, Any], results: Any) -> str | None:
-    """Returns the metric that configs are compared by, or None while there is none.
+def default_metric(metadata: dict[str, Any], results: DataFrame | None) -> str | None:
+    """Chooses the metric by which configs are compared.
 
-    It is the monitored one on the validation split; without it the one on the training split, or else whatever is
-    measured. The test split is the last resort: it is for reporting, not for choosing.
+    The monitored metric on the validation split; without it the one on the training split, then any other. Metrics of
+    the test split come last: they are for reporting, not for selection.
+
+    Args:
+      metadata: content of `sweep.json`, of which "monitor" is used.
+      results: a row per member, or None.
+
+    Returns:
+      The name of a column, or None if there is no metric yet.
+
+    >>> import pandas
+    >>> results = pandas.DataFrame({"status": ["finished"], "test/loss": [0.1], "train/loss": [0.2]})
+    >>> default_metric({"monitor": "loss"}, results)
+    'train/loss'
     """
     if results is None:
         return None
-    wanted = [f"{split}/{facts['monitor']}" for split in ("validation", "train")]
-    names = [name for name in wanted if name in results] + sorted(metric_names(results), key=lambda n: n[:5] == "test/")
-    return next((name for name in names if finite(results, name).notna().any()), names[0] if names else None)
+    preferred = [f"{split}/{metadata['monitor']}" for split in ("validation", "train")]
+    others = sorted(metric_names(results), key=lambda name: name.startswith("test/"))
+    names = [name for name in preferred if name in results] + others
+    return next((name for name in names if finite_values(results, name).notna().any()), names[0] if names else None)
 
 
-def config_ids(results: Any, fields: Sequence[str]) -> Any:
-    """Returns the number of each member's config: members with the same swept values share one, from 0 as they come."""
+def config_ids(results: DataFrame, fields: Sequence[str]) -> Series:
+    """Numbers the configs of members from 0 in order of appearance; members that differ only in the seed share one.
+
+    Args:
+      results: a row per member.
+      fields: names of the swept fields, without the seed.
+
+    >>> import pandas
+    >>> config_ids(pandas.DataFrame({"hidden": [8, 8, 4], "seed": [0, 1, 0]}), ["hidden"]).tolist()
+    [0, 0, 1]
+    """
     return results.groupby(list(fields) or (lambda _: 0), sort=False, dropna=False).ngroup()
 
 
-def finite(results: Any, metric: str) -> Any:
-    """Returns the metric of each member; NaN where it has none or became not finite."""
+def finite_values(results: DataFrame, metric: str) -> Series:
+    """Values of a metric by member; NaN where it is missing or infinite, or the member became not finite.
+
+    >>> import pandas
+    >>> results = pandas.DataFrame({"status": ["finished", "not finite"], "test/loss": [0.5, 9.0]})
+    >>> finite_values(results, "test/loss").tolist()
+    [0.5, nan]
+    """
     values = results[metric].astype(float)
     return values.where(np.isfinite(values) & (results["status"] != NOT_FINITE))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the 95% bootstrap interval of the mean of `values` `[N]`; NaN for fewer than two.
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap confidence interval of a mean.
 
-    It is the bias-corrected and accelerated one (BCa; Efron, 1987) of 2,000 resamples, or the percentile one where
-    BCa does not exist because nearly all values are equal. With few seeds either is too narrow rather than too wide.
+    Bias-corrected and accelerated (BCa; Efron, 1987, "Better bootstrap confidence intervals") with 2,000 resamples from
+    a fixed seed; the percentile interval where BCa does not exist because nearly all values are equal. With few values
+    both are too narrow rather than too wide.
+
+    Args:
+      values: `[N]`.
+
+    Returns:
+      `(low, high)`; NaN for fewer than two values.
+
+    >>> low, high = bootstrap_interval(np.array([1.0, 2.0, 4.0]))
+    >>> bool(1.0 <= low < high <= 4.0)
+    True
     """
     from scipy.stats import bootstrap
 
+    chex.assert_rank(values, 1)
     if len(values) < 2:
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of degenerate data, which is looked for below
+            warnings.simplefilter("ignore")  # about degenerate data, which the check below finds
             random = np.random.default_rng(0)
-            found = bootstrap((values,), np.mean, method=method, n_resamples=2_000, rng=random).confidence_interval
-        if np.isfinite(found).all():
+            limits = bootstrap((values,), np.mean, method=method, n_resamples=2_000, rng=random).confidence_interval
+        if np.isfinite(limits).all():
             break
-    return float(found.low), float(found.high)
+    return float(limits.low), float(limits.high)
 
 
-def summarize(results: Any, fields: Sequence[str], metric: str, mode: str = "min") -> Any:
-    """Summarises the members of each config, best config first.
+def summarize(results: DataFrame, fields: Sequence[str], metric: str, mode: str = "min") -> DataFrame:
+    """Summarises members by config, best config first.
 
     Args:
-      results: a data frame with a row per member, as `Sweep.results`.
-      fields: the swept fields, without the seed.
-      metric: a column of the results, as "validation/loss".
-      mode: "min" or "max": which is best.
+      results: a row per member, as `SweepResult.results`.
+      fields: names of the swept fields, without the seed.
+      metric: a column of the results, such as "validation/loss".
+      mode: "min" or "max", whichever is best.
 
     Returns:
-      A data frame with a row per config, whose index is its values of `fields`; mean, low and high (95% bootstrap
-      interval of the mean over seeds, see `interval`), n (how many members that is), not_finite (how many are left
-      out because they diverged).
+      A row per config, with the values of `fields` as index and the columns of `seed_statistics`.
 
     Raises:
       RunError: a column is missing.
+
+    >>> import pandas
+    >>> results = pandas.DataFrame({"rate": [1, 1, 2], "status": "finished", "test/loss": [0.5, 0.25, 0.125]})
+    >>> summarize(results, ["rate"], "test/loss")["mean"].to_dict()
+    {2: 0.125, 1: 0.375}
     """
     import pandas
 
     for column in (*fields, metric):
         if column not in results:
-            near = nearest(column, results.columns)
-            raise RunError(f"the results have no {column!r}{near}; metrics: {', '.join(metric_names(results))}")
+            hint = did_you_mean(column, results.columns)
+            raise RunError(f"the results have no {column!r}{hint}; metrics: {', '.join(metric_names(results))}")
     ids = config_ids(results, fields)
-    table, configs = statistics(results, ids, metric), results.loc[~ids.duplicated(), list(fields)]
+    table, configs = seed_statistics(results, ids, metric), results.loc[~ids.duplicated(), list(fields)]
     if fields:
         table.index = pandas.MultiIndex.from_frame(configs) if len(fields) > 1 else pandas.Index(configs[fields[0]])
     return table.sort_values("mean", ascending=mode == "min", kind="stable")
 
 
-def statistics(results: Any, ids: Any, metric: str) -> Any:
-    """Returns mean, low, high, n and not_finite of `metric` (see `summarize`) for each config number in `ids`."""
+def seed_statistics(results: DataFrame, ids: Series, metric: str) -> DataFrame:
+    """Statistics of a metric over the seeds of each config.
+
+    Args:
+      results: a row per member.
+      ids: number of each member's config, from `config_ids`.
+      metric: a column of the results.
+
+    Returns:
+      A row per config id: mean; low and high, the 95% interval of the mean (see `bootstrap_interval`); n, the number of
+      finite members; not_finite, the number of members that are left out because they diverged.
+
+    >>> import pandas
+    >>> results = pandas.DataFrame({"status": ["finished", "not finite"], "test/loss": [0.5, 9.0]})
+    >>> seed_statistics(results, pandas.Series([0, 0]), "test/loss")[["mean", "n", "not_finite"]].values.tolist()
+    [[0.5, 1.0, 1.0]]
+    """
     import pandas
 
-    values, raw = finite(results, metric), results[metric].astype(float)
-    lost = ((results["status"] == NOT_FINITE) | np.isinf(raw)).groupby(ids).sum()
+    values, raw = finite_values(results, metric), results[metric].astype(float)
+    # A metric can be infinite although training stayed finite.
+    num_not_finite = ((results["status"] == NOT_FINITE) | np.isinf(raw)).groupby(ids).sum()
     rows = {}
-    for number, group in values.groupby(ids):
-        known = group.dropna().to_numpy()
-        mean = known.mean() if len(known) else float("nan")
-        rows[number] = (mean, *interval(known), len(known), int(lost[number]))
+    for config_id, group in values.groupby(ids):
+        finite = group.dropna().to_numpy()
+        mean = finite.mean() if len(finite) else float("nan")
+        rows[config_id] = (mean, *bootstrap_interval(finite), len(finite), int(num_not_finite[config_id]))
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "n", "not_finite"])
 
 
-def text(value: Any) -> str:
-    """Returns a value of a field as short text; "none" where there is none."""
+def format_field(value: object) -> str:
+    """Formats a value of a config field; "none" for None and missing values.
+
+    >>> format_field(0.00123456), format_field(None), format_field("[8, 4]")
+    ('0.001235', 'none', '[8, 4]')
+    """
     if str(value) in ("None", "nan", "<NA>"):
         return "none"
     return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def digits(value: float) -> str:
-    """Returns a measured number with four digits; nothing for NaN."""
+def format_metric(value: float) -> str:
+    """Formats a metric with four significant digits; empty for NaN.
+
+    >>> format_metric(0.5), format_metric(float("nan"))
+    ('0.5000', '')
+    """
     return f"{value:#.4g}".rstrip(".") if value == value else ""
 
 
-def best_member(facts: dict[str, Any], results: Any) -> dict[str, str] | None:
-    """Returns the metric that members are compared by and the options that `foldax run` needs for the best of them."""
-    metric = default_metric(facts, results)
-    if metric is None or finite(results, metric).isna().all():
+def _option_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple | np.ndarray) else str(value)
+
+
+def best_member(metadata: dict[str, Any], results: DataFrame | None) -> dict[str, str] | None:
+    """Finds the best member.
+
+    Args:
+      metadata: content of `sweep.json`.
+      results: a row per member, or None.
+
+    Returns:
+      The "metric" by which members are compared, and the "options" of `foldax run` that train the best one; None if
+      no member is finite.
+
+    >>> import pandas
+    >>> results = pandas.DataFrame({"rate": [1, 2], "seed": 0, "status": "finished", "validation/loss": [0.5, 0.1]})
+    >>> best_member({"monitor": "loss", "mode": "min", "fields": ["rate"]}, results)
+    {'metric': 'validation/loss', 'options': '--rate 2 --seed 0'}
+    """
+    metric = default_metric(metadata, results)
+    if results is None or metric is None or finite_values(results, metric).isna().all():
         return None
-    values = finite(results, metric)
-    best = results.loc[values.idxmax() if facts["mode"] == "max" else values.idxmin()]
-    options = " ".join(f"--{name.replace('_', '-')} {best[name]}" for name in [*facts["fields"], "seed"])
+    values = finite_values(results, metric)
+    best = results.loc[values.idxmax() if metadata["mode"] == "max" else values.idxmin()]
+    # A swept nested config has a column for each of its fields, named "config.field".
+    fields = metadata["fields"]
+    columns = [name for name in results.columns if name in fields or name.split(".")[0] in fields] + ["seed"]
+    options = " ".join(f"--{name.replace('_', '-')} {_option_text(best[name])}" for name in columns)
     return {"metric": metric, "options": options}
 
 
-def notes(results: Any) -> list[str]:
-    """Returns what must be said beside the means: which members are left out or were cut short."""
-    told = {NOT_FINITE: "not finite, so in no mean", STOPPED: "stopped by the search, so to be compared with care"}
-    found = results["status"].value_counts()
-    return [f"members {words}: {found[status]:,}" for status, words in told.items() if status in found]
+def caveats(results: DataFrame) -> list[str]:
+    """Counts the members that are excluded from means or trained for fewer steps, one sentence per kind.
+
+    >>> import pandas
+    >>> caveats(pandas.DataFrame({"status": ["finished", "not finite"]}))
+    ['members not finite, so in no mean: 1']
+    """
+    texts = {NOT_FINITE: "not finite, so in no mean", STOPPED: "stopped by the search, so to be compared with care"}
+    counts = results["status"].value_counts()
+    return [f"members {text}: {counts[status]:,}" for status, text in texts.items() if status in counts]
 
 
 def show(path: Path) -> None:
-    """Prints how a sweep was made, how far it is, its groups and its best configs.
+    """Prints a sweep: its command, progress, groups and best configs.
 
     Raises:
-      RunError: it is no sweep folder.
+      RunError: `path` is no sweep folder, or a file in it is damaged.
     """
     from rich.console import Console
     from rich.markup import escape
 
-    facts, results, _ = read(path)
+    metadata, results, _ = read(path)
     console = Console()
-    title = f"[bold]{escape(facts['experiment'])}[/bold]  sweep ({facts['search']}), {escape(facts['status'])}"
-    console.print(f"{title}, started {facts['started']}", highlight=False)
-    console.print(f"command: {facts['command']}", markup=False, highlight=False)
-    console.print("  ".join(f"{name}: {value}" for name, value in counts(facts, results).items()), highlight=False)
-    if facts["groups"]:
-        console.print(_groups(facts["groups"]))
-    if metric := default_metric(facts, results):
-        console.print(_best(facts, results, metric))
+    title = f"[bold]{escape(metadata['experiment'])}[/bold]  sweep ({metadata['search']}), {escape(metadata['status'])}"
+    console.print(f"{title}, started {metadata['started']}", highlight=False)
+    console.print(f"command: {metadata['command']}", markup=False, highlight=False)
+    overview = "  ".join(f"{name}: {value}" for name, value in counts_and_speed(metadata, results).items())
+    console.print(overview, highlight=False)
+    if metadata["groups"]:
+        console.print(_groups_table(metadata["groups"]))
+    metric = default_metric(metadata, results)
+    if results is not None and metric is not None:
+        console.print(_configs_table(metadata, results, metric))
     else:
-        console.print(f"no member is done yet: there is no metric in {tables.shown(path / 'results.parquet')}")
+        console.print(f"no member is done yet: there is no metric in {tables.display_path(path / 'results.parquet')}")
     for name in ("report.html", "results.parquet", "curves.parquet", "sweep.json"):
         if (path / name).exists():
-            print(tables.shown(path / name))
+            print(tables.display_path(path / name))
 
 
-def counts(facts: dict[str, Any], results: Any) -> dict[str, str]:
-    """Returns members, configs, seeds, programs, speed and time of a sweep as text, as far as they are known yet."""
+def counts_and_speed(metadata: dict[str, Any], results: DataFrame | None) -> dict[str, str]:
+    """Members, configs, seeds, programs, speed and time of a sweep by label, as far as they exist yet.
+
+    >>> counts_and_speed({"groups": [{"members": 4}], "seeds": 2, "seconds": 1.25}, None)
+    {'members': '4', 'seeds': '2', 'seconds': '1.2'}
+    """
     done = 0 if results is None else len(results)
-    planned = sum(group["members"] for group in facts["groups"]) or done
-    found = {
-        "members": f"{planned:,}" if done in (0, planned) else f"{done:,} of {planned:,}",
-        "configs": f"{config_ids(results, facts['fields']).nunique():,}" if done else None,
-        "seeds": str(facts["seeds"]),
+    total = sum(group["members"] for group in metadata["groups"]) or done
+    values = {
+        "members": f"{total:,}" if done in (0, total) else f"{done:,} of {total:,}",
+        "configs": f"{config_ids(results, metadata['fields']).nunique():,}" if results is not None and done else None,
+        "seeds": str(metadata["seeds"]),
     }
-    for name, key, places in (
+    for label, key, decimals in (
         ("programs", "programs", 0),
         ("member-steps", "member_steps", 0),
         ("member-steps/s", "member_steps_per_second", 0),
         ("seconds", "seconds", 1),
         ("seconds compiling, all threads", "compile_seconds", 1),
     ):
-        found[name] = None if facts.get(key) is None else f"{facts[key]:,.{places}f}"
-    return {name: value for name, value in found.items() if value is not None}
+        values[label] = None if metadata.get(key) is None else f"{metadata[key]:,.{decimals}f}"
+    return {label: value for label, value in values.items() if value is not None}
 
 
-def differing(groups: list[dict[str, Any]]) -> list[str]:
-    """Returns the structural fields in which groups of members differ."""
+def differing_fields(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the structural fields in which groups differ.
+
+    Args:
+      groups: "groups" of `sweep.json`.
+
+    >>> differing_fields([{"structural": {"hidden": 8, "steps": 5}}, {"structural": {"hidden": 4, "steps": 5}}])
+    ['hidden']
+    """
     names = dict.fromkeys(name for group in groups for name in group["structural"])
-    return [name for name in names if len({text(group["structural"].get(name)) for group in groups}) > 1]
+    return [name for name in names if len({format_field(group["structural"].get(name)) for group in groups}) > 1]
 
 
-def _table(path: Path) -> Any:
+def _read_table(path: Path) -> DataFrame | None:
     import pandas
 
     if not path.exists():
         return None
     try:
         return pandas.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
+    except (OSError, ValueError) as error:  # pyarrow raises both
         raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _groups(groups: list[dict[str, Any]]) -> Any:
+def _groups_table(groups: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table(title="Groups: one program each")
-    names = differing(groups)
-    for name in (*names, "members", "way"):
+    names = differing_fields(groups)
+    for name in (*names, "members", "execution"):
         table.add_column(name, justify="right" if name == "members" else "left")
-    for group in groups[:20]:
-        values = (text(group["structural"].get(name)) for name in names)
-        table.add_row(*values, f"{group['members']:,}", group["way"])
-    if len(groups) > 20:
-        table.caption = f"and {len(groups) - 20} more"
+    for group in groups[:SHOWN]:
+        values = (format_field(group["structural"].get(name)) for name in names)
+        table.add_row(*values, f"{group['members']:,}", group["execution"])
+    if len(groups) > SHOWN:
+        table.caption = f"and {len(groups) - SHOWN} more"
     return table
 
 
-def _best(facts: dict[str, Any], results: Any, metric: str) -> Any:
+def _configs_table(metadata: dict[str, Any], results: DataFrame, metric: str) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    fields, ids = facts["fields"], config_ids(results, facts["fields"])
+    fields, ids = metadata["fields"], config_ids(results, metadata["fields"])
     configs = results[~ids.duplicated()].set_axis(ids[~ids.duplicated()])
-    summary = statistics(results, ids, metric).sort_values("mean", ascending=facts["mode"] == "min", kind="stable")
-    tests = {name: finite(results, name).groupby(ids).mean() for name in metric_names(results) if name[:5] == "test/"}
-    title = f"Best configs by {metric} ({facts['mode']}), means over seeds"
+    # The table is ranked by the monitored metric on validation, never by test metrics.
+    ranked = seed_statistics(results, ids, metric)
+    ranked = ranked.sort_values("mean", ascending=metadata["mode"] == "min", kind="stable")
+    test_names = [name for name in metric_names(results) if name.startswith("test/")]
+    test_means = {name: finite_values(results, name).groupby(ids).mean() for name in test_names}
+    title = f"Best configs by {metric} ({metadata['mode']}), means over seeds"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in fields:
         table.add_column(name.replace("_", "\n").replace(".", "\n"), overflow="fold")
-    for name in (metric, "95%\ninterval", "n", *tests):
+    for name in (metric, "95%\ninterval", "n", *test_means):
         table.add_column(name.replace("/", "\n"), justify="right", no_wrap=True)
-    for number, row in summary.head(20).iterrows():
-        n, lost = int(row["n"]), int(row["not_finite"])
-        band = f"{digits(row['low'])}..{digits(row['high'])}" if n > 1 else ""
-        cells = [*(text(configs.at[number, name]) for name in fields), digits(row["mean"]), band]
-        cells += [f"{n} of {n + lost}" if lost else f"{n}", *(digits(means[number]) for means in tests.values())]
+    for config_id, row in ranked.head(SHOWN).iterrows():
+        n, num_not_finite = int(row["n"]), int(row["not_finite"])
+        interval = f"{format_metric(row['low'])}..{format_metric(row['high'])}" if n > 1 else ""
+        cells = [*(format_field(configs.at[config_id, name]) for name in fields), format_metric(row["mean"]), interval]
+        cells.append(f"{n} of {n + num_not_finite}" if num_not_finite else f"{n}")
+        cells += [format_metric(means[config_id]) for means in test_means.values()]
         table.add_row(*map(Text, cells))
-    more = [f"and {len(summary) - 20:,} more configs"] if len(summary) > 20 else []
-    table.caption = "\n".join([*more, *notes(results)])
+    more = [f"and {len(ranked) - SHOWN:,} more configs"] if len(ranked) > SHOWN else []
+    table.caption = "\n".join([*more, *caveats(results)])
     return table

@@ -1,7 +1,7 @@
-"""Members of a sweep side by side in one program: mapped inside each device, divided over all of them.
+"""Fast execution: members of a group in one program, vmapped within each device and sharded over all devices.
 
-The fast way on accelerators. A member's metrics agree with its lone run's to rounding at first, then drift, because
-XLA orders sums as it likes; its keys and the order of its data are the same.
+The default on accelerators. A member has the keys and the order of data of its single run; its metrics agree to
+rounding at first and then drift, because XLA orders the sums of a vmapped program differently.
 """
 
 from __future__ import annotations
@@ -10,316 +10,361 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from foldax.engine import compiled, evaluation, loop
+from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import state_digest
-from foldax.engine.fold import Best, Fold, Program, Report, first_best
-from foldax.engine.state import NEVER, Boundary, Calls, Hooks, Run
+from foldax.engine.evaluation import SplitEvaluation
+from foldax.engine.fold import BestState, ChunkReport, Fold, Program, initial_best
+from foldax.engine.state import NEVER, CompiledFunctions, Hooks, PendingChunk, Run, Timestamp
 from foldax.experiment import Experiment
-from foldax.sweeps.exact import Member, Outcome
+from foldax.learner import Batch, State
+from foldax.sweeps.exact import Member, MemberResult, OnResult
+from foldax.sweeps.space import Config
 
-MEMBERS = "members"  # the mesh's axis
-FOLD = Fold(None, 0, 0, 0)  # type: ignore[arg-type]  # the step is common to all, so that the loop's end is no array
+MEMBER_AXIS = "members"  # of the mesh
+# `step` is not mapped: all members share it, so that the bound of the loop is a scalar instead of an array.
+FOLD_AXES = Fold(None, 0, 0, 0)  # type: ignore[arg-type]
+REPORT_AXES = ChunkReport(None, 0, 0)  # type: ignore[arg-type]
 
 
-def _mapped(function: Callable[..., Any], mesh: Any, in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-    """Maps a function over the members within each device of the mesh."""
+def _vmap_over_mesh(function: Callable[..., Any], mesh: Mesh, in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Maps a function over members: `vmap` within a device, `shard_map` over devices."""
 
-    def spec(axes: Any) -> Any:
-        return jax.tree.map(
-            lambda axis: PartitionSpec() if axis is None else PartitionSpec(MEMBERS), axes, is_leaf=lambda x: x is None
-        )
+    def specs(axes: Any) -> Any:
+        shared, mapped = PartitionSpec(), PartitionSpec(MEMBER_AXIS)
+        return jax.tree.map(lambda axis: shared if axis is None else mapped, axes, is_leaf=lambda x: x is None)
 
-    many = jax.vmap(function, in_axes, out_axes)
-    return jax.shard_map(many, mesh=mesh, in_specs=spec(in_axes), out_specs=spec(out_axes), check_vma=False)
+    # Devices are mapped outside of the members, so that the compiled program has no communication.
+    vmapped = jax.vmap(function, in_axes, out_axes)
+    return jax.shard_map(vmapped, mesh=mesh, in_specs=specs(in_axes), out_specs=specs(out_axes), check_vma=False)
+
+
+# The functions of `engine.fold` for many members: configs, seeds, states and results have a leading axis of members,
+# data and step bounds are shared.
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "program"))
-def _start(mesh: Any, program: Program, config: Any, seed: Any, examples: Any, data: Any) -> Fold:
-    start = functools.partial(folds.start, program)
-    return _mapped(start, mesh, (0, 0, None, None), FOLD)(config, seed, examples, data)
+def _initial_fold(mesh: Mesh, program: Program, config: Config, seed: jax.Array, examples: Batch, data: Batch) -> Fold:
+    start = functools.partial(folds.initial_fold, program)
+    return _vmap_over_mesh(start, mesh, (0, 0, None, None), FOLD_AXES)(config, seed, examples, data)
 
 
 def _advance(
-    mesh: Any,
+    mesh: Mesh,
     program: Program,
-    config: Any,
-    seed: Any,
+    config: Config,
+    seed: jax.Array,
     fold: Fold,
-    stopped: Any,
-    data: Any,
-    first: Any,
-    until: Any,
-    log_every: Any,
-) -> tuple[Fold, Report]:
-    def one(config: Any, seed: Any, fold: Fold, stopped: Any, *shared: Any) -> tuple[Fold, Report]:
+    stopped: jax.Array,
+    data: Batch,
+    block_start: jax.Array,
+    until: jax.Array,
+    log_every: jax.Array,
+) -> tuple[Fold, ChunkReport]:
+    def advance_member(config: Config, seed: jax.Array, fold: Fold, stopped: jax.Array, *shared: Any) -> Any:
+        # A frozen member computes its steps too, and they are discarded: under `vmap` a branch would save nothing.
         after, report = folds.advance(program, config, seed, fold, jnp.bool_(False), *shared)
         frozen = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), fold, after)
+        # The step is shared with members that go on.
         return frozen._replace(step=after.step), report
 
-    many = _mapped(one, mesh, (0, 0, FOLD, 0, None, None, None, None), (FOLD, Report(None, 0, 0)))  # type: ignore[arg-type]
-    return many(config, seed, fold, stopped, data, first, until, log_every)
+    in_axes = (0, 0, FOLD_AXES, 0, None, None, None, None)
+    advance_members = _vmap_over_mesh(advance_member, mesh, in_axes, (FOLD_AXES, REPORT_AXES))
+    return advance_members(config, seed, fold, stopped, data, block_start, until, log_every)
 
 
-_advance = jax.jit(compiled.counted("advance", _advance), static_argnames=("mesh", "program"), donate_argnames="fold")
+_advance = jax.jit(
+    compiled.count_traces("advance", _advance), static_argnames=("mesh", "program"), donate_argnames="fold"
+)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "program", "collect"))
 def _evaluate(
-    mesh: Any, program: Program, config: Any, seed: Any, state: Any, batches: Any, mask: Any, index: Any, collect: bool
+    mesh: Mesh, program: Program, config: Config, seed: jax.Array, state: State, *block: Any, collect: bool
 ) -> Any:
-    def one(config: Any, seed: Any, state: Any, batches: Any, mask: Any, index: Any) -> Any:
-        return folds.evaluate(program, config, seed, state, batches, mask, index, collect)
-
-    return _mapped(one, mesh, (0, 0, 0, None, None, None), 0)(config, seed, state, batches, mask, index)
+    """Evaluates a block of a split: batches, mask and index of `fold.evaluate`."""
+    evaluate_member = functools.partial(folds.evaluate, program, collect=collect)
+    return _vmap_over_mesh(evaluate_member, mesh, (0, 0, 0, None, None, None), 0)(config, seed, state, *block)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="best")
-def _observe(mesh: Any, best: Any, fold: Fold, value: Any, sign: Any, patience: Any) -> Any:
-    return _mapped(folds.observe, mesh, (0, FOLD, 0, None, None), 0)(best, fold, value, sign, patience)
+def _update_best(
+    mesh: Mesh, best: BestState, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
+) -> tuple[BestState, jax.Array]:
+    in_axes = (0, FOLD_AXES, 0, None, None)
+    return _vmap_over_mesh(folds.update_best, mesh, in_axes, 0)(best, fold, value, sign, patience)
 
 
-class Together:
-    """Members of one group on their way through one program.
+class VmappedMembers:
+    """Members of one group that train together in one program.
 
     Attributes:
-      members: those that are still in the arrays, in the order of their rows; further rows are padding.
-      run: the driver's bookkeeping; its arrays have a leading axis of rows.
-      histories: lines of the log by member index.
-      frozen: how a member froze, and after how many steps, by its index.
+      members: members in the arrays, in the order of their rows; further rows are padding.
+      run: the engine's bookkeeping; its arrays have a leading axis of rows.
+      histories: log lines by member number.
+      frozen: `(status, steps)` by number of a member that stopped early or became not finite.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        members: Sequence[Member],
-        devices: Sequence[jax.Device],
-        initial: Callable[[Any], Any] | None = None,
+        self, experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks = Hooks()
     ) -> None:
+        """Initialises all members at step 0.
+
+        Args:
+          experiment: the experiment that the members run.
+          members: members of one group, with equal driver fields but for the seed.
+          devices: devices over which the members are sharded.
+          hooks: hooks of the run; `replace_initial_state` is called with the state of each member.
+        """
         self.experiment, self.members, self.devices = experiment, list(members), list(devices)
         self.histories: dict[int, list[dict[str, Any]]] = {member.number: [] for member in members}
         self.frozen: dict[int, tuple[str, int]] = {}
-        self.mesh = jax.sharding.Mesh(np.array(devices), (MEMBERS,), axis_types=(jax.sharding.AxisType.Auto,))
-        self.run = self._begin(initial)
+        self.mesh = Mesh(np.array(devices), (MEMBER_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+        self.run = self._start_run(hooks.replace_initial_state)
 
-    def _begin(self, initial: Callable[[Any], Any] | None) -> Run:
-        began, config = (time.perf_counter(), compiled.compile_seconds()), self.members[0].config
+    def _start_run(self, replace_initial_state: Callable[[State], State] | None) -> Run:
+        # 1. Program and data: one copy of the data on each device.
+        started_at, config = Timestamp.now(), self.members[0].config
         dataset = self.members[0].dataset
         if dataset is not None:
             dataset = dataset.to(NamedSharding(self.mesh, PartitionSpec()))
-        program = loop.make_program(self.experiment, config, dataset)
-        rows = self._rows(range(len(self.members)))
-        each = [compiled.prepared(self.members[row].config) for row in rows]
-        traced, seeds = self._place(jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(each)))
-        blocks = loop.blocks_of(dataset, config.seed, 0, None)
+        program = setup.make_program(self.experiment, config, dataset)
+        # 2. Arguments: configs and seeds of all members, stacked.
+        rows = self._pad_rows(range(len(self.members)))
+        arguments_by_row = [compiled.traced_config_and_seed(self.members[row].config) for row in rows]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(arguments_by_row))
+        configs, seeds = self._shard(stacked)
+        blocks = setup.data_blocks(dataset, config.seed, 0, None)
         block = next(blocks)
         examples = None if dataset is None else dataset.train.examples()
-        arguments = dict(config=traced, seed=seeds, examples=examples, data=block.data)
-        with self._explained(program, examples, block.data):
-            fold = _start(self.mesh, program, **arguments)
-        if initial is not None:
-            states = jax.device_get(fold.state)
-            changed = [initial(evaluation.taken(states, row)) for row in range(len(rows))]
-            state = jax.tree.map(lambda *leaves: np.stack(leaves), *changed)
-            fold = fold._replace(state=compiled.copy(self._place(state)))
-        keeps_best = config.keep == "best" and loop.has(dataset, "validation")
-        best = jax.tree.map(lambda x: np.broadcast_to(x, (len(rows), *x.shape)), first_best(None))
-        best = self._place(best)._replace(state=compiled.copy(fold.state) if keeps_best else None)
-        run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, [], time.perf_counter(), began)
-        run.calls = Calls(*(functools.partial(call, self.mesh) for call in (_advance, _evaluate, _observe)))
-        run.rows = len(rows)
+        arguments = dict(config=configs, seed=seeds, examples=examples, data=block.data)
+        # 3. Initial states, which parameters of another run may replace.
+        with self._user_errors(program, examples, block.data):
+            fold = _initial_fold(self.mesh, program, **arguments)
+            state = jax.eval_shape(lambda state: jax.tree.map(lambda x: x[0], state), fold.state)
+            setup.check_evaluate(program, *arguments_by_row[0], state, dataset)
+        if replace_initial_state is not None:
+            states = jax.device_get(fold.state)  # on the host, as in a single run
+            replaced = [replace_initial_state(evaluation.take_rows(states, row)) for row in range(len(rows))]
+            state = jax.tree.map(lambda *leaves: np.stack(leaves), *replaced)
+            fold = fold._replace(state=compiled.copy(self._shard(state)))
+        # 4. Best states, of which each member has its own.
+        keeps_best = config.keep == "best" and setup.has_split(dataset, "validation")
+        best = jax.tree.map(lambda x: np.broadcast_to(x, (len(rows), *x.shape)), initial_best(None))
+        best = self._shard(best)._replace(state=compiled.copy(fold.state) if keeps_best else None)
+        run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
+        functions = (_advance, _evaluate, _update_best)
+        run.compiled = CompiledFunctions(*(functools.partial(function, self.mesh) for function in functions))
+        run.num_members = len(rows)
         return run
 
-    def _rows(self, rows: Sequence[int]) -> np.ndarray:
-        """Returns rows that divide over the devices: the last one again as padding."""
+    def _pad_rows(self, rows: Sequence[int]) -> np.ndarray:
+        """Repeats the last row until the rows divide evenly over the devices."""
         padding = -len(rows) % len(self.devices)
         return np.array([*rows, *[rows[-1]] * padding])
 
-    def _place(self, tree: Any) -> Any:
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(MEMBERS)))
+    def _shard(self, tree: Any) -> Any:
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(MEMBER_AXIS)))
 
-    def _explained(self, program: Program, examples: Any, data: Any) -> Any:
-        return compiled.explained(program, *compiled.prepared(self.members[0].config), examples, data)
+    def _user_errors(self, program: Program, examples: Batch, data: Batch) -> AbstractContextManager[None]:
+        return compiled.user_errors(program, *compiled.traced_config_and_seed(self.members[0].config), examples, data)
 
     def fold(self, hooks: Hooks, until: int = NEVER) -> str:
-        """Folds all members to a step, or their end; "crowded" says that frozen ones should be dropped first."""
-        crowded = hooks._replace(interrupted=lambda: hooks.interrupted() or self._crowded())
+        """Trains all members up to step `until` or their end.
+
+        Returns:
+          The status of `loop.train_loop`, or "mostly_frozen": compact the arrays before going on.
+        """
+        either = hooks._replace(stop_requested=lambda: hooks.stop_requested() or self._mostly_frozen())
         arguments = self.run.arguments
-        with self._explained(self.run.program, arguments["examples"], arguments["data"]):
-            status = loop.fold_all(self.run, crowded, until, self._read)
-        return "crowded" if status == "interrupted" and not hooks.interrupted() else status
+        with self._user_errors(self.run.program, arguments["examples"], arguments["data"]):
+            # The loop is interrupted for either reason; which one it was is asked again.
+            status = loop.train_loop(self.run, either, until, self._read)
+        return "mostly_frozen" if status == "interrupted" and not hooks.stop_requested() else status
 
-    def _crowded(self) -> bool:
-        """Whether half of the rows were frozen an evaluation ago: by then that is known, whatever the chunks were.
+    def _mostly_frozen(self) -> bool:
+        """Whether at least half of the members were frozen one evaluation ago.
 
-        So the arrays shrink at the same steps in every run of the same sweep, and a member's bits, which depend on
-        how many are beside it, are the same.
+        One evaluation ago, because by then it is known whatever the size of chunks. So the arrays shrink at the same
+        steps in every run of a sweep; the bits of a member, which depend on the size of the arrays, are reproducible.
         """
         step, every = self.run.step, self.run.config.evaluate_every
-        live = self.live(step - every)
-        fewer = 2 * len(live) <= len(self.members) and 0 < len(self._rows(live or [0])) < (self.run.rows or 0)
-        return every > 0 and step % every == 0 and fewer
+        active = self.active_rows(step - every)
+        num_rows = len(self._pad_rows(active or [0]))
+        smaller = 2 * len(active) <= len(self.members) and 0 < num_rows < (self.run.num_members or 0)
+        return every > 0 and step % every == 0 and smaller
 
-    def live(self, step: int = NEVER) -> list[int]:
-        """Returns the rows of the members that had not frozen by a step."""
+    def active_rows(self, step: int = NEVER) -> list[int]:
+        """Rows of the members that were not frozen yet at a step."""
         frozen = [(row, self.frozen.get(member.number, ("", NEVER))) for row, member in enumerate(self.members)]
-        return [row for row, (how, when) in frozen if not how or when > step]
+        return [row for row, (status, when) in frozen if not status or when > step]
 
-    def _read(self, run: Run, hooks: Hooks, boundary: Boundary) -> bool:
-        """Reads what was dispatched up to a boundary, for every member that was not frozen before it."""
-        report, found, stopped = jax.device_get((boundary.report, boundary.evaluation, boundary.stopped))
-        for row in self.live():
-            index = self.members[row].number
-            theirs = Report(report.step, *evaluation.taken(report[1:], row))
-            lines, bad = loop.log_lines(run, boundary, theirs, found and evaluation.of_member(found, row))
-            self.histories[index] += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
+    def _read(self, run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
+        """Logs a finished chunk for every member that was not frozen before it; see `loop.train_loop`."""
+        report, evaluated, stopped = jax.device_get((chunk.report, chunk.evaluation, chunk.stopped))
+        # Rows are read as if each were a run of its own; padding and frozen members are skipped.
+        for row in self.active_rows():
+            number = self.members[row].number
+            member_report = ChunkReport(report.step, *evaluation.take_rows(report[1:], row))
+            member_evaluation = evaluated and evaluation.member_evaluation(evaluated, row)
+            lines, bad = loop.log_lines(run, chunk, member_report, member_evaluation)
+            self.histories[number] += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
             if bad and (stopped is None or stopped[row]):
-                self.frozen[index] = ("not finite", min(bad.values()))
+                self.frozen[number] = ("not finite", min(bad.values()))
             elif stopped is not None and stopped[row]:
-                self.frozen[index] = ("stopped early", boundary.end)
-        hooks.progress(boundary.end)
-        if boundary.snapshot is not None:
-            self.save(hooks, boundary.snapshot)
-        return not self.live()
+                self.frozen[number] = ("stopped early", chunk.end)
+        hooks.progress(chunk.end)
+        if chunk.snapshot is not None:
+            self.save(hooks, chunk.snapshot)
+        return not self.active_rows()
 
-    def save(self, hooks: Hooks, tree: Any) -> None:
-        """Starts writing a checkpoint of all that is in the arrays."""
+    def save(self, hooks: Hooks, tree: tuple[Fold, BestState]) -> None:
+        """Starts writing a checkpoint of all members in the arrays."""
         if hooks.checkpoints is not None:
+            numbers = [member.number for member in self.members]
             meta = {
-                "members": [member.number for member in self.members],
-                "histories": [list(self.histories[member.number]) for member in self.members],  # they grow meanwhile
-                "frozen": [self.frozen.get(member.number) for member in self.members],
+                "members": numbers,
+                "histories": [list(self.histories[number]) for number in numbers],  # copies: they grow meanwhile
+                "frozen": [self.frozen.get(number) for number in numbers],
             }
             hooks.checkpoints.save(int(tree[0].step), tree, meta)
 
-    def outcomes(self, rows: Sequence[int]) -> list[Outcome]:
-        """Returns what came of the members in some rows, which have come to their end."""
+    def results(self, rows: Sequence[int]) -> list[MemberResult]:
+        """Evaluates all members, and returns the results of those in some rows, which have ended."""
         run = self.run
-        kept, best_step = run.fold.state, np.full(run.rows or 0, -1)
+        state, best_step = run.fold.state, np.full(run.num_members or 0, -1)
         if run.best.state is not None:
+            # A member without a finite evaluation is tested in its last state.
             best_step = jax.device_get(run.best.step)
-            kept = _best(run.best, run.fold)
-        with self._explained(run.program, run.arguments["examples"], run.arguments["data"]):
-            found = {
-                split: jax.device_get(loop.evaluated(run, kept, split))
-                for split in ("validation", "test")
-                if loop.has(run.dataset, split)
-            }
-            final = jax.device_get(run.fold.state)
-            seconds = (time.perf_counter() - run.began[0]) / len(self.members)
-            return [self._outcome(row, found, int(best_step[row]), final, seconds) for row in rows]
+            state = _best_or_last_state(run.best, run.fold)
+        with self._user_errors(run.program, run.arguments["examples"], run.arguments["data"]):
+            splits = [split for split in ("validation", "test") if setup.has_split(run.dataset, split)]
+            evaluations = {split: jax.device_get(loop.evaluate_split(run, state, split)) for split in splits}
+            last_state = jax.device_get(run.fold.state)
+            seconds = (time.perf_counter() - run.started_at.seconds) / len(self.members)
+            return [self._result(row, evaluations, int(best_step[row]), last_state, seconds) for row in rows]
 
-    def _outcome(self, row: int, found: dict[str, Any], best_step: int, final: Any, seconds: float) -> Outcome:
-        member = self.members[row]
-        status, steps = self.frozen.get(member.number, ("finished", self.run.step))
-        history = self.histories[member.number]
+    def _result(
+        self, row: int, evaluations: dict[str, SplitEvaluation], best_step: int, last_state: State, seconds: float
+    ) -> MemberResult:
+        number = self.members[row].number
+        status, steps = self.frozen.get(number, ("finished", self.run.step))
+        history = self.histories[number]
         if status == "not finite":
-            return Outcome(member.number, status, steps, None, {}, history, None, seconds)
+            return MemberResult(number, status, steps, None, {}, history, None, seconds)
         metrics = loop.last_training_metrics(history)
-        for split, result in found.items():
-            metrics[split] = evaluation.metrics(self.run.program, evaluation.of_member(result, row))
-        digest, step = state_digest(evaluation.taken(final, row)), best_step if best_step >= 0 else None
-        return Outcome(member.number, status, steps, step, metrics, history, digest, seconds)
+        for split, result in evaluations.items():
+            metrics[split] = evaluation.split_metrics(self.run.program, evaluation.member_evaluation(result, row))
+        best = best_step if best_step >= 0 else None
+        digest = state_digest(evaluation.take_rows(last_state, row))
+        return MemberResult(number, status, steps, best, metrics, history, digest, seconds)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all members but those in some rows from the arrays; the program is compiled for the new size."""
-        run, places = self.run, self._rows(rows)
+    def compact(self, rows: Sequence[int]) -> None:
+        """Keeps only the members in some rows; the program is compiled anew for the smaller arrays."""
+        run, padded = self.run, self._pad_rows(rows)
         step, config, seed = run.fold.step, run.arguments["config"], run.arguments["seed"]
+        # Rows are taken on the host: indexing a sharded array turned -0.0 into 0.0.
         kept = jax.device_get((run.fold[1:], run.best, config, seed))
-        fold, run.best, config, seed = self._place(evaluation.taken(kept, places))
-        self.members, run.rows = [self.members[row] for row in rows], len(places)
+        fold, run.best, config, seed = self._shard(evaluation.take_rows(kept, padded))
+        self.members, run.num_members = [self.members[row] for row in rows], len(padded)
         run.fold, run.arguments = Fold(step, *fold), {**run.arguments, "config": config, "seed": seed}
 
 
 @jax.jit
-def _best(best: Best, fold: Fold) -> Any:
-    """Returns each row's best state, or the last where there is no best."""
+def _best_or_last_state(best: BestState, fold: Fold) -> State:
+    """Selects each member's best state, or its last where no evaluation was finite."""
 
-    def one(best: Any, last: Any) -> Any:
-        known = (best_step >= 0).reshape(-1, *[1] * (last.ndim - 1))
-        return jnp.where(known, best, last)
+    def select(best_leaf: jax.Array, last_leaf: jax.Array) -> jax.Array:
+        exists = (best.step >= 0).reshape(-1, *[1] * (last_leaf.ndim - 1))
+        return jnp.where(exists, best_leaf, last_leaf)
 
-    best_step = best.step
-    return jax.tree.map(one, best.state, fold.state)
+    return jax.tree.map(select, best.state, fold.state)
 
 
-def fold_together(
-    experiment: Experiment,
-    members: Sequence[Member],
-    devices: Sequence[jax.Device],
-    hooks: Hooks,
-    done: Callable[[Outcome], None],
+def fold_vmapped(
+    experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks, on_result: OnResult
 ) -> bool:
-    """Folds members of one group side by side to their end, from the newest checkpoint on; says whether they are done.
+    """Trains members of one group together to their end, from the newest checkpoint on if there is one.
 
     Args:
-      experiment: what they run.
-      members: of one group, alike in all driver fields but the seed.
-      devices: to divide them over.
-      hooks: the driver's; `log` is not called.
-      done: takes what came of a member, some when others are still on their way.
+      experiment: the experiment that the members run.
+      members: members of one group, with equal driver fields but for the seed.
+      devices: devices over which the members are sharded.
+      hooks: hooks of the run; `log` is not called.
+      on_result: takes the results of members that have ended, while others may go on.
+
+    Returns:
+      False if the members were interrupted before their end.
     """
-    together = restored(experiment, members, devices, hooks)
+    vmapped = restore_or_begin(experiment, members, devices, hooks)
     while True:
-        status = together.fold(hooks)
+        status = vmapped.fold(hooks)
         if status == "interrupted":
-            together.save(hooks, (together.run.fold, together.run.best))
+            vmapped.save(hooks, (vmapped.run.fold, vmapped.run.best))
             return False
-        rows, run = range(len(together.members)), together.run
-        live = together.live(run.step - run.config.evaluate_every) if status == "crowded" else []
-        for outcome in together.outcomes([row for row in rows if row not in live]):
-            done(outcome)
-        if status != "crowded":
+        # All members have ended, or half of them froze: take the results of those, and compact the arrays.
+        rows, run = range(len(vmapped.members)), vmapped.run
+        active = vmapped.active_rows(run.step - run.config.evaluate_every) if status == "mostly_frozen" else []
+        for result in vmapped.results([row for row in rows if row not in active]):
+            on_result(result)
+        if status != "mostly_frozen":
             return True
-        together.keep(live)
+        vmapped.compact(active)
 
 
-def restored(
+def restore_or_begin(
     experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks
-) -> Together:
-    """Returns members on their way: from the newest checkpoint if there is one, else from their first step."""
-    made: list[Together] = []
+) -> VmappedMembers:
+    """Restores members from the newest checkpoint, or initialises them; arguments as of `fold_vmapped`."""
+    # The checkpoint's metadata says which members it holds, and so what shape its arrays have.
+    restored: list[VmappedMembers] = []
 
-    def like(meta: dict[str, Any]) -> Any:
-        by_index = {member.number: member for member in members}
-        made.append(Together(experiment, [by_index[index] for index in meta["members"]], devices))
-        return made[-1].run.fold, made[-1].run.best
+    def like(meta: dict[str, Any]) -> tuple[Fold, BestState]:
+        by_number = {member.number: member for member in members}
+        restored.append(VmappedMembers(experiment, [by_number[number] for number in meta["members"]], devices))
+        return restored[-1].run.fold, restored[-1].run.best
 
-    found = None if hooks.checkpoints is None else hooks.checkpoints.restore(like)
-    if found is None:
-        return Together(experiment, members, devices, hooks.initial)
-    together, (tree, meta) = made[-1], found
-    run = together.run
+    checkpoint = None if hooks.checkpoints is None else hooks.checkpoints.restore(like)
+    if checkpoint is None:
+        return VmappedMembers(experiment, members, devices, hooks)
+    vmapped, (tree, meta) = restored[-1], checkpoint
+    run = vmapped.run
     run.fold, run.best = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, (run.fold, run.best))
     run.step = int(run.fold.step)
-    together.histories = dict(zip(meta["members"], meta["histories"]))
-    together.frozen = {index: tuple(how) for index, how in zip(meta["members"], meta["frozen"]) if how is not None}
-    return together
+    vmapped.histories = dict(zip(meta["members"], meta["histories"]))
+    frozen = dict(zip(meta["members"], meta["frozen"]))
+    vmapped.frozen = {number: tuple(how) for number, how in frozen.items() if how is not None}
+    return vmapped
 
 
-def can_be_divided(experiment: Experiment, member: Member) -> bool:
-    """Whether members like this one can be divided over devices: on arrays without elements jaxlib 0.12 crashes."""
-    program, arguments = loop.start_arguments(experiment, member.config, member.dataset)
-    with compiled.explained(program, *arguments):
-        fold = jax.eval_shape(functools.partial(compiled.start, program), *arguments)
+def can_be_sharded(experiment: Experiment, member: Member) -> bool:
+    """Whether members like this one can be sharded over devices: jaxlib 0.12 crashes on arrays without elements."""
+    program, arguments = setup.initial_fold_arguments(experiment, member.config, member.dataset)
+    with compiled.user_errors(program, *arguments):
+        fold = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments)
     return all(leaf.size for leaf in jax.tree.leaves(fold))
 
 
-def members_in_memory(experiment: Experiment, member: Member) -> tuple[int, int]:
-    """Returns the bytes that a member needs at most, the data aside, and how many fit into half of the free memory."""
-    program, arguments = loop.start_arguments(experiment, member.config, member.dataset)
-    with compiled.explained(program, *arguments):
-        size = compiled.update_bytes(program, *arguments)
-    device = jax.local_devices()[0]
-    known = device.memory_stats() or {}
-    free = known.get("bytes_limit", 0) - known.get("bytes_in_use", 0)
-    if free <= 0:  # the CPU's devices share the machine's memory
+def memory_estimate(experiment: Experiment, member: Member) -> tuple[int, int]:
+    """Estimates the memory of members like this one.
+
+    Returns:
+      Upper bound of a member's bytes without the dataset, and the number of members that fit into half of the free
+      memory of all devices.
+    """
+    program, arguments = setup.initial_fold_arguments(experiment, member.config, member.dataset)
+    with compiled.user_errors(program, *arguments):
+        member_bytes = compiled.update_bytes(program, *arguments)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    if free <= 0:  # no statistics on CPUs, whose devices share the machine's memory
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
-    return size, max(1, free // 2 // size) * jax.local_device_count()
+    return member_bytes, max(1, free // 2 // member_bytes) * jax.local_device_count()

@@ -1,4 +1,4 @@
-"""k-means against scikit-learn on the same starts, and batch by batch against the mean of all that was seen."""
+"""k-means against scikit-learn from the same initial centres, and minibatch k-means against running means."""
 
 import jax
 import jax.numpy as jnp
@@ -16,64 +16,64 @@ POINTS = load_digits().data.astype(np.float32)[:600]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_lloyd_ends_where_scikit_learn_does_from_the_same_start(seed):
-    start = kmeans.plus_plus(jax.random.key(seed), jnp.asarray(POINTS), 10)
-    centers, inertia = jax.jit(kmeans.lloyd)(POINTS, start)
-    theirs = KMeans(10, init=np.asarray(start), n_init=1, algorithm="lloyd", tol=0).fit(POINTS)
+def test_lloyd_converges_to_the_centres_of_scikit_learn_from_the_same_initial_ones(seed):
+    initial = kmeans.kmeans_plus_plus(jax.random.key(seed), jnp.asarray(POINTS), 10)
+    centers, inertia = jax.jit(kmeans.lloyd)(POINTS, initial)
+    theirs = KMeans(10, init=np.asarray(initial), n_init=1, algorithm="lloyd", tol=0).fit(POINTS)
     assert float(inertia) == pytest.approx(theirs.inertia_, rel=1e-5)
     np.testing.assert_allclose(centers, theirs.cluster_centers_, rtol=1e-3, atol=1e-3)
 
 
-def test_restarts_find_what_scikit_learn_finds():
-    _, inertia = jax.jit(lambda key: kmeans.fit(key, jnp.asarray(POINTS), 10, restarts=10))(KEY)
+def test_restarts_reach_the_inertia_of_scikit_learn():
+    _, inertia = jax.jit(lambda key: kmeans.fit(key, jnp.asarray(POINTS), 10, num_restarts=10))(KEY)
     theirs = KMeans(10, n_init=10, random_state=0).fit(POINTS).inertia_
     assert float(inertia) == pytest.approx(theirs, rel=0.005)
 
 
-def test_plus_plus_draws_points_that_are_far_from_each_other():
-    """Of three far groups of equal size, each start holds one point of each."""
+def test_kmeans_plus_plus_draws_distant_points():
+    """With three distant groups of equal size, the initial centres hold one point of each."""
     groups = np.repeat(np.array([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]], np.float32), 20, axis=0)
     groups = groups + np.random.RandomState(0).randn(60, 2).astype(np.float32) * 0.01
-    starts = jax.vmap(lambda key: kmeans.plus_plus(key, groups, 3))(jax.random.split(KEY, 20))
-    for start in np.asarray(starts):
-        assert len(np.unique(np.round(start / 100), axis=0)) == 3
+    initial = jax.vmap(lambda key: kmeans.kmeans_plus_plus(key, groups, 3))(jax.random.split(KEY, 20))
+    for centers in np.asarray(initial):
+        assert len(np.unique(np.round(centers / 100), axis=0)) == 3
 
 
-def test_points_that_are_all_equal_make_finite_clusters():
-    centers, inertia = kmeans.fit(KEY, jnp.ones((7, 3)), 3, restarts=2)
+def test_equal_points_give_finite_centres():
+    centers, inertia = kmeans.fit(KEY, jnp.ones((7, 3)), 3, num_restarts=2)
     assert float(inertia) == 0.0
     np.testing.assert_array_equal(centers, np.ones((3, 3)))
 
 
-def test_a_center_is_the_mean_of_all_that_it_has_seen():
-    learner = learners.kmeans.minibatch(1)
+def test_a_minibatch_centre_is_the_mean_of_all_points_assigned_to_it():
+    learner = learners.kmeans.minibatch_kmeans(1)
     state = learner.init(KEY, {"inputs": POINTS})
     for index in range(4):
         state, _ = learner.update(state, {"inputs": POINTS[index * 150 : (index + 1) * 150]}, KEY)
     np.testing.assert_allclose(state.centers[0], POINTS.mean(axis=0), rtol=1e-4, atol=1e-4)
 
 
-def test_batches_come_near_the_inertia_of_all_at_once():
-    learner = kmeans.minibatch(10)
+def test_minibatches_approach_the_inertia_of_the_whole_dataset():
+    learner = kmeans.minibatch_kmeans(10)
     state, update = learner.init(KEY, {"inputs": POINTS}), jax.jit(learner.update)
     for index in range(60):
         rows = np.random.RandomState(index).choice(len(POINTS), 100, replace=False)
         state, _ = update(state, {"inputs": POINTS[rows]}, KEY)
-    values = learner.evaluate(state, {"inputs": POINTS, "targets": load_digits().target[:600]}, KEY)
+    result = learner.evaluate(state, {"inputs": POINTS, "targets": load_digits().target[:600]}, KEY)
     best = KMeans(10, n_init=10, random_state=0).fit(POINTS).inertia_
-    assert best * 0.999 < float(values["loss"].sum()) < 1.1 * best
-    np.testing.assert_array_equal(values["assignments"], learner.predict(state, POINTS, KEY))
-    assert kmeans.agreement({k: np.asarray(v) for k, v in values.items()})["adjusted_rand"] > 0.4
+    assert best * 0.999 < float(result.metrics["loss"].sum()) < 1.1 * best
+    np.testing.assert_array_equal(result.outputs["assignments"], learner.predict(state, POINTS, KEY))
+    assert kmeans.clustering_scores({k: np.asarray(v) for k, v in result.outputs.items()})["adjusted_rand_index"] > 0.4
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("call", "message"),
     [
-        (lambda: kmeans.minibatch(0), "1 or more"),
-        (lambda: kmeans.plus_plus(KEY, jnp.ones((3, 2)), 4), "from 1 to the number of points, 3"),
-        (lambda: kmeans.fit(KEY, jnp.ones((3, 2)), 2, restarts=0), "restarts"),
+        (lambda: kmeans.minibatch_kmeans(0), "1 or more"),
+        (lambda: kmeans.kmeans_plus_plus(KEY, jnp.ones((3, 2)), 4), "from 1 to the number of points, 3"),
+        (lambda: kmeans.fit(KEY, jnp.ones((3, 2)), 2, num_restarts=0), "num_restarts"),
     ],
 )
-def test_wrong_numbers_say_so(make, said):
-    with pytest.raises(ConfigError, match=said):
-        make()
+def test_numbers_out_of_range_are_errors(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()

@@ -12,7 +12,7 @@ from foldax import learners
 from foldax.errors import ConfigError
 from foldax.learners import VAE
 from foldax.learners.generative import likelihoods
-from foldax.models import MLP, Neighbours
+from foldax.models import MLP, LocalAutoregressiveHead
 
 KEY = jax.random.key(0)
 NOISE = 0.5
@@ -28,10 +28,10 @@ def linear_data(count=256):
 
 
 def exact_posterior_vae():
-    """A linear VAE whose decoder is the data's and whose encoder gives the posterior, but for its correlations."""
+    """A linear VAE with the data's own decoder and the best factorised posterior as its encoder."""
     rows, weights, exact = linear_data()
     inverse = np.linalg.inv(weights.T @ weights + NOISE**2 * np.eye(2))
-    deviations = np.sqrt(1 / np.diag(np.linalg.inv(NOISE**2 * inverse)))  # the best that factorises
+    deviations = np.sqrt(1 / np.diag(np.linalg.inv(NOISE**2 * inverse)))  # of the best factorised posterior
     params = {
         "encoder": {
             "Dense_0": {
@@ -50,26 +50,28 @@ def bounds():
     model, params, rows, exact = exact_posterior_vae()
     learner = learners.vae(model, optax.sgd(0.0), importance_samples=500)
     state = learner.init(KEY, {"inputs": rows})._replace(params=params)
-    return jax.jit(learner.evaluate)(state, {"inputs": rows}, KEY), exact
+    return jax.jit(learner.evaluate)(state, {"inputs": rows}, KEY).metrics, exact
 
 
-def test_the_elbo_is_below_the_exact_likelihood_and_importance_closes_the_gap(bounds):
-    values, exact = bounds
-    elbo, importance = float(values["elbo"].mean()), float(values["importance_bound"].mean())
-    assert elbo < importance < exact.mean() + 0.01
-    assert importance == pytest.approx(exact.mean(), abs=0.02)
+def test_the_elbo_is_below_the_exact_likelihood_and_importance_weighting_closes_the_gap(bounds):
+    metrics, exact = bounds
+    elbo, iwae = float(metrics["elbo"].mean()), float(metrics["iwae_bound"].mean())
+    assert elbo < iwae < exact.mean() + 0.01
+    assert iwae == pytest.approx(exact.mean(), abs=0.02)
 
 
-def test_bits_per_dimension_are_those_of_the_bounds(bounds):
-    values, _ = bounds
-    np.testing.assert_allclose(values["bits_per_dimension"], -values["elbo"] / (4 * np.log(2)), rtol=1e-5)
-    by_importance = -values["importance_bound"] / (4 * np.log(2))
-    np.testing.assert_allclose(values["importance_bits_per_dimension"], by_importance, rtol=1e-5)
+def test_bits_per_dimension_convert_the_bounds(bounds):
+    metrics, _ = bounds
+    np.testing.assert_allclose(metrics["bits_per_dimension"], -metrics["elbo"] / (4 * np.log(2)), rtol=1e-5)
+    iwae_bits = -metrics["iwae_bound"] / (4 * np.log(2))
+    np.testing.assert_allclose(metrics["iwae_bits_per_dimension"], iwae_bits, rtol=1e-5)
 
 
 def test_training_reaches_the_exact_likelihood_of_linear_data():
     _, _, rows, exact = exact_posterior_vae()
-    encoder = MLP((4,), kernel_init=nn.initializers.normal(0.01))  # deviations are exponentials of what it says
+    encoder = MLP(
+        (4,), kernel_init=nn.initializers.normal(0.01)
+    )  # its outputs are exponentiated: start with deviations near 1
     model = VAE(encoder, MLP((4,)), likelihoods.gaussian(NOISE))
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(0.02, 1500)))
     learner = learners.vae(model, optimizer, importance_samples=500)
@@ -77,95 +79,100 @@ def test_training_reaches_the_exact_likelihood_of_linear_data():
 
     @jax.jit
     def train(state):
-        def one(step, state):
+        def update(step, state):
             return learner.update(state, batch, jax.random.fold_in(KEY, step))[0]
 
-        return jax.lax.fori_loop(0, 1500, one, state)
+        return jax.lax.fori_loop(0, 1500, update, state)
 
-    values = learner.evaluate(train(state), batch, KEY)
-    assert float(values["importance_bound"].mean()) == pytest.approx(exact.mean(), abs=0.1)
+    metrics = learner.evaluate(train(state), batch, KEY).metrics
+    assert float(metrics["iwae_bound"].mean()) == pytest.approx(exact.mean(), abs=0.1)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.5, 0.3), (-0.4, 2.0)])
-def test_the_divergence_is_the_integral(mean, std):
+def test_the_kl_divergence_equals_its_integral(mean, std):
     encoder = MLP((2,))
     model = VAE(encoder, MLP((1,)), likelihoods.gaussian(1.0))
     params = model.init({"params": KEY, "dropout": KEY}, jnp.zeros((1, 1)))["params"]
     params["encoder"]["Dense_0"] = {"kernel": jnp.zeros((1, 2)), "bias": jnp.asarray([mean, np.log(std)], jnp.float32)}
-    bound = model.apply({"params": params}, jnp.zeros((1, 1)), rngs={"dropout": KEY})
+    terms = model.apply({"params": params}, jnp.zeros((1, 1)), rngs={"dropout": KEY})
     posterior, prior = stats.norm(mean, std), stats.norm()
 
     def density(z):
         return posterior.pdf(z) * (posterior.logpdf(z) - prior.logpdf(z))
 
     expected, _ = integrate.quad(density, mean - 12 * std, mean + 12 * std)
-    assert float(bound.divergence[0, 0]) == pytest.approx(expected, abs=1e-5)
+    assert float(terms.kl[0, 0]) == pytest.approx(expected, abs=1e-5)
 
 
-def test_likelihoods_are_those_of_scipy():
+def test_log_probs_match_scipy():
     rng = np.random.RandomState(0)
-    numbers, levels, bits = rng.randn(3, 5), rng.randint(0, 4, (3, 5)), rng.randint(0, 2, (3, 5))
+    continuous, levels, bits = rng.randn(3, 5), rng.randint(0, 4, (3, 5)), rng.randint(0, 2, (3, 5))
     outputs = rng.randn(3, 5, 4)
-    shares = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    probabilities = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
     cases = {
         "bernoulli": (likelihoods.bernoulli(), 1, bits, stats.bernoulli(1 / (1 + np.exp(-outputs[..., 0]))).logpmf),
-        "gaussian": (likelihoods.gaussian(0.7), 1, numbers, stats.norm(outputs[..., 0], 0.7).logpdf),
-        "learned": (likelihoods.gaussian(), 2, numbers, stats.norm(outputs[..., 0], np.exp(outputs[..., 1])).logpdf),
+        "gaussian": (likelihoods.gaussian(0.7), 1, continuous, stats.norm(outputs[..., 0], 0.7).logpdf),
+        "gaussian with learned std": (
+            likelihoods.gaussian(),
+            2,
+            continuous,
+            stats.norm(outputs[..., 0], np.exp(outputs[..., 1])).logpdf,
+        ),
     }
-    for name, (likelihood, width, inputs, logpdf) in cases.items():
-        assert likelihood.width == width
-        ours = likelihood.log_probability(jnp.asarray(outputs[..., :width]), jnp.asarray(inputs))
+    for name, (likelihood, num_parameters, inputs, logpdf) in cases.items():
+        assert likelihood.num_parameters == num_parameters
+        ours = likelihood.log_prob(jnp.asarray(outputs[..., :num_parameters]), jnp.asarray(inputs))
         np.testing.assert_allclose(ours, logpdf(inputs).sum(-1), rtol=1e-5, err_msg=name)
-    ours = likelihoods.categorical(4).log_probability(jnp.asarray(outputs), jnp.asarray(levels))
-    by_hand = np.log(np.take_along_axis(shares, levels[..., None], -1)).sum((1, 2))
-    np.testing.assert_allclose(ours, by_hand, rtol=1e-5)
+    ours = likelihoods.categorical(4).log_prob(jnp.asarray(outputs), jnp.asarray(levels))
+    expected = np.log(np.take_along_axis(probabilities, levels[..., None], -1)).sum((1, 2))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
     mean = likelihoods.categorical(4).mean(jnp.asarray(outputs))
-    np.testing.assert_allclose(mean, shares @ np.arange(4), rtol=1e-5)
+    np.testing.assert_allclose(mean, probabilities @ np.arange(4), rtol=1e-5)
 
 
-@pytest.mark.parametrize("mixture", [1, 3])
-def test_discretized_logistic_is_that_of_scipy(mixture):
-    levels, likelihood = 17, likelihoods.discretized_logistic(17, mixture)
-    outputs = np.random.RandomState(0).randn(5, 4, likelihood.width) * 0.8
-    means, log_scales = outputs[..., :mixture], outputs[..., mixture : 2 * mixture]
-    logits = outputs[..., 2 * mixture :] if mixture > 1 else np.zeros_like(means)
-    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+@pytest.mark.parametrize("num_mixtures", [1, 3])
+def test_discretized_logistic_matches_scipy(num_mixtures):
+    levels, likelihood = 17, likelihoods.discretized_logistic(17, num_mixtures)
+    outputs = np.random.RandomState(0).randn(5, 4, likelihood.num_parameters) * 0.8
+    means, log_scales = outputs[..., :num_mixtures], outputs[..., num_mixtures : 2 * num_mixtures]
+    logits = outputs[..., 2 * num_mixtures :] if num_mixtures > 1 else np.zeros_like(means)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     edges = np.concatenate([[-np.inf], np.arange(levels - 1) + 0.5, [np.inf]])[:, None, None, None]
-    below = (stats.logistic(8 + 8 * means, 8 * np.exp(log_scales)).cdf(edges) * shares).sum(-1)
-    by_hand = np.diff(below, axis=0)  # [levels, 5, 4]
+    below = (stats.logistic(8 + 8 * means, 8 * np.exp(log_scales)).cdf(edges) * weights).sum(-1)
+    expected = np.diff(below, axis=0)  # [levels, 5, 4]
 
-    def of_level(level):
-        return likelihood.log_probability(jnp.asarray(outputs).reshape(20, 1, -1), jnp.full((20, 1), level))
+    def log_prob(level):
+        return likelihood.log_prob(jnp.asarray(outputs).reshape(20, 1, -1), jnp.full((20, 1), level))
 
-    ours = np.exp(jax.lax.map(of_level, jnp.arange(levels, dtype=jnp.float32))).reshape(by_hand.shape)
+    ours = np.exp(jax.lax.map(log_prob, jnp.arange(levels, dtype=jnp.float32))).reshape(expected.shape)
     np.testing.assert_allclose(ours.sum(axis=0), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(ours, by_hand, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=1e-6)
     mean = likelihood.mean(jnp.asarray(outputs))
-    np.testing.assert_allclose(mean, np.einsum("lbn,l->bn", by_hand, np.arange(levels)), rtol=1e-4)
+    np.testing.assert_allclose(mean, np.einsum("lbn,l->bn", expected, np.arange(levels)), rtol=1e-4)
 
 
 def test_a_discretized_logistic_far_from_the_input_still_has_a_gradient():
     likelihood = likelihoods.discretized_logistic(17)
     outputs = jnp.asarray([[[-20.0, -6.0]], [[20.0, -9.0]], [[0.0, 9.0]]])
-    gradient = jax.grad(lambda outputs: likelihood.log_probability(outputs, jnp.full((3, 1), 9.0)).sum())(outputs)
+    gradient = jax.grad(lambda outputs: likelihood.log_prob(outputs, jnp.full((3, 1), 9.0)).sum())(outputs)
     assert np.isfinite(gradient).all()
     assert float(gradient[0, 0, 0]) > 0 > float(gradient[1, 0, 0])
 
 
-KINDS = [likelihoods.bernoulli(), likelihoods.gaussian(0.5), likelihoods.categorical(3)]
+LIKELIHOODS = [likelihoods.bernoulli(), likelihoods.gaussian(0.5), likelihoods.categorical(3)]
 
 
 @pytest.mark.parametrize(
-    "likelihood", [*KINDS, likelihoods.discretized_logistic(5), likelihoods.discretized_logistic(5, 2)]
+    "likelihood", [*LIKELIHOODS, likelihoods.discretized_logistic(5), likelihoods.discretized_logistic(5, 2)]
 )
-def test_samples_have_their_mean(likelihood):
-    outputs = jnp.resize(jnp.asarray([0.3, -1.0, 0.6]), likelihood.width)
-    outputs = jnp.broadcast_to(outputs, (4000, 1, likelihood.width))
-    drawn = likelihood.sample(KEY, outputs)
-    assert float(drawn.mean()) == pytest.approx(float(likelihood.mean(outputs)[0, 0]), abs=0.05)
+def test_samples_average_to_the_mean(likelihood):
+    outputs = jnp.resize(jnp.asarray([0.3, -1.0, 0.6]), likelihood.num_parameters)
+    outputs = jnp.broadcast_to(outputs, (4000, 1, likelihood.num_parameters))
+    samples = likelihood.sample(KEY, outputs)
+    assert float(samples.mean()) == pytest.approx(float(likelihood.mean(outputs)[0, 0]), abs=0.05)
 
 
-def test_free_nats_are_the_least_that_the_loss_sees():
+def test_free_nats_bound_the_kl_in_the_loss_from_below():
     model, params, rows, _ = exact_posterior_vae()
     losses = {}
     for free in (0.0, 10.0):
@@ -173,11 +180,11 @@ def test_free_nats_are_the_least_that_the_loss_sees():
         state = learner.init(KEY, {"inputs": rows})._replace(params=params)
         _, losses[free] = learner.update(state, {"inputs": rows}, KEY)
     difference = float(losses[10.0]["loss"] - losses[0.0]["loss"])
-    assert difference == pytest.approx(2 * 10.0 - float(losses[0.0]["divergence"]), rel=1e-4)
+    assert difference == pytest.approx(2 * 10.0 - float(losses[0.0]["kl"]), rel=1e-4)
     assert float(losses[10.0]["elbo"]) == pytest.approx(float(losses[0.0]["elbo"]), rel=1e-5)
 
 
-def test_a_conditional_one_is_told_the_class():
+def test_a_conditional_vae_uses_the_class():
     rows, labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.array([0, 1, 2, 0])
     model = VAE(MLP((8, 2)), MLP((8, 3)), likelihoods.bernoulli(), num_classes=3)
     learner = learners.vae(model, optax.adam(0.05))
@@ -187,50 +194,52 @@ def test_a_conditional_one_is_told_the_class():
     np.testing.assert_allclose(learner.predict(state, batch, KEY), rows, atol=0.1)
     with pytest.raises(ConfigError, match="needs labels"):
         model.init({"params": KEY, "dropout": KEY}, rows)
+    with pytest.raises(ConfigError, match='a conditional VAE takes {"inputs", "targets"}'):
+        learner.predict(state, rows, KEY)
 
 
-def near_vae():
-    """Images 2 x 2 x 1 of 0 and 1, each pixel of which depends on those before it and on one code."""
-    near = Neighbours(1, (2, 2, 1), reach=1, width=3, activation="tanh")
-    model = VAE(MLP((2,)), MLP((12,)), likelihoods.bernoulli(), neighbours=near)
+def autoregressive_vae():
+    """Binary images 2 x 2 x 1, each pixel of which depends on the preceding pixels and on one latent."""
+    head = LocalAutoregressiveHead(1, (2, 2, 1), context_radius=1, width=3, activation="tanh")
+    model = VAE(MLP((2,)), MLP((12,)), likelihoods.bernoulli(), neighbours=head)
     params = model.init({"params": KEY, "dropout": KEY}, jnp.zeros((1, 2, 2, 1)))["params"]
     return model, {"params": jax.tree.map(lambda leaf: 3 * leaf, params)}
 
 
-def test_probabilities_of_all_images_given_a_code_sum_to_one_and_draws_have_them():
-    model, variables = near_vae()
+def test_probabilities_of_all_images_given_a_latent_sum_to_one_and_samples_follow_them():
+    model, variables = autoregressive_vae()
     images = jnp.asarray(list(np.ndindex(2, 2, 2, 2)), jnp.float32)
     decoded = model.apply(variables, jnp.ones((16, 1)), method=VAE.decode)
-    outputs = model.apply(variables, decoded, images, method=VAE.outputs)
-    shares = np.exp(model.likelihood.log_probability(outputs, images))
-    assert shares.sum() == pytest.approx(1.0, rel=1e-5)
-    drawn = learners.decoded_images(model, variables, jnp.ones((4000, 1)), (2, 2, 1), key=KEY)
-    counts = np.bincount(np.asarray(drawn).reshape(-1, 4).astype(int) @ [8, 4, 2, 1], minlength=16)
-    expected = shares.astype(np.float64)
+    parameters = model.apply(variables, decoded, images, method=VAE.likelihood_parameters)
+    probabilities = np.exp(model.likelihood.log_prob(parameters, images))
+    assert probabilities.sum() == pytest.approx(1.0, rel=1e-5)
+    samples = learners.decode_images(model, variables, jnp.ones((4000, 1)), (2, 2, 1), key=KEY)
+    counts = np.bincount(np.asarray(samples).reshape(-1, 4).astype(int) @ [8, 4, 2, 1], minlength=16)
+    expected = probabilities.astype(np.float64)
     assert stats.chisquare(counts, 4000 * expected / expected.sum()).pvalue > 1e-3
 
 
-def test_samples_are_as_many_as_asked_for_and_of_the_class():
+def test_samples_per_example_are_of_the_class_of_the_example():
     rows, labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]], np.array([0, 1, 2, 0])
     model = VAE(MLP((2,)), MLP((3,)), likelihoods.bernoulli(), num_classes=3)
-    learner = learners.vae(model, optax.sgd(0.0), samples=5)
+    learner = learners.vae(model, optax.sgd(0.0), samples_per_example=5)
     state = learner.init(KEY, {"inputs": rows, "targets": labels})
-    told = jnp.concatenate([jnp.zeros((1, 3)), 60 * jnp.eye(3) - 30])  # the class alone decides
-    state = state._replace(params={**state.params, "decoder": {"Dense_0": {"kernel": told, "bias": jnp.zeros(3)}}})
-    made = jax.jit(learner.evaluate)(state, {"inputs": rows, "targets": labels}, KEY)["samples"]
-    np.testing.assert_array_equal(made, np.broadcast_to(rows[:, None], (4, 5, 3)))
+    kernel = jnp.concatenate([jnp.zeros((1, 3)), 60 * jnp.eye(3) - 30])  # the class alone decides
+    state = state._replace(params={**state.params, "decoder": {"Dense_0": {"kernel": kernel, "bias": jnp.zeros(3)}}})
+    outputs = jax.jit(learner.evaluate)(state, {"inputs": rows, "targets": labels}, KEY).outputs
+    np.testing.assert_array_equal(outputs["samples"], np.broadcast_to(rows[:, None], (4, 5, 3)))
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("build", "message"),
     [
         (lambda: likelihoods.gaussian(0.0), "above 0"),
         (lambda: likelihoods.categorical(1), "at least 2"),
-        (lambda: likelihoods.discretized_logistic(17, 0), "1 or more parts"),
+        (lambda: likelihoods.discretized_logistic(17, 0), "0 mixtures 1 or more"),
         (lambda: learners.vae(None, None, importance_samples=-1), "0 or more"),
-        (lambda: learners.vae(None, None, samples=-1), "0 or more"),
+        (lambda: learners.vae(None, None, samples_per_example=-1), "0 or more"),
     ],
 )
-def test_wrong_numbers_say_so(make, said):
-    with pytest.raises(ConfigError, match=said):
-        make()
+def test_invalid_settings_raise_a_config_error(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

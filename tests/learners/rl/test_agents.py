@@ -13,7 +13,7 @@ AGENTS |= {name: make(continuous()) for name, (make, _) in test_off_policy.AGENT
 
 
 def primitives(jaxpr):
-    """Yields the names of all operations, those of loops and functions too."""
+    """Yields the names of all operations, also those inside loops and functions."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for value in equation.params.values():
@@ -24,9 +24,9 @@ def primitives(jaxpr):
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_updates_have_no_branches_of_which_a_sweep_would_run_both_sides(name):
-    """What is rare, such as an actor's step for every few of its critics', is a loop's end, or costs a copy."""
+def test_no_update_branches_because_a_vmapped_sweep_would_run_both_sides(name):
+    """Rare work, such as an actor's step after some of the critics', is at the end of a loop, or costs a copy."""
     state = jax.eval_shape(lambda key: AGENTS[name].init(key, None), KEY)
-    found = set(primitives(jax.make_jaxpr(AGENTS[name].update)(state, None, KEY).jaxpr))
-    assert "scan" in found
-    assert "cond" not in found
+    names = set(primitives(jax.make_jaxpr(AGENTS[name].update)(state, None, KEY).jaxpr))
+    assert "scan" in names
+    assert "cond" not in names

@@ -1,8 +1,9 @@
-"""Learning from a memory: what may be drawn and how often, and actors of numbers in worlds whose best is known."""
+"""Off-policy learners: which transitions are sampled and how often, and learning where the optimum is known."""
 
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,42 +16,57 @@ from scipy import integrate, stats
 import foldax
 from foldax import learners, models, rl
 from foldax.errors import ConfigError, NonFiniteError
-from foldax.learners import Memory
-from foldax.learners.rl import off_policy, return_distributions
-from foldax.learners.rl.distributions import Squashed
+from foldax.learners import ReplaySettings
+from foldax.learners.rl import dqn, exploration, off_policy, return_distributions, sac, td3
+from foldax.models.distributions import SquashedNormal
 from foldax.rl import priorities, replay, wrappers
+from foldax.rl.replay import FrameStack
 from tests.rl.environments import choice, continuous, continuous_and_late, counter
 
 KEY = jax.random.key(0)
-SMALL = dict(num_envs=4, start=64, batch_size=64, evaluation_episodes=4, evaluation_steps=20)
+SMALL = dict(batch_size=64, evaluation_episodes=4, evaluation_steps=20)
+LEARNING_STARTS = 64
+RING = ReplaySettings(capacity=13, prioritized=True, importance_steps=np.inf)
 
 
-def soft(world, **options):
+def make_learner(learner, settings_class, *arguments, settings, options):
+    """Calls a learner; those of the options that are no fields of its settings are keywords of its own."""
+    names = set(settings_class.__dataclass_fields__)
+    settings = {**SMALL, **settings, **{name: value for name, value in options.items() if name in names}}
+    keywords = {name: value for name, value in options.items() if name not in names}
+    keywords = {"num_envs": 4, "learning_starts": LEARNING_STARTS, **keywords}
+    return learner(*arguments, settings_class(**settings), **keywords)
+
+
+def make_sac(environment, **options):
     networks = models.GaussianActor(1, (16,)), models.TwinCritic((16,)), optax.adam(1e-2), optax.adam(1e-2)
-    settings = dict(memory=Memory(1000), temperature=0.1, target_rate=0.05, discount=0.9, **SMALL)
-    return learners.sac(world, *networks, **{**settings, **options})
+    settings = dict(replay=ReplaySettings(capacity=1000), initial_temperature=0.1, tau=0.05, discount=0.9)
+    return make_learner(learners.sac, learners.SACSettings, environment, *networks, settings=settings, options=options)
 
 
-def delayed(world, **options):
-    networks = models.Actor(1, (16,)), models.TwinCritic((16,)), optax.adam(1e-2), optax.adam(1e-2)
-    settings = dict(memory=Memory(1000), target_rate=0.05, discount=0.9, **SMALL)
-    return learners.td3(world, *networks, **{**settings, **options})
+def make_td3(environment, **options):
+    networks = models.DeterministicActor(1, (16,)), models.TwinCritic((16,)), optax.adam(1e-2), optax.adam(1e-2)
+    settings = dict(replay=ReplaySettings(capacity=1000), tau=0.05, discount=0.9)
+    return make_learner(learners.td3, learners.TD3Settings, environment, *networks, settings=settings, options=options)
 
 
-def q_learner(world, **options):
-    settings = dict(memory=Memory(1000), epsilon=0.1, epsilon_steps=200.0, **SMALL)
-    return learners.dqn(world, models.QNetwork(2, hidden=(8,)), optax.adam(1e-2), **{**settings, **options})
+def make_dqn(environment, **options):
+    arguments = environment, models.QNetwork(2, hidden=(8,)), optax.adam(1e-2)
+    settings = dict(replay=ReplaySettings(capacity=1000), final_epsilon=0.1, exploration_fraction=1.0)
+    options = {"environment_steps": 200, **options}
+    return make_learner(learners.dqn, learners.DQNSettings, *arguments, settings=settings, options=options)
 
 
+PRIORITIZED = ReplaySettings(capacity=200, n_steps=2, prioritized=True, importance_steps=np.inf)
 AGENTS = {
-    "sac": (soft, 300),
-    "td3": (delayed, 150),
-    "td3, n-step, prioritised": (functools.partial(delayed, memory=Memory(200, 2, True)), 150),
+    "sac": (make_sac, 300),
+    "td3": (make_td3, 150),
+    "td3, n-step, prioritized": (functools.partial(make_td3, replay=PRIORITIZED), 150),
 }
 
 
-def trained(learner, updates):
-    """Returns the state after these updates, and what each reported."""
+def train(learner, updates):
+    """Returns the state after these updates, and the metrics of each."""
 
     @jax.jit
     def fold(state):
@@ -61,49 +77,51 @@ def trained(learner, updates):
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_numbers_are_learned_that_depend_on_what_is_seen(name):
+def test_continuous_actions_that_depend_on_the_observation_are_learned(name):
     make, updates = AGENTS[name]
     learner = make(continuous())
-    state, metrics = trained(learner, updates)
-    seen = jnp.array([[1.0], [-1.0]])
-    np.testing.assert_allclose(learner.predict(state, seen, KEY)[:, 0], [0.5, -0.5], atol=0.15)
+    state, metrics = train(learner, updates)
+    observations = jnp.array([[1.0], [-1.0]])
+    np.testing.assert_allclose(learner.predict(state, observations, KEY)[:, 0], [0.5, -0.5], atol=0.15)
     assert jax.jit(learner.evaluate)(state, None, KEY)["return"].min() > -0.03
     if name == "sac":
-        assert float(metrics["entropy"][-50:].mean()) == pytest.approx(-1.0, abs=0.3)  # as is wanted of one number
+        assert float(metrics["entropy"][-50:].mean()) == pytest.approx(-1.0, abs=0.3)  # the target of one dimension
 
 
-def test_evaluations_are_greedy_or_drawn():
-    """One reward a sign by the likeliest actions, and many by drawn ones."""
+def test_evaluation_actions_are_greedy_or_sampled():
+    """There is one return for each of two observations if actions are greedy, and many if they are sampled."""
     for greedy in (True, False):
-        learner = soft(continuous(), evaluation_episodes=64, greedy_evaluation=greedy)
-        found = jax.jit(learner.evaluate)(jax.jit(lambda: learner.init(KEY, None))(), None, KEY)  # noqa: B023
-        assert (len(np.unique(np.round(found["return"], 5))) <= 2) == greedy
+        learner = make_sac(continuous(), evaluation_episodes=64, greedy_evaluation=greedy)
+        metrics = jax.jit(learner.evaluate)(jax.jit(lambda: learner.init(KEY, None))(), None, KEY)  # noqa: B023
+        assert (len(np.unique(np.round(metrics["return"], 5))) <= 2) == greedy
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_numbers_are_learned_that_are_paid_a_step_late(name):
+def test_continuous_actions_are_learned_from_rewards_one_step_later(name):
     make, updates = AGENTS[name]
     learner = make(continuous_and_late(), discount=0.9)
-    state, _ = trained(learner, 2 * updates)
-    found = learner.predict(state, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), KEY)
-    np.testing.assert_allclose(found[:, 0], [0.5, -0.5], atol=0.2)
+    state, _ = train(learner, 2 * updates)
+    actions = learner.predict(state, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), KEY)
+    np.testing.assert_allclose(actions[:, 0], [0.5, -0.5], atol=0.2)
 
 
 @pytest.mark.parametrize("truncates", [False, True])
-@pytest.mark.parametrize("make", [delayed, functools.partial(soft, temperature=1e-4, target_entropy=-50.0)])
-def test_critics_tell_an_episode_that_is_over_from_one_that_is_cut_off(make, truncates):
-    """Each step is worth 1. Over after two, its first step is worth 1.9; cut off there, it would go on: more."""
-    world = counter(2, truncates, reward=1.0)._replace(actions=continuous().actions)
-    state, _ = trained(make(world), 300)
+@pytest.mark.parametrize(
+    "make", [make_td3, functools.partial(make_sac, initial_temperature=1e-4, target_entropy=-50.0)]
+)
+def test_critics_bootstrap_after_truncation_and_not_after_termination(make, truncates):
+    """Every reward is 1. Terminated after two steps, the first one's value is 1.9; truncated there, it is more."""
+    environment = counter(2, truncates, reward=1.0)._replace(action_space=continuous().action_space)
+    state, _ = train(make(environment), 300)
     critic = functools.partial(models.TwinCritic((16,)).apply, {"params": state.critic.params})
-    found = critic(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
+    q_values = critic(jnp.array([[0.0], [1.0]]), jnp.zeros((2, 1)))
     if truncates:
-        assert found.min() > 3.0
+        assert q_values.min() > 3.0
     else:
-        np.testing.assert_allclose(found, [[1.9, 1.9], [1.0, 1.0]], atol=0.15)
+        np.testing.assert_allclose(q_values, [[1.9, 1.9], [1.0, 1.0]], atol=0.15)
 
 
-def test_actions_reach_from_bound_to_bound():
+def test_rescaled_actions_reach_from_bound_to_bound():
     taken = []
 
     def step(key, state, action):
@@ -111,65 +129,71 @@ def test_actions_reach_from_bound_to_bound():
         return continuous().step(key, state, action)
 
     space = rl.Box(np.float32([-2, 0]), np.float32([2, 10]))
-    world = wrappers.unit_actions(continuous()._replace(step=step, actions=space))
+    environment = wrappers.rescale_actions(continuous()._replace(step=step, action_space=space))
     for action in ([-1.0, -1.0], [1.0, 1.0], [0.0, 0.5]):
-        world.step(KEY, jnp.float32(1), jnp.array(action))
+        environment.step(KEY, jnp.float32(1), jnp.array(action))
     np.testing.assert_allclose(taken, [[-2, 0], [2, 10], [0, 7.5]])
-    np.testing.assert_array_equal(world.actions.low, [-1, -1])
+    np.testing.assert_array_equal(environment.action_space.low, [-1, -1])
 
 
-def test_observations_reach_from_minus_one_to_one_between_their_bounds():
+def test_rescaled_observations_reach_from_minus_one_to_one():
     space = rl.Box(np.float32([-2]), np.float32([6]))
-    world = wrappers.unit_observations(counter(5, start=-2)._replace(observations=space))
-    state, seen = world.reset(KEY)
-    found = [float(seen[0])]
+    environment = wrappers.rescale_observations(counter(5, start=-2)._replace(observation_space=space))
+    state, observation = environment.reset(KEY)
+    observations = [float(observation[0])]
     for _ in range(5):
-        state, answer = world.step(KEY, state, jnp.int32(0))
-        found.append(float(answer.observation[0]))
-    np.testing.assert_allclose(found, [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25])
-    np.testing.assert_array_equal(world.observations, [[-1], [1]])
-    with pytest.raises(ConfigError, match="unit_observations: counter has no observations between finite bounds"):
-        wrappers.unit_observations(counter())
-    with pytest.raises(ConfigError, match="CartPole-v1 has no observations between finite bounds"):
-        wrappers.unit_observations(rl.gymnax("CartPole-v1"))  # whose bounds are the largest numbers that there are
+        state, step = environment.step(KEY, state, jnp.int32(0))
+        observations.append(float(step.observation[0]))
+    np.testing.assert_allclose(observations, [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25])
+    np.testing.assert_array_equal(environment.observation_space, [[-1], [1]])
+    with pytest.raises(ConfigError, match="rescale_observations: counter has the observation space .* finite bounds"):
+        wrappers.rescale_observations(counter())
+    with pytest.raises(ConfigError, match="(?s)CartPole-v1 has the observation space .* finite bounds"):
+        wrappers.rescale_observations(rl.gymnax("CartPole-v1"))  # its bounds are the largest float32
     np.testing.assert_array_equal(
-        wrappers.to_unit(rl.Box(np.float32([1]), np.float32([1])), jnp.ones((2, 1))), [[0], [0]]
+        wrappers.to_unit_range(rl.Box(np.float32([1]), np.float32([1])), jnp.ones((2, 1))), [[0], [0]]
     )
 
 
-def test_squashed_densities_are_those_of_the_change_of_variables():
-    chances = Squashed(jnp.array([[0.3]]), jnp.array([[-0.4]]))
-    many = Squashed(*(jnp.broadcast_to(x, (4000, 1)) for x in chances))
-    actions, logs = many.sampled(KEY)
-    free = np.arctanh(np.asarray(actions[:, 0], np.float64))
-    expected = stats.norm(0.3, np.exp(-0.4)).logpdf(free) - np.log(1 - np.tanh(free) ** 2)
-    np.testing.assert_allclose(logs, expected, atol=2e-3)
-    np.testing.assert_array_equal(actions, many.sample(KEY))
+def test_squashed_densities_follow_from_the_change_of_variables():
+    distribution = SquashedNormal(jnp.array([[0.3]]), jnp.array([[-0.4]]))
+    repeated = SquashedNormal(*(jnp.broadcast_to(x, (4000, 1)) for x in distribution))
+    actions, log_probs = repeated.sample_and_log_prob(KEY)
+    unsquashed = np.arctanh(np.asarray(actions[:, 0], np.float64))
+    expected = stats.norm(0.3, np.exp(-0.4)).logpdf(unsquashed) - np.log(1 - np.tanh(unsquashed) ** 2)
+    np.testing.assert_allclose(log_probs, expected, atol=2e-3)
+    np.testing.assert_array_equal(actions, repeated.sample(KEY))
 
-    def surprise(x):
-        log = stats.norm(0.3, np.exp(-0.4)).logpdf(x) - 2 * (np.log(2) - x - np.logaddexp(0, -2 * x))
-        return -log * stats.norm(0.3, np.exp(-0.4)).pdf(x)
+    def entropy_integrand(x):
+        log_prob = stats.norm(0.3, np.exp(-0.4)).logpdf(x) - 2 * (np.log(2) - x - np.logaddexp(0, -2 * x))
+        return -log_prob * stats.norm(0.3, np.exp(-0.4)).pdf(x)
 
-    assert float(-logs.mean()) == pytest.approx(integrate.quad(surprise, -6, 6)[0], abs=0.05)
-    far = Squashed(jnp.full((1, 1), 30.0), jnp.zeros((1, 1))).sampled(KEY)[1]
-    assert np.isfinite(far).all()
-
-
-@functools.partial(jax.jit, static_argnames=("memory", "copies"))
-def begun(memory, copies):
-    world = wrappers.frame_stack(counter(5)._replace(actions=rl.Discrete(2)), memory.stack.count)
-    return off_policy.begin(world, memory, KEY, copies, copies, None)[0]
+    assert float(-log_probs.mean()) == pytest.approx(integrate.quad(entropy_integrand, -6, 6)[0], abs=0.05)
+    saturated = SquashedNormal(jnp.full((1, 1), 30.0), jnp.zeros((1, 1))).sample_and_log_prob(KEY)[1]
+    assert np.isfinite(saturated).all()
 
 
-@functools.partial(jax.jit, static_argnames="memory")
-def remembered(memory, experience, ends):
-    """Returns the experience with a step more: frames are numbered by copy and step, episodes end as told."""
-    copies = len(ends)
-    number = experience.replay.num_rows * 10.0 + jnp.arange(copies)
-    shown = jnp.repeat(number[:, None], memory.stack.count, axis=1)
-    seen = (experience.actors.observation, jnp.zeros(copies, jnp.int32), number, shown)
-    step = rl.Transition(*seen, ends, jnp.zeros(copies, bool), {})
-    return off_policy.remember(memory, experience, step, shown + 0.5)
+def replay_setup(replay_settings, environment=None, num_envs=2, batch_size=64, environment_steps=None):
+    settings = off_policy.OffPolicySettings(batch_size=batch_size, discount=0.9, replay=replay_settings)
+    return off_policy.ReplaySetup(environment, settings, num_envs, 1, num_envs, environment_steps)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "num_envs"))
+def init_replay(settings, num_envs):
+    num_frames = settings.frame_stack.num_frames
+    environment = wrappers.frame_stack(counter(5)._replace(action_space=rl.Discrete(2)), num_frames)
+    return off_policy.init_replay(replay_setup(settings, environment, num_envs), KEY, None)[0]
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def add_step(settings, state, terminated):
+    """Adds a step whose frames are numbered by environment and step, and whose episodes end as given."""
+    num_envs = len(terminated)
+    number = state.buffer.num_rows * 10.0 + jnp.arange(num_envs)
+    observation = jnp.repeat(number[:, None], settings.frame_stack.num_frames, axis=1)
+    values = (state.environment_state.observation, jnp.zeros(num_envs, jnp.int32), number, observation)
+    transition = rl.Transition(*values, terminated, jnp.zeros(num_envs, bool), {})
+    return off_policy.add_transitions(settings, state, transition, observation + 0.5)
 
 
 ENDS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=25)
@@ -178,295 +202,402 @@ RINGS = st.sampled_from([(4, 1, 1), (7, 2, 1), (13, 3, 1), (20, 1, 4)])  # each 
 
 @given(ENDS, RINGS)
 @settings(max_examples=25, deadline=None)
-def test_what_has_a_priority_is_what_can_be_drawn(ends, ring):
-    """Of a ring whose size copies need not divide: never a row that has not its n steps yet, or whose frames are gone."""
-    capacity, steps, frames = ring
-    memory = Memory(capacity, steps, True, stack=replay.Stack(frames, -1))
-    experience = begun(memory, 2)
-    for row in ends:
-        experience = remembered(memory, experience, jnp.array(row))
-    kept, rows = experience.replay, capacity // 2
-    leaves = np.asarray(experience.tree[len(experience.tree) // 2 :])
-    reach = range(int(kept.oldest), int(kept.num_rows) - steps + 1)
-    expected = {(row % rows) * 2 + column for row in reach for column in range(2)}
+def test_exactly_the_transitions_that_can_be_sampled_have_a_priority(ends, ring):
+    """Never a row without its n steps or with overwritten frames; N need not divide the capacity."""
+    capacity, n_steps, num_frames = ring
+    stack = FrameStack(num_frames=num_frames)
+    replay_settings = ReplaySettings(capacity=capacity, n_steps=n_steps, prioritized=True, frame_stack=stack)
+    state = init_replay(replay_settings, 2)
+    for terminated in ends:
+        state = add_step(replay_settings, state, jnp.array(terminated))
+    buffer, num_rows, tree = state.buffer, capacity // 2, state.priority_tree
+    leaves = np.asarray(tree[len(tree) // 2 :])
+    rows = range(int(buffer.oldest_row), int(buffer.num_rows) - n_steps + 1)
+    expected = {(row % num_rows) * 2 + environment for row in rows for environment in range(2)}
     assert set(np.flatnonzero(leaves)) == expected
-    assert int(replay.num_transitions(kept, steps)) == len(expected)
-    assert float(experience.tree[1]) == pytest.approx(leaves.sum(), rel=1e-5)
+    assert int(replay.num_transitions(buffer, n_steps)) == len(expected)
+    assert float(tree[1]) == pytest.approx(leaves.sum(), rel=1e-5)
+
+
+def set_priorities(settings, state, indices, td_errors):
+    """Sets the priorities of leaves, which are those of the row and environment at `indices`."""
+    rows, environments = indices // 2, indices % 2
+    batch = replay.transitions_at(state.buffer, rows, environments, 1.0)
+    return off_policy.update_priorities(settings, state, batch, td_errors)
 
 
 @jax.jit
-def surprised_and_drawn(experience, places, surprise, exponent, correction, key):
-    memory = Memory(13, 1, True, exponent, correction)
-    experience = off_policy.surprised(memory, experience, places, surprise)
-    return experience, off_policy.draw(memory, experience, key, 20_000, 0.9)
+def update_and_sample(state, indices, td_errors, priority_exponent, importance_exponent, key):
+    exponents = dict(priority_exponent=priority_exponent, importance_exponent=importance_exponent)
+    replay_settings = ReplaySettings(capacity=13, prioritized=True, importance_steps=np.inf, **exponents)
+    state = set_priorities(replay_settings, state, indices, td_errors)
+    return state, off_policy.sample_batch(replay_setup(replay_settings, batch_size=20_000), state, key)
 
 
 @given(st.integers(0, 10_000), st.floats(0.2, 1.0), st.floats(0.1, 1.0))
 @settings(max_examples=8, deadline=None)
-def test_surprises_are_drawn_in_proportion_and_weighted_for_it(seed, exponent, correction):
-    rng, memory = np.random.RandomState(seed), Memory(13, 1, True)
-    experience = begun(memory, 2)
-    for row in rng.rand(20, 2) < 0.1:
-        experience = remembered(memory, experience, jnp.array(row))
-    leaves = np.asarray(experience.tree[len(experience.tree) // 2 :])[:12]
-    reach, places, surprise = leaves > 0, np.arange(12), rng.rand(12).astype(np.float32) + 0.05
-    surprise[~reach] = surprise[reach][0]
-    places[~reach] = places[reach][0]  # the same again, so that shapes are the same in all examples
-    settings = (jnp.float32(exponent), jnp.float32(correction), jax.random.key(seed))
-    experience, drawn = surprised_and_drawn(experience, jnp.asarray(places), jnp.asarray(surprise), *settings)
-    highest = (surprise + 1e-6) ** exponent
-    shares = highest[reach].astype(np.float64)
-    shares /= shares.sum()
-    counts = np.bincount(np.asarray(drawn.places), minlength=12)
-    assert not counts[~reach].any()
-    # Each draw is from its own share of the sum: counts differ less from what is expected than independent ones would.
-    assert stats.chisquare(counts[reach], 20_000 * shares).pvalue > 1e-4
-    weights = (shares * reach.sum()) ** -correction
-    found = dict(zip(np.asarray(drawn.places).tolist(), np.asarray(drawn.weights), strict=True))
-    np.testing.assert_allclose([found[place] for place in np.flatnonzero(reach)], weights / weights.max(), rtol=1e-3)
-    assert float(experience.highest) == pytest.approx(max(1.0, highest.max()), rel=1e-5)
+def test_transitions_are_sampled_in_proportion_to_priorities_and_weighted_for_it(seed, exponent, importance_exponent):
+    rng = np.random.RandomState(seed)
+    state = init_replay(RING, 2)
+    for terminated in rng.rand(20, 2) < 0.1:
+        state = add_step(RING, state, jnp.array(terminated))
+    leaves = np.asarray(state.priority_tree[len(state.priority_tree) // 2 :])[:12]
+    valid, indices, td_errors = leaves > 0, np.arange(12), rng.rand(12).astype(np.float32) + 0.05
+    td_errors[~valid] = td_errors[valid][0]
+    indices[~valid] = indices[valid][0]  # repeated, so that all examples have the same shapes
+    exponents = (jnp.float32(exponent), jnp.float32(importance_exponent))
+    state, batch = update_and_sample(
+        state, jnp.asarray(indices), jnp.asarray(td_errors), *exponents, jax.random.key(seed)
+    )
+    expected_priorities = (td_errors + 1e-6) ** exponent
+    probabilities = expected_priorities[valid].astype(np.float64)
+    probabilities /= probabilities.sum()
+    sampled = np.asarray(batch.rows % 6 * 2 + batch.environments)
+    counts = np.bincount(sampled, minlength=12)
+    assert not counts[~valid].any()
+    # Stratified samples: counts vary less around their expectation than those of independent samples.
+    assert stats.chisquare(counts[valid], 20_000 * probabilities).pvalue > 1e-4
+    weights = (probabilities * valid.sum()) ** -importance_exponent
+    weight_of = dict(zip(sampled.tolist(), np.asarray(batch.weights), strict=True))
+    np.testing.assert_allclose(
+        [weight_of[index] for index in np.flatnonzero(valid)], weights / weights.max(), rtol=1e-3
+    )
+    assert float(state.max_priority) == pytest.approx(max(1.0, expected_priorities.max()), rel=1e-5)
 
 
-def test_the_correction_rises_to_one():
-    experience = begun(Memory(13, 1, True), 2)
-    for row in np.zeros((6, 2), bool):
-        experience = remembered(Memory(13, 1, True), experience, jnp.array(row))
-    experience = off_policy.surprised(Memory(13, 1, True), experience, jnp.arange(12), jnp.arange(12) + 1.0)
+def test_the_importance_exponent_rises_to_one():
+    state = init_replay(RING, 2)
+    for terminated in np.zeros((6, 2), bool):
+        state = add_step(RING, state, jnp.array(terminated))
+    state = set_priorities(RING, state, jnp.arange(12), jnp.arange(12) + 1.0)
     weights = {}
-    for correction, steps in ((0.4, np.inf), (0.7, np.inf), (1.0, np.inf), (0.4, 28), (0.4, 10)):
-        memory = Memory(13, 1, True, correction=correction, correction_steps=steps)
-        weights[correction, steps] = off_policy.draw(memory, experience, KEY, 64, 0.9).weights
-    assert int(experience.environment_steps) == 14
+    for exponent, steps in ((0.4, np.inf), (0.7, np.inf), (1.0, np.inf), (0.4, 28), (0.4, 10)):
+        replay_settings = ReplaySettings(
+            capacity=13, prioritized=True, importance_exponent=exponent, importance_steps=steps
+        )
+        weights[exponent, steps] = off_policy.sample_batch(replay_setup(replay_settings), state, KEY).weights
+    assert int(state.environment_steps) == 14
     np.testing.assert_allclose(weights[0.4, 28], weights[0.7, np.inf], rtol=1e-5)  # half the way
     np.testing.assert_allclose(weights[0.4, 10], weights[1.0, np.inf], rtol=1e-5)  # and no further
     assert not np.allclose(weights[0.4, np.inf], weights[0.7, np.inf])
+    whole_training = ReplaySettings(capacity=13, prioritized=True)
+    sampled = off_policy.sample_batch(replay_setup(whole_training, environment_steps=28), state, KEY)
+    np.testing.assert_allclose(sampled.weights, weights[0.7, np.inf], rtol=1e-5)
 
 
-def test_a_q_learner_s_priorities_are_powers_of_its_errors():
-    """Of all that was drawn in an update that changes nothing (Schaul et al., 2016, equation 1)."""
-    memory = Memory(100, prioritized=True, exponent=0.6)
+def test_priorities_are_powers_of_td_errors():
+    """Of all transitions sampled in an update that changes nothing (Schaul et al., 2016, equation 1)."""
+    replay_settings = ReplaySettings(capacity=100, prioritized=True, priority_exponent=0.6)
     model = models.QNetwork(2, hidden=(8,))
-    learner = learners.dqn(choice(), model, optax.sgd(0.0), memory=memory, rollout_steps=1, **SMALL)
+    dqn_settings = learners.DQNSettings(replay=replay_settings, **SMALL)
+    options = dict(environment_steps=500_000, num_envs=4, rollout_steps=1, learning_starts=LEARNING_STARTS)
+    learner = learners.dqn(choice(), model, optax.sgd(0.0), dqn_settings, **options)
     state, _ = jax.jit(learner.update)(jax.jit(lambda: learner.init(KEY, None))(), None, KEY)
-    kept = state.experience.replay
-    row = jnp.repeat(jnp.arange(int(kept.oldest), int(kept.num_rows)), 4)
-    seen = replay.at(kept, row, jnp.tile(jnp.arange(4), len(row) // 4), 0.99)
-    worth = [model.apply({"params": state.target}, x)[..., 0] for x in (seen.observation, seen.next_observation)]
-    errors = worth[0][jnp.arange(len(row)), seen.action] - (seen.reward + seen.discount * worth[1].max(axis=1))
-    leaves = np.asarray(state.experience.tree[len(state.experience.tree) // 2 :])[: len(row)]
-    drawn = leaves != 1  # others have the highest so far
-    assert drawn.sum() > 20
-    np.testing.assert_allclose(leaves[drawn], (np.abs(errors)[drawn] + 1e-6) ** 0.6, rtol=1e-3)
+    buffer, tree = state.replay.buffer, state.replay.priority_tree
+    rows = jnp.repeat(jnp.arange(int(buffer.oldest_row), int(buffer.num_rows)), 4)
+    batch = replay.transitions_at(buffer, rows, jnp.tile(jnp.arange(4), len(rows) // 4), 0.99)
+    q_values, next_q_values = (
+        model.apply({"params": state.target_params}, x)[..., 0] for x in (batch.observations, batch.next_observations)
+    )
+    td_target = batch.rewards + batch.discounts * next_q_values.max(axis=1)
+    td_errors = q_values[jnp.arange(len(rows)), batch.actions] - td_target
+    leaves = np.asarray(tree[len(tree) // 2 :])[: len(rows)]
+    sampled = leaves != 1  # all others have the highest priority so far
+    assert sampled.sum() > 20
+    np.testing.assert_allclose(leaves[sampled], (np.abs(td_errors)[sampled] + 1e-6) ** 0.6, rtol=1e-3)
 
 
-def test_trees_of_one_place_and_of_many_keep_their_sums():
-    assert int(priorities.draw(priorities.changed(priorities.empty(1), jnp.array([0]), jnp.ones(1)), KEY, 1)[0]) == 0
-    tree = priorities.changed(priorities.empty(1000), jnp.arange(1000), jnp.ones(1000))
+def test_sum_trees_of_one_and_of_many_leaves_keep_their_sums():
+    tree = priorities.update(priorities.init(1), jnp.array([0]), jnp.ones(1))
+    assert int(priorities.sample(tree, KEY, 1)[0]) == 0
+    tree = priorities.update(priorities.init(1000), jnp.arange(1000), jnp.ones(1000))
     assert float(tree[1]) == 1000
 
 
-def test_a_divergence_that_rounding_makes_negative_is_no_surprise():
-    experience = off_policy.surprised(Memory(13, 1, True), begun(Memory(13, 1, True), 2), jnp.arange(2), -jnp.ones(2))
-    assert float(experience.tree[1]) == pytest.approx(2 * 1e-6**0.6, rel=1e-4)
-    head = return_distributions.categorical()
-    after = 3 * jax.random.normal(KEY, (1000, 51))
-    reward, zero = jax.random.uniform(KEY, (1000,), minval=-12, maxval=12), jnp.zeros(1000)
-    target = jax.grad(lambda x: head.loss(x, after, reward, zero)[0].sum())(after)
-    known = jnp.log(jnp.maximum(jax.nn.softmax(after) - target, 1e-30))  # of which the loss is 0, and its gradient too
-    _, surprise = head.loss(known, after, reward, zero)
-    np.testing.assert_allclose(surprise, 0.0, atol=1e-4)
-    assert float(surprise.min()) < 0  # it does happen
+def test_a_divergence_below_zero_by_rounding_counts_as_zero():
+    state = set_priorities(RING, init_replay(RING, 2), jnp.arange(2), -jnp.ones(2))
+    assert float(state.priority_tree[1]) == pytest.approx(2 * 1e-6**0.6, rel=1e-4)
+    distribution = return_distributions.categorical()
+    outputs = 3 * jax.random.normal(KEY, (1000, 51))
+    rewards, zeros = jax.random.uniform(KEY, (1000,), minval=-12, maxval=12), jnp.zeros(1000)
+    gradient = jax.grad(lambda x: distribution.loss(x, outputs, rewards, zeros)[0].sum())(outputs)
+    # Logits of the target itself, whose loss and gradient are 0.
+    target = jnp.log(jnp.maximum(jax.nn.softmax(outputs) - gradient, 1e-30))
+    _, td_errors = distribution.loss(target, outputs, rewards, zeros)
+    np.testing.assert_allclose(td_errors, 0.0, atol=1e-4)
+    assert float(td_errors.min()) < 0  # it does happen
 
 
-def test_a_memory_of_frames_teaches_as_one_of_what_was_seen():
-    world, found = wrappers.frame_stack(choice(), 3), []
-    for stack in (replay.UNSTACKED, replay.Stack(3, -1)):
-        learner = q_learner(world, memory=Memory(600, 2, True, stack=stack), rollout_steps=2)
-        state, _ = trained(learner, 40)
-        assert state.experience.replay.frames.shape[1:] == ((3,) if stack.count == 3 else (9,))
-        found.append(state.network.params)
-    jax.tree.map(np.testing.assert_array_equal, *found)
+def test_a_buffer_of_single_frames_trains_like_one_of_stacked_observations():
+    environment, params = wrappers.frame_stack(choice(), 3), []
+    for stack in (FrameStack(), FrameStack(num_frames=3)):
+        replay_settings = ReplaySettings(
+            capacity=600, n_steps=2, prioritized=True, importance_steps=np.inf, frame_stack=stack
+        )
+        state, _ = train(make_dqn(environment, replay=replay_settings, rollout_steps=2), 40)
+        assert state.replay.buffer.frames.shape[1:] == ((3,) if stack.num_frames == 3 else (9,))
+        params.append(state.network.params)
+    chex.assert_trees_all_equal(*params)
 
 
-def test_exploration_counts_the_steps_at_the_start():
-    _, metrics = trained(q_learner(choice(), rollout_steps=5), 10)
-    steps = 64 + 20 * np.arange(1, 11)
+def test_epsilon_counts_the_steps_before_the_first_update():
+    _, metrics = train(make_dqn(choice(), rollout_steps=5), 10)
+    steps = LEARNING_STARTS + 20 * np.arange(1, 11)
     np.testing.assert_allclose(metrics["epsilon"], np.maximum(1 - 0.9 * steps / 200, 0.1), rtol=1e-5)
 
 
-def test_targets_are_the_network_s_of_each_period():
-    learner = q_learner(choice(), rollout_steps=1, target_period=12)  # a step of all copies is 4
+def test_the_target_network_is_copied_once_a_period():
+    learner = make_dqn(choice(), rollout_steps=1, target_update_period=12)  # 4 environment steps an update
     state = jax.jit(lambda: learner.init(KEY, None))()
     update, equal = jax.jit(learner.update), []
     for step in range(6):
         state, _ = update(state, None, jax.random.fold_in(KEY, step))
-        pairs = zip(jax.tree.leaves(state.target), jax.tree.leaves(state.network.params), strict=True)
+        pairs = zip(jax.tree.leaves(state.target_params), jax.tree.leaves(state.network.params), strict=True)
         equal.append(all(np.array_equal(*pair) for pair in pairs))
-    steps = 64 + 4 * np.arange(7)
+    steps = LEARNING_STARTS + 4 * np.arange(7)
     assert equal == [before // 12 < after // 12 for before, after in itertools.pairwise(steps)]
 
 
-def poisoned(where, actions):
-    """A world whose fifth step gives no number."""
-    world = counter(9)
+# -- own losses and exploration --------------------------------------------------------------------
+
+
+DEFAULTS = {
+    "dqn": (make_dqn, choice(), dict(loss=dqn.dqn_loss, exploration=exploration.epsilon_greedy)),
+    "sac": (make_sac, continuous(), dict(loss=off_policy.twin_q_loss, actor_loss=sac.sac_actor_loss)),
+    "td3": (make_td3, continuous(), dict(loss=off_policy.twin_q_loss, actor_loss=td3.td3_actor_loss)),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_default_losses_and_exploration_passed_explicitly_give_the_same_bits(name):
+    make, environment, defaults = DEFAULTS[name]
+    chex.assert_trees_all_equal(train(make(environment), 5), train(make(environment, **defaults), 5))
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_no_random_key_is_used_twice(name):
+    make, environment, _ = DEFAULTS[name]
+    learner = make(environment)
+    with jax.debug_key_reuse(True):
+        state = jax.jit(lambda key: learner.init(key, None))(jax.random.key(1))
+        jax.jit(learner.update)(state, None, jax.random.key(2))
+
+
+def test_dqn_minimises_its_own_loss():
+    def loss(output, batch, return_distribution):
+        """Regresses the values of all actions to 7, whatever the rewards."""
+        errors = output.outputs[..., 0] - 7.0
+        return jnp.square(errors).mean(), jnp.abs(errors).mean(axis=1), {"loss": jnp.square(errors).mean()}
+
+    state, metrics = train(make_dqn(choice(), loss=loss), 300)
+    assert set(metrics) == {"loss", "gradient_norm", "epsilon", "return", "length"}
+    observations = jnp.array([[1.0, -1.0, 0.0], [-1.0, -1.0, 0.0]])
+    q_values = models.QNetwork(2, hidden=(8,)).apply({"params": state.network.params}, observations)
+    np.testing.assert_allclose(q_values, 7.0, atol=0.5)
+
+
+def test_dqn_explores_by_its_own_rule():
+    def always_second(q_values, epsilon, key):
+        return jnp.ones(len(q_values), jnp.int32)
+
+    learner = make_dqn(choice(), exploration=always_second, rollout_steps=5)
+    state, _ = train(learner, 4)
+    buffer = state.replay.buffer
+    actions = np.asarray(buffer.rows[: int(buffer.num_rows), :, 4])
+    warmup = LEARNING_STARTS // 4
+    assert set(np.unique(actions[:warmup])) == {0, 1}
+    assert (actions[warmup:] == 1).all()
+    request = rl.ExplorationRequest(jnp.zeros((3, 3)))
+    np.testing.assert_array_equal(learner.predict(state, request, KEY), [1, 1, 1])
+
+
+@pytest.mark.parametrize("make", [make_sac, make_td3])
+def test_actor_critics_minimise_their_own_losses(make):
+    def loss(q_values, td_target, batch):
+        """Regresses the values to 2, whatever the target."""
+        errors = q_values - 2.0
+        return jnp.square(errors).mean(), jnp.abs(errors).mean(axis=-1), {"loss": jnp.square(errors).mean()}
+
+    def actor_loss(output, batch):
+        """Imitates actions of 0.25, whatever their values."""
+        value = jnp.square(output.actions - 0.25).mean()
+        return value, {"actor_loss": value}
+
+    learner = make(continuous(), loss=loss, actor_loss=actor_loss)
+    state, metrics = train(learner, 300)
+    assert float(metrics["loss"][-1]) < 0.01
+    np.testing.assert_allclose(learner.predict(state, jnp.array([[1.0], [-1.0]]), KEY), 0.25, atol=0.1)
+
+
+def with_nan_at_the_fifth_step(field, action_space):
+    environment = counter(9)
 
     def step(key, state, action):
-        after, answer = world.step(key, state, 0)
-        value = getattr(answer, where)
-        return after, answer._replace(**{where: jnp.where(after == 5, jnp.nan, value)})
+        state, result = environment.step(key, state, 0)
+        value = getattr(result, field)
+        return state, result._replace(**{field: jnp.where(state == 5, jnp.nan, value)})
 
-    return world._replace(step=step, actions=actions)
+    return environment._replace(step=step, action_space=action_space)
 
 
 @foldax.config
-class Config(foldax.Interaction):
+class Config(foldax.RLTraining):
     environment_steps: int = 2_000
-    start_steps: int = 64
+    learning_starts: int = LEARNING_STARTS
     rollout_steps: int = 4
     log_every = 20
 
 
-@pytest.mark.parametrize("where", ["observation", "reward"])
-@pytest.mark.parametrize("make", [q_learner, soft, delayed])
-def test_a_world_that_gives_no_number_makes_of_the_loss_none(make, where):
-    actions = rl.Discrete(2) if make is q_learner else continuous().actions
-    memory = Memory(200, prioritized=make is q_learner)
-    _, metrics = trained(make(poisoned(where, actions), memory=memory, rollout_steps=4), 20)
+@pytest.mark.parametrize("field", ["observation", "reward"])
+@pytest.mark.parametrize("make", [make_dqn, make_sac, make_td3])
+def test_nan_from_the_environment_makes_the_loss_nan(make, field):
+    space = rl.Discrete(2) if make is make_dqn else continuous().action_space
+    replay_settings = ReplaySettings(capacity=200, prioritized=make is make_dqn)
+    learner = make(with_nan_at_the_fifth_step(field, space), replay=replay_settings, rollout_steps=4)
+    _, metrics = train(learner, 20)
     assert np.isnan(metrics["loss"][-1])
 
 
-def test_a_world_that_gives_no_number_stops_the_run(tmp_path):
+def test_nan_from_the_environment_stops_the_run(tmp_path):
     def learner(config, info):
-        return q_learner(poisoned("reward", rl.Discrete(2)), rollout_steps=4)
+        return make_dqn(with_nan_at_the_fifth_step("reward", rl.Discrete(2)), rollout_steps=4)
 
     with pytest.raises(NonFiniteError, match="step"):
         foldax.train(foldax.Experiment(Config, learner), Config(), run_dir=tmp_path / "run", verbose=False)
 
 
-def test_a_run_counts_what_its_agent_acts():
+def test_a_learner_must_take_as_many_environment_steps_as_its_config_counts():
     def learner(config, info):
-        return q_learner(choice(), rollout_steps=2)
+        return make_dqn(choice(), rollout_steps=2)
 
-    with pytest.raises(ConfigError, match=r"acts 8 steps in an update and 64 before .* counts 16 .* and 64"):
+    with pytest.raises(ConfigError, match=r"takes 8 environment steps per update and 64 before .* counts 16 .* and 64"):
         foldax.train(foldax.Experiment(Config, learner), Config(), save=False, verbose=False)
 
 
-def test_bad_settings_are_told():
-    for make in (soft, delayed):
+def test_settings_that_do_not_fit_are_refused():
+    for make, name in ((make_sac, "SACSettings"), (make_td3, "TD3Settings")):
         with pytest.raises(ConfigError, match="counter has 2 discrete actions; take dqn or ppo"):
             make(counter())
-        with pytest.raises(ConfigError, match="capacity 16 is smaller than a batch of 64"):
-            make(continuous(), memory=Memory(16))
-        free = rl.Box(np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))
-        with pytest.raises(ConfigError, match="actions of continuous have no bounds"):
-            make(continuous()._replace(actions=free))
-        with pytest.raises(ConfigError, match="descents: 0 must be 1 or more"):
-            make(continuous(), descents=0)
-    with pytest.raises(ConfigError, match="start: 66 transitions are no whole steps of 4 copies; 68 are"):
-        soft(continuous(), start=66)
-    with pytest.raises(ConfigError, match=r"greedy_evaluation: on a host.*rl\.gymnasium\(\.\.\., greedy"):
-        soft(facts(continuous(), num_envs=4, rollout_steps=1), greedy_evaluation=False)
-    with pytest.raises(ConfigError, match="descents: 3 must be a multiple of policy_delay, 2"):
-        delayed(continuous(), descents=3)
-    with pytest.raises(ConfigError, match="unit_actions: counter has no actions between finite bounds"):
-        wrappers.unit_actions(counter())
-    with pytest.raises(ConfigError, match="capacity 64 must hold 20 steps of 4 copies"):
-        soft(continuous(), memory=Memory(64, 20))
+        with pytest.raises(ConfigError, match=r"replay\.capacity: 16 transitions are fewer than a batch of 64"):
+            make(continuous(), replay=ReplaySettings(capacity=16))
+        unbounded = rl.Box(np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))
+        with pytest.raises(ConfigError, match="actions of continuous have no finite bounds"):
+            make(continuous()._replace(action_space=unbounded))
+        with pytest.raises(ConfigError, match=rf"{name}\.gradient_steps: 0 .*at least 1"):
+            make(continuous(), gradient_steps=0)
+        with pytest.raises(ConfigError, match=r"replay\.importance_steps: .*environment_steps"):
+            make(continuous(), replay=ReplaySettings(prioritized=True))
+    with pytest.raises(ConfigError, match="learning_starts: 66 must be a multiple of num_envs, 4; for example 68"):
+        make_sac(continuous(), learning_starts=66)
+    with pytest.raises(ConfigError, match=r"greedy_evaluation: a host plays .*rl\.gymnasium\(\.\.\., greedy"):
+        make_sac(host_spec(continuous(), num_envs=4, rollout_steps=1), greedy_evaluation=False)
+    with pytest.raises(ConfigError, match="gradient_steps: 3 must be a multiple of policy_delay, 2"):
+        make_td3(continuous(), gradient_steps=3)
+    with pytest.raises(ConfigError, match="rescale_actions: counter has the action space .* finite bounds"):
+        wrappers.rescale_actions(counter())
+    with pytest.raises(ConfigError, match=r"replay\.capacity: 64 must hold 20 steps of 4 environments"):
+        make_sac(continuous(), replay=ReplaySettings(capacity=64, n_steps=20))
 
 
 # -- on the host -----------------------------------------------------------------------------------
 
 
-def facts(world, **sizes):
-    """What is known of a world, as if it were on the host."""
-    return rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), **sizes)
+def host_spec(environment, **sizes):
+    """The spec of an environment as if it ran on the host."""
+    spaces = environment.observation_space, environment.action_space
+    return rl.HostSpec(environment.name, *spaces, np.dtype(np.float32), **sizes)
 
 
-@pytest.mark.parametrize(("make", "world"), [(q_learner, choice()), (soft, continuous()), (delayed, continuous())])
-def test_what_a_host_played_teaches_as_what_was_played_here(make, world):
-    """Steps that were played here, as batches: the memory is the same, and so is what is learned from it."""
-    steps, copies, updates = 2, 4, 3
-    here = make(world, rollout_steps=steps)
-    there = make(facts(world, num_envs=copies, rollout_steps=steps), rollout_steps=steps)
-    state = jax.jit(lambda key: here.init(key, None))(KEY)
-    other = state._replace(experience=state.experience._replace(actors=None))
+def no_episodes(steps):
+    return rl.EpisodeStatistics(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "environment"), [(make_dqn, choice()), (make_sac, continuous()), (make_td3, continuous())]
+)
+def test_a_host_rollout_trains_like_the_same_steps_on_the_device(make, environment):
+    """Steps taken on the device, as batches of a host: buffer and networks become the same."""
+    steps, num_envs, updates = 2, 4, 3
+    device = make(environment, rollout_steps=steps)
+    host = make(host_spec(environment, num_envs=num_envs, rollout_steps=steps), rollout_steps=steps)
+    state = jax.jit(lambda key: device.init(key, None))(KEY)
+    host_state = state._replace(replay=state.replay._replace(environment_state=None))
     for number in range(updates):
         key = jax.random.fold_in(KEY, number)
-        before = state.experience.actors
-        state, _ = jax.jit(here.update)(state, None, key)
-        kept, rows = state.experience.replay, np.arange(steps) + int(state.experience.replay.num_rows) - steps
-        found = jax.vmap(lambda row: replay.at(kept, jnp.full(copies, row), jnp.arange(copies), 1.0))(rows)  # noqa: B023
-        ends = kept.rows[rows % len(kept.rows), :, 3]
+        before = state.replay.environment_state
+        state, _ = jax.jit(device.update)(state, None, key)
+        buffer, rows = state.replay.buffer, np.arange(steps) + int(state.replay.buffer.num_rows) - steps
+        stored = jax.vmap(
+            lambda row: replay.transitions_at(buffer, jnp.full(num_envs, row), jnp.arange(num_envs), 1.0)  # noqa: B023
+        )(rows)
+        flags = buffer.rows[rows % len(buffer.rows), :, 3]
         action = (
-            found.action
-            if make is q_learner
-            else jax.vmap(lambda a: wrappers.from_unit(world.actions, a))(found.action)
+            stored.actions
+            if make is make_dqn
+            else jax.vmap(lambda a: wrappers.from_unit_range(environment.action_space, a))(stored.actions)
         )
-        seen = rl.Transition(
-            found.observation, action, found.reward, found.next_observation, ends % 2 == 1, ends >= 2, {}
+        transitions = rl.Transition(
+            stored.observations, action, stored.rewards, stored.next_observations, flags % 2 == 1, flags >= 2, {}
         )
-        np.testing.assert_array_equal(seen.observation[0], before.observation)
-        none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
-        after = jnp.concatenate([seen.observation[1:], state.experience.actors.observation[None]])
-        batch = rl.Played(seen, none, after, jnp.zeros(steps, bool))
-        other, metrics = jax.jit(there.update)(other, batch, key)
+        np.testing.assert_array_equal(transitions.observation[0], before.observation)
+        current = state.replay.environment_state.observation[None]
+        current = jnp.concatenate([transitions.observation[1:], current])
+        batch = rl.HostRollout(transitions, no_episodes(steps), current, jnp.zeros(steps, bool))
+        host_state, metrics = jax.jit(host.update)(host_state, batch, key)
         assert float(metrics["loss"].count) == 1
-    for one, same in zip(
-        jax.tree.leaves(other._replace(experience=None)), jax.tree.leaves(state._replace(experience=None))
-    ):
-        np.testing.assert_allclose(one, same, atol=1e-5)
-    for one, same in zip(jax.tree.leaves(other.experience.replay), jax.tree.leaves(state.experience.replay)):
-        np.testing.assert_array_equal(one, same)
+    chex.assert_trees_all_close(host_state._replace(replay=None), state._replace(replay=None), rtol=1e-7, atol=1e-5)
+    chex.assert_trees_all_equal(host_state.replay.buffer, state.replay.buffer)
 
 
-def test_a_host_teaches_only_once_there_are_enough_steps_and_acts_at_random_until_then():
-    copies, steps = 4, 4
-    learner = q_learner(
-        facts(choice(), num_envs=copies, rollout_steps=steps), rollout_steps=steps, epsilon=0.0, epsilon_steps=1.0
+def test_on_the_host_random_actions_fill_the_buffer_before_the_first_gradient_step():
+    num_envs, steps = 4, 4
+    spec = host_spec(choice(), num_envs=num_envs, rollout_steps=steps)
+    learner = make_dqn(spec, rollout_steps=steps, final_epsilon=0.0, environment_steps=1)
+    state = jax.jit(learner.init)(KEY, jnp.zeros((num_envs, 3)))
+    false = jnp.zeros((steps, num_envs), bool)
+    observations = jnp.zeros((steps, num_envs, 3))
+    transitions = rl.Transition(
+        observations,
+        jnp.zeros((steps, num_envs), jnp.int32),
+        jnp.ones((steps, num_envs)),
+        observations,
+        false,
+        false,
+        {},
     )
-    state = jax.jit(learner.init)(KEY, jnp.zeros((copies, 3)))
-    nothing = jnp.zeros((steps, copies), bool)
-    shown = jnp.zeros((steps, copies, 3))
-    none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
-    seen = rl.Transition(
-        shown, jnp.zeros((steps, copies), jnp.int32), jnp.ones((steps, copies)), shown, nothing, nothing, {}
-    )
-    many = rl.Explore(jnp.zeros((200, 3)))
+    request = rl.ExplorationRequest(jnp.zeros((200, 3)))
     for number in range(5):
-        before, chosen = state, np.asarray(jax.jit(learner.predict)(state, many, KEY))
-        state, metrics = jax.jit(learner.update)(state, rl.Played(seen, none, shown, jnp.zeros(steps, bool)), KEY)
-        ready = (number + 1) * copies * steps >= SMALL["start"]
+        before, actions = state, np.asarray(jax.jit(learner.predict)(state, request, KEY))
+        batch = rl.HostRollout(transitions, no_episodes(steps), observations, jnp.zeros(steps, bool))
+        state, metrics = jax.jit(learner.update)(state, batch, KEY)
+        ready = (number + 1) * num_envs * steps >= LEARNING_STARTS
         assert float(metrics["loss"].count) == ready
         moved = jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), state.network.params, before.network.params))
         assert any(moved) == ready
-        assert (len(np.unique(chosen)) == 2) == (number < 4)
+        assert (len(np.unique(actions)) == 2) == (number < 4)
 
 
-def test_a_host_that_began_anew_cuts_off_what_was_before():
-    """Nothing that is drawn joins steps from before a resumed run's new episodes with steps of these."""
-    copies, steps = 2, 3
-    world = counter(100)
-    memory = Memory(20, steps=3)
-    of = facts(world, num_envs=copies, rollout_steps=steps)
-    experience, _ = off_policy.begin(of, memory, KEY, copies, 0, jnp.zeros((copies, 1)))
+def test_a_restarted_host_truncates_the_episodes_before():
+    """No sampled transition joins steps from before and after the restart of a resumed run."""
+    num_envs, steps = 2, 3
+    replay_settings = ReplaySettings(capacity=20, n_steps=3)
+    spec = host_spec(counter(100), num_envs=num_envs, rollout_steps=steps)
+    state, _ = off_policy.init_replay(replay_setup(replay_settings, spec, num_envs), KEY, jnp.zeros((num_envs, 1)))
 
-    def batch(start, begun):
-        number = jnp.broadcast_to(start + jnp.arange(steps + 1.0)[:, None, None], (steps + 1, copies, 1))
-        none = rl.Finished(*[foldax.Average(jnp.zeros(steps), jnp.zeros(steps))] * 2)
-        over = jnp.zeros((steps, copies), bool)
-        seen = rl.Transition(
-            number[:-1], jnp.zeros((steps, copies), jnp.int32), jnp.ones((steps, copies)), number[1:], over, over, {}
-        )
-        return rl.Played(seen, none, number[1:], jnp.arange(steps) < begun)
+    def rollout(start, restarted):
+        number = jnp.broadcast_to(start + jnp.arange(steps + 1.0)[:, None, None], (steps + 1, num_envs, 1))
+        false = jnp.zeros((steps, num_envs), bool)
+        actions, rewards = jnp.zeros((steps, num_envs), jnp.int32), jnp.ones((steps, num_envs))
+        transitions = rl.Transition(number[:-1], actions, rewards, number[1:], false, false, {})
+        return rl.HostRollout(transitions, no_episodes(steps), number[1:], jnp.arange(steps) < restarted)
 
-    listen = jax.jit(functools.partial(off_policy.listened, memory))
-    for start, begun in ((0, True), (3, False), (50, True), (53, False)):
-        experience, _ = listen(experience, batch(start, begun))
-    kept = experience.replay
-    rows = jnp.arange(int(kept.oldest), int(kept.num_rows) - 2)
-    found = replay.at(kept, rows, jnp.zeros(len(rows), jnp.int32), 1.0, 3)
-    number, after = found.observation[:, 0], found.next_observation[:, 0]
-    np.testing.assert_array_equal(number, [2, 3, 4, 5, 50, 51, 52, 53])
-    np.testing.assert_array_equal(after, [5, 6, 6, 6, 53, 54, 55, 56])
-    np.testing.assert_array_equal(found.reward, [3, 3, 2, 1, 3, 3, 3, 3])
-    assert (found.discount > 0).all()  # cut off, not over
+    store_rollout = jax.jit(functools.partial(off_policy.store_rollout, replay_settings))
+    for start, restarted in ((0, True), (3, False), (50, True), (53, False)):
+        state, _ = store_rollout(state, rollout(start, restarted))
+    buffer = state.buffer
+    rows = jnp.arange(int(buffer.oldest_row), int(buffer.num_rows) - 2)
+    batch = replay.transitions_at(buffer, rows, jnp.zeros(len(rows), jnp.int32), 1.0, 3)
+    np.testing.assert_array_equal(batch.observations[:, 0], [2, 3, 4, 5, 50, 51, 52, 53])
+    np.testing.assert_array_equal(batch.next_observations[:, 0], [5, 6, 6, 6, 53, 54, 55, 56])
+    np.testing.assert_array_equal(batch.rewards, [3, 3, 2, 1, 3, 3, 3, 3])
+    assert (batch.discounts > 0).all()  # truncated, not terminated

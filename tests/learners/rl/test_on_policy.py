@@ -1,72 +1,89 @@
-"""Learning from what was just done: policy gradients, PQN, memories and scales, in worlds whose best is known."""
+"""On-policy learners: policy gradients, PQN, recurrent policies and normalisation, in environments with known optima."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import explained_variance_score
 
 from foldax import Average, learners, models, rl
 from foldax.errors import ConfigError
-from foldax.learners.rl import distributions, normalization, on_policy
+from foldax.learners import on_policy
+from foldax.learners.rl import exploration, normalization
 from foldax.learners.rl.reinforce import first_episodes
-from tests.learners.rl.test_learning import KEY, trained
+from tests.learners.rl.test_learning import EVALUATION, KEY, trained
 from tests.rl.environments import choice, continuous, counter, recall
 
-EVALUATION = dict(evaluation_episodes=4, evaluation_steps=20)
+
+def actor_critic(environment):
+    is_discrete = isinstance(environment.action_space, rl.Discrete)
+    return models.ActorCritic(2 if is_discrete else 1, not is_discrete, (16,))
 
 
-def actor_critic(world):
-    numbers = not isinstance(world.actions, rl.Discrete)
-    return models.ActorCritic(1 if numbers else 2, numbers, (16,))
+def split(options, *names):
+    """Splits options into those of these names, which are the learner's, and its settings."""
+    learner = {name: options[name] for name in (*names, "loss", "advantages") if name in options}
+    return learner, {name: value for name, value in options.items() if name not in learner}
 
 
-def ppo(world, **options):
-    settings = dict(num_envs=8, rollout_steps=8, minibatches=2, **EVALUATION)
-    return learners.ppo(world, actor_critic(world), optax.adam(1e-2), **{**settings, **options})
+def ppo(environment, **options):
+    sizes, settings = split({"num_envs": 8, "rollout_steps": 8, **options}, "num_envs", "rollout_steps")
+    settings = learners.PPOSettings(**{"num_minibatches": 2, **EVALUATION, **settings})
+    return learners.ppo(environment, actor_critic(environment), optax.adam(1e-2), settings, **sizes)
 
 
-def a2c(world, **options):
-    options = {"num_envs": 16, **EVALUATION, **options}
-    return learners.a2c(world, actor_critic(world), optax.rmsprop(1e-2, 0.99), **options)
+def a2c(environment, **options):
+    sizes, settings = split({"num_envs": 16, **options}, "num_envs", "rollout_steps")
+    settings = learners.A2CSettings(**{**EVALUATION, **settings})
+    return learners.a2c(environment, actor_critic(environment), optax.rmsprop(1e-2, 0.99), settings, **sizes)
 
 
-def reinforce(world, **options):
-    settings = dict(num_envs=16, episode_steps=5, **EVALUATION)
-    return learners.reinforce(world, actor_critic(world), optax.adam(1e-2), **{**settings, **options})
+def reinforce(environment, **options):
+    sizes, settings = split({"num_envs": 16, "episode_steps": 5, **options}, "num_envs", "episode_steps")
+    settings = learners.ReinforceSettings(**{**EVALUATION, **settings})
+    return learners.reinforce(environment, actor_critic(environment), optax.adam(1e-2), settings, **sizes)
 
 
-def pqn(world, **options):
-    model = models.QNetwork(world.actions.num, hidden=(16,), normalization="layer")
-    settings = dict(num_envs=8, rollout_steps=8, minibatches=4, epsilon=0.1, epsilon_steps=2000.0, **EVALUATION)
-    return learners.pqn(world, model, optax.radam(1e-2), **{**settings, **options})
+def pqn(environment, **options):
+    sizes, settings = split({"num_envs": 8, "rollout_steps": 8, **options}, "num_envs", "rollout_steps")
+    model = models.QNetwork(environment.action_space.num, hidden=(16,), normalization="layer")
+    settings = learners.PQNSettings(**{"num_minibatches": 4, "final_epsilon": 0.1, **EVALUATION, **settings})
+    return learners.pqn(environment, model, optax.radam(1e-2), settings, environment_steps=4_000, **sizes)
 
 
-def recurrent_ppo(world, **options):
-    model = models.RecurrentActorCritic(world.actions.num, hidden=(), width=8)
-    settings = dict(num_envs=16, rollout_steps=9, epochs=2, minibatches=2, **EVALUATION)
-    return learners.recurrent_ppo(world, model, optax.adam(2e-2), **{**settings, **options})
+def recurrent_ppo(environment, **options):
+    sizes, settings = split({"num_envs": 16, "rollout_steps": 9, **options}, "num_envs", "rollout_steps")
+    model = models.RecurrentActorCritic(environment.action_space.num, hidden=(), width=8)
+    settings = learners.PPOSettings(**{"num_epochs": 2, "num_minibatches": 2, **EVALUATION, **settings})
+    return learners.recurrent_ppo(environment, model, optax.adam(2e-2), settings, **sizes)
 
 
-AGENTS = {"ppo, scaled": lambda world: ppo(world, scale_observations=True, scale_rewards=True)}
-AGENTS |= {"a2c": a2c, "a2c, scaled": lambda world: a2c(world, scale_observations=True, scale_rewards=True)}
+NORMALIZED = dict(normalize_observations=True, normalize_rewards=True)
+AGENTS = {"ppo, normalised": lambda environment: ppo(environment, **NORMALIZED)}
+AGENTS |= {"a2c": a2c, "a2c, normalised": lambda environment: a2c(environment, **NORMALIZED)}
 AGENTS |= {"reinforce": reinforce, "pqn": pqn, "recurrent_ppo": recurrent_ppo}
 
 
+def initial(learner):
+    return jax.jit(lambda key: learner.init(key, None))(KEY)
+
+
 @pytest.mark.parametrize("name", AGENTS)
-def test_agents_learn_what_depends_on_observation_action_and_time(name):
-    """Worth 1 is the action that is asked for, three times in a row; the last reward comes a step late."""
+def test_agents_solve_a_task_of_observation_action_and_time(name):
+    """Three times in a row the requested action has reward 1; the last reward comes a step late."""
     learner = AGENTS[name](choice())
     state, metrics = trained(learner, 300)
-    played = jax.jit(learner.evaluate)(state, None, KEY)
-    np.testing.assert_allclose(played["return"], 3.0)
-    np.testing.assert_array_equal(played["length"], 4.0)
+    episodes = jax.jit(learner.evaluate)(state, None, KEY)
+    np.testing.assert_allclose(episodes["return"], 3.0)
+    np.testing.assert_array_equal(episodes["length"], 4.0)
     assert float(metrics["length"].total) == 4 * float(metrics["length"].count) > 0
 
 
 @pytest.mark.parametrize("make", [a2c, reinforce])
-def test_numbers_are_learned_as_actions(make):
-    learner = make(continuous(), discount=0.0, entropy_weight=0.0)
+def test_continuous_actions_are_learned(make):
+    learner = make(continuous(), discount=0.0, entropy_coefficient=0.0)
     state, _ = trained(learner, 600)
     actions = learner.predict(state, jnp.array([[1.0], [-1.0]]), KEY)
     np.testing.assert_allclose(actions[:, 0], [0.5, -0.5], atol=0.2)
@@ -74,216 +91,321 @@ def test_numbers_are_learned_as_actions(make):
 
 @pytest.mark.parametrize("truncates", [False, True])
 @pytest.mark.parametrize("make", [a2c, reinforce, pqn, recurrent_ppo])
-def test_values_tell_an_episode_that_is_over_from_one_that_is_cut_off(make, truncates):
-    """Each step is worth 1. Over after two, its first step is worth 1.9; cut off there, more: it would go on."""
-    world = counter(2, truncates, reward=1.0)
-    learner = make(world, discount=0.9)
-    state, _ = trained(learner, 500)
+def test_values_distinguish_terminated_from_truncated_episodes(make, truncates):
+    """Every step has reward 1. Terminated after two, the first has value 1.9; truncated there, more."""
+    environment = counter(2, truncates, reward=1.0)
+    state, _ = trained(make(environment, discount=0.9), 500)
     states = jnp.array([[0.0], [1.0]])
     if make is pqn:
         model = models.QNetwork(2, hidden=(16,), normalization="layer")
-        found = model.apply({"params": state.network.params}, states).max(axis=(1, 2))
+        values = model.apply({"params": state.network.params}, states).max(axis=(1, 2))
     elif make is recurrent_ppo:
         model = models.RecurrentActorCritic(2, hidden=(), width=8)
-        found = model.apply({"params": state.network.params}, states[None])[0].value[0]
+        values = model.apply({"params": state.network.params}, states[None])[0].value[0]
     else:
-        found = actor_critic(world).apply({"params": state.network.params}, states).value
+        values = actor_critic(environment).apply({"params": state.network.params}, states).value
     if truncates:
-        assert found[0] > 2.5
+        assert values[0] > 2.5
     else:
-        np.testing.assert_allclose(found, [1.9, 1.0], atol=0.2)
+        np.testing.assert_allclose(values, [1.9, 1.0], atol=0.2)
 
 
-def test_only_a_memory_knows_what_was_shown_at_first():
-    """A sign is shown once, and asked for two steps later: without a memory half of the answers are wrong."""
-    learner = recurrent_ppo(recall(3), surrogate=learners.Surrogate(entropy_weight=0.003))
+# -- losses and advantages -------------------------------------------------------------------------
+
+
+def test_ppo_loss_is_equation_9_of_the_paper():
+    rng = np.random.RandomState(0)
+    logits, actions = rng.randn(40, 3), rng.randint(0, 3, 40)
+    value, old_value, target, advantage = rng.randn(4, 40)
+    log_probs = np.log(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    old_log_probs = log_probs[np.arange(40), actions] + 0.3 * rng.randn(40)
+    settings = learners.PPOSettings(
+        clip_range=0.2, value_clip_range=0.1, entropy_coefficient=0.3, normalize_advantages=False
+    )
+    output = models.ActorCriticOutput(models.Categorical(jnp.asarray(logits)), jnp.asarray(value))
+    arrays = map(jnp.asarray, (np.zeros(40), actions, old_log_probs, old_value, advantage, target))
+    loss, metrics = learners.ppo_loss(output, on_policy.RolloutBatch(*arrays), settings)
+
+    ratio = np.exp(log_probs[np.arange(40), actions] - old_log_probs)
+    policy_loss = -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage).mean()
+    clipped_value = old_value + np.clip(value - old_value, -0.1, 0.1)
+    value_loss = 0.5 * np.maximum((value - target) ** 2, (clipped_value - target) ** 2).mean()
+    entropy = -(np.exp(log_probs) * log_probs).sum(axis=1).mean()
+    np.testing.assert_allclose(loss, policy_loss + 0.5 * value_loss - 0.3 * entropy, rtol=1e-5)
+    np.testing.assert_allclose(metrics["clip_fraction"], ((ratio < 0.8) | (ratio > 1.2)).mean(), rtol=1e-6)
+    assert 0 < metrics["clip_fraction"] < 1
+    np.testing.assert_allclose(metrics["approx_kl"], (ratio - 1 - np.log(ratio)).mean(), rtol=1e-4)
+
+
+def test_policy_gradient_is_that_of_its_definition():
+    """The gradient of the logits is minus the weighted mean of advantage times (one-hot minus probabilities)."""
+    logits, values = jnp.array([[0.3, -0.2], [1.0, 0.0], [0.0, 0.0]]), jnp.array([0.5, 1.0, 9.0])
+    actions, advantages = jnp.array([0, 1, 0]), jnp.array([1.0, -2.0, 5.0])
+    weights, targets = jnp.array([1.0, 1.0, 0.0]), jnp.array([1.0, 0.0, 0.0])
+    rollout = on_policy.RolloutBatch(jnp.arange(3), actions, None, None, advantages, targets, weights)
+    settings = learners.A2CSettings(entropy_coefficient=0.0, value_coefficient=0.5)
+
+    def loss(logits, values):
+        output = models.ActorCriticOutput(models.Categorical(logits), values)
+        return on_policy.policy_gradient_loss(output, rollout, settings)[0]
+
+    logits_gradient, values_gradient = jax.grad(loss, argnums=(0, 1))(logits, values)
+    expected = -0.5 * advantages[:2, None] * (jnp.eye(2)[actions[:2]] - jax.nn.softmax(logits)[:2])
+    np.testing.assert_allclose(logits_gradient[:2], expected, rtol=1e-5)
+    np.testing.assert_allclose(values_gradient, [0.5 * 0.5 * -0.5, 0.5 * 0.5 * 1.0, 0.0], rtol=1e-5)
+    np.testing.assert_array_equal(logits_gradient[2], 0.0)
+
+
+@pytest.mark.parametrize(("make", "default"), [(ppo, learners.ppo_loss), (a2c, on_policy.policy_gradient_loss)])
+def test_an_own_loss_that_calls_the_default_has_the_same_bits(make, default):
+    def loss(output, rollout, settings):
+        value, metrics = default(output, rollout, settings)
+        return value, {**metrics, "advantage": rollout.advantages.mean()}
+
+    states, metrics = zip(*(trained(make(choice(), **options), 3) for options in ({}, {"loss": loss})))
+    chex.assert_trees_all_equal(*states)
+    assert metrics[1].keys() - metrics[0].keys() == {"advantage"}
+
+
+@pytest.mark.parametrize("make", [ppo, recurrent_ppo])
+def test_a_kl_penalty_as_an_own_loss_keeps_the_policy_close(make):
+    """The penalty of Schulman et al. (2017), section 4, in place of clipping."""
+
+    def penalized(coefficient):
+        def loss(output, minibatch, settings):
+            _, metrics = learners.ppo_loss(output, minibatch, settings)
+            log_ratio = output.distribution.log_prob(minibatch.actions) - minibatch.log_probs
+            policy_loss = -(jnp.exp(log_ratio) * minibatch.advantages).mean()
+            return policy_loss + coefficient * metrics["approx_kl"], metrics
+
+        return loss
+
+    divergences = []
+    for coefficient in (0.0, 100.0):
+        learner = make(choice(), loss=penalized(coefficient), num_epochs=8)
+        _, metrics = jax.jit(learner.update)(initial(learner), None, KEY)
+        divergences.append(float(metrics["approx_kl"]))
+    assert 0 < divergences[1] < 0.5 * divergences[0]
+
+
+@pytest.mark.parametrize("make", [ppo, a2c, reinforce, recurrent_ppo])
+def test_own_advantages_of_zero_leave_the_policy_as_it_is(make):
+    seen = []
+
+    def advantages(transitions, next_values, discount, gae_lambda):
+        seen.append((transitions.reward.shape, next_values.shape))
+        return jnp.zeros_like(transitions.reward), transitions.extras["value"]
+
+    learner = make(choice(), advantages=advantages, entropy_coefficient=0.0)
+    state = initial(learner)
+    after, metrics = jax.jit(learner.update)(state, None, KEY)
+    np.testing.assert_allclose([metrics["policy_loss"], metrics["value_loss"]], 0.0, atol=1e-6)
+    if make is not recurrent_ppo:  # whose values are rounded differently step by step and over a sequence
+        chex.assert_trees_all_equal(after.network.params, state.network.params)
+    assert seen[0][0] == seen[0][1]
+    default, _ = jax.jit(make(choice(), entropy_coefficient=0.0).update)(state, None, KEY)
+    assert not np.allclose(*(jax.tree.leaves(x.network.params)[1] for x in (default, state)))
+
+
+def test_explained_variance_is_scikit_learns():
+    rng = np.random.RandomState(0)
+    values, targets = rng.randn(2, 50)
+    explained = on_policy.explained_variance(jnp.asarray(values), jnp.asarray(targets))
+    np.testing.assert_allclose(explained, explained_variance_score(targets, values), rtol=1e-5)
+    assert float(on_policy.explained_variance(jnp.asarray(values), jnp.ones(50))) == 0.0
+
+
+# -- recurrent policies ----------------------------------------------------------------------------
+
+
+def test_only_a_recurrent_policy_remembers_the_first_observation():
+    """A cue is shown once, and asked for two steps later: without memory half of the answers are wrong."""
+    learner = recurrent_ppo(recall(3), entropy_coefficient=0.003)
     state, _ = trained(learner, 200)
-    played = jax.jit(learner.evaluate)(state, None, KEY)
-    np.testing.assert_allclose(played["return"], 1.0)
-    blind, _ = trained(ppo(recall(3)), 200)
-    found = jax.jit(ppo(recall(3), evaluation_episodes=64).evaluate)(blind, None, KEY)
-    assert abs(float(found["return"].mean())) < 0.5
-    shown = jnp.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
-    np.testing.assert_array_equal(learner.predict(state, shown, KEY)[:, -1], [1, 0])
+    episodes = jax.jit(learner.evaluate)(state, None, KEY)
+    np.testing.assert_allclose(episodes["return"], 1.0)
+    memoryless, _ = trained(ppo(recall(3)), 200)
+    episodes = jax.jit(ppo(recall(3), evaluation_episodes=64).evaluate)(memoryless, None, KEY)
+    assert abs(float(episodes["return"].mean())) < 0.5
+    sequences = jnp.array([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(learner.predict(state, sequences, KEY)[:, -1], [1, 0])
 
 
-def test_a_rollout_begins_with_the_memory_it_was_left_with():
-    """What the policy said step by step is what it says of the sequence, so that no ratio is other than 1 at first."""
-    learner = recurrent_ppo(recall(4), epochs=1, minibatches=1, rollout_steps=6)
-    state = jax.jit(lambda key: learner.init(key, None))(KEY)
-    update = jax.jit(learner.update)
+def test_a_rollout_continues_from_the_memory_of_the_last_one():
+    """The policy is the same step by step and over the sequence, so before any gradient step all ratios are 1."""
+    learner = recurrent_ppo(recall(4), num_epochs=1, num_minibatches=1, rollout_steps=6)
+    state, update = initial(learner), jax.jit(learner.update)
     for step in range(3):
         state, metrics = update(state, None, jax.random.fold_in(KEY, step))
-        np.testing.assert_allclose(metrics["divergence"], 0.0, atol=1e-6)
-        assert float(metrics["clipped"]) == 0.0
+        np.testing.assert_allclose(metrics["approx_kl"], 0.0, atol=1e-6)
+        assert float(metrics["clip_fraction"]) == 0.0
 
 
-def test_whole_episodes_alone_count():
-    ends = jnp.array([[0, 0], [1, 0], [0, 0], [1, 0]], bool)
-    seen = rl.Transition(None, None, jnp.arange(8.0).reshape(4, 2), None, ends, jnp.zeros_like(ends), {})
-    first, ended = first_episodes(seen)
-    np.testing.assert_array_equal(first, [[1, 1], [1, 1], [0, 1], [0, 1]])
-    assert ended["return"] == Average(0.0 + 2.0, 1.0)
-    assert ended["length"] == Average(2.0, 1.0)
+def test_reinforce_counts_only_whole_first_episodes():
+    done = jnp.array([[0, 0], [1, 0], [0, 0], [1, 0]], bool)
+    transitions = rl.Transition(None, None, jnp.arange(8.0).reshape(4, 2), None, done, jnp.zeros_like(done), {})
+    in_first_episode, metrics = first_episodes(transitions)
+    np.testing.assert_array_equal(in_first_episode, [[1, 1], [1, 1], [0, 1], [0, 1]])
+    assert metrics["return"] == Average(0.0 + 2.0, 1.0)
+    assert metrics["length"] == Average(2.0, 1.0)
 
 
-def test_scales_are_those_of_all_that_was_seen():
-    """Against NumPy, over parts of a history of episodes that end at random."""
-    random, length, copies, discount = np.random.RandomState(0), 24, 3, 0.9
-    observation = random.randn(length, copies, 2) * [1.0, 7.0] + [3.0, 0.0]
-    reward, ends = 5 * random.randn(length, copies), random.rand(2, length, copies) < 0.1
-    running, returns = np.zeros(copies), []
+# -- normalisation ---------------------------------------------------------------------------------
+
+
+def test_running_statistics_are_those_of_the_whole_history():
+    """Compared with NumPy, over parts of a history of episodes that end at random."""
+    random, length, num_envs, discount = np.random.RandomState(0), 24, 3, 0.9
+    observation = random.randn(length, num_envs, 2) * [1.0, 7.0] + [3.0, 0.0]
+    reward, ends = 5 * random.randn(length, num_envs), random.rand(2, length, num_envs) < 0.1
+    running_return, returns = np.zeros(num_envs), []
     for t in range(length):
-        running = discount * running + reward[t]
-        returns.append(running)
-        running = np.where(ends[:, t].any(axis=0), 0.0, running)
-    state = normalization.no_scales(jnp.zeros((copies, 2)), True, True)
-    zeros = jnp.zeros(copies, jnp.int32)
+        running_return = discount * running_return + reward[t]
+        returns.append(running_return)
+        running_return = np.where(ends[:, t].any(axis=0), 0.0, running_return)
+    statistics = normalization.init_statistics(jnp.zeros((num_envs, 2)), True, True)
+    zeros = jnp.zeros((8, num_envs), jnp.int32)
     for part in (slice(0, 8), slice(8, 16), slice(16, 24)):
         arrays = [jnp.asarray(x[part], jnp.float32) for x in (observation, reward)]
         flags = [jnp.asarray(x[part]) for x in ends]
-        before = state
-        state, shown = normalization.scaled(
-            state, rl.Transition(arrays[0], zeros, arrays[1], arrays[0] + 1, *flags, {}), discount
-        )
-    np.testing.assert_allclose(state.observations.mean, observation.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(state.observations.variance, observation.var(axis=(0, 1)), rtol=1e-4)
-    np.testing.assert_allclose(state.returns.variance, np.var(returns), rtol=1e-4)
-    np.testing.assert_allclose(state.running, running, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(shown.reward, reward[16:] / np.std(returns), rtol=1e-3)
+        before = statistics
+        transitions = rl.Transition(arrays[0], zeros, arrays[1], arrays[0] + 1, *flags, {})
+        statistics, normalized = normalization.normalize_rollout(statistics, transitions, discount)
+    moments = statistics.observations
+    np.testing.assert_allclose(moments.mean, observation.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moments.variance, observation.var(axis=(0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(statistics.returns.variance, np.var(returns), rtol=1e-4)
+    np.testing.assert_allclose(statistics.running_return, running_return, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normalized.reward, reward[16:] / np.std(returns), rtol=1e-3)
     earlier = observation[:16].reshape(-1, 2)
     expected = (observation[16:] - earlier.mean(axis=0)) / earlier.std(axis=0)
-    np.testing.assert_allclose(shown.observation, expected, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(shown.observation[0], normalization.observed(before, arrays[0][0]), rtol=1e-5)
+    np.testing.assert_allclose(normalized.observation, expected, rtol=1e-3, atol=1e-4)
+    one_step = normalization.normalize_observations(before, arrays[0][0])
+    np.testing.assert_allclose(normalized.observation[0], one_step, rtol=1e-5)
 
 
-def test_evaluation_uses_the_scales_of_training_and_leaves_them():
-    """The counter sees 0, 1 and 2, over and over: their moments are known, and acting greedily adds none."""
-    learner = ppo(counter(3), scale_observations=True, rollout_steps=6)
+def test_evaluation_uses_the_statistics_of_training_and_leaves_them():
+    """The counter shows 0, 1 and 2, over and over: their moments are known, and acting greedily adds none."""
+    learner = ppo(counter(3), normalize_observations=True, rollout_steps=6)
     state, _ = trained(learner, 5)
-    moments = state.scales.observations
+    moments = state.statistics.observations
     assert float(moments.count) == 5 * 6 * 8
     np.testing.assert_allclose([moments.mean[0], moments.variance[0]], [1.0, 2 / 3], rtol=1e-5)
-    shown = (jnp.array([[0.0], [2.0]]) - 1.0) * np.sqrt(1.5)
-    model = actor_critic(counter(3))
-    expected = model.apply({"params": state.network.params}, shown).policy.argmax(axis=-1)
-    np.testing.assert_array_equal(learner.predict(state, jnp.array([[0.0], [2.0]]), KEY), expected)
+    normalized = (jnp.array([[0.0], [2.0]]) - 1.0) * np.sqrt(1.5)
+    output = actor_critic(counter(3)).apply({"params": state.network.params}, normalized)
+    predicted = learner.predict(state, jnp.array([[0.0], [2.0]]), KEY)
+    np.testing.assert_array_equal(predicted, output.distribution.logits.argmax(axis=-1))
+
+
+def test_running_returns_are_reset_with_the_environments():
+    statistics = normalization.init_statistics(jnp.zeros((2, 1)), False, True)
+    statistics = statistics._replace(running_return=jnp.array([3.0, 4.0]))
+    for restarted, expected in ((True, [0.0, 0.0]), (False, [3.0, 4.0])):
+        reset = normalization.reset_running_returns(statistics, jnp.bool_(restarted))
+        np.testing.assert_array_equal(reset.running_return, expected)
+
+
+# -- acting ----------------------------------------------------------------------------------------
+
+
+def spec_of(environment, **sizes):
+    spaces = environment.observation_space, environment.action_space
+    return rl.HostSpec(environment.name, *spaces, np.dtype(np.float32), **sizes)
 
 
 @pytest.mark.parametrize("make", [ppo, a2c, pqn])
-def test_what_a_host_played_teaches_as_what_was_played_here(make):
-    """The same steps as a batch, without what the network said of them, lead to the same parameters."""
-    steps, copies = (5, 16) if make is a2c else (8, 8)
-    world = choice()
-    sizes = dict(num_envs=copies, rollout_steps=steps)
-    there = make(rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), **sizes))
-    here = make(world)
-    state = jax.jit(lambda key: here.init(key, None))(KEY)
-    of_play = KEY if make is a2c else jax.random.split(KEY)[0]
+def test_a_rollout_of_the_host_teaches_the_same_as_one_of_the_device(make):
+    """The same transitions as a batch, without log-probabilities and values, lead to the same parameters."""
+    num_steps, num_envs = (5, 16) if make is a2c else (8, 8)
+    environment = choice()
+    on_host = make(spec_of(environment, num_envs=num_envs, rollout_steps=num_steps))
+    on_device = make(environment)
+    state = initial(on_device)
+    rollout_key = KEY if make is a2c else jax.random.split(KEY)[0]
 
-    def act(observation, key):
+    def policy(observation, key):
         if make is pqn:
-            return here.predict(state, rl.Explore(observation), key), {}
-        return on_policy.acting(actor_critic(world), state, observation, key)
+            return on_device.predict(state, rl.ExplorationRequest(observation), key), {}
+        return on_policy.select_action(actor_critic(environment), state, observation, key)
 
-    _, seen, finished = jax.jit(lambda: rl.rollout(choice(), act, state.actors, of_play, steps))()
-    batch = rl.Played(seen._replace(extras={}), finished, seen.next_observation, jnp.zeros(steps, bool))
-    expected, _ = jax.jit(here.update)(state, None, KEY)
-    found, metrics = jax.jit(there.update)(state._replace(actors=None), batch, KEY)
-    for one, other in zip(jax.tree.leaves(found.network.params), jax.tree.leaves(expected.network.params)):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-    assert float(metrics["return"].count) == float(finished.episode_return.count)
+    collect = jax.jit(lambda: rl.rollout(choice(), policy, state.environment_state, rollout_key, num_steps))
+    _, transitions, episodes = collect()
+    batch = rl.HostRollout(
+        transitions._replace(extras={}), episodes, transitions.next_observation, jnp.zeros(num_steps, bool)
+    )
+    expected, _ = jax.jit(on_device.update)(state, None, KEY)
+    after, metrics = jax.jit(on_host.update)(state._replace(environment_state=None), batch, KEY)
+    chex.assert_trees_all_close(after.network.params, expected.network.params, atol=1e-5)
+    assert float(metrics["return"].count) == float(episodes.episode_return.count)
 
 
-def test_actions_reach_a_world_within_its_bounds():
-    """A policy may say any number, and learns from what it said; a world gets what its bounds allow."""
-
+def test_the_environment_receives_clipped_actions_and_the_learner_the_sampled_ones():
     def step(key, state, action):
-        after, answer = continuous().step(key, state, action)
-        return after, answer._replace(reward=action[0])
+        after, result = continuous().step(key, state, action)
+        return after, result._replace(reward=action[0])
 
     for make in (ppo, a2c, reinforce):
         learner = make(continuous()._replace(step=step))
-        state = jax.jit(lambda key: learner.init(key, None))(KEY)  # noqa: B023
+        state = initial(learner)
         params = jax.tree.map(lambda x: x, state.network.params)
         params["actor_output"]["bias"] = jnp.full(1, 5.0)
         state = state._replace(network=state.network._replace(params=params))
         _, metrics = jax.jit(learner.update)(state, None, KEY)
         assert float(metrics["return"].total / metrics["return"].count) == pytest.approx(1.0, abs=1e-3)
-        assert float(learner.predict(state, rl.Explore(jnp.ones((1, 1))), KEY)[0, 0]) > 1
+        assert float(learner.predict(state, rl.ExplorationRequest(jnp.ones((1, 1))), KEY)[0, 0]) > 1
         assert float(learner.predict(state, jnp.ones((1, 1)), KEY)[0, 0]) == 1.0
 
 
-def test_evaluations_are_greedy_or_drawn():
+def test_evaluation_acts_greedily_or_samples():
     for make in (ppo, a2c, reinforce, recurrent_ppo):
-        found = {}
+        episodes = {}
         for greedy in (True, False):
             learner = make(choice(), evaluation_episodes=64, greedy_evaluation=greedy)
-            state = jax.jit(lambda key: learner.init(key, None))(KEY)  # noqa: B023
-            found[greedy] = jax.jit(learner.evaluate)(state, None, KEY)
-            np.testing.assert_array_equal(found[greedy]["finished"], 1.0)
-        assert abs(float(found[False]["return"].mean()) - 1.5) < 0.5  # as good as chance, before it has learned
-        assert not np.array_equal(found[True]["return"], found[False]["return"])
+            episodes[greedy] = jax.jit(learner.evaluate)(initial(learner), None, KEY)
+            np.testing.assert_array_equal(episodes[greedy]["finished"], 1.0)
+        assert abs(float(episodes[False]["return"].mean()) - 1.5) < 0.5  # the return of random actions
+        assert not np.array_equal(episodes[True]["return"], episodes[False]["return"])
 
 
-def test_episodes_that_are_left_off_are_told():
+def test_episodes_that_were_stopped_are_not_finished():
     learner = ppo(choice(), evaluation_steps=3)
-    played = jax.jit(learner.evaluate)(jax.jit(lambda key: learner.init(key, None))(KEY), None, KEY)
-    np.testing.assert_array_equal([played["finished"], played["length"]], [[0.0] * 4, [3.0] * 4])
+    episodes = jax.jit(learner.evaluate)(initial(learner), None, KEY)
+    np.testing.assert_array_equal([episodes["finished"], episodes["length"]], [[0.0] * 4, [3.0] * 4])
 
 
-def test_running_returns_begin_anew_with_new_episodes():
-    state = normalization.no_scales(jnp.zeros((2, 1)), False, True)._replace(running=jnp.array([3.0, 4.0]))
-    np.testing.assert_array_equal(normalization.begun(state, jnp.bool_(True)).running, [0.0, 0.0])
-    np.testing.assert_array_equal(normalization.begun(state, jnp.bool_(False)).running, [3.0, 4.0])
+def test_epsilon_falls_linearly_and_then_stays():
+    epsilons = exploration.epsilon_schedule(jnp.array([0, 50, 100, 1000]), 0.2, 100.0)
+    np.testing.assert_allclose(epsilons, [1.0, 0.6, 0.2, 0.2], rtol=1e-6)
+    q_values = jnp.tile(jnp.array([[0.0, 1.0, 0.5, 0.2]]), (8000, 1))
+    np.testing.assert_array_equal(exploration.epsilon_greedy(q_values, 0.0, KEY), 1)
+    frequencies = np.bincount(exploration.epsilon_greedy(q_values, 0.4, KEY), minlength=4) / 8000
+    np.testing.assert_allclose(frequencies, [0.1, 0.7, 0.1, 0.1], atol=0.02)
 
 
-def test_what_learns_on_the_device_alone_says_so():
-    world = choice()
-    facts = rl.HostFacts(world.name, world.observations, world.actions, np.dtype(np.float32), 8, 8)
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_learners_of_the_device_refuse_a_host():
+    spec = spec_of(choice(), num_envs=8, rollout_steps=8)
     for make in (reinforce, recurrent_ppo):
-        with pytest.raises(ConfigError, match="choice is on the host, where ppo, a2c, pqn"):
-            make(facts)
-    with pytest.raises(ConfigError, match="rollout_steps: 9 must be the host's, 8"):
-        ppo(facts, rollout_steps=9)
+        with pytest.raises(ConfigError, match="choice runs on the host, where only ppo, a2c, pqn"):
+            make(spec)
+    with pytest.raises(ConfigError, match="rollout_steps: the learner has 9, the host environment 8"):
+        ppo(spec, rollout_steps=9)
 
 
-def test_exploration_falls_in_a_straight_line_and_no_further():
-    found = distributions.exploration(jnp.array([0, 50, 100, 1000]), 0.2, 100.0)
-    np.testing.assert_allclose(found, [1.0, 0.6, 0.2, 0.2], rtol=1e-6)
-    values = jnp.tile(jnp.array([[0.0, 1.0, 0.5, 0.2]]), (8000, 1))
-    np.testing.assert_array_equal(distributions.epsilon_greedy(values, 0.0, KEY), 1)
-    shares = np.bincount(distributions.epsilon_greedy(values, 0.4, KEY), minlength=4) / 8000
-    np.testing.assert_allclose(shares, [0.1, 0.7, 0.1, 0.1], atol=0.02)
-
-
-def test_bad_settings_are_told():
-    with pytest.raises(ConfigError, match="actions of continuous are numbers, not choices"):
-        learners.pqn(continuous(), models.QNetwork(1), optax.adam(1e-3))
-    with pytest.raises(ConfigError, match="minibatches: 3 do not divide 8 x 8 = 64 steps"):
-        pqn(choice(), minibatches=3)
-    with pytest.raises(ConfigError, match="minibatches: 3 do not divide 16 copies, whose sequences stay whole"):
-        recurrent_ppo(recall(3), minibatches=3)
+def test_errors_name_the_wrong_setting():
+    with pytest.raises(ConfigError, match="the actions of continuous are continuous"):
+        learners.pqn(continuous(), models.QNetwork(1), optax.adam(1e-3), environment_steps=1)
+    with pytest.raises(ConfigError, match="num_minibatches: 3 does not divide the 8 x 8 = 64 steps"):
+        pqn(choice(), num_minibatches=3)
+    with pytest.raises(
+        ConfigError, match="num_minibatches: 3 does not divide 16 environments, whose sequences stay whole"
+    ):
+        recurrent_ppo(recall(3), num_minibatches=3)
+    with pytest.raises(ConfigError, match="recurrent_ppo: normalize_observations and normalize_rewards must be False"):
+        recurrent_ppo(recall(3), normalize_rewards=True)
     with pytest.raises(ConfigError, match="episode_steps: 0 must be 1 or more"):
         reinforce(choice(), episode_steps=0)
     with pytest.raises(ConfigError, match="rollout_steps: 0 must be 1 or more"):
         a2c(choice(), rollout_steps=0)
-
-
-def test_policy_gradient_is_that_of_its_definition():
-    """The gradient of logits is minus the mean of advantage times (one-hot minus probabilities), over what counts."""
-    logits, values = jnp.array([[0.3, -0.2], [1.0, 0.0], [0.0, 0.0]]), jnp.array([0.5, 1.0, 9.0])
-    rows = {"observation": jnp.arange(3), "action": jnp.array([0, 1, 0]), "advantage": jnp.array([1.0, -2.0, 5.0])}
-    rows |= {"target": jnp.array([1.0, 0.0, 0.0]), "weight": jnp.array([1.0, 1.0, 0.0])}
-
-    class Table:
-        def apply(self, variables, observation):
-            return models.Opinion(variables["params"][0][observation], None, variables["params"][1][observation])
-
-    total = on_policy.policy_gradient(Table(), 0.0, 0.5)
-    found = jax.grad(lambda params: total(params, {}, rows, KEY)[0])((logits, values))
-    shares = jax.nn.softmax(logits)
-    of_logits = -0.5 * rows["advantage"][:2, None] * (jnp.eye(2)[rows["action"][:2]] - shares[:2])
-    np.testing.assert_allclose(found[0][:2], of_logits, rtol=1e-5)
-    np.testing.assert_allclose(found[1], [0.5 * 0.5 * -0.5, 0.5 * 0.5 * 1.0, 0.0], rtol=1e-5)
-    np.testing.assert_array_equal(found[0][2], 0.0)

@@ -1,5 +1,6 @@
-"""Autoencoders: principal components where they are linear, what corruption hides, and what sparsity costs."""
+"""Autoencoders against principal components, their corruption and augmentation, and the cost of sparsity."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,81 +17,82 @@ ROWS = np.random.RandomState(0).randn(64, 6).astype(np.float32) * np.array([3, 2
 LINEAR = Autoencoder(MLP((2,)), MLP((6,)), (6,))
 
 
-def zeros(key, batch):
+def erase(key, batch):
     return {**batch, "inputs": jnp.zeros_like(batch["inputs"])}
 
 
-def first_values(**options):
-    """The metrics of a first update, the values of an evaluation before it, and the state before it."""
+def first_update_and_evaluation(**options):
+    """The metrics of a first update, the evaluation before it, and the state before it."""
     learner = learners.autoencoder(LINEAR, optax.sgd(0.1), **options)
     state, batch = learner.init(KEY, {"inputs": ROWS}), {"inputs": ROWS, "targets": np.arange(64)}
     return learner.update(state, batch, KEY)[1], learner.evaluate(state, batch, KEY), state
 
 
-def test_a_linear_one_finds_what_principal_components_find():
+def test_a_linear_autoencoder_finds_the_principal_components():
     learner = learners.autoencoder(LINEAR, optax.adam(optax.cosine_decay_schedule(0.05, 800)))
     state, batch = learner.init(KEY, {"inputs": ROWS}), {"inputs": jnp.asarray(ROWS)}
     train = jax.jit(lambda state: jax.lax.fori_loop(0, 800, lambda i, s: learner.update(s, batch, KEY)[0], state))
-    values = learner.evaluate(train(state), batch, KEY)
+    errors = learner.evaluate(train(state), batch, KEY).metrics["squared_error"]
     pca = PCA(2).fit(ROWS)
     best = np.square(pca.inverse_transform(pca.transform(ROWS)) - ROWS).mean()
-    assert float(values["squared_error"].mean()) == pytest.approx(best, rel=1e-3)
+    assert float(errors.mean()) == pytest.approx(best, rel=1e-3)
 
 
-def test_the_error_is_of_each_input_and_targets_are_passed_on():
-    _, values, state = first_values()
-    coded = LINEAR.apply({"params": state.params}, ROWS)
-    np.testing.assert_allclose(values["squared_error"], np.square(coded.outputs - ROWS).mean(1), rtol=1e-5)
-    np.testing.assert_array_equal(values["codes"], coded.codes)
-    np.testing.assert_array_equal(values["targets"], np.arange(64))
+def test_evaluation_reports_the_error_of_each_input_and_returns_latents_and_targets():
+    _, result, state = first_update_and_evaluation()
+    output = LINEAR.apply({"params": state.params}, ROWS)
+    expected = np.square(output.reconstruction - ROWS).mean(1)
+    np.testing.assert_allclose(result.metrics["squared_error"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(result.outputs["latents"], output.latents)
+    np.testing.assert_array_equal(result.outputs["targets"], np.arange(64))
 
 
-def test_what_corruption_hid_is_to_be_given_back():
-    metrics, clean, state = first_values(corruption=zeros)
-    from_nothing = LINEAR.apply({"params": state.params}, jnp.zeros_like(ROWS)).outputs
-    expected = np.square(from_nothing - ROWS).mean()
+def test_corrupted_inputs_are_compared_to_the_clean_ones():
+    metrics, clean, state = first_update_and_evaluation(corruption=erase)
+    reconstruction = LINEAR.apply({"params": state.params}, jnp.zeros_like(ROWS)).reconstruction
+    expected = np.square(reconstruction - ROWS).mean()
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
-    np.testing.assert_allclose(clean["loss"], first_values()[1]["loss"])
-    _, corrupted, _ = first_values(corruption=zeros, corrupted_evaluation=True)
-    assert float(corrupted["loss"].mean()) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(clean.metrics["loss"], first_update_and_evaluation()[1].metrics["loss"])
+    _, corrupted, _ = first_update_and_evaluation(corruption=erase, corrupt_evaluation=True)
+    assert float(corrupted.metrics["loss"].mean()) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_what_is_augmented_is_to_be_given_back_as_it_is_then():
-    metrics, _, state = first_values(augment=zeros, corruption=augment.noise(0.0))
-    outputs = LINEAR.apply({"params": state.params}, jnp.zeros_like(ROWS)).outputs
-    assert float(metrics["squared_error"]) == pytest.approx(float(jnp.square(outputs).mean()), rel=1e-5)
+def test_augmented_inputs_are_their_own_targets():
+    metrics, _, state = first_update_and_evaluation(augment=erase, corruption=augment.gaussian_noise(0.0))
+    reconstruction = LINEAR.apply({"params": state.params}, jnp.zeros_like(ROWS)).reconstruction
+    assert float(metrics["squared_error"]) == pytest.approx(float(jnp.square(reconstruction).mean()), rel=1e-5)
 
 
-def test_sparsity_adds_the_mean_of_what_codes_are():
-    metrics, values, _ = first_values(sparsity=0.5)
-    activity = np.abs(values["codes"]).mean()
-    assert float(metrics["activity"]) == pytest.approx(activity, rel=1e-5)
-    assert float(metrics["loss"]) == pytest.approx(float(metrics["squared_error"]) + 0.5 * activity, rel=1e-5)
+def test_sparsity_adds_the_mean_absolute_latent_to_the_loss():
+    metrics, result, _ = first_update_and_evaluation(sparsity_coefficient=0.5)
+    latent_l1 = np.abs(result.outputs["latents"]).mean()
+    assert float(metrics["latent_l1"]) == pytest.approx(latent_l1, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(metrics["squared_error"]) + 0.5 * latent_l1, rel=1e-5)
 
 
-def test_outputs_are_finished_and_predicted_in_the_shape_of_images():
+def test_reconstructions_are_postprocessed_and_have_the_shape_of_images():
     images = np.random.RandomState(0).rand(3, 8, 8, 1).astype(np.float32)
     model = Autoencoder(CNN(5, (4,), dense=()), Upsampler((8, 8, 1), (6, 4)), (8, 8, 1))
     loss = learners.losses.sigmoid_cross_entropy
-    learner = learners.autoencoder(model, optax.sgd(0.1), loss=loss, finish=jax.nn.sigmoid)
+    learner = learners.autoencoder(model, optax.sgd(0.1), loss=loss, postprocess=jax.nn.sigmoid)
     state = learner.init(KEY, {"inputs": images})
-    values, coded = learner.evaluate(state, {"inputs": images}, KEY), learner.predict(state, images, KEY)
-    assert coded.outputs.shape == images.shape
-    assert coded.codes.shape == (3, 5)
-    np.testing.assert_array_equal(values["reconstructions"], coded.outputs)
-    p = np.asarray(coded.outputs, np.float64)
+    result, output = learner.evaluate(state, {"inputs": images}, KEY), learner.predict(state, images, KEY)
+    chex.assert_equal_shape([output.reconstruction, images])
+    chex.assert_shape(output.latents, (3, 5))
+    np.testing.assert_array_equal(result.outputs["reconstructions"], output.reconstruction)
+    p = np.asarray(output.reconstruction, np.float64)
     by_hand = -(images * np.log(p) + (1 - images) * np.log(1 - p)).mean((1, 2, 3))
-    np.testing.assert_allclose(values["loss"], by_hand, rtol=1e-4)
+    np.testing.assert_allclose(result.metrics["loss"], by_hand, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
-        (Autoencoder(MLP((2,)), MLP((5,)), (6,)), "the decoder gives"),
+        (Autoencoder(MLP((2,)), MLP((5,)), (6,)), "the decoder outputs"),
         (Autoencoder(MLP((2,)), MLP((6,)), (7,)), "inputs must be"),
-        (Autoencoder(MLP((2,)), Upsampler((6, 1, 1), (4, 4)), (6,)), "which 4 must divide"),
+        (Autoencoder(MLP((2,)), Upsampler((6, 1, 1), (4, 4)), (6,)), "divisible by 4"),
     ],
 )
-def test_what_does_not_fit_says_so(model, said):
-    with pytest.raises(ConfigError, match=said):
+def test_shapes_that_do_not_fit_are_errors(model, message):
+    with pytest.raises(ConfigError, match=message):
         model.init(KEY, ROWS)

@@ -1,5 +1,6 @@
-"""Few examples: drawn by the run's key, balanced, and nothing else is learnt from."""
+"""Class-balanced subsets: sampled with the run's key, and the only examples that the learner sees."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,8 @@ DATASET = data.from_arrays(ARRAYS, batch_size=10, validation=0.1, test=0.1)
 SPLIT = DATASET.train.examples()
 
 
-def counter():
-    """A learner whose state counts how often it was shown each input."""
+def counting_learner():
+    """A learner whose state counts how often it saw each input."""
 
     def init(key, examples):
         return jnp.zeros(120, jnp.int32)
@@ -36,21 +37,21 @@ def counts(learner, seed, updates):
     return np.asarray(state.learner)
 
 
-@pytest.mark.parametrize(("per_class", "updates"), [(2, 6), (7, 40)])
-def test_only_the_drawn_examples_are_shown_and_each_about_as_often(per_class, updates):
-    shown = counts(learners.subset(counter(), per_class, DATASET.info), 0, updates)
-    chosen = np.flatnonzero(shown)
-    assert shown.sum() == 10 * updates
-    assert len(chosen) == 3 * per_class
-    assert np.bincount(chosen % 3).tolist() == [per_class] * 3
+@pytest.mark.parametrize(("examples_per_class", "updates"), [(2, 6), (7, 40)])
+def test_the_learner_sees_only_the_subset_and_each_example_about_equally_often(examples_per_class, updates):
+    times_seen = counts(learners.subset(counting_learner(), examples_per_class, DATASET.info), 0, updates)
+    chosen = np.flatnonzero(times_seen)
+    assert times_seen.sum() == 10 * updates
+    assert len(chosen) == 3 * examples_per_class
+    assert np.bincount(chosen % 3).tolist() == [examples_per_class] * 3
     assert set(chosen) <= set(np.asarray(SPLIT["inputs"])[:, 0].astype(int))
-    if per_class == 2:  # 6 examples in batches of 10: once or twice in each
-        assert shown[chosen].min() >= updates
-        assert shown[chosen].max() <= 2 * updates
+    if examples_per_class == 2:  # 6 examples in batches of 10: once or twice in each
+        assert times_seen[chosen].min() >= updates
+        assert times_seen[chosen].max() <= 2 * updates
 
 
-def test_another_seed_draws_other_examples():
-    learner = learners.subset(counter(), 4, DATASET.info)
+def test_another_seed_draws_another_subset():
+    learner = learners.subset(counting_learner(), 4, DATASET.info)
     assert not np.array_equal(counts(learner, 0, 20) > 0, counts(learner, 1, 20) > 0)
     np.testing.assert_array_equal(counts(learner, 0, 20), counts(learner, 0, 20))
 
@@ -60,17 +61,15 @@ def test_a_subset_of_a_classifier_evaluates_and_predicts_as_the_classifier():
     learner = learners.subset(inner, 3, DATASET.info)
     state = learner.init(KEY, SPLIT)
     batch = {name: values[:4] for name, values in SPLIT.items()}
-    jax.tree.map(
-        np.testing.assert_array_equal, learner.evaluate(state, batch, KEY), inner.evaluate(state.learner, batch, KEY)
-    )
+    chex.assert_trees_all_equal(learner.evaluate(state, batch, KEY), inner.evaluate(state.learner, batch, KEY))
     np.testing.assert_array_equal(
         learner.predict(state, batch["inputs"], KEY), inner.predict(state.learner, batch["inputs"], KEY)
     )
 
 
-def test_more_examples_than_there_are_is_an_error():
+def test_subsets_that_the_split_cannot_provide_are_errors():
     with pytest.raises(ExperimentError, match="at most"):
-        learners.subset(counter(), 41, DATASET.info)
+        learners.subset(counting_learner(), 41, DATASET.info)
     streamed = data.from_arrays(ARRAYS, batch_size=10, validation=0.1, test=0.1, source="stream")
     with pytest.raises(ExperimentError, match="on the device"):
-        learners.subset(counter(), 2, streamed.info).init(KEY, streamed.train.examples())
+        learners.subset(counting_learner(), 2, streamed.info).init(KEY, streamed.train.examples())

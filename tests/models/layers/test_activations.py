@@ -1,4 +1,4 @@
-"""Activations by name: closed forms, gradients, and what an unknown name says."""
+"""Activations by name: closed forms, gradients, and unknown names."""
 
 import jax
 import jax.numpy as jnp
@@ -54,32 +54,32 @@ CLOSED_FORMS = {
 
 
 class Layer(nn.Module):
-    """An activation in a module, as a learned slope wants it."""
+    """An activation in a module, because PReLU has a parameter."""
 
-    name_of_it: str
+    kind: str
 
     @nn.compact
     def __call__(self, x):
-        return activation(self.name_of_it)(x)
+        return activation(self.kind)(x)
 
 
 def apply(name, x):
     return Layer(name).init_with_output(jax.random.key(0), x)[0]
 
 
-def test_every_name_has_a_closed_form_here():
+def test_every_activation_is_tested():
     assert CLOSED_FORMS.keys() == ACTIVATIONS.keys()
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 @settings(max_examples=20, deadline=None)
 @given(x=arrays.arrays(np.float32, 16, elements=st.floats(-30, 30, width=32)))
-def test_activation_is_its_closed_form(name, x):
+def test_activation_equals_its_closed_form(name, x):
     np.testing.assert_allclose(apply(name, x), CLOSED_FORMS[name](x.astype(np.float64)), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_gradient_is_finite_everywhere_and_right_between_the_kinks(name):
+def test_gradient_is_finite_everywhere_and_correct_between_the_kinks(name):
     def slope(x):
         return jax.vmap(jax.grad(lambda value: apply(name, value)))(x)
 
@@ -89,7 +89,7 @@ def test_gradient_is_finite_everywhere_and_right_between_the_kinks(name):
     np.testing.assert_allclose(slope(jnp.asarray(points, jnp.float32)), differences, rtol=1e-4, atol=1e-4)
 
 
-def test_a_function_is_taken_as_it_is():
+def test_a_function_is_returned_unchanged():
     assert activation(jnp.tanh) is jnp.tanh
 
 
@@ -103,17 +103,17 @@ def test_prelu_learns_its_slope(x):
     )
 
 
-def test_prelu_starts_at_a_quarter_with_a_parameter_of_its_own():
+def test_prelu_has_one_slope_initialised_to_a_quarter():
     params = Layer("prelu").init(jax.random.key(0), jnp.zeros((2, 3)))["params"]
     assert jax.tree.map(float, params) == {"PReLU_0": {"negative_slope": 0.25}}
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("rellu", "relu"), ("Tanh", "tanh"), ("leakyrelu", "leaky_relu")])
-def test_unknown_name_says_the_nearest(wrong, right):
+def test_unknown_name_suggests_the_nearest(wrong, right):
     with pytest.raises(ConfigError, match=f"activation: there is no '{wrong}'; did you mean '{right}'"):
         activation(wrong)
 
 
-def test_what_is_no_name_is_an_error_too():
+def test_none_is_not_an_activation():
     with pytest.raises(ConfigError, match="activation: there is no None"):
         activation(None)

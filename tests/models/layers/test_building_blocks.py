@@ -22,7 +22,7 @@ def test_dropout_keeps_the_mean_for_a_traced_rate():
 
 
 @pytest.mark.parametrize("rate", [None, 0, 0.0])
-def test_dropout_of_nothing_needs_no_key(rate):
+def test_dropout_without_a_rate_needs_no_key(rate):
     x = jnp.ones((2, 3))
     np.testing.assert_array_equal(Dropout(rate).apply({}, x, train=True), x)
 
@@ -33,7 +33,7 @@ def test_dropout_is_off_outside_training():
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_dropout_at_its_limits_has_finite_gradients(rate):
+def test_dropout_rates_of_0_and_1_have_finite_gradients(rate):
     x = jnp.ones((4, 3))
     value, gradient = jax.value_and_grad(lambda x: drop(jnp.float32(rate), x).sum())(x)
     assert float(value) == 12 * (1 - rate)
@@ -46,7 +46,7 @@ def test_dropout_keeps_bfloat16():
 
 @pytest.mark.parametrize("kind", ["max", "mean"])
 @pytest.mark.parametrize(("shape", "size"), [((2, 6, 4, 3), (2, 2)), ((2, 7, 5, 3), (2, 2)), ((2, 9, 3), (3,))])
-def test_pooling_is_flax_pooling(kind, shape, size):
+def test_pooling_equals_flax_pooling(kind, shape, size):
     x = jax.random.normal(jax.random.key(0), shape)
     flax = {"max": nn.max_pool, "mean": nn.avg_pool}[kind]
 
@@ -58,12 +58,12 @@ def test_pooling_is_flax_pooling(kind, shape, size):
     np.testing.assert_allclose(gradient(lambda x: pool(x, kind, size)), by_flax, rtol=1e-5, atol=1e-6)
 
 
-def test_of_equal_maxima_one_has_the_gradient():
+def test_one_of_equal_maxima_receives_the_gradient():
     gradient = jax.grad(lambda x: pool(x, "max", (2, 2)).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient.ravel(), [1, 0, 0, 0])
 
 
-def test_pooling_passes_nan_on():
+def test_max_pooling_propagates_nan():
     for place in range(4):
         x = jnp.arange(4.0).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
         assert np.isnan(pool(x, "max", (2, 2))).all()
@@ -74,8 +74,8 @@ def test_pooling_passes_nan_on():
     [(FCN(2, (8, 8, 8), pool_size=2), (16, 150, 1)), (FCN(2, (8, 8), (8, 5), pooling="max"), (16, 150, 1))],
     ids=["windows", "sequences"],
 )
-def test_maxima_of_what_is_normalised_keep_their_gradient(model, shape):
-    # XLA may compute the normalisation anew for the gradient, and round it otherwise: then nothing equals the maximum.
+def test_maxima_of_normalised_values_keep_their_gradient(model, shape):
+    # XLA may recompute the normalisation for the gradient and round it differently: then nothing equals the maximum.
     x = jax.random.normal(jax.random.key(0), shape)
     variables = jax.jit(lambda x: model.init(jax.random.key(1), x))(x)
     params = variables.pop("params")
@@ -84,19 +84,19 @@ def test_maxima_of_what_is_normalised_keep_their_gradient(model, shape):
         logits, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return jax.nn.log_softmax(logits)[:8, 0].sum() + jax.nn.log_softmax(logits)[8:, 1].sum()
 
-    with jax.disable_jit():  # one operation after the other: nothing is computed twice
+    with jax.disable_jit():  # operations run one by one, so nothing is recomputed
         expected = jax.tree.leaves(jax.grad(loss)(params))
-    largest = max(float(jnp.abs(leaf).max()) for leaf in expected)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in expected)
     for ours, leaf in zip(jax.tree.leaves(jax.jit(jax.grad(loss))(params)), expected, strict=True):
-        np.testing.assert_allclose(ours, leaf, rtol=0, atol=1e-4 * largest)
+        np.testing.assert_allclose(ours, leaf, rtol=0, atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize(("kind", "size", "said"), [("sum", (2, 2), "'max'"), ("max", (5, 2), "larger")])
-def test_wrong_pooling_says_so(kind, size, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("kind", "size", "message"), [("sum", (2, 2), "'max'"), ("max", (5, 2), "larger")])
+def test_invalid_pooling_raises_a_helpful_error(kind, size, message):
+    with pytest.raises(ValueError, match=message):
         pool(jnp.ones((1, 4, 4, 1)), kind, size)
 
 
-def test_wrong_normalization_says_so():
-    with pytest.raises(ValueError, match="'batch', 'layer', 'group' and 'rms'"):
+def test_unknown_normalization_raises_a_helpful_error():
+    with pytest.raises(ValueError, match="'batch', 'layer', 'group' or 'rms'"):
         normalization("instance", 4, train=True)

@@ -1,4 +1,4 @@
-"""Our convolution is JAX's: forward, both gradients, second order, batched and in loops."""
+"""The convolution equals JAX's: outputs, both gradients, second order, batched and in loops."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from jax import lax
 from foldax.models import Conv, ConvTranspose, convolution
 
 
-def numbers(rank):
+def channels_last(rank):
     spatial = tuple(range(1, rank - 1))
     last = (0, rank - 1, *spatial)
     return lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
 
 
-def arrays(shape, kernel, features, dtype=jnp.float32):
+def random_arrays(shape, kernel, features, dtype=jnp.float32):
     first, second = jax.random.split(jax.random.key(0))
     rhs = jax.random.normal(second, (*kernel, shape[-1], features), dtype)
     return jax.random.normal(first, shape, dtype), rhs
@@ -26,7 +26,7 @@ def arrays(shape, kernel, features, dtype=jnp.float32):
 
 def sum_of_sines(conv, *args, **options):
     def scalar(lhs, rhs):
-        return jnp.sin(conv(lhs, rhs, *args, dimension_numbers=numbers(lhs.ndim), **options)).sum()
+        return jnp.sin(conv(lhs, rhs, *args, dimension_numbers=channels_last(lhs.ndim), **options)).sum()
 
     return scalar
 
@@ -62,21 +62,21 @@ def cases(draw):
 @settings(max_examples=10, deadline=None, database=None, derandomize=True)
 def test_gradients_are_those_of_jax(case):
     shape, kernel, features, strides, padding, dilation = case
-    assert_same_gradients(*arrays(shape, kernel, features), strides, padding, rhs_dilation=dilation)
+    assert_same_gradients(*random_arrays(shape, kernel, features), strides, padding, rhs_dilation=dilation)
 
 
 def test_three_dimensions():
-    assert_same_gradients(*arrays((2, 5, 4, 6, 2), (2, 3, 1), 3), (2, 1, 1), "SAME")
+    assert_same_gradients(*random_arrays((2, 5, 4, 6, 2), (2, 3, 1), 3), (2, 1, 1), "SAME")
 
 
 def test_bfloat16():
-    case = arrays((2, 6, 6, 3), (3, 3), 4, jnp.bfloat16)
+    case = random_arrays((2, 6, 6, 3), (3, 3), 4, jnp.bfloat16)
     assert_same_gradients(*case, (1, 1), "SAME", tolerance=0.05)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
 def test_input_dilation(strides):
-    case = arrays((2, 5, 4, 3), (3, 2), 4)
+    case = random_arrays((2, 5, 4, 3), (3, 2), 4)
     assert_same_gradients(*case, strides, ((2, 1), (0, 1)), lhs_dilation=(2, 3), rhs_dilation=(1, 2))
 
 
@@ -84,22 +84,22 @@ def test_input_dilation(strides):
 @pytest.mark.parametrize("dilations", [((1, 1), (1, 1)), ((2, 1), (1, 2))])
 def test_few_channels(padding, dilations):
     padding = ((1, 1), (0, 2)) if isinstance(padding, str) and max(dilations[0]) > 1 else padding
-    case = arrays((3, 6, 7, 9), (3, 2), 8)
+    case = random_arrays((3, 6, 7, 9), (3, 2), 8)
     assert_same_gradients(*case, (1, 1), padding, lhs_dilation=dilations[0], rhs_dilation=dilations[1])
 
 
-def test_groups_are_native():
-    lhs, rhs = arrays((2, 6, 6, 4), (3, 3), 4)
+def test_grouped_convolutions_are_passed_on_to_jax():
+    lhs, rhs = random_arrays((2, 6, 6, 4), (3, 3), 4)
     assert_same_gradients(lhs, rhs[:, :, :2], (1, 1), "SAME", feature_group_count=2)
 
 
-def test_refuses_what_jax_refuses():
+def test_errors_of_jax_are_kept():
     with pytest.raises(ValueError, match="transposed convolution"):
-        convolution(*arrays((2, 6, 1), (3,), 1), (1,), "SAME", (2,), dimension_numbers=numbers(3))
+        convolution(*random_arrays((2, 6, 1), (3,), 1), (1,), "SAME", (2,), dimension_numbers=channels_last(3))
 
 
-def test_other_layouts_are_native():
-    lhs, rhs = arrays((2, 3, 6, 6), (2, 3), 3)  # JAX's default: [B, C, H, W] and [features, C, ...]
+def test_other_layouts_are_passed_on_to_jax():
+    lhs, rhs = random_arrays((2, 3, 6, 6), (2, 3), 3)  # JAX's default: [B, C, H, W] and [features, C, ...]
     rhs = jnp.ones((4, 3, 2, 2))
     native = lax.conv_general_dilated(lhs, rhs, (1, 1), "VALID")
     np.testing.assert_array_equal(convolution(lhs, rhs, (1, 1), "VALID"), native)
@@ -108,7 +108,7 @@ def test_other_layouts_are_native():
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 def test_gradient_of_a_gradient_norm(strides):
     """A gradient penalty (as in WGAN-GP) needs reverse over reverse."""
-    lhs, rhs = arrays((2, 6, 5, 2), (3, 2), 3)
+    lhs, rhs = random_arrays((2, 6, 5, 2), (3, 2), 3)
 
     def penalty(conv):
         slope = jax.grad(sum_of_sines(conv, strides, "SAME"))
@@ -119,7 +119,7 @@ def test_gradient_of_a_gradient_norm(strides):
 
 
 def test_batched_over_kernels_in_a_scan():
-    lhs, _ = arrays((2, 5, 5, 2), (3, 3), 3)
+    lhs, _ = random_arrays((2, 5, 5, 2), (3, 3), 3)
     kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 3))
 
     def descend(conv, rhs):
@@ -132,9 +132,11 @@ def test_batched_over_kernels_in_a_scan():
         np.testing.assert_allclose(mine, alone(kernel), rtol=1e-4, atol=1e-4)
 
 
-def test_each_platform_gets_its_own_gradient():
-    """The CPU's code has no convolution for the kernel gradient, others have nothing but convolutions."""
-    gradient = jax.jit(jax.grad(sum_of_sines(convolution, (1, 1), "SAME"), 1)).trace(*arrays((2, 6, 6, 2), (3, 3), 4))
+def test_gradient_depends_on_the_platform():
+    """On the CPU the kernel gradient is made of matrix products, elsewhere of convolutions only."""
+    gradient = jax.jit(jax.grad(sum_of_sines(convolution, (1, 1), "SAME"), 1)).trace(
+        *random_arrays((2, 6, 6, 2), (3, 3), 4)
+    )
     lowered = {name: gradient.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
     products = {name: text.count("stablehlo.dot_general") for name, text in lowered.items()}
     assert products["cpu"] > 0
@@ -143,7 +145,7 @@ def test_each_platform_gets_its_own_gradient():
 
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", 1, ((2, 1), (0, 1))])
-def test_conv_is_flax_conv(padding, strides):
+def test_conv_equals_flax_conv(padding, strides):
     x = jax.random.normal(jax.random.key(0), (2, 6, 7, 2))
     ours, flax = (make(4, (3, 3), strides, padding) for make in (Conv, nn.Conv))
     variables = flax.init(jax.random.key(1), x)
@@ -152,7 +154,7 @@ def test_conv_is_flax_conv(padding, strides):
 
 
 @pytest.mark.parametrize(("kernel", "strides"), [((3, 4), (2, 2)), ((2, 5), (3, 1))])
-def test_transposed_conv_is_flax_transposed_conv(kernel, strides):
+def test_transposed_conv_equals_flax_transposed_conv(kernel, strides):
     x = jax.random.normal(jax.random.key(0), (2, 4, 3, 2))
     flax = nn.ConvTranspose(5, kernel, strides)
     variables = flax.init(jax.random.key(1), x)

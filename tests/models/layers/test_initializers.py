@@ -1,4 +1,4 @@
-"""Initialisers by name: their variances, and what becomes of a signal in a deep network."""
+"""Initialisers by name: variances, and propagation of a signal through a deep network."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def kernel(kind, *shape, seed=0):
     return np.asarray(initializer(kind)(jax.random.key(seed), shape, jnp.float32), np.float64)
 
 
-def test_every_name_has_its_variance_here():
+def test_every_initializer_is_tested():
     assert VARIANCES.keys() == INITIALIZERS.keys()
 
 
@@ -44,7 +44,7 @@ def test_kernel_has_mean_zero_and_the_stated_variance(name, shape):
 @pytest.mark.parametrize(("rows", "columns"), [(12, 12), (5, 12), (12, 1)])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_orthogonal_keeps_lengths(rows, columns, seed):
+def test_orthogonal_preserves_norms(rows, columns, seed):
     values = kernel("orthogonal", rows, columns, seed=seed)
     gram = values @ values.T if rows <= columns else values.T @ values
     np.testing.assert_allclose(gram, np.eye(min(rows, columns)), atol=1e-5)
@@ -55,17 +55,17 @@ def test_orthogonal_keeps_lengths(rows, columns, seed):
     ("name", "activation", "gain"),  # the mean square is multiplied by `gain` in every layer; by `first` in the first
     [("he_normal", "relu", 1.0), ("lecun_normal", "identity", 1.0), ("lecun_normal", "relu", 0.5)],
 )
-def test_signal_keeps_its_variance_where_theory_says_so(name, activation, gain, depth):
+def test_signal_variance_follows_theory(name, activation, gain, depth):
     x = jax.random.normal(jax.random.key(1), (32, 256))
     model = MLP((256,) * depth + (256,), activation, kernel_init=name, scan_layers=True)
     keys = jax.random.split(jax.random.key(0), 8)
     square = jax.jit(lambda key: jnp.square(model.init_with_output(key, x)[0]).mean())
     mean = np.mean([square(key) for key in keys])
-    first = 2.0 if name == "he_normal" else 1.0  # nothing has halved the inputs
+    first = 2.0 if name == "he_normal" else 1.0  # inputs have not passed a ReLU
     np.testing.assert_allclose(mean, first * gain**depth, rtol=0.25)
 
 
-def test_orthogonal_keeps_every_single_length_through_64_layers():
+def test_orthogonal_preserves_norms_through_64_layers():
     x = jax.random.normal(jax.random.key(1), (4, 32))
     out, _ = MLP((32,) * 65, "identity", kernel_init="orthogonal", scan_layers=True).init_with_output(
         jax.random.key(0), x
@@ -74,15 +74,15 @@ def test_orthogonal_keeps_every_single_length_through_64_layers():
 
 
 def test_a_function_may_have_a_traced_scale():
-    def largest(std):
+    def max_weight(std):
         model = MLP((8, 3), kernel_init=jax.nn.initializers.normal(std))
         params = model.init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
         return jnp.abs(params["Dense_0"]["kernel"]).max()
 
-    np.testing.assert_allclose(jax.jit(largest)(3.0), 3 * jax.jit(largest)(1.0), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(max_weight)(3.0), 3 * jax.jit(max_weight)(1.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("he", "he_normal"), ("xavier_normal", "glorot_normal")])
-def test_unknown_name_says_what_there_is(wrong, right):
+def test_unknown_name_lists_the_known_ones(wrong, right):
     with pytest.raises(ConfigError, match=rf"initializer: there is no '{wrong}'.*{right}"):
         initializer(wrong)

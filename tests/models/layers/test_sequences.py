@@ -1,4 +1,4 @@
-"""Masks, segments, tokens and pooling, which networks of sequences share."""
+"""Masks, segments, tokens and pooling of sequence networks."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from foldax.errors import ConfigError
 from foldax.models import check_tokens, pool_sequence
-from foldax.models.layers.sequences import same_segment, segment_positions, segment_starts
+from foldax.models.layers.sequences import segment_attention_mask, segment_positions, segment_starts
 
 MASKS = st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=2, max_size=2)
 
 
 def positions_by_hand(row):
-    """Counts real steps; another number than that of the last real step begins a new segment."""
+    """Counts real steps; a segment id other than that of the last real step starts a new segment."""
     positions, starts, last, count = [], [], None, -1
     for number in row:
         starts.append(number not in (0, last))
@@ -27,17 +27,17 @@ def positions_by_hand(row):
 
 @settings(max_examples=50, deadline=None)
 @given(rows=MASKS)
-def test_segments_are_counted_as_by_hand(rows):
+def test_segment_functions_equal_a_plain_loop(rows):
     mask = np.array(rows)
     positions, starts = (np.array(parts) for parts in zip(*map(positions_by_hand, rows)))
     np.testing.assert_array_equal(segment_starts(mask), starts)
     np.testing.assert_array_equal(np.asarray(segment_positions(mask))[mask != 0], positions[mask != 0])
-    seen = (mask[:, :, None] == mask[:, None, :]) & (mask != 0)[:, None, :]
-    np.testing.assert_array_equal(same_segment(mask, mask), seen)
+    visible = (mask[:, :, None] == mask[:, None, :]) & (mask != 0)[:, None, :]
+    np.testing.assert_array_equal(segment_attention_mask(mask, mask), visible)
 
 
 @pytest.mark.parametrize("kind", ["last", "mean", "max"])
-def test_pooling_looks_at_real_steps_only(kind):
+def test_pooling_ignores_padding(kind):
     x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32) - 10  # below what replaces padding
     mask = np.array([[0, 1, 2, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
     pooled = pool_sequence(np.where(mask[..., None] != 0, x, np.nan), kind, mask)
@@ -53,7 +53,7 @@ def test_mean_of_many_bfloat16_steps_is_exact():
     assert float(pooled[0, 0]) == 2.0
 
 
-def test_tokens_are_checked_where_they_are_there():
+def test_concrete_tokens_are_checked_and_traced_ones_are_not():
     check_tokens(np.array([[0, 4]]), 5, "tokens")
     check_tokens(np.zeros((0, 3), int), 5, "tokens")
     jax.jit(lambda tokens: check_tokens(tokens, 5, "tokens"))(np.array([[7]]))

@@ -1,5 +1,6 @@
 """Spectral normalisation against NumPy's singular values."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ NETWORKS = {
 }
 
 
-def norms(params):
+def largest_singular_values(params):
     flat = traverse_util.flatten_dict(params)
     matrices = {
         path: np.asarray(leaf).reshape(-1, leaf.shape[-1]) for path, leaf in flat.items() if path[-1] == "kernel"
@@ -40,9 +41,9 @@ def test_kernels_have_a_largest_singular_value_of_one(name):
 
     for _ in range(60):
         outputs, variables = call(variables)
-    before = norms(variables["params"])
-    params, _ = spectral_norm.normalized(variables["params"], variables["spectral"])
-    after = norms(params)
+    before = largest_singular_values(variables["params"])
+    params, _ = spectral_norm.normalize_kernels(variables["params"], variables["spectral"])
+    after = largest_singular_values(params)
     assert before.keys() == after.keys()
     assert len(after) == {"MLP": 3, "CNN": 4}[name]
     np.testing.assert_allclose(list(after.values()), 1.0, atol=1e-3)
@@ -50,45 +51,46 @@ def test_kernels_have_a_largest_singular_value_of_one(name):
     np.testing.assert_allclose(outputs, NETWORKS[name].apply({"params": params}, X), rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_of_slopes_of_one_at_most_is_no_steeper():
-    model = models.SpectralNorm(models.MLP((32, 32, 1)), iterations=50)
+def test_lipschitz_constant_is_at_most_one():
+    model = models.SpectralNorm(models.MLP((32, 32, 1)), power_iterations=50)
     variables = model.init(KEY, X)
     other = X + 0.3 * jax.random.normal(jax.random.key(1), X.shape)
-    apart = np.abs(model.apply(variables, X) - model.apply(variables, other))[:, 0]
-    assert (apart <= 1.001 * np.linalg.norm((X - other).reshape(5, -1), axis=1)).all()
+    distances = np.abs(model.apply(variables, X) - model.apply(variables, other))[:, 0]
+    assert (distances <= 1.001 * np.linalg.norm((X - other).reshape(5, -1), axis=1)).all()
 
 
-def test_the_gradient_of_the_value_is_that_of_a_singular_value():
+def test_gradient_of_the_estimate_equals_that_of_the_singular_value():
     kernel = jax.random.normal(KEY, (6, 4))
-    value, gradient = jax.value_and_grad(lambda kernel: spectral_norm.power(kernel, jnp.ones(4), 200)[0])(kernel)
+    sigma = lambda kernel: spectral_norm.power_iteration(kernel, jnp.ones(4), 200)[0]  # noqa: E731
+    value, gradient = jax.value_and_grad(sigma)(kernel)
     left, values, right = np.linalg.svd(np.asarray(kernel))
     assert float(value) == pytest.approx(values[0], rel=1e-5)
     np.testing.assert_allclose(gradient, np.outer(left[:, 0], right[0]), atol=1e-4)
 
 
-def test_vectors_change_in_training_only_and_batch_statistics_too():
+def test_vectors_and_batch_statistics_change_in_training_only():
     model = models.SpectralNorm(NETWORKS["ResNet"])
     variables = model.init(KEY, X)
     assert variables.keys() == {"params", "batch_stats", "spectral"}
     outputs = model.apply(variables, X)
-    kept, changed = model.apply(variables, X, mutable=["batch_stats", "spectral"])
-    np.testing.assert_array_equal(outputs, kept)
-    jax.tree.map(np.testing.assert_array_equal, changed["spectral"], variables["spectral"])
-    moved = jax.tree.map(lambda kernel: kernel[::-1], variables["params"])
-    _, changed = model.apply({**variables, "params": moved}, X, train=True, mutable=["batch_stats", "spectral"])
+    evaluated, changed = model.apply(variables, X, mutable=["batch_stats", "spectral"])
+    np.testing.assert_array_equal(outputs, evaluated)
+    chex.assert_trees_all_equal(changed["spectral"], variables["spectral"])
+    flipped = jax.tree.map(lambda kernel: kernel[::-1], variables["params"])
+    _, changed = model.apply({**variables, "params": flipped}, X, train=True, mutable=["batch_stats", "spectral"])
     assert changed.keys() == {"batch_stats", "spectral"}
     old, new = (jax.tree.leaves(tree["spectral"]) for tree in (variables, changed))
     assert any(not np.allclose(one, other, atol=1e-3) for one, other in zip(old, new, strict=True))
 
 
-def test_kernels_of_nothing_stay_nothing():
+def test_zero_kernels_stay_zero():
     model = models.SpectralNorm(models.MLP((3, 2), kernel_init=nn.initializers.zeros))
     outputs = model.apply(model.init(KEY, X), X)
     np.testing.assert_array_equal(outputs, np.zeros((5, 2)))
 
 
-def test_bad_input_says_so():
-    with pytest.raises(ConfigError, match="iterations: 0"):
-        models.SpectralNorm(models.MLP((2,)), iterations=0)
+def test_invalid_arguments_raise_helpful_errors():
+    with pytest.raises(ConfigError, match="power_iterations: 0"):
+        models.SpectralNorm(models.MLP((2,)), power_iterations=0)
     with pytest.raises(ConfigError, match="no kernel"):
         models.SpectralNorm(nn.LayerNorm()).init(KEY, X)

@@ -1,4 +1,4 @@
-"""The convolutional network over time and patches: plain loops, published sizes, and padding that changes nothing."""
+"""FCN and patches: plain loops, published sizes, and padding without influence."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldax.errors import ConfigError
-from foldax.models import FCN, Patched, Recurrent
+from foldax.models import FCN, PatchNetwork, Recurrent
 from tests.models.shared import assert_close, parameter_count, random_variables
 
 KEY = jax.random.key(0)
@@ -45,7 +45,7 @@ def plain_fcn(x: np.ndarray, params: dict, residual: bool, pool_size: int) -> np
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_fcn_is_what_a_plain_loop_computes(residual: bool) -> None:
+def test_fcn_equals_a_plain_loop(residual: bool) -> None:
     sizes = ((3, 2), (2, 3)) if residual else (4, 3)
     model = FCN(2, (3, 3), sizes, residual, pool_size=3, normalization=None)
     x = random(2, 7, 2)
@@ -55,7 +55,7 @@ def test_fcn_is_what_a_plain_loop_computes(residual: bool) -> None:
 
 
 def test_published_networks_have_the_layers_of_their_paper() -> None:
-    """Wang, Yan & Oates, 2017: one channel, two classes; biases are the normalisation's."""
+    """Wang, Yan & Oates, 2017: one channel, two classes; biases are those of the normalisation."""
     fcn = 8 * 128 + 5 * 128 * 256 + 3 * 256 * 128 + 2 * (128 + 256 + 128) + 128 * 2 + 2
     assert parameter_count(FCN(2), random(1, 50, 1)) == fcn
     first = (8 * 1 + 5 * 64 + 3 * 64 + 1) * 64
@@ -67,25 +67,25 @@ def test_published_networks_have_the_layers_of_their_paper() -> None:
 
 
 @pytest.mark.parametrize(("kind", "residual", "activation"), [(None, False, "gelu"), ("batch", True, "relu")])
-def test_padding_changes_nothing(kind, residual, activation) -> None:
-    """Neither outputs nor running statistics, whatever stands in it, however much there is."""
+def test_padding_has_no_influence(kind, residual, activation) -> None:
+    """On neither outputs nor running statistics, whatever its values and however long it is."""
     model = FCN(2, (3, 3), ((2,), (3, 1)), residual, 2, normalization=kind, activation=activation)
     x = random(3, 9, 2)
     variables = model.init(KEY, x)
     state = [name for name in variables if name != "params"]
 
     @jax.jit
-    def outcome(x, mask):
-        told = model.apply(variables, x, mask=mask)
-        return told, model.apply(variables, x, mask=mask, train=True, mutable=state)
+    def outputs_and_statistics(x, mask):
+        outputs = model.apply(variables, x, mask=mask)
+        return outputs, model.apply(variables, x, mask=mask, train=True, mutable=state)
 
     @settings(max_examples=20, deadline=None)
-    @given(lengths=st.lists(st.integers(1, 9), min_size=3, max_size=3), anything=st.sampled_from([-1.0, 1e9, np.nan]))
-    def holds(lengths, anything) -> None:
+    @given(lengths=st.lists(st.integers(1, 9), min_size=3, max_size=3), filler=st.sampled_from([-1.0, 1e9, np.nan]))
+    def holds(lengths, filler) -> None:
         mask = np.arange(9)[None, :] < np.array(lengths)[:, None]
-        longer = np.pad(np.where(mask[..., None], x, anything), ((0, 0), (0, 3), (0, 0)), constant_values=anything)
-        padded = outcome(longer.astype(np.float32), np.pad(mask, ((0, 0), (0, 3))))
-        assert_close(padded, outcome(np.where(mask[..., None], x, 0), mask), rtol=1e-4, atol=1e-5)
+        longer = np.pad(np.where(mask[..., None], x, filler), ((0, 0), (0, 3), (0, 0)), constant_values=filler)
+        padded = outputs_and_statistics(longer.astype(np.float32), np.pad(mask, ((0, 0), (0, 3))))
+        assert_close(padded, outputs_and_statistics(np.where(mask[..., None], x, 0), mask), rtol=1e-4, atol=1e-5)
 
     holds()
 
@@ -96,38 +96,38 @@ def test_padding_changes_nothing(kind, residual, activation) -> None:
         (FCN(2), (1, 5), None, r"FCN: .*\[B, T, C\]"),
         (FCN(2), (1, 5, 1), (1, 4), r"mask must be \[1, 5\]"),
         (FCN(2, (4, 4)), (1, 5, 1), None, "kernel_sizes"),
-        (Patched(FCN(2), 2, 3), (1, 5, 1), None, "stride, 3"),
-        (Patched(FCN(2), 2, 0), (1, 5, 1), None, "stride, 0"),
-        (Patched(FCN(2), 2, 2), (1, 5), None, r"Patched: .*\[B, T, C\]"),
+        (PatchNetwork(FCN(2), 2, 3), (1, 5, 1), None, "stride, 3"),
+        (PatchNetwork(FCN(2), 2, 0), (1, 5, 1), None, "stride, 0"),
+        (PatchNetwork(FCN(2), 2, 2), (1, 5), None, r"PatchNetwork: .*\[B, T, C\]"),
     ],
 )
-def test_what_does_not_fit_is_told(model, shape, mask, message) -> None:
+def test_invalid_inputs_raise_helpful_errors(model, shape, mask, message) -> None:
     with pytest.raises(ConfigError, match=message):
         model.init(KEY, random(*shape), mask=None if mask is None else np.ones(mask, int))
 
 
-class Same:
-    """A network that gives back what it is given."""
+class Identity:
+    """A network that returns its inputs and mask."""
 
     def __call__(self, x, *, mask=None, train=False):
         return x, mask
 
 
-def test_patches_are_steps_side_by_side() -> None:
-    x, patches = jnp.arange(14.0).reshape(1, 7, 2), Patched(Same(), 4, 2)
+def test_patches_concatenate_consecutive_steps() -> None:
+    x, patches = jnp.arange(14.0).reshape(1, 7, 2), PatchNetwork(Identity(), 4, 2)
     mask = jnp.array([[1, 1, 1, 1, 1, 0, 0]])
     read, none = patches.apply({}, x)
     assert none is None
     np.testing.assert_array_equal(read[0], [np.arange(8), np.arange(4, 12), [*range(8, 14), 0, 0]])
     read, real = patches.apply({}, x, mask=mask)
     np.testing.assert_array_equal(read[0], [np.arange(8), [*range(4, 10), 0, 0], [8, 9, *[0] * 6]])
-    np.testing.assert_array_equal(real, [[True, True, False]])  # the third has nothing new
+    np.testing.assert_array_equal(real, [[True, True, False]])  # the third holds no new step
 
 
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 11), more=st.integers(0, 9), size=st.integers(1, 5), data=st.data())
 def test_padding_adds_no_patch(length, more, size, data) -> None:
-    patches = Patched(Same(), size, data.draw(st.integers(1, size)))
+    patches = PatchNetwork(Identity(), size, data.draw(st.integers(1, size)))
     x, mask = random(1, length, 2), np.ones((1, length), int)
     padded = np.pad(x, ((0, 0), (0, more), (0, 0)), constant_values=np.nan)
     (read, real), (expected, _) = (
@@ -139,10 +139,13 @@ def test_padding_adds_no_patch(length, more, size, data) -> None:
     assert real[:, : expected.shape[1]].all()
 
 
-def test_a_network_reads_patches_and_their_mask() -> None:
+def test_the_network_receives_patches_and_their_mask() -> None:
     x = random(1, 7, 2)
-    model, plain = Patched(Recurrent(2, (3,), "gru", pooling="mean"), 4, 2), Recurrent(2, (3,), "gru", pooling="mean")
+    model, plain = (
+        PatchNetwork(Recurrent(2, (3,), "gru", pooling="mean"), 4, 2),
+        Recurrent(2, (3,), "gru", pooling="mean"),
+    )
     variables = random_variables(model, x)
-    read, mask = Patched(Same(), 4, 2).apply({}, x, mask=np.array([[1, 1, 1, 1, 1, 0, 0]]))
-    told = model.apply(variables, x, mask=np.array([[1, 1, 1, 1, 1, 0, 0]]))
-    assert_close(told, plain.apply({"params": variables["params"]["network"]}, read, mask=mask))
+    read, mask = PatchNetwork(Identity(), 4, 2).apply({}, x, mask=np.array([[1, 1, 1, 1, 1, 0, 0]]))
+    outputs = model.apply(variables, x, mask=np.array([[1, 1, 1, 1, 1, 0, 0]]))
+    assert_close(outputs, plain.apply({"params": variables["params"]["network"]}, read, mask=mask))

@@ -1,4 +1,4 @@
-"""Atari's network has the sizes of the paper's, and takes frames in either layout."""
+"""The Atari encoder has the sizes of the paper, and accepts frames in both layouts."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 from foldax.models import NatureCNN
 
 
-def test_it_has_the_papers_parameters_and_takes_both_layouts():
+def test_it_has_the_papers_parameters_and_accepts_both_layouts():
     last, first = NatureCNN(), NatureCNN(channels_first=True)
     images = jax.ShapeDtypeStruct((2, 84, 84, 4), jnp.uint8)
     shapes = jax.eval_shape(last.init, jax.random.key(0), images)
@@ -17,7 +17,7 @@ def test_it_has_the_papers_parameters_and_takes_both_layouts():
     pixels = jax.random.randint(jax.random.key(1), (2, 20, 20, 4), 0, 256).astype(jnp.uint8)
     last, first = NatureCNN(**small), NatureCNN(**small, channels_first=True)
     variables = last.init(jax.random.key(0), pixels)
-    found = last.apply(variables, pixels)
-    assert found.shape == (2, 3)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, first.apply(variables, jnp.moveaxis(pixels, -1, 1)), rtol=1e-6)
+    features = last.apply(variables, pixels)
+    assert features.shape == (2, 3)
+    assert features.dtype == jnp.float32
+    np.testing.assert_allclose(features, first.apply(variables, jnp.moveaxis(pixels, -1, 1)), rtol=1e-6)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ def inputs(seed=1, shape=(B, T, C)):
 
 
 def step_by_hand(cell, params, x, carry):
-    """One step of one sequence, as its paper writes it."""
+    """One step of one sequence, by the equations of the papers."""
     weights, bias, state = params["input"]["kernel"], params["input"]["bias"], params["kernel"]
     width = state.shape[0]
     w, b, u = (np.split(part, part.shape[-1] // width, axis=-1) for part in (weights, bias, state))
@@ -78,7 +79,7 @@ MASKS = {
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_network_is_a_plain_loop(cell, bidirectional):
+def test_network_equals_a_plain_loop(cell, bidirectional):
     model = Recurrent(3, (4, 5), cell, bidirectional)
     x = inputs()
     variables = random_variables(model, x)
@@ -88,7 +89,7 @@ def test_network_is_a_plain_loop(cell, bidirectional):
         np.testing.assert_allclose(apply(segments), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bool_mask_is_padding_without_segments():
+def test_bool_mask_marks_padding_only():
     model = Recurrent(3, (4,), "rnn", bidirectional=True)
     x = inputs()
     apply = jax.jit(functools.partial(model.apply, random_variables(model, x), x))
@@ -96,7 +97,7 @@ def test_bool_mask_is_padding_without_segments():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_carry_is_where_the_loop_ends_and_a_cut_sequence_goes_on_from_it(cell):
+def test_a_split_sequence_continues_from_its_carry(cell):
     model = Recurrent(3, (4, 5), cell)
     x = inputs()
     variables = random_variables(model, x)
@@ -112,14 +113,14 @@ def test_carry_is_where_the_loop_ends_and_a_cut_sequence_goes_on_from_it(cell):
     assert_close((np.concatenate([first, second], axis=1), last), (np.asarray(whole), end))
 
 
-def test_padding_leaves_the_carry_alone_and_the_first_segment_goes_on_from_it():
+def test_padding_keeps_the_carry_and_the_first_segment_continues_from_it():
     model = Recurrent(3, (4,), "gru")
     x = inputs()
     variables = random_variables(model, x)
     apply = jax.jit(lambda x, mask, carry: model.apply(variables, x, mask=mask, carry=carry))
     carry = jax.tree.map(lambda leaf: leaf + 0.5, model.initial_carry(B))
     _, after = apply(x, np.zeros((B, T), bool), carry)
-    jax.tree.map(np.testing.assert_array_equal, after, carry)
+    chex.assert_trees_all_equal(after, carry)
     segments = np.array([[7] * 4 + [8] * 3, [0] + [7] * 3 + [8] * 3, [7] * 3 + [0] * 4])
     outputs, _ = apply(x, segments, carry)
     zeros = apply(x, segments, model.initial_carry(B))[0]
@@ -128,7 +129,7 @@ def test_padding_leaves_the_carry_alone_and_the_first_segment_goes_on_from_it():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
-def test_pooling_is_of_real_steps(pooling, bidirectional):
+def test_pooling_ignores_padding(pooling, bidirectional):
     model = Recurrent(None, (4,), "rnn", bidirectional, pooling=pooling)
     x, mask = inputs(), MASKS["padded"]
     variables = random_variables(model, x)
@@ -154,7 +155,7 @@ def padded_network(cell, batch, length):
 
 @settings(max_examples=15, deadline=None)
 @given(case=lengths(), cell=st.sampled_from(["lstm", "gru"]), seed=st.integers(0, 1000))
-def test_padding_changes_no_output(case, cell, seed):
+def test_padding_has_no_influence(case, cell, seed):
     sizes, extra = case
     random, total = np.random.default_rng(seed), 9
     tokens = random.integers(0, 5, (6, total))
@@ -162,7 +163,7 @@ def test_padding_changes_no_output(case, cell, seed):
     for row, size in enumerate(sizes):
         mask[row, extra : extra + size] = 1
     outputs = padded_network(cell, 6, total)(tokens, mask)
-    other = np.where(mask == 1, tokens, -1)  # no token at all
+    other = np.where(mask == 1, tokens, -1)  # not a token
     np.testing.assert_array_equal(padded_network(cell, 6, total)(other, mask), outputs)
     for row, size in enumerate(sizes):
         alone = np.full((1, total), 4)
@@ -172,7 +173,7 @@ def test_padding_changes_no_output(case, cell, seed):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_gradients_survive_nan_in_padding_and_remat_changes_nothing(cell):
+def test_gradients_ignore_nan_in_padding_and_equal_those_with_remat(cell):
     x, mask = inputs(), MASKS["packed"]
     x = np.where(mask[..., None] != 0, x, np.nan)
     variables = random_variables(Recurrent(3, (4,), cell), x)
@@ -188,7 +189,7 @@ def test_gradients_survive_nan_in_padding_and_remat_changes_nothing(cell):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_gradients_of_first_and_second_order_are_differences_of_what_they_are_of(cell):
+def test_gradients_of_first_and_second_order_equal_finite_differences(cell):
     model, x = Recurrent(2, (3,), cell, pooling="last"), inputs()
     variables = random_variables(model, x)
     random = np.random.default_rng(5)
@@ -197,10 +198,10 @@ def test_gradients_of_first_and_second_order_are_differences_of_what_they_are_of
     def loss(variables):
         return jnp.square(model.apply(variables, x, mask=MASKS["packed"])).sum()
 
-    def steepness(variables):
+    def squared_gradient_norm(variables):
         return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(jax.grad(loss)(variables)))
 
-    for function in (loss, steepness):
+    for function in (loss, squared_gradient_norm):
 
         @jax.jit
         def both(step, function=function):
@@ -224,17 +225,17 @@ def test_bfloat16_computes_with_float32_parameters(cell):
     assert outputs.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype("bfloat16")}
     difference = np.abs(outputs - jax.jit(exact.apply)(variables, x)).max()
-    assert 1e-5 < difference < 0.05  # rounded to 8 bits, and not more than that
+    assert 1e-5 < difference < 0.05  # differs by rounding to 8 bits only
 
 
-def test_parameters_start_as_stated():
+def test_initial_forget_bias_is_one_and_recurrent_kernels_are_orthogonal():
     params = Recurrent(3, (6,), "lstm").init(jax.random.key(0), inputs())["params"]["layer_0"]
     np.testing.assert_array_equal(params["input"]["bias"].reshape(4, 6), [[0] * 6, [1] * 6, [0] * 6, [0] * 6])
     for gate in np.split(np.asarray(params["kernel"]), 4, axis=1):
         np.testing.assert_allclose(gate @ gate.T, np.eye(6), atol=1e-5)
 
 
-def test_traced_dropout_acts_between_layers_in_training_only():
+def test_traced_dropout_is_active_between_layers_in_training_only():
     x = inputs()
     variables = random_variables(Recurrent(None, (8, 8), "rnn"), x)
 
@@ -250,14 +251,14 @@ def test_traced_dropout_acts_between_layers_in_training_only():
 
 
 @pytest.mark.parametrize(
-    ("options", "args", "said"),
+    ("options", "args", "message"),
     [
         ({"cell": "lsmt"}, {}, "no 'lsmt'; did you mean 'lstm'"),
-        ({"hidden": ()}, {}, "one layer or more"),
-        ({"pooling": "median"}, {}, "'last', 'mean' and 'max'"),
+        ({"hidden": ()}, {}, "at least one layer"),
+        ({"pooling": "median"}, {}, "'last', 'mean' or 'max'"),
         ({"bidirectional": True}, {"decode": True}, "backwards"),
         ({"hidden": (4, 4)}, {"carry": ((np.zeros((B, 4)),) * 2,)}, "2 layers need one each .*, got 1"),
-        ({}, {"mask": np.ones((B, T + 1))}, r"mask must be \[3, 7\] as the inputs, got \[3, 8\]"),
+        ({}, {"mask": np.ones((B, T + 1))}, r"mask must be \[3, 7\] like the inputs, got \[3, 8\]"),
         ({"vocabulary_size": 5}, {}, r"integer tokens \[B, T\], got float32\[3, 7, 2\]"),
         ({}, {"x": np.zeros((B, T))}, r"floats \[B, T, C\], got float64\[3, 7\]"),
         ({}, {"x": np.zeros((B, T), int)}, "need a vocabulary_size"),
@@ -265,14 +266,14 @@ def test_traced_dropout_acts_between_layers_in_training_only():
         ({"vocabulary_size": 5}, {"x": np.array([[0, -1]])}, r"token -1 at \[0, 1\]"),
     ],
 )
-def test_what_does_not_fit_says_so(options, args, said):
+def test_invalid_arguments_raise_helpful_errors(options, args, message):
     args = {"x": inputs(), **args}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Recurrent(2, **{"hidden": (4,), **options}).init(jax.random.key(0), args.pop("x"), **args)
 
 
 @pytest.mark.parametrize("token", [5, -1])
-def test_an_unknown_token_is_nan_in_compiled_code(token):
+def test_an_unknown_token_gives_nan_in_compiled_code(token):
     model = Recurrent(2, (4,), vocabulary_size=5)
     variables = random_variables(model, np.zeros((2, 3), int))
     outputs = np.asarray(jax.jit(model.apply)(variables, np.array([[0, 1, 2], [0, token, 2]])))

@@ -1,4 +1,4 @@
-"""Residual networks: published sizes, a plain loop of layers, depth as a loop, options, bad input."""
+"""Residual networks: published sizes, a plain loop over layers, scanned blocks, options, invalid input."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 
 from foldax.errors import ConfigError
 from foldax.models import ResNet
-from foldax.models.networks.resnet import stages
+from foldax.models.networks.resnet import block_counts
 from tests.models.shared import assert_close, parameter_count, random_variables
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 2)).astype(np.float32)
@@ -43,7 +43,7 @@ def test_preactivation_networks_have_the_published_parameters(depth, millions): 
     ("depth", "kind", "blocks"), [(8, "basic", 1), (11, "bottleneck", 1), (20, "basic", 3), (1001, "bottleneck", 111)]
 )
 def test_depth_counts_layers(depth, kind, blocks):
-    assert stages(depth, "cifar") == (kind, (blocks,) * 3)
+    assert block_counts(depth, "cifar") == (kind, (blocks,) * 3)
     assert 1 + 3 * blocks * {"basic": 2, "bottleneck": 3}[kind] + 1 == depth
 
 
@@ -68,7 +68,7 @@ def normalized(params, x):
 
 
 def block_by_hand(params, x, strides, preactivation, shortcut):
-    """Convolutions `Conv_0`, `Conv_1`, ... in the order in which they are made; the shortcut's is the first."""
+    """Convolutions `Conv_0`, `Conv_1`, ... in the order of creation; that of the shortcut comes first."""
     convs, norms = ([params[k] for k in sorted(params) if kind in k] for kind in ("Conv", "Norm"))
     short, y = x, x
     if preactivation:
@@ -93,7 +93,7 @@ def block_by_hand(params, x, strides, preactivation, shortcut):
 
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
 @pytest.mark.parametrize(("block", "preactivation"), [("basic", False), ("bottleneck", True)])
-def test_network_is_its_layers_one_after_another(block, preactivation, shortcut):
+def test_network_equals_a_plain_loop_over_its_layers(block, preactivation, shortcut):
     model = ResNet(3, (2, 1), block, width=4, shortcut=shortcut, preactivation=preactivation)
     variables = random_variables(model, IMAGES, scale=0.3)
     params = variables["params"]
@@ -110,36 +110,36 @@ def test_network_is_its_layers_one_after_another(block, preactivation, shortcut)
     assert_close(np.asarray(outputs), np.asarray(expected), 1e-3, 1e-4)
 
 
-def test_scanned_and_remat_blocks_compute_what_blocks_in_a_row_do():
+def test_scanned_and_remat_blocks_equal_unrolled_blocks():
     model = ResNet(3, (3, 3), width=4, preactivation=True)
-    row = random_variables(model, IMAGES, scale=0.3)["params"]
+    unrolled = random_variables(model, IMAGES, scale=0.3)["params"]
 
     def stacked(tree):
         rest = {name: leaves for name, leaves in tree.items() if not name.startswith("stage")}
         blocks = {f"stage_{s}": [tree[f"stage_{s}_{index}"] for index in range(2)] for s in range(2)}
         return rest | {name: jax.tree.map(lambda *leaves: np.stack(leaves), *pair) for name, pair in blocks.items()}
 
-    def outcome(params, **options):
-        made = model.clone(**options)
-        shapes = jax.eval_shape(made.init, jax.random.key(0), IMAGES)
+    def loss_statistics_gradient(params, **options):
+        variant = model.clone(**options)
+        shapes = jax.eval_shape(variant.init, jax.random.key(0), IMAGES)
         assert jax.tree.map(np.shape, shapes["params"]) == jax.tree.map(np.shape, params)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["batch_stats"])
 
         def loss(params):
             variables = {"params": params, "batch_stats": zeros}
-            outputs, changed = made.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+            outputs, changed = variant.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
             return (outputs**2).mean(), changed["batch_stats"]
 
         (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         return value, statistics, gradient
 
-    value, statistics, gradient = outcome(row)
-    looped = outcome(stacked(row), scan_layers=True, remat=True)
-    assert_close(looped, (value, stacked(statistics), stacked(gradient)), 1e-3, 1e-4)
-    assert_close(outcome(row, remat=True), (value, statistics, gradient), 1e-4, 1e-5)
+    value, statistics, gradient = loss_statistics_gradient(unrolled)
+    scanned = loss_statistics_gradient(stacked(unrolled), scan_layers=True, remat=True)
+    assert_close(scanned, (value, stacked(statistics), stacked(gradient)), 1e-3, 1e-4)
+    assert_close(loss_statistics_gradient(unrolled, remat=True), (value, statistics, gradient), 1e-4, 1e-5)
 
 
-def test_1001_layers_are_as_small_a_program_as_29():
+def test_program_size_of_scanned_blocks_does_not_depend_on_depth():
     def equations(depth):
         model = ResNet(10, depth, "bottleneck", preactivation=True, width=2, scan_layers=True)
         variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
@@ -162,7 +162,7 @@ def test_1001_layers_are_as_small_a_program_as_29():
         {"normalization": None, "shortcut": "pad", "dropout": 0.5},
     ],
 )
-def test_sequences_images_and_volumes_of_any_size(shape, options):
+def test_sequences_images_and_volumes_of_any_size_are_accepted(shape, options):
     model = ResNet(3, (1, 2), width=8, **options)
 
     def apply(x):
@@ -177,7 +177,7 @@ def test_sequences_images_and_volumes_of_any_size(shape, options):
     assert ("batch_stats" in variables) == ("normalization" not in options)
 
 
-def test_a_sequence_gives_what_an_image_of_one_row_gives():
+def test_a_sequence_equals_an_image_of_one_row():
     model = ResNet(3, (1, 1), width=4, normalization="layer", shortcut="pad", preactivation=True)
     x = IMAGES[:, 0]  # [B, T, C]
     variables = random_variables(model, x, scale=0.3)
@@ -195,7 +195,7 @@ def test_a_sequence_gives_what_an_image_of_one_row_gives():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"depth": 21}, r"depth: 21 is neither 6n \+ 2 .* nor 9n \+ 2"),
         ({"depth": 2}, "depth: 2 is neither"),
@@ -204,14 +204,14 @@ def test_a_sequence_gives_what_an_image_of_one_row_gives():
         ({"depth": 18, "stem": "imagenet", "block": "bottleneck"}, "no ImageNet ResNet-18 of bottleneck blocks"),
         ({"depth": ()}, "one block or more for each stage"),
         ({"depth": (2, 0)}, "one block or more for each stage"),
-        ({"stem": "mnist"}, "'mnist' is neither 'cifar' nor 'imagenet'"),
-        ({"block": "wide"}, "'wide' is none of None, 'basic' and 'bottleneck'"),
-        ({"shortcut": "zero"}, "'zero' is neither 'projection' nor 'pad'"),
-        ({"normalization": "instance"}, "'instance' is none of"),
+        ({"stem": "mnist"}, "'mnist' is unknown; choose 'cifar' or 'imagenet'"),
+        ({"block": "wide"}, "'wide' is unknown; choose None, 'basic' or 'bottleneck'"),
+        ({"shortcut": "zero"}, "'zero' is unknown; choose 'projection' or 'pad'"),
+        ({"normalization": "instance"}, "'instance' is unknown"),
         ({"x": IMAGES[0, 0]}, r"images \[B, H, W, C\]"),
     ],
 )
-def test_what_does_not_fit_says_so(options, said):
+def test_invalid_arguments_raise_helpful_errors(options, message):
     x = options.pop("x", IMAGES)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         jax.eval_shape(ResNet(**{"features": 3, "depth": 8, **options}).init, jax.random.key(0), x)

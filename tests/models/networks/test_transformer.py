@@ -1,4 +1,4 @@
-"""Transformers against plain NumPy loops: attention, masks, segments, positions, cache; their options; bad input."""
+"""Transformers against plain NumPy loops: attention, masks, segments, positions, cache; options; invalid input."""
 
 import functools
 
@@ -37,7 +37,7 @@ MODELS = {
 
 
 def arguments(name):
-    """What goes into a model: its inputs, and the context if it reads one."""
+    """Arguments of a model: its inputs, and the context if it reads one."""
     x = FLOATS if name == "encoder" else TOKENS
     return x, {"context": CONTEXT, "context_mask": CONTEXT_MASK} if name == "translator" else {}
 
@@ -57,16 +57,16 @@ def activated(name, x):
     return {"gelu": tanh, "silu": x / (1 + np.exp(-x)), "relu": np.maximum(x, 0)}[name]
 
 
-def turned(head, position):
-    """A head's features as complex numbers, turned by the position times falling frequencies."""
+def rotated(head, position):
+    """A head's features as complex numbers, rotated by the position times decreasing frequencies."""
     half = len(head) // 2
     numbers = head[:half] + 1j * head[half:]
     numbers = numbers * np.exp(1j * position * 10_000.0 ** (-np.arange(half) / half))
     return np.concatenate([numbers.real, numbers.imag])
 
 
-def attention(model, params, queries, sources, seen, positions=None):
-    """Attention of one sequence: query after query, head after head; `seen[t]` lists what step t may look at."""
+def attention(model, params, queries, sources, visible, positions=None):
+    """Attention of one sequence: query after query, head after head; `visible[t]` lists the keys of step t."""
     size, kv_heads = model.width // model.num_heads, model.num_kv_heads or model.num_heads
     keys, values = np.split(np.array([dense(params["key_value"], row) for row in sources]), 2, axis=-1)
     outputs = np.zeros((len(queries), model.width))
@@ -74,25 +74,25 @@ def attention(model, params, queries, sources, seen, positions=None):
         for head in range(model.num_heads):
             query = dense(params["query"], row).reshape(model.num_heads, size)[head]
             shared = head // (model.num_heads // kv_heads)
-            mine = [keys[s].reshape(kv_heads, size)[shared] for s in seen[t]]
+            mine = [keys[s].reshape(kv_heads, size)[shared] for s in visible[t]]
             if positions is not None:
-                query, mine = turned(query, positions[t]), [turned(k, positions[s]) for k, s in zip(mine, seen[t])]
+                query, mine = rotated(query, positions[t]), [rotated(k, positions[s]) for k, s in zip(mine, visible[t])]
             weights = np.exp([query @ key / np.sqrt(size) for key in mine])
-            for weight, s in zip(weights / weights.sum(), seen[t]):
+            for weight, s in zip(weights / weights.sum(), visible[t]):
                 outputs[t, head * size : (head + 1) * size] += weight * values[s].reshape(kv_heads, size)[shared]
     return np.array([dense(params["output"], row) for row in outputs])
 
 
-def block(model, params, x, seen, positions, context, context_seen):
+def block(model, params, x, visible, positions, context, context_visible):
     norms = iter(params[name] for name in sorted(params) if "Norm" in name)
 
     def normed():
         norm = next(norms)
         return np.array([normalized(norm, row) for row in x])
 
-    x = x + attention(model, params["attention"], *(normed(),) * 2, seen, positions)
+    x = x + attention(model, params["attention"], *(normed(),) * 2, visible, positions)
     if model.cross_attention:
-        x = x + attention(model, params["cross_attention"], normed(), context, [context_seen] * len(x))
+        x = x + attention(model, params["cross_attention"], normed(), context, [context_visible] * len(x))
     y = normed()
     hidden = activated(model.activation, dense(params["mlp_in"], y))
     hidden = hidden * dense(params["mlp_gate"], y) if model.gated else hidden
@@ -100,26 +100,28 @@ def block(model, params, x, seen, positions, context, context_seen):
 
 
 def network_by_hand(model, params, x, segments, context=None, context_mask=()):
-    """Outputs `[T, features]` for one sequence; what it gives for padding means nothing."""
+    """Outputs `[T, features]` for one sequence; those at padding are undefined."""
     steps, positions = range(len(x)), np.zeros(len(x), int)
     for t in steps:
         positions[t] = sum(segments[s] == segments[t] for s in range(t))
-    seen = [
+    visible = [
         [s for s in steps if segments[s] == segments[t] != 0 and (s <= t or not model.causal)] or [t] for t in steps
     ]
     x = dense(params["input"], x) if model.vocabulary_size is None else params["embedding"]["embedding"][x]
     if model.positions == "learned":
         x = x + params["positions"]["embedding"][positions]
-    turns = positions if model.positions == "rotary" else None
+    rotations = positions if model.positions == "rotary" else None
     for index in range(model.depth):
-        x = block(model, params[f"blocks_{index}"]["Block_0"], x, seen, turns, context, np.flatnonzero(context_mask))
+        x = block(
+            model, params[f"blocks_{index}"]["Block_0"], x, visible, rotations, context, np.flatnonzero(context_mask)
+        )
     last = params["LayerNorm_0" if model.normalization == "layer" else "RMSNorm_0"]
     x = np.array([normalized(last, row) for row in x])
     return x @ params["embedding"]["embedding"].T if model.tie_embeddings else dense(params["output"], x)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_network_is_a_plain_loop(name):
+def test_network_equals_a_plain_loop(name):
     model, (x, extra) = MODELS[name], arguments(name)
     variables = random_variables(model, x, **extra)
     apply = jax.jit(lambda mask: model.apply(variables, x, mask=mask, **extra))
@@ -133,14 +135,14 @@ def test_network_is_a_plain_loop(name):
 
 
 def stacked(params, depth):
-    """Parameters of blocks in a row as a loop wants them."""
+    """Stacks the parameters of unrolled blocks, as scanned blocks expect them."""
     rest = {name: leaves for name, leaves in params.items() if not name.startswith("blocks")}
     blocks = [params[f"blocks_{index}"] for index in range(depth)]
     return rest | {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
 
 
 @pytest.mark.parametrize(("name", "scan_layers"), [("decoder", False), ("translator", True)])
-def test_cache_gives_the_logits_of_the_whole(name, scan_layers):
+def test_cached_logits_equal_those_of_the_whole_sequence(name, scan_layers):
     model, (x, extra) = MODELS[name], arguments(name)
     row = random_variables(model, x, **extra)["params"]
     whole = jax.jit(model.apply)({"params": row}, x, **extra)
@@ -162,24 +164,24 @@ def test_cache_gives_the_logits_of_the_whole(name, scan_layers):
     assert_close(np.concatenate(parts, axis=1), np.asarray(whole), 1e-4, 1e-5)
 
 
-def test_scanned_and_remat_blocks_compute_what_blocks_in_a_row_do():
+def test_scanned_and_remat_blocks_equal_unrolled_blocks():
     model = MODELS["modern"].clone(depth=2)
     row = random_variables(model, TOKENS)["params"]
 
-    def outcome(params, **options):
-        made = model.clone(**options)
-        shapes = jax.eval_shape(made.init, jax.random.key(0), TOKENS)["params"]
+    def loss_and_gradient(params, **options):
+        variant = model.clone(**options)
+        shapes = jax.eval_shape(variant.init, jax.random.key(0), TOKENS)["params"]
         assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
-        loss = lambda params: (made.apply({"params": params}, TOKENS, mask=MASKS["packed"]) ** 2).mean()  # noqa: E731
+        loss = lambda params: (variant.apply({"params": params}, TOKENS, mask=MASKS["packed"]) ** 2).mean()  # noqa: E731
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    value, gradient = outcome(row)
-    assert_close(outcome(row, remat=True), (value, gradient), 1e-4, 1e-5)
-    looped = outcome(stacked(row, 2), scan_layers=True, remat=True)
-    assert_close(looped, (value, stacked(gradient, 2)), 1e-4, 1e-5)
+    value, gradient = loss_and_gradient(row)
+    assert_close(loss_and_gradient(row, remat=True), (value, gradient), 1e-4, 1e-5)
+    scanned = loss_and_gradient(stacked(row, 2), scan_layers=True, remat=True)
+    assert_close(scanned, (value, stacked(gradient, 2)), 1e-4, 1e-5)
 
 
-def test_a_200_layer_network_is_as_small_a_program_as_a_shallow_one():
+def test_program_size_of_scanned_blocks_does_not_depend_on_depth():
     def equations(depth):
         model = Transformer(V, V, 8, depth, 2, causal=True, scan_layers=True, remat=True)
         params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
@@ -203,7 +205,7 @@ def padded_network(name):
     name=st.sampled_from(["modern", "bag"]),
     seed=st.integers(0, 1000),
 )
-def test_padding_and_other_sequences_change_no_output(sizes, shift, name, seed):
+def test_padding_and_other_sequences_have_no_influence(sizes, shift, name, seed):
     random, apply = np.random.default_rng(seed), padded_network(name)
     tokens, mask = random.integers(0, V, (5, 9)), np.zeros((5, 9), bool)
     for row, size in enumerate(sizes):
@@ -220,7 +222,7 @@ def test_padding_and_other_sequences_change_no_output(sizes, shift, name, seed):
         assert_close(mine, lone if name == "bag" else lone[:size], 1e-4, 1e-4)
 
 
-def test_gradients_survive_nan_in_padding():
+def test_gradients_ignore_nan_in_padding():
     x = np.where(MASKS["packed"][..., None] != 0, FLOATS, np.nan)
     model = MODELS["encoder"]
     loss = lambda variables: jnp.square(model.apply(variables, x, mask=MASKS["packed"])).sum()  # noqa: E731
@@ -228,7 +230,7 @@ def test_gradients_survive_nan_in_padding():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_context_in_padding_may_be_anything_and_an_empty_one_adds_only_the_bias():
+def test_padding_of_the_context_has_no_influence_and_an_empty_context_adds_only_the_bias():
     model, (x, extra) = MODELS["translator"], arguments("translator")
     variables = random_variables(model, x, **extra)
     apply = jax.jit(lambda context, mask: model.apply(variables, x, context=context, context_mask=mask))
@@ -245,12 +247,12 @@ def test_bfloat16_computes_with_float32_parameters():
     shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     variables = random_variables(exact, TOKENS, scale=0.3)
-    outputs, expected = (jax.jit(made.apply)(variables, TOKENS) for made in (model, exact))
+    outputs, expected = (jax.jit(variant.apply)(variables, TOKENS) for variant in (model, exact))
     assert outputs.dtype == jnp.float32
     assert 1e-5 < np.abs(outputs - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_traced_dropout_acts_in_training_only():
+def test_traced_dropout_is_active_in_training_only():
     variables = random_variables(MODELS["bag"], TOKENS, scale=0.3)
 
     @jax.jit
@@ -265,7 +267,7 @@ def test_traced_dropout_acts_in_training_only():
     assert_close(none[0], first[1], 1e-4)
 
 
-def test_gpt2_has_its_parameters():
+def test_gpt2_has_the_published_number_of_parameters():
     model = Transformer(
         50_257, 50_257, 768, 12, 12, causal=True, positions="learned", tie_embeddings=True, max_length=1024
     )
@@ -281,14 +283,14 @@ def test_grouped_keys_and_values_have_fewer_parameters():
 
 
 @pytest.mark.parametrize(
-    ("options", "args", "said"),
+    ("options", "args", "message"),
     [
         ({"num_heads": 3}, {}, "num_heads: 3 must divide the width, 8"),
-        ({"num_heads": 8}, {}, "rotary positions turn pairs, but 8 / 8 is odd"),
+        ({"num_heads": 8}, {}, "rotary positions rotate pairs, but 8 / 8 is odd"),
         ({"num_heads": 4, "num_kv_heads": 3}, {}, "num_kv_heads: 3 must divide them"),
-        ({"positions": "sine"}, {}, "'sine' is none of None, 'rotary' and 'learned'"),
-        ({"normalization": "batch"}, {}, "'batch' is neither 'layer' nor 'rms'"),
-        ({"pooling": "first"}, {}, "'first' is none of None, 'last', 'mean' and 'max'"),
+        ({"positions": "sine"}, {}, "'sine' is unknown; choose None, 'rotary' or 'learned'"),
+        ({"normalization": "batch"}, {}, "'batch' is not available here; choose 'layer' or 'rms'"),
+        ({"pooling": "first"}, {}, "'first' is unknown; choose None, 'last', 'mean' or 'max'"),
         ({"activation": "gelou"}, {}, "no 'gelou'; did you mean 'gelu'"),
         ({"max_length": 6}, {}, "7 steps are more than its max_length, 6"),
         ({"max_length": 6, "positions": "learned"}, {}, "7 steps are more than its max_length, 6"),
@@ -296,9 +298,9 @@ def test_grouped_keys_and_values_have_fewer_parameters():
         ({"tie_embeddings": True, "vocabulary_size": None}, {"x": FLOATS}, "vocabulary's size, None"),
         ({}, {"decode": True}, "decode needs a causal model"),
         ({"causal": True}, {"decode": True, "mask": MASKS["padded"]}, "without a mask"),
-        ({}, {"mask": np.ones((B, T + 1))}, r"mask must be \[3, 7\] as the inputs, got \[3, 8\]"),
+        ({}, {"mask": np.ones((B, T + 1))}, r"mask must be \[3, 7\] like the inputs, got \[3, 8\]"),
         ({}, {"context": CONTEXT}, "with cross_attention=False it takes no context"),
-        ({"cross_attention": True}, {}, "with cross_attention=True it needs context"),
+        ({"cross_attention": True}, {}, "with cross_attention=True it needs a context"),
         ({"cross_attention": True}, {"context": CONTEXT[:2]}, r"context must be \[3, S, C\], got \[2, 5, 6\]"),
         (
             {"cross_attention": True},
@@ -312,16 +314,16 @@ def test_grouped_keys_and_values_have_fewer_parameters():
         ({"vocabulary_size": 5}, {"x": np.array([[0, 4, 5]])}, r"token 5 at \[0, 2\] is not in the vocabulary, 0 to 4"),
     ],
 )
-def test_what_does_not_fit_says_so(options, args, said):
+def test_invalid_arguments_raise_helpful_errors(options, args, message):
     options = {"features": V, "vocabulary_size": V, "width": 8, "depth": 1, "num_heads": 2, **options}
     args = {"x": TOKENS, **args}
     x = args.pop("x")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         Transformer(**options).init(jax.random.key(0), x, **args)
 
 
 @pytest.mark.parametrize("token", [V, -1])
-def test_an_unknown_token_is_nan_in_compiled_code(token):
+def test_an_unknown_token_gives_nan_in_compiled_code(token):
     tokens = np.where(np.arange(T) == 4, token, TOKENS)
     outputs = np.asarray(jax.jit(MODELS["modern"].apply)(random_variables(MODELS["modern"], TOKENS), tokens))
     assert np.isnan(outputs[:, 4]).all()

@@ -1,4 +1,4 @@
-"""Vision Transformer and MLP-Mixer: published sizes, a plain loop, depth as a loop, bad input."""
+"""Vision Transformer and MLP-Mixer: published sizes, a plain loop, scanned blocks, invalid input."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ IMAGES = np.random.default_rng(0).normal(size=(3, 4, 6, 2)).astype(np.float32)
 IMAGENET = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 
 
-def test_networks_have_the_published_parameters():
+def test_networks_have_the_published_numbers_of_parameters():
     assert parameter_count(ViT(1000, 16, 768, 12, 12), IMAGENET) == 86_567_656  # ViT-B/16
     assert parameter_count(ViT(1000, 16, 1024, 24, 16, scan_layers=True), IMAGENET) == 304_326_632  # ViT-L/16
     assert parameter_count(MLPMixer(1000, 16, 768, 12), IMAGENET) == 59_880_472  # Mixer-B/16
 
 
-def patched(params, x, size=2):
-    """Patches row by row, each times the kernel."""
+def embedded_patches(params, x, size=2):
+    """Patches row by row, each multiplied by the kernel."""
     rows = [
         [
             image[i : i + size, j : j + size].ravel()
@@ -42,11 +42,11 @@ def dense(params, x):
 
 
 @pytest.mark.parametrize("pooling", ["class", "mean"])
-def test_vit_is_an_encoder_of_patches(pooling):
+def test_vit_equals_a_transformer_encoder_of_patches(pooling):
     model = ViT(3, 2, 8, 2, 2, pooling=pooling)
     params = random_variables(model, IMAGES, scale=0.3)["params"]
     outputs = jax.jit(model.apply)({"params": params}, IMAGES)
-    x = patched(params["Conv_0"], IMAGES)
+    x = embedded_patches(params["Conv_0"], IMAGES)
     if pooling == "class":
         x = np.concatenate([np.broadcast_to(params["class_token"], (3, 1, 8)), x], axis=1)
     x = x + params["positions"]
@@ -58,11 +58,11 @@ def test_vit_is_an_encoder_of_patches(pooling):
     assert_close(np.asarray(outputs), dense(params["output"], pooled), 1e-4, 1e-5)
 
 
-def test_mixer_is_a_plain_loop_and_blocks_may_be_a_loop():
+def test_mixer_equals_a_plain_loop_unrolled_or_scanned():
     model = MLPMixer(3, 2, 8, 2, activation="relu")
     row = random_variables(model, IMAGES, scale=0.3)["params"]
     outputs = jax.jit(model.apply)({"params": row}, IMAGES)
-    x = patched(row["Conv_0"], IMAGES)
+    x = embedded_patches(row["Conv_0"], IMAGES)
     for index in range(2):
         params = row[f"blocks_{index}"]
         tokens = normalized(params["LayerNorm_0"], x).swapaxes(1, 2)
@@ -72,12 +72,12 @@ def test_mixer_is_a_plain_loop_and_blocks_may_be_a_loop():
     assert_close(np.asarray(outputs), expected.astype(np.float32), 1e-4, 1e-5)
     stacked = {name: leaves for name, leaves in row.items() if not name.startswith("blocks")}
     stacked["blocks"] = jax.tree.map(lambda *leaves: np.stack(leaves), row["blocks_0"], row["blocks_1"])
-    looped = jax.jit(model.clone(scan_layers=True, remat=True).apply)({"params": stacked}, IMAGES)
-    assert_close(looped, outputs, 1e-4, 1e-5)
+    scanned = jax.jit(model.clone(scan_layers=True, remat=True).apply)({"params": stacked}, IMAGES)
+    assert_close(scanned, outputs, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("make", [ViT, MLPMixer])
-def test_bfloat16_and_traced_dropout(make):
+def test_bfloat16_and_traced_dropout_are_accepted(make):
     def apply(rate, x):
         model = make(3, 2, 8, 2, dropout=rate, dtype=jnp.bfloat16, scan_layers=True, remat=True)
         variables = model.init(jax.random.key(0), x)
@@ -90,14 +90,14 @@ def test_bfloat16_and_traced_dropout(make):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "said"),
+    ("model", "shape", "message"),
     [
         (ViT(3, 4), (1, 8, 6, 1), r"patch_size: 4 must divide images \[B, H, W, C\], got \(1, 8, 6, 1\)"),
         (MLPMixer(3, 4), (1, 8, 1), "patch_size: 4 must divide images"),
-        (ViT(3, 4, pooling="max"), (1, 8, 8, 1), "'max' is neither 'class' nor 'mean'"),
+        (ViT(3, 4, pooling="max"), (1, 8, 8, 1), "'max' is unknown; choose 'class' or 'mean'"),
         (ViT(3, 4, num_heads=3), (1, 8, 8, 1), "num_heads: 3 must divide the width, 128"),
     ],
 )
-def test_what_does_not_fit_says_so(model, shape, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_arguments_raise_helpful_errors(model, shape, message):
+    with pytest.raises(ConfigError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))

@@ -1,4 +1,4 @@
-"""`foldax run --init-from`, `foldax export` and `foldax predict`, and how they answer what cannot be."""
+"""`foldax run --init-from`, `foldax export` and `foldax predict` on the command line, and their errors."""
 
 import json
 import shutil
@@ -27,24 +27,24 @@ def foldax(capsys):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an experiment, `tiny_file.py`, and a run of it, `first`."""
-    folder = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("base")
     write_tiny_file(folder)
     assert cli.main(["run", str(folder / "tiny_file.py"), "--run-dir", str(folder / "first")]) == 0
     return folder
 
 
 @pytest.fixture
-def run(made, tmp_path, monkeypatch) -> Path:
+def run(base, tmp_path, monkeypatch) -> Path:
     """A working directory with the same; returns the run's folder."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "first"
 
 
 @pytest.mark.parametrize("command", ["export", "predict"])
-def test_the_commands_explain_themselves(foldax, command, monkeypatch) -> None:
+def test_help_of_the_commands(foldax, command, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = foldax(command, "--help")
     assert (code, err) == (0, "")
@@ -52,14 +52,14 @@ def test_the_commands_explain_themselves(foldax, command, monkeypatch) -> None:
     assert f" {command} " in foldax("--help")[1]
 
 
-def test_from_a_run_to_another_to_predictions_elsewhere(foldax, run, monkeypatch) -> None:
+def test_a_run_starts_another_which_is_exported_and_predicts(foldax, run, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    asked = ("--learning-rate", 1e-3, "--hidden", 8, 4, "--run-dir", "second")
-    code, out, err = foldax("run", "tiny_file.py", "--init-from", "first", *asked)
+    options = ("--learning-rate", 1e-3, "--hidden", 8, 4, "--run-dir", "second")
+    code, out, err = foldax("run", "tiny_file.py", "--init-from", "first", *options)
     assert code == 0, err
     assert "Parameters from first (" in out
     assert "shape differs" in out
-    assert "2 of 6 arrays, 56 of 102 numbers are from there; the others keep their" in out
+    assert "2 of 6 arrays, 56 of 102 values are from the source; the others keep their" in out
     assert json.loads(Path("second/manifest.json").read_text())["init_from"]["path"] == str(run)
 
     shutil.rmtree("first")
@@ -83,15 +83,15 @@ def test_from_a_run_to_another_to_predictions_elsewhere(foldax, run, monkeypatch
     assert Path("y.csv").read_text().startswith("class,0,1\n")
 
 
-def test_a_sweep_over_where_to_start_from(foldax, run) -> None:
+def test_a_sweep_over_initial_parameters(foldax, run) -> None:
     code, out, err = foldax(
         "sweep", "tiny_file.py", "--init-from", "None", "first", "--steps", 4, "--seeds", 2, "--sweep-dir", "s"
     )
     assert code == 0, err
     assert "4 of 4 arrays" in out
-    facts = json.loads(Path("s/sweep.json").read_text())
-    assert facts["space"] == {"init_from": [None, "first"]}
-    assert facts["programs"] <= 1
+    metadata = json.loads(Path("s/sweep.json").read_text())
+    assert metadata["space"] == {"init_from": [None, "first"]}
+    assert metadata["programs"] <= 1
     code, out, err = foldax("reproduce", "s", "--member", 2)
     assert code == 0, err
     assert out.endswith("reproduced: all bits are the same\n")
@@ -105,32 +105,32 @@ def test_a_sweep_over_where_to_start_from(foldax, run) -> None:
 
 
 @pytest.mark.parametrize("command", [("export", "RUN"), ("predict", "RUN", "test"), ("run", "tiny_file.py", "--init-from", "RUN")], ids=lambda c: c[0])  # fmt: skip
-def test_runs_that_are_none(foldax, run, command) -> None:
-    def said(path: str) -> str:
+def test_folders_that_are_no_runs(foldax, run, command) -> None:
+    def error_of(path: str) -> str:
         code, _, err = foldax(*(path if word == "RUN" else word for word in command))
         assert code == 1
         assert len(err.splitlines()) == 1
         return err
 
-    assert said("gone") == "foldax: there is no run folder or .safetensors file 'gone'\n"
+    assert error_of("gone") == "foldax: there is no run folder or .safetensors file 'gone'\n"
     Path("other").mkdir()
-    assert said("other") == "foldax: other is not a run folder: it has no manifest.json\n"
-    assert said(".") == "foldax: . is not a run folder: it has no manifest.json; the newest run in it is first\n"
+    assert error_of("other") == "foldax: other is not a run folder: it has no manifest.json\n"
+    assert error_of(".") == "foldax: . is not a run folder: it has no manifest.json; the newest run in it is first\n"
     shutil.copytree("first", "stopped")
     shutil.rmtree("stopped/checkpoints")
     Path("stopped/result.json").unlink()
-    assert said("stopped") == (
+    assert error_of("stopped") == (
         "foldax: stopped has no checkpoint (its status is 'finished'); `foldax resume stopped` goes on with the run\n"
     )
     for file in Path("first/checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    assert "none of the checkpoints in first/checkpoints can be read (12: " in said("first")
+    assert "none of the checkpoints in first/checkpoints can be read (12: " in error_of("first")
 
 
 def test_a_run_of_a_notebook_has_parameters_but_no_program(foldax, run) -> None:
-    made = json.loads(Path("first/manifest.json").read_text())
-    Path("first/manifest.json").write_text(json.dumps(made | {"file": None}))
+    manifest = json.loads(Path("first/manifest.json").read_text())
+    Path("first/manifest.json").write_text(json.dumps(manifest | {"file": None}))
     for command in (("export", "first"), ("predict", "first", "test")):
         code, _, err = foldax(*command)
         assert code == 1
@@ -139,13 +139,13 @@ def test_a_run_of_a_notebook_has_parameters_but_no_program(foldax, run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "said"),
+    ("command", "code", "message"),
     [
         (["export", "first", "--batch-size", "0"], 2, "batch_size: 0 is neither a number above 0 nor 'symbolic'"),
         (["export", "first", "--batch-size", "-1"], 2, "batch_size: '-1' is neither"),
         (["export", "first", "--platforms", "gpu"], 2, "platforms: gpu given; allowed are cpu, cuda, rocm and tpu"),
         (["export", "first", "--shape", "7"], 1, "predict cannot be exported: "),
-        (["export", "first", "--steps", "3"], 2, "'--steps' is not understood here"),
+        (["export", "first", "--steps", "3"], 2, "'--steps' is no option of this command"),
         (["predict", "first"], 2, "INPUT"),
         (["predict", "first", "tset"], 1, "'tset' is neither a split nor a file of a known kind (splits: "),
         (["predict", "first", "gone.npy"], 1, "there is no file 'gone.npy'"),
@@ -154,9 +154,9 @@ def test_a_run_of_a_notebook_has_parameters_but_no_program(foldax, run) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_usage(foldax, run, command, code, said) -> None:
+def test_bad_usage(foldax, run, command, code, message) -> None:
     np.save("wrong.npy", np.zeros((2, 7)))
-    found, _, err = foldax(*command)
-    assert found == code
-    assert said in err
+    actual_code, _, err = foldax(*command)
+    assert actual_code == code
+    assert message in err
     assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""Parameters by name, and put into another tree: what is matched, what keeps its initialisation, what is an error."""
+"""Matching of parameters by name and shape: replaced arrays, kept arrays, and errors."""
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ def filled(value: float, **shapes: tuple[int, ...]) -> dict:
 
 
 def state(value: float, ema: float | None = None, **shapes: tuple[int, ...]) -> TrainState:
-    """A state whose every part has another value: parameters, statistics, optimizer and average."""
+    """A state with different values in parameters, statistics, optimizer and average."""
     params = {"Dense_0": filled(value, **shapes)}
     statistics = {"batch_stats": {"BatchNorm_0": filled(value + 0.25, mean=(2,))}}
     moments = {"params": {"Dense_0": filled(value + 0.5, **shapes)}}
@@ -33,27 +33,29 @@ def state(value: float, ema: float | None = None, **shapes: tuple[int, ...]) -> 
 # Names
 
 
-def test_names_are_those_of_flax_variables_and_leave_the_optimizer_out() -> None:
-    found = parameters.of(state(1, kernel=(3, 2), bias=(2,)))
-    assert set(found) == {"params/Dense_0/kernel", "params/Dense_0/bias", "batch_stats/BatchNorm_0/mean"}
-    assert found["params/Dense_0/kernel"][0, 0] == 1
+def test_names_are_those_of_flax_variables_without_the_optimizer() -> None:
+    result = parameters.parameters_of(state(1, kernel=(3, 2), bias=(2,)))
+    assert set(result) == {"params/Dense_0/kernel", "params/Dense_0/bias", "batch_stats/BatchNorm_0/mean"}
+    assert result["params/Dense_0/kernel"][0, 0] == 1
 
 
 def test_an_average_of_the_parameters_has_their_names() -> None:
-    assert parameters.of(state(1, ema=2, kernel=(3, 2)))["params/Dense_0/kernel"][0, 0] == 2
+    assert parameters.parameters_of(state(1, ema=2, kernel=(3, 2)))["params/Dense_0/kernel"][0, 0] == 2
 
 
-def test_a_learner_that_wraps_another_has_its_names() -> None:
+def test_a_wrapped_learner_keeps_its_names() -> None:
     inner = state(1, kernel=(3, 2))
-    assert set(parameters.of(SubsetState(inner, {"inputs": np.zeros((4, 3))}))) == set(parameters.of(inner))
+    assert set(parameters.parameters_of(SubsetState(inner, {"inputs": np.zeros((4, 3))}))) == set(
+        parameters.parameters_of(inner)
+    )
 
 
-def test_two_networks_keep_their_names_apart() -> None:
+def test_names_of_two_networks_are_distinct() -> None:
     both = {"generator": state(1, kernel=(3, 2)), "critic": state(2, kernel=(3, 2))}
-    found = parameters.of(both)
-    assert found["generator/params/Dense_0/kernel"][0, 0] == 1
-    assert found["critic/params/Dense_0/kernel"][0, 0] == 2
-    assert "critic/batch_stats/BatchNorm_0/mean" in found
+    result = parameters.parameters_of(both)
+    assert result["generator/params/Dense_0/kernel"][0, 0] == 1
+    assert result["critic/params/Dense_0/kernel"][0, 0] == 2
+    assert "critic/batch_stats/BatchNorm_0/mean" in result
 
 
 @pytest.mark.parametrize(
@@ -69,18 +71,18 @@ def test_two_networks_keep_their_names_apart() -> None:
     ],
     ids=["variables", "own state", "parameters", "by path", "whole state", "list", "one array"],
 )  # fmt: skip
-def test_names_of_other_trees(tree, names) -> None:
-    assert set(parameters.of(tree)) == names
+def test_names_of_various_trees(tree, names) -> None:
+    assert set(parameters.parameters_of(tree)) == names
 
 
 # Matching
 
 
-def test_what_fits_is_taken_and_all_else_stays() -> None:
+def test_arrays_that_fit_are_replaced_and_all_others_stay() -> None:
     target = state(0, ema=0, kernel=(3, 2), bias=(4,), scale=(1,))
     source = state(1, kernel=(3, 2), bias=(5,), extra=(1,))
-    found = transfer.match(target, source)
-    tree = found.tree
+    result = transfer.match(target, source)
+    tree = result.tree
     assert (tree.params["Dense_0"]["kernel"] == 1).all()
     assert (tree.ema_params["Dense_0"]["kernel"] == 1).all(), "an average starts as a copy of the parameters"
     assert (tree.model_state["batch_stats"]["BatchNorm_0"]["mean"] == 1.25).all()
@@ -88,19 +90,19 @@ def test_what_fits_is_taken_and_all_else_stays() -> None:
         np.testing.assert_array_equal(tree.params["Dense_0"][name], target.params["Dense_0"][name])
     assert tree.optimizer_state is not None
     jax.tree.map(np.testing.assert_array_equal, tree.optimizer_state, target.optimizer_state)
-    assert {row.name: row.how for row in found.rows} == {
+    assert {row.name: row.status for row in result.rows} == {
         "params/Dense_0/kernel": "matched",
         "params/Dense_0/bias": "shape differs",
-        "params/Dense_0/scale": "missing there",
-        "params/Dense_0/extra": "left over",
+        "params/Dense_0/scale": "missing in source",
+        "params/Dense_0/extra": "unused",
         "batch_stats/BatchNorm_0/mean": "matched",
     }
-    assert str(found) == "Python: 2 matched, 1 shape differs, 1 missing there, 1 left over"
+    assert str(result) == "Python: 2 matched, 1 shape differs, 1 missing in source, 1 unused"
 
 
-def test_a_target_of_another_floating_type_keeps_its_type() -> None:
-    found = transfer.match({"w": jnp.zeros(3, jnp.bfloat16)}, {"w": np.float32([1, 2, 3])})
-    assert found.tree["w"].dtype == jnp.bfloat16
+def test_a_target_keeps_its_floating_point_dtype() -> None:
+    result = transfer.match({"w": jnp.zeros(3, jnp.bfloat16)}, {"w": np.float32([1, 2, 3])})
+    assert result.tree["w"].dtype == jnp.bfloat16
     with pytest.raises(RunError, match="none of the parameters"):
         transfer.match({"w": np.zeros(3, np.int32)}, {"w": np.float32([1, 2, 3])})
 
@@ -113,7 +115,7 @@ modules = st.dictionaries(st.sampled_from(["Dense_0", "Dense_1", "MLP_0"]), leav
 
 @settings(deadline=None, max_examples=60)
 @given(modules, modules)
-def test_any_two_trees(ours, theirs) -> None:
+def test_matching_of_any_two_trees(ours, theirs) -> None:
     target = {module: filled(0, **shapes) for module, shapes in ours.items()}
     source = {module: filled(1, **shapes) for module, shapes in theirs.items()}
     common = [(m, n) for m in ours for n in ours[m] if theirs.get(m, {}).get(n) == ours[m][n]]
@@ -121,14 +123,14 @@ def test_any_two_trees(ours, theirs) -> None:
         with pytest.raises(RunError, match="none of the parameters"):
             transfer.match(target, source)
         return
-    found = transfer.match(target, source)
-    for module, arrays in found.tree.items():
+    result = transfer.match(target, source)
+    for module, arrays in result.tree.items():
         for name, array in arrays.items():
             assert array.shape == ours[module][name]
             assert (array == float((module, name) in common)).all()
-    assert found.count("matched") == len(common)
+    assert result.count("matched") == len(common)
     both = {(m, n) for tree in (ours, theirs) for m in tree for n in tree[m]}
-    assert len(found.rows) == len(both)
+    assert len(result.rows) == len(both)
 
 
 # Renaming
@@ -148,63 +150,69 @@ def test_renamed_parameters_and_their_statistics(rename) -> None:
         "params": {"encoder": {"Dense_0": filled(0, kernel=(2, 2))}},
         "batch_stats": {"encoder": filled(0, mean=(2,))},
     }
-    found = transfer.match(target, source, rename=rename, strict=True).tree
-    assert (found["params"]["encoder"]["Dense_0"]["kernel"] == 1).all()
-    assert (found["batch_stats"]["encoder"]["mean"] == 2).all()
+    result = transfer.match(target, source, rename=rename, strict=True).tree
+    assert (result["params"]["encoder"]["Dense_0"]["kernel"] == 1).all()
+    assert (result["batch_stats"]["encoder"]["mean"] == 2).all()
 
 
 def test_a_prefix_is_dropped() -> None:
     source = {"MLP_0": {"Dense_0": filled(1, kernel=(2, 2))}, "MLP_01": {"Dense_0": filled(3, kernel=(1,))}}
-    assert set(transfer.renamed(source, {r"MLP_0/(.*)": r"\1"}).arrays) == {
+    assert set(transfer.rename(source, {r"MLP_0/(.*)": r"\1"}).arrays) == {
         "params/Dense_0/kernel", "params/MLP_01/Dense_0/kernel",
     }  # fmt: skip
-    assert "params/Dense_0/kernel" in transfer.renamed(source, {"MLP_0": ""}).arrays
+    assert "params/Dense_0/kernel" in transfer.rename(source, {"MLP_0": ""}).arrays
 
 
 @pytest.mark.parametrize(
-    ("rename", "said"),
+    ("patterns", "message"),
     [
         ({"MPL_0": "x"}, r"rename: no parameter's path matches 'MPL_0'; did you mean 'MLP_0'"),
         ({"MLP_0(": "x"}, r"rename: 'MLP_0\(' is no regular expression"),
         ({"MLP_0": "MLP_1"}, "rename: MLP_0/kernel and MLP_1/kernel would both be named MLP_1/kernel"),
     ],
 )
-def test_a_renaming_that_cannot_be(rename, said) -> None:
+def test_invalid_renames(patterns, message) -> None:
     source = {"MLP_0": filled(1, kernel=(2,)), "MLP_1": filled(1, kernel=(2,))}
-    with pytest.raises(ConfigError, match=said):
-        transfer.renamed(source, rename)
+    with pytest.raises(ConfigError, match=message):
+        transfer.rename(source, patterns)
 
 
-# What does not fit
+# Arrays that do not fit
 
 
-def test_when_nothing_fits_the_first_ten_of_both_sides_are_named() -> None:
+def test_an_error_names_ten_arrays_of_both_sides_if_nothing_fits() -> None:
     target = {f"here_{i}": filled(0, kernel=(2,)) for i in range(12)}
     source = {f"there_{i}": filled(0, kernel=(2,)) for i in range(11)}
     with pytest.raises(RunError) as error:
         transfer.match(target, source)
-    said = str(error.value)
-    assert said.count("here_") + said.count("kernel") > 20
-    for part in ("Here: here_0/kernel, ", "and 2 more", "There: there_0/kernel, ", "and 1 more", "transfer.renamed"):
-        assert part in said
+    text = str(error.value)
+    assert text.count("here_") + text.count("kernel") > 20
+    for part in (
+        "The model has here_0/kernel, ",
+        "and 2 more",
+        "The source has there_0/kernel, ",
+        "and 1 more",
+        "transfer.rename",
+    ):
+        assert part in text
 
 
-def test_strictly_every_array_must_fit_and_the_first_ten_are_named_with_both_shapes() -> None:
+def test_strict_matching_names_ten_arrays_that_do_not_fit_with_both_shapes() -> None:
     target = {f"layer_{i:02}": filled(0, kernel=(2, 3)) for i in range(14)}
     source = {f"layer_{i:02}": filled(0, kernel=(3, 2)) for i in range(11)} | {"layer_11": filled(0, kernel=(2, 3))}
     assert transfer.match(target, source).count("matched") == 1
     with pytest.raises(RunError) as error:
         transfer.load_params(target, source)
-    said = str(error.value)
-    assert "13 of 14 arrays do not fit" in said
-    assert "layer_00/kernel (2x3 here, 3x2 there), layer_01/kernel" in said
-    assert "layer_09/kernel (2x3 here, 3x2 there) and 3 more" in said
-    assert "layer_10" not in said
-    with pytest.raises(RunError, match=r"layer_1/bias \(missing there, 2 here\)"):
+    text = str(error.value)
+    assert "13 of 14 arrays do not fit" in text
+    assert "layer_00/kernel (2x3 in the model, 3x2 in the source), layer_01/kernel" in text
+    assert "layer_09/kernel (2x3 in the model, 3x2 in the source) and 3 more" in text
+    assert "layer_10" not in text
+    with pytest.raises(RunError, match=r"layer_1/bias \(missing in source, 2 in the model\)"):
         transfer.load_params({"layer_1": filled(0, bias=(2,), kernel=(1,))}, {"layer_1": filled(0, kernel=(1,))})
-    with pytest.raises(RunError, match=r"layer_1/bias \(left over there, 2\)"):
+    with pytest.raises(RunError, match=r"layer_1/bias \(unused, 2 in the source\)"):
         transfer.load_params({"layer_1": filled(0, kernel=(1,))}, {"layer_1": filled(0, bias=(2,), kernel=(1,))})
-    with pytest.raises(RunError, match=r"w \(2 int32 here, 2 float32 there\)"):
+    with pytest.raises(RunError, match=r"w \(2 int32 in the model, 2 float32 in the source\)"):
         transfer.load_params({"w": np.zeros(2, np.int32), "v": np.ones(1)}, {"w": np.float32([1, 2]), "v": np.ones(1)})
 
 
@@ -217,7 +225,7 @@ def test_a_source_without_parameters() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_the_table_shows_ten_of_each_kind_and_counts_the_others(width) -> None:
+def test_the_table_shows_ten_arrays_of_each_status_and_counts_the_others(width) -> None:
     from rich.console import Console
 
     target = {f"layer_{i:02}": filled(0, kernel=(2, 3)) for i in range(12)} | {
@@ -230,18 +238,18 @@ def test_the_table_shows_ten_of_each_kind_and_counts_the_others(width) -> None:
     lines = console.export_text().splitlines()
     assert lines[0].strip() == "Parameters from Python"
     assert lines[-1].strip() == (
-        "12 of 14 arrays, 72 of 92 numbers are from there; the others keep their initialisation"
+        "12 of 14 arrays, 72 of 92 values are from the source; the others keep their initialisation"
         if width == 140
         else "initialisation"
     ), lines[-3:]
-    said = [line.strip("│ ").split("│") for line in lines if line.startswith("│")]
-    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in said}
+    text = [line.strip("│ ").split("│") for line in lines if line.startswith("│")]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in text}
     assert rows["layer_00/kernel"] == ["2x3", "2x3", "matched"]
     assert rows["and 2 more"] == ["", "", "matched"]
     assert "layer_10/kernel" not in rows
     assert rows["head/kernel"] == ["3x5", "3x9", "shape differs"]
-    assert rows["head/bias"] == ["5", "", "missing there"]
-    assert rows["old/kernel"] == ["", "1", "left over"]
+    assert rows["head/bias"] == ["5", "", "missing in source"]
+    assert rows["old/kernel"] == ["", "1", "unused"]
     assert all(len(line) <= width for line in lines)
 
 
@@ -260,10 +268,10 @@ def test_a_new_head_on_a_network_with_statistics(ema) -> None:
     examples = {"inputs": np.ones((4, 3), np.float32), "targets": np.zeros(4, np.int32)}
     old = learners.classifier(Net(3), optax.adam(1e-3)).init(jax.random.key(0), examples)
     new = learners.classifier(Net(5), optax.sgd(1e-3), ema_decay=ema).init(jax.random.key(1), examples)
-    found = transfer.match(new, old)
-    assert (found.count("matched"), found.count("shape differs")) == (6, 2)
-    body = found.tree.averaged["MLP_0"]["Dense_0"]["kernel"]
+    result = transfer.match(new, old)
+    assert (result.count("matched"), result.count("shape differs")) == (6, 2)
+    body = result.tree.evaluation_params["MLP_0"]["Dense_0"]["kernel"]
     np.testing.assert_array_equal(body, old.params["MLP_0"]["Dense_0"]["kernel"])
-    head = found.tree.averaged["MLP_0"]["Dense_1"]["kernel"]
+    head = result.tree.evaluation_params["MLP_0"]["Dense_1"]["kernel"]
     np.testing.assert_array_equal(head, new.params["MLP_0"]["Dense_1"]["kernel"])
     assert isinstance(foldax.transfer.match(new, old), transfer.Match)

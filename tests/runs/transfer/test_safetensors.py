@@ -1,4 +1,4 @@
-"""Weights in PyTorch's names and layout, read into our models: outputs as plain NumPy computes them from that file."""
+"""Weights with PyTorch's names and layout, read into Flax models: outputs equal those of plain NumPy."""
 
 from pathlib import Path
 
@@ -45,10 +45,10 @@ def test_a_perceptron(save) -> None:
     model = models.MLP((8, 3))
     names = {r"net\.(\d)\.weight": r"Dense_\1/kernel", r"net\.(\d)\.bias": r"Dense_\1/bias"}
     like = model.init(jax.random.key(0), x)
-    found = transfer.from_safetensors(save(theirs), names, like=like)
+    result = transfer.from_safetensors(save(theirs), names, like=like)
     hidden = relu(x @ theirs["net.0.weight"].T + theirs["net.0.bias"])
-    close(model.apply(found, x), hidden @ theirs["net.1.weight"].T + theirs["net.1.bias"])
-    assert jax.tree.structure(found) == jax.tree.structure(like)
+    close(model.apply(result, x), hidden @ theirs["net.1.weight"].T + theirs["net.1.bias"])
+    assert jax.tree.structure(result) == jax.tree.structure(like)
 
 
 class Conv(nn.Module):
@@ -77,8 +77,8 @@ def test_a_convolutional_network_with_statistics(save) -> None:
         r"fc\.bias": "Dense_0/bias",
     }
     flattened = {"Dense_0/kernel": lambda w: w.reshape(3, 6, 3, 4).transpose(2, 3, 1, 0).reshape(-1, 3)}
-    found = transfer.from_safetensors(save(theirs), names, rules=flattened)
-    assert set(found) == {
+    result = transfer.from_safetensors(save(theirs), names, rules=flattened)
+    assert set(result) == {
         "params/Conv_0/kernel", "params/Conv_0/bias", "params/BatchNorm_0/scale", "params/BatchNorm_0/bias",
         "batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var", "params/Dense_0/kernel", "params/Dense_0/bias",
     }  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_convolutional_network_with_statistics(save) -> None:
     out = relu((out - mean) / np.sqrt(var + 1e-5) * scale + shift).reshape(2, -1)
     expected = out @ theirs["fc.weight"].T + theirs["fc.bias"]
     model = Conv()
-    close(model.apply(transfer.load_params(model.init(jax.random.key(0), x), found), x), expected)
+    close(model.apply(transfer.load_params(model.init(jax.random.key(0), x), result), x), expected)
 
 
 def test_an_lstm_whose_two_biases_are_added(save) -> None:
@@ -138,25 +138,25 @@ def test_a_joint_projection_is_split_and_heads_are_divided(save) -> None:
     projected = x @ theirs["in_proj_weight"].T + theirs["in_proj_bias"]
     q, k, v = (part.reshape(3, 5, 2, 4).transpose(0, 2, 1, 3) for part in np.split(projected, 3, axis=-1))
     scores = q @ k.transpose(0, 1, 3, 2) / 2
-    shares = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    heads = (shares @ v).transpose(0, 2, 1, 3).reshape(3, 5, 8)
+    attention = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    heads = (attention @ v).transpose(0, 2, 1, 3).reshape(3, 5, 8)
     expected = heads @ theirs["out_proj.weight"].T + theirs["out_proj.bias"]
     close(model.apply(transfer.from_safetensors(save(theirs), names, like=like), x), expected)
 
 
-def test_our_own_names_and_layout_come_back(tmp_path) -> None:
+def test_a_file_of_foldax_is_read_back(tmp_path) -> None:
     variables = models.MLP((4, 2), normalization="batch").init(jax.random.key(0), np.ones((2, 3)))
     transfer.save(tmp_path / "ours.safetensors", variables, {"note": "mine"})
-    found = transfer.from_safetensors(tmp_path / "ours.safetensors", layout=None)
+    result = transfer.from_safetensors(tmp_path / "ours.safetensors", layout=None)
     expected = transfer.from_safetensors(tmp_path / "ours.safetensors", layout=None, like=variables)
     jax.tree.map(np.testing.assert_array_equal, expected, variables)
-    assert {"params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean"} <= set(found)
+    assert {"params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean"} <= set(result)
     jax.tree.map(
         np.testing.assert_array_equal, transfer.load_params(variables, tmp_path / "ours.safetensors"), variables
     )
 
 
-# What is wrong
+# Errors
 
 
 def test_weights_that_do_not_fit_are_named_with_both_shapes(save) -> None:
@@ -166,15 +166,15 @@ def test_weights_that_do_not_fit_are_named_with_both_shapes(save) -> None:
     }
     with pytest.raises(RunError) as error:
         transfer.from_safetensors(file, {r"l(\d+)\.weight": r"Dense_\1/kernel"}, like=like)
-    said = str(error.value)
-    assert "11 of 12 arrays do not fit" in said
-    assert "Dense_00/kernel (3x3 here, 2x3 there)" in said
-    assert "Dense_09/kernel" in said
-    assert "and 1 more" in said
+    text = str(error.value)
+    assert "11 of 12 arrays do not fit" in text
+    assert "Dense_00/kernel (3x3 in the model, 2x3 in the source)" in text
+    assert "Dense_09/kernel" in text
+    assert "and 1 more" in text
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (
             {r"fc\.wieght": "a"},
@@ -185,9 +185,9 @@ def test_weights_that_do_not_fit_are_named_with_both_shapes(save) -> None:
     ],
     ids=["misspelt", "twice", "split"],
 )
-def test_names_that_cannot_be(save, names, said) -> None:
+def test_invalid_names(save, names, message) -> None:
     file = save(weights(fc__weight=(3, 2), fd__weight=(3, 2)))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         transfer.from_safetensors(file, names)
 
 

@@ -1,4 +1,4 @@
-"""Runs that start from the parameters of another one: alone, resumed, reproduced, in sweeps, and under the laws."""
+"""Runs with initial parameters from another run: single, resumed, reproduced, in sweeps, and under the laws."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from foldax.engine.checkpoint import state_digest
 from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.runs.reproduce import reproduce
 from foldax.runs.transfer import parameters
-from foldax.sweeps.groups import Watch
+from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.launchers import launch, worker
-from foldax.sweeps.plan import plan
-from foldax.sweeps.records import Records
+from foldax.sweeps.plan import make_plan
+from foldax.sweeps.records import ResultStore
 from foldax.sweeps.reproduce import reproduce_member
 from tests.conftest import Config, tiny, tiny_arrays
 
@@ -49,37 +49,41 @@ def same_params(first: Any, second: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(first.params), jax.device_get(second.params))
 
 
-STILL = dict(learning_rate=0.0, steps=2, keep="last")  # so that a run ends with what it began from
+NO_LEARNING = dict(learning_rate=0.0, steps=2, keep="last")  # the final parameters are the initial ones
 
 
 # Reading runs
 
 
 def test_the_state_that_was_tested_is_read(source) -> None:
-    found = transfer.read(source.run_dir)
-    assert {name: array.tolist() for name, array in found.arrays.items()} == {
-        name: np.asarray(leaf).tolist() for name, leaf in parameters.of(source.state).items()
+    saved = transfer.read(source.run_dir)
+    assert {name: array.tolist() for name, array in saved.arrays.items()} == {
+        name: np.asarray(leaf).tolist() for name, leaf in parameters.parameters_of(source.state).items()
     }
-    assert (found.facts["state"], found.facts["step"], found.facts["experiment"]) == ("best", source.best_step, "tiny")
-    assert str(found).endswith(f"(best state, step {source.best_step})")
+    assert (saved.provenance["state"], saved.provenance["step"], saved.provenance["experiment"]) == (
+        "best",
+        source.best_step,
+        "tiny",
+    )
+    assert str(saved).endswith(f"(best state, step {source.best_step})")
 
 
-def test_the_last_state_is_read_where_it_was_tested(tmp_path) -> None:
+def test_the_last_state_is_read_if_it_was_tested(tmp_path) -> None:
     result = run(tiny.config(keep="last"), tmp_path / "r")
-    found = transfer.read(tmp_path / "r")
-    assert (found.facts["state"], found.facts["step"]) == ("last", 12)
-    np.testing.assert_array_equal(found.arrays["params/Dense_0/kernel"], result.final.params["Dense_0"]["kernel"])
+    saved = transfer.read(tmp_path / "r")
+    assert (saved.provenance["state"], saved.provenance["step"]) == ("last", 12)
+    np.testing.assert_array_equal(saved.arrays["params/Dense_0/kernel"], result.final_state.params["Dense_0"]["kernel"])
 
 
-def test_the_average_is_read_where_there_is_one(tmp_path) -> None:
+def test_a_moving_average_is_read(tmp_path) -> None:
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         return learners.classifier(models.MLP((4, 2)), optax.adam(config.learning_rate), ema_decay=0.9)
 
     averaged = tiny._replace(learner=learner)
     result = foldax.train(averaged, tiny.config(keep="last"), run_dir=tmp_path / "r", verbose=False)
-    found = transfer.read(tmp_path / "r").arrays["params/Dense_0/kernel"]
-    np.testing.assert_array_equal(found, result.state.ema_params["Dense_0"]["kernel"])
-    assert (found != result.state.params["Dense_0"]["kernel"]).any()
+    saved = transfer.read(tmp_path / "r").arrays["params/Dense_0/kernel"]
+    np.testing.assert_array_equal(saved, result.state.ema_params["Dense_0"]["kernel"])
+    assert (saved != result.state.params["Dense_0"]["kernel"]).any()
 
 
 @pytest.fixture
@@ -89,7 +93,7 @@ def copied(source, tmp_path) -> Path:
 
 def test_a_run_that_is_not_finished(source, copied) -> None:
     (copied / "result.json").unlink()
-    assert transfer.read(copied).facts["step"] == source.best_step
+    assert transfer.read(copied).provenance["step"] == source.best_step
     shutil.rmtree(copied / "checkpoints")
     with pytest.raises(RunError, match="copy has no checkpoint .*; `foldax resume .*copy` goes on"):
         transfer.read(copied)
@@ -128,80 +132,80 @@ def test_folders_that_hold_no_run(source, tmp_path) -> None:
         transfer.read(tmp_path / "x.safetensors")
 
 
-def test_of_a_sweep_the_best_member_is_named(tmp_path, tiny_file) -> None:
+def test_the_error_for_a_sweep_names_its_best_member(tmp_path, tiny_file) -> None:
     experiment = foldax.load_experiment(tiny_file)
     space = {"learning_rate": [1e-1, 1e-5]}
     foldax.sweep(experiment, space, seeds=1, sweep_dir=tmp_path / "s", verbose=False)
-    said = r"keeps no parameters .* best member by validation/loss alone: foldax run .*tiny_file.py --learning-rate 0.1 --seed 0"
-    with pytest.raises(RunError, match=said):
+    message = r"keeps no parameters .* best member by validation/loss alone: foldax run .*tiny_file.py --learning-rate 0.1 --seed 0"
+    with pytest.raises(RunError, match=message):
         transfer.read(tmp_path / "s")
 
 
 # Starting from a run
 
 
-def test_a_run_begins_with_the_parameters_of_another_and_all_else_anew(source, tmp_path, capsys) -> None:
-    config = tiny.config(init_from=source.run_dir, **STILL)
+def test_a_run_starts_with_the_parameters_of_another_and_a_new_optimizer(source, tmp_path, capsys) -> None:
+    config = tiny.config(init_from=source.run_dir, **NO_LEARNING)
     assert config.init_from == str(source.run_dir)
     result = run(config, tmp_path / "r", verbose=True)
-    same_params(result.final, source.state)
-    assert int(result.final.optimizer_state[0].count) == result.step == 2
-    said = capsys.readouterr().out
-    assert "4 of 4 arrays, 74 of 74 numbers are from there\n" in said
-    made = read(tmp_path / "r" / "manifest.json")["init_from"]
-    assert made == transfer.read(source.run_dir).facts | {
-        "matched": 4, "shape differs": 0, "missing there": 0, "left over": 0,
+    same_params(result.final_state, source.state)
+    assert int(result.final_state.optimizer_state[0].count) == result.step == 2
+    output = capsys.readouterr().out
+    assert "4 of 4 arrays, 74 of 74 values are from the source\n" in output
+    recorded = read(tmp_path / "r" / "manifest.json")["init_from"]
+    assert recorded == transfer.read(source.run_dir).provenance | {
+        "matched": 4, "shape differs": 0, "missing in source": 0, "unused": 0,
     }  # fmt: skip
-    assert made["path"] == str(source.run_dir)
+    assert recorded["path"] == str(source.run_dir)
     assert read(tmp_path / "r" / "config.json")["init_from"] == str(source.run_dir)
 
 
-def test_what_does_not_fit_keeps_its_initialisation(source) -> None:
-    alone, begun = (run(tiny.config(init_from=path, hidden=(8, 4), **STILL)) for path in (None, source.run_dir))
-    for layer, expected in (("Dense_0", source.state), ("Dense_1", alone.final), ("Dense_2", alone.final)):
-        jax.tree.map(np.testing.assert_array_equal, begun.final.params[layer], expected.params[layer])
+def test_arrays_that_do_not_fit_keep_their_initialisation(source) -> None:
+    alone, started = (run(tiny.config(init_from=path, hidden=(8, 4), **NO_LEARNING)) for path in (None, source.run_dir))
+    for layer, expected in (("Dense_0", source.state), ("Dense_1", alone.final_state), ("Dense_2", alone.final_state)):
+        jax.tree.map(np.testing.assert_array_equal, started.final_state.params[layer], expected.params[layer])
 
 
-def test_the_best_state_begins_there_too(source) -> None:
+def test_the_best_state_may_be_the_initial_one(source) -> None:
     # with a rate of 0 every evaluation is the same, so the first is the best
     result = run(tiny.config(init_from=source.run_dir, learning_rate=0.0))
     assert result.best_step == 6
     same_params(result.state, source.state)
 
 
-def test_another_start_compiles_nothing(source) -> None:
+def test_initial_parameters_compile_nothing(source) -> None:
     run(tiny.config())
-    before = dict(compiled.traces)
+    before = dict(compiled.trace_counts)
     run(tiny.config(init_from=source.run_dir))
-    assert compiled.traces == before
+    assert compiled.trace_counts == before
 
 
 def test_two_devices_share_a_batch(source) -> None:
-    result = run(tiny.config(init_from=source.run_dir, devices=2, **STILL))
-    same_params(result.final, source.state)
+    result = run(tiny.config(init_from=source.run_dir, devices=2, **NO_LEARNING))
+    same_params(result.final_state, source.state)
 
 
 @pytest.mark.parametrize("what", ["result", "state", "params", "path", "renamed", "file"])
-def test_parameters_may_be_given_in_python(source, tmp_path, what) -> None:
+def test_kinds_of_initial_parameters_in_python(source, tmp_path, what) -> None:
     transfer.save(tmp_path / "x.safetensors", source)
     odd = {"body": source.state.params}
-    given = {
+    initial = {
         "result": source,
         "state": source.state,
         "params": source.state.params,
         "path": source.run_dir,
-        "renamed": transfer.renamed(odd, {"body": ""}),
+        "renamed": transfer.rename(odd, {"body": ""}),
         "file": str(tmp_path / "x.safetensors"),
     }[what]
-    result = run(tiny.config(**STILL), tmp_path / "r", initial=given)
-    same_params(result.final, source.state)
-    made = read(tmp_path / "r" / "manifest.json")["init_from"]
-    assert (made["sha256"] == transfer.read(source.run_dir).facts["sha256"]) == (what != "renamed")
-    assert (made["path"] is None) == (what in ("result", "state", "params", "renamed"))
-    assert made.get("rename") == ([["body", ""]] if what == "renamed" else None)
+    result = run(tiny.config(**NO_LEARNING), tmp_path / "r", initial=initial)
+    same_params(result.final_state, source.state)
+    recorded = read(tmp_path / "r" / "manifest.json")["init_from"]
+    assert (recorded["sha256"] == transfer.read(source.run_dir).provenance["sha256"]) == (what != "renamed")
+    assert (recorded["path"] is None) == (what in ("result", "state", "params", "renamed"))
+    assert recorded.get("rename") == ([["body", ""]] if what == "renamed" else None)
 
 
-def test_nothing_is_made_where_there_is_nothing_to_start_from(source, tmp_path, monkeypatch) -> None:
+def test_a_source_that_cannot_be_read_leaves_no_folder(source, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="no run folder"):
         run(tiny.config(init_from="gone"), tmp_path / "r")
@@ -214,11 +218,13 @@ def test_nothing_is_made_where_there_is_nothing_to_start_from(source, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_fits(source, tmp_path) -> None:
+def test_a_source_of_which_nothing_fits(source, tmp_path) -> None:
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         return learners.classifier(models.MLP((3, 3, 2)), optax.adam(1e-3), preprocess=lambda x: x[:, :2])
 
-    with pytest.raises(RunError, match="none of the parameters from .* fits this model. Here: Dense_0/bias, .*There: "):
+    with pytest.raises(
+        RunError, match="none of the parameters from .* fits this model. The model has Dense_0/bias, .*The source has "
+    ):
         foldax.train(tiny._replace(learner=learner), tiny.config(init_from=source.run_dir), save=False, verbose=False)
 
 
@@ -239,17 +245,19 @@ def interrupted(config: Config, path: Path, monkeypatch: pytest.MonkeyPatch, at:
         foldax.train(tiny._replace(summarize=summarize), config, run_dir=path, verbose=False)
 
 
-def test_a_resumed_run_has_the_same_bits_and_no_need_of_its_source(source, copied, tmp_path, monkeypatch) -> None:
+def test_a_resumed_run_has_the_same_bits_and_needs_no_source(source, copied, tmp_path, monkeypatch) -> None:
     config = tiny.config(init_from=copied, evaluate_every=2, log_every=1, checkpoint_every=2)
     whole = run(config)
     interrupted(config, tmp_path / "r", monkeypatch, at=2)
     shutil.rmtree(copied)
     result = run(config, tmp_path / "r", resume=True)
-    assert state_digest(result.final) == state_digest(whole.final)
+    assert state_digest(result.final_state) == state_digest(whole.final_state)
     assert read(tmp_path / "r" / "manifest.json")["init_from"]["matched"] == 4
 
 
-def test_without_a_checkpoint_it_begins_anew_from_the_same_parameters(source, copied, tmp_path, monkeypatch) -> None:
+def test_a_run_resumed_without_a_checkpoint_starts_from_the_same_parameters(
+    source, copied, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     config = tiny.config(init_from="copy")
     whole = run(config, tmp_path / "r")
@@ -259,16 +267,16 @@ def test_without_a_checkpoint_it_begins_anew_from_the_same_parameters(source, co
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = run(config, tmp_path / "r", resume=True)
-    assert state_digest(again.final) == state_digest(whole.final)
+    assert state_digest(again.final_state) == state_digest(whole.final_state)
     shutil.rmtree(tmp_path / "r" / "checkpoints")
     shutil.rmtree(copied)
     transfer.save(tmp_path / "other.safetensors", {"w": np.ones(3)})
     shutil.copy(tmp_path / "other.safetensors", copied)
-    with pytest.raises(RunError, match="copy are others than when the run began"):
+    with pytest.raises(RunError, match="copy have changed since the run began"):
         run(config, tmp_path / "r", resume=True)
 
 
-def test_parameters_that_only_python_has_must_be_given_again(source, tmp_path) -> None:
+def test_resuming_needs_the_initial_parameters_of_python_again(source, tmp_path) -> None:
     config = tiny.config()
     whole = run(config, tmp_path / "r", initial=source)
     with pytest.raises(RunError, match="given in Python"):
@@ -278,10 +286,10 @@ def test_parameters_that_only_python_has_must_be_given_again(source, tmp_path) -
     with pytest.raises(RunError, match="given in Python; foldax.train"):
         run(config, tmp_path / "r", resume=True)
     again = run(config, tmp_path / "r", resume=True, initial=source)
-    assert state_digest(again.final) == state_digest(whole.final)
+    assert state_digest(again.final_state) == state_digest(whole.final_state)
     shutil.rmtree(tmp_path / "r" / "checkpoints")
-    with pytest.raises(RunError, match="Python are others than when the run began"):
-        run(config, tmp_path / "r", resume=True, initial=source.final)
+    with pytest.raises(RunError, match="Python have changed since the run began"):
+        run(config, tmp_path / "r", resume=True, initial=source.final_state)
 
 
 def test_a_run_is_reproduced_from_another_folder(copied, tmp_path, monkeypatch, capsys) -> None:
@@ -294,47 +302,49 @@ def test_a_run_is_reproduced_from_another_folder(copied, tmp_path, monkeypatch, 
     assert "reproduced: all bits are the same" in capsys.readouterr().out
 
 
-def test_a_run_that_began_from_renamed_parameters_is_reproduced(source, tmp_path, capsys) -> None:
+def test_a_run_from_renamed_parameters_is_reproduced(source, tmp_path, capsys) -> None:
     config = tiny.config()
-    renamed = transfer.renamed(source.run_dir, {"Dense_1": "head"})
+    renamed = transfer.rename(source.run_dir, {"Dense_1": "head"})
     result = run(config, tmp_path / "r", initial=renamed)
-    made = read(tmp_path / "r" / "manifest.json")["init_from"]
-    assert (made["rename"], made["matched"], made["left over"]) == ([["Dense_1", "head"]], 2, 2)
+    recorded = read(tmp_path / "r" / "manifest.json")["init_from"]
+    assert (recorded["rename"], recorded["matched"], recorded["unused"]) == ([["Dense_1", "head"]], 2, 2)
     assert reproduce(tmp_path / "r", tiny, config)
-    assert state_digest(result.final) != state_digest(run(config, initial=source).final)
+    assert state_digest(result.final_state) != state_digest(run(config, initial=source).final_state)
 
 
 # Sweeps
 
 
-@pytest.mark.parametrize("way", ["exact", "fast"])
-def test_members_begin_as_lone_runs_do(source, tmp_path, way, capsys) -> None:
+@pytest.mark.parametrize("execution", ["exact", "fast"])
+def test_members_start_as_single_runs_do(source, tmp_path, execution, capsys) -> None:
     space = {"init_from": [None, source.run_dir], "learning_rate": [1e-2, 3e-3]}
-    sweep = foldax.sweep(tiny, space, seeds=1, way=way, sweep_dir=tmp_path / "s")
+    sweep = foldax.sweep(tiny, space, seeds=1, execution=execution, sweep_dir=tmp_path / "s")
     assert capsys.readouterr().out.count("4 of 4 arrays") == 1
-    assert sweep.facts["init_from"] == [transfer.read(source.run_dir).facts]
+    assert sweep.metadata["init_from"] == [transfer.read(source.run_dir).provenance]
     assert sweep.results["init_from"].isna().tolist() == [True, True, False, False]
     assert set(sweep.results["init_from"].dropna()) == {str(source.run_dir)}
     for row, config in zip(sweep.results.to_dict("records"), sweep.configs):
         lone = run(config)
-        if way == "exact":
-            assert row["state_sha256"] == state_digest(lone.final)
-        assert row["test/loss"] == pytest.approx(lone.metrics["test"]["loss"], abs=0 if way == "exact" else 1e-4)
+        if execution == "exact":
+            assert row["state_sha256"] == state_digest(lone.final_state)
+        assert row["test/loss"] == pytest.approx(lone.metrics["test"]["loss"], abs=0 if execution == "exact" else 1e-4)
     assert sweep.results["test/loss"].nunique() == 4
-    if way == "exact":
+    if execution == "exact":
         assert reproduce_member_of(tmp_path / "s", 2)
 
 
 def reproduce_member_of(path: Path, number: int) -> bool:
-    facts = read(path / "sweep.json")
-    facts["file"] = str(path / "tiny.py")
+    metadata = read(path / "sweep.json")
+    metadata["file"] = str(path / "tiny.py")
     (path / "tiny.py").write_text("from tests.conftest import tiny as experiment\n")
-    (path / "sweep.json").write_text(json.dumps(facts))
+    (path / "sweep.json").write_text(json.dumps(metadata))
     return reproduce_member(path, number)
 
 
-@pytest.mark.parametrize("search", [foldax.Halving(), foldax.PBT(every=4)], ids=["halving", "pbt"])
-def test_members_of_a_search_begin_there_too(source, search) -> None:
+@pytest.mark.parametrize(
+    "search", [foldax.SuccessiveHalving(), foldax.PBT(perturbation_interval=4)], ids=["halving", "pbt"]
+)
+def test_members_of_a_search_start_from_the_source(source, search) -> None:
     config = tiny.config(init_from=source.run_dir, keep="last", learning_rate=0.0)
     sweep = foldax.sweep(tiny, {"dropout": [0.0, 0.1, 0.2]}, search=search, config=config, save=False, verbose=False)
     expected = run(config).metrics["validation"]["loss"]
@@ -346,19 +356,19 @@ def test_a_worker_finds_the_run_from_its_own_working_directory(copied, tiny_file
     experiment = foldax.load_experiment(tiny_file)
     foldax.train(experiment, experiment.config(), run_dir=tmp_path / "first", verbose=False)
     config = experiment.config(init_from="first")
-    made, stub = plan(experiment, config, {}), type("Workers", (), {"slices": 1, "count": 1})
-    watch = Watch(None, Records(None, 1), None, lambda: False)
-    (job,) = launch.jobs(experiment, made, 1, stub, watch, None)
+    plan, stub = make_plan(experiment, config, {}), type("Workers", (), {"slices_per_worker": 1, "count": 1})
+    callbacks = SweepCallbacks(None, ResultStore(None, 1), None, lambda: False)
+    (job,) = launch.make_jobs(experiment, plan, 1, stub, callbacks, None)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    events = {event[0]: event[1:] for event in worker.work(json.loads(json.dumps(job)))}
+    events = {event[0]: event[1:] for event in worker.run_job(json.loads(json.dumps(job)))}
     assert "error" not in events, events
     monkeypatch.chdir(tmp_path)
     lone = foldax.train(experiment, config, save=False, verbose=False)
-    assert events["done"][0]["state_sha256"] == state_digest(lone.final)
+    assert events["result"][0]["state_sha256"] == state_digest(lone.final_state)
 
 
-def test_a_sweep_goes_on_only_from_the_same_parameters(copied, tmp_path) -> None:
+def test_a_sweep_resumes_only_from_the_same_parameters(copied, tmp_path) -> None:
     path = tmp_path / "s"
     config = tiny.config(init_from=copied)
     foldax.sweep(tiny, {"learning_rate": [1e-2, 1e-3]}, config=config, sweep_dir=path, verbose=False)
@@ -368,7 +378,7 @@ def test_a_sweep_goes_on_only_from_the_same_parameters(copied, tmp_path) -> None
     shutil.rmtree(copied)
     transfer.save(tmp_path / "x.safetensors", {"w": np.ones(3)})
     shutil.copy(tmp_path / "x.safetensors", copied)
-    with pytest.raises(RunError, match="copy are others than when the run began"):
+    with pytest.raises(RunError, match="copy have changed since the run began"):
         foldax.sweep(tiny, {"learning_rate": [1e-2, 1e-3]}, config=config, sweep_dir=path, resume=True, verbose=False)
 
 
@@ -376,16 +386,16 @@ def test_a_sweep_goes_on_only_from_the_same_parameters(copied, tmp_path) -> None
 
 
 @pytest.mark.parametrize("law", ["chunking", "resume", "sweep", "tracing"])
-def test_a_run_that_begins_elsewhere_keeps_the_laws(source, law) -> None:
-    subject = laws.subject(tiny, tiny.config(init_from=source.run_dir))
-    same_params(subject.begin().fold.state, source.state)
+def test_a_run_with_initial_parameters_satisfies_the_laws(source, law) -> None:
+    subject = laws.make_subject(tiny, tiny.config(init_from=source.run_dir))
+    same_params(subject.start_run().fold.state, source.state)
     assert laws.LAWS[law](subject) is None
 
 
 # What it is for
 
 
-def test_training_goes_on_with_new_data(tmp_path) -> None:
+def test_training_continues_with_new_data(tmp_path) -> None:
     """The same experiment on the data of another year, of which there is little, starts from the first year's run."""
 
     def of_year(year: int, count: int) -> foldax.Experiment:
@@ -418,16 +428,16 @@ def test_a_frozen_body_is_that_of_the_source(source) -> None:
 
     config = tiny.config(init_from=source.run_dir, keep="last")
     result = foldax.train(tiny._replace(learner=learner), config, save=False, verbose=False)
-    jax.tree.map(np.testing.assert_array_equal, result.final.params["Dense_0"], source.state.params["Dense_0"])
-    assert (result.final.params["Dense_1"]["kernel"] != source.state.params["Dense_1"]["kernel"]).any()
+    jax.tree.map(np.testing.assert_array_equal, result.final_state.params["Dense_0"], source.state.params["Dense_0"])
+    assert (result.final_state.params["Dense_1"]["kernel"] != source.state.params["Dense_1"]["kernel"]).any()
 
 
-def test_few_examples_start_there_too(source) -> None:
+def test_training_on_few_examples_starts_from_the_source(source) -> None:
     def learner(config: Config, info: data.Info) -> foldax.Learner:
         model = models.MLP((8, 2))
         whole = learners.classifier(model, optax.adam(config.learning_rate), preprocess=info.standardize)
         return learners.subset(whole, 5, info)
 
-    config = tiny.config(init_from=source.run_dir, **STILL)
+    config = tiny.config(init_from=source.run_dir, **NO_LEARNING)
     result = foldax.train(tiny._replace(learner=learner), config, save=False, verbose=False)
-    same_params(result.final.learner, source.state)
+    same_params(result.final_state.learner, source.state)

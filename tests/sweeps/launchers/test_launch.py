@@ -1,4 +1,4 @@
-"""Sweeps on workers elsewhere: a real local Ray and submitit's local jobs, with workers that are killed."""
+"""Launched sweeps: a real local Ray and submitit's local jobs, with workers that are killed."""
 
 import builtins
 import json
@@ -17,8 +17,9 @@ from pandas.testing import assert_frame_equal
 
 import foldax
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, Interrupted, RunError
-from foldax.sweeps.launchers import launch
-from foldax.sweeps.launchers.launch import Ray, Slurm
+from foldax.sweeps.launchers import launch, pool
+from foldax.sweeps.launchers.ray import Ray
+from foldax.sweeps.launchers.slurm import Slurm
 
 FILE = '''
 """A line through the origin; where a file `kill` is, a worker kills itself at its seventh evaluation, or all do."""
@@ -78,7 +79,7 @@ def summarize(values):
 experiment = foldax.Experiment(Config, learner, dataset, summarize)
 '''
 SPACE = {"learning_rate": [0.1, 0.01, 1e38], "width": [2, 3]}  # the last rate is not finite
-COUNT = 12  # members, with two seeds
+NUM_MEMBERS = 12  # members, with two seeds
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def ray_here() -> Any:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with launch._forking():
+    with pool.fork_allowed():
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
@@ -100,19 +101,19 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> foldax.Sweep:
-    """What every sweep here has to come to."""
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> foldax.SweepResult:
+    """Tables that every sweep of this file must reproduce."""
     home = tmp_path_factory.mktemp("whole")
     (home / "line.py").write_text(FILE.replace("SOMEWHERE", str(home)))
-    return swept(home, save=False)
+    return run_sweep(home, save=False)
 
 
-def swept(home: Path, launcher: Any = None, **options: Any) -> foldax.Sweep:
+def run_sweep(home: Path, launcher: Any = None, **options: Any) -> foldax.SweepResult:
     experiment = foldax.load_experiment(home / "line.py")
     return foldax.sweep(experiment, SPACE, launcher=launcher, **{"seeds": 2, "verbose": False} | options)
 
 
-def same(first: foldax.Sweep, second: foldax.Sweep) -> None:
+def assert_same_tables(first: foldax.SweepResult, second: foldax.SweepResult) -> None:
     frames = [one.results.drop(columns="seconds") for one in (first, second)]
     assert_frame_equal(*frames, check_exact=True)
     assert_frame_equal(first.curves, second.curves, check_exact=True)
@@ -122,52 +123,56 @@ def processes(home: Path) -> set[int]:
     return {int(path.stem) for path in home.glob("*.calls")} - {os.getpid()}
 
 
-def test_ray_workers_give_the_bits_of_this_process_though_one_is_killed(ray_here, home, whole) -> None:
+def test_ray_workers_match_a_local_sweep_though_one_is_killed(ray_here, home, finished_sweep) -> None:
     (home / "kill").touch()
-    sweep = swept(home, Ray(), sweep_dir=home / "sweep")
-    same(whole, sweep)
+    sweep = run_sweep(home, Ray(), sweep_dir=home / "sweep")
+    assert_same_tables(finished_sweep, sweep)
     assert not (home / "kill").exists(), "no worker was killed"
     assert len(processes(home)) >= 3  # two at a time, and the one in the killed one's place
-    facts = json.loads((home / "sweep" / "sweep.json").read_text())
-    assert (facts["status"], facts["launcher"], facts["launcher_options"]["cpus"]) == ("finished", "ray", 1)
+    metadata = json.loads((home / "sweep" / "sweep.json").read_text())
+    assert (metadata["status"], metadata["launcher"], metadata["launcher_options"]["cpus"]) == ("finished", "ray", 1)
     assert_frame_equal(pandas.read_parquet(home / "sweep" / "results.parquet"), sweep.results, check_exact=True)
 
 
-def test_ray_workers_that_cannot_see_our_files_get_the_experiment_sent(ray_here, home, whole, monkeypatch) -> None:
-    real = launch.jobs
+def test_ray_workers_without_the_file_system_receive_the_experiment(
+    ray_here, home, finished_sweep, monkeypatch
+) -> None:
+    make_jobs = launch.make_jobs
     monkeypatch.setattr(
         launch,
-        "jobs",
-        lambda *given: ({**job, "file": "/nowhere/line.py", "folder": "/nowhere"} for job in real(*given)),
+        "make_jobs",
+        lambda *arguments: ({**job, "file": "/nowhere/line.py", "folder": "/nowhere"} for job in make_jobs(*arguments)),
     )
-    same(whole, swept(home, Ray(), save=False))
+    assert_same_tables(finished_sweep, run_sweep(home, Ray(), save=False))
     assert processes(home)
 
 
-def test_fast_members_are_sent_side_by_side(ray_here, home) -> None:
-    sweep = swept(home, Ray(), way="fast", save=False)
+def test_fast_members_are_sent_in_vmapped_slices(ray_here, home) -> None:
+    sweep = run_sweep(home, Ray(), execution="fast", save=False)
     assert set(sweep.results["status"]) == {"finished", "not finite"}
-    alone = swept(home, way="fast", members_at_once=3, save=False)  # half a group each, as two workers get it
-    same(alone, sweep)
+    alone = run_sweep(home, execution="fast", max_concurrent=3, save=False)  # half a group each, as two workers get it
+    assert_same_tables(alone, sweep)
 
 
-def test_optuna_asks_for_batches_that_ray_folds(ray_here, home) -> None:
+def test_optuna_batches_train_on_ray(ray_here, home) -> None:
     space = {"learning_rate": foldax.Range(1e-3, 1e-1, log=True)}
-    options = dict(search=foldax.Optuna(trials=4, batch=2), save=False, verbose=False)
+    options = dict(search=foldax.Optuna(num_trials=4, batch_size=2), save=False, verbose=False)
     experiment = foldax.load_experiment(home / "line.py")
-    same(foldax.sweep(experiment, space, **options), foldax.sweep(experiment, space, launcher=Ray(), **options))
+    assert_same_tables(
+        foldax.sweep(experiment, space, **options), foldax.sweep(experiment, space, launcher=Ray(), **options)
+    )
     assert processes(home)
 
 
-def test_workers_lost_again_and_again_end_the_sweep_and_lose_nothing(ray_here, home, whole) -> None:
+def test_workers_lost_repeatedly_end_the_sweep_which_resumes(ray_here, home, finished_sweep) -> None:
     (home / "kill-all").touch()
     with pytest.raises(RunError, match=r"3 workers in turn were lost with the members \d.*; the last: "):
-        swept(home, Ray(), sweep_dir=home / "sweep")
+        run_sweep(home, Ray(), sweep_dir=home / "sweep")
     (home / "kill-all").unlink()
-    same(whole, swept(home, Ray(), sweep_dir=home / "sweep", resume=True))
+    assert_same_tables(finished_sweep, run_sweep(home, Ray(), sweep_dir=home / "sweep", resume=True))
 
 
-def test_an_error_of_the_experiment_comes_from_the_worker_without_our_frames(ray_here, home) -> None:
+def test_error_of_the_experiment_arrives_without_foldax_frames(ray_here, home) -> None:
     experiment = foldax.load_experiment(home / "line.py")
     data = experiment.dataset(experiment.config())  # loaded here, where there was no such file yet
     here = experiment._replace(dataset=lambda config: data)
@@ -177,13 +182,13 @@ def test_an_error_of_the_experiment_comes_from_the_worker_without_our_frames(ray
     assert "foldax/sweeps" not in str(caught.value)
 
 
-def test_a_worker_with_other_data_is_found_out(ray_here, home) -> None:
+def test_worker_with_other_data_is_an_error(ray_here, home) -> None:
     (home / "other").write_text(str(os.getpid()))
     with pytest.raises(RunError, match="a worker loaded other data"):
-        swept(home, Ray(), save=False)
+        run_sweep(home, Ray(), save=False)
 
 
-def test_a_local_ray_is_started_for_the_sweep_and_stopped(home) -> None:
+def test_local_ray_sweep_is_stopped_and_resumed(home) -> None:
     """In a process of its own, for this one may have a Ray already; SIGTERM saves, and `foldax resume` goes on."""
     arguments = ["sweep", "line.py", "--learning-rate", "0.1", "0.01", "1e38", "--width", "2", "3", "--seeds", "2"]
     arguments += ["--launcher", "ray", "--workers", "2", "--sweep-dir", "sweep", "--steps", "100"]
@@ -215,24 +220,26 @@ def check_stopped_and_resumed(home: Path, arguments: list[str]) -> None:
     assert records.read_text().startswith(before)
     experiment = foldax.load_experiment(home / "line.py")
     config = experiment.config(steps=100)
-    whole = foldax.sweep(experiment, SPACE, seeds=2, config=config, save=False, verbose=False)
+    finished_sweep = foldax.sweep(experiment, SPACE, seeds=2, config=config, save=False, verbose=False)
     results, curves = (pandas.read_parquet(home / "sweep" / f"{name}.parquet") for name in ("results", "curves"))
-    assert_frame_equal(results.drop(columns="seconds"), whole.results.drop(columns="seconds"), check_exact=True)
-    assert_frame_equal(curves, whole.curves, check_exact=True)
+    assert_frame_equal(
+        results.drop(columns="seconds"), finished_sweep.results.drop(columns="seconds"), check_exact=True
+    )
+    assert_frame_equal(curves, finished_sweep.curves, check_exact=True)
 
 
-def test_slurm_jobs_give_the_bits_of_this_process_though_one_is_killed(home, whole) -> None:
+def test_slurm_jobs_match_a_local_sweep_though_one_is_killed(home, finished_sweep) -> None:
     (home / "kill").touch()
-    same(whole, swept(home, Slurm(workers=2, cluster="local"), sweep_dir=home / "sweep"))
+    assert_same_tables(finished_sweep, run_sweep(home, Slurm(workers=2, cluster="local"), sweep_dir=home / "sweep"))
     assert not (home / "kill").exists(), "no worker was killed"
     assert len(processes(home)) == 3
 
 
-# What cannot be
+# Errors
 
 
 @pytest.mark.parametrize(
-    ("launcher", "options", "said"),
+    ("launcher", "options", "words"),
     [
         ("ray", {}, "launcher: 'ray' is neither foldax.Ray() nor foldax.Slurm()"),
         (Ray(workers=0), {}, "launcher: workers is 0; it must be at least 1"),
@@ -240,41 +247,45 @@ def test_slurm_jobs_give_the_bits_of_this_process_though_one_is_killed(home, who
         (Slurm(gpus=-1), {}, "launcher: gpus is -1; it must be at least 0"),
         (Slurm(cluster="lsf"), {}, "launcher: cluster 'lsf' is neither 'slurm' nor 'local'"),
         (Slurm(), {"save": False}, "launcher: Slurm's workers answer through the sweep folder"),
-        (Ray(), {"search": foldax.Halving()}, "launcher: Halving compares members on their way"),
+        (
+            Ray(),
+            {"search": foldax.SuccessiveHalving()},
+            "launcher: SuccessiveHalving compares members while they train",
+        ),
         (Ray(address="there"), {}, "launcher: the Ray address 'there' is not of the form host:port"),
         (Ray(address="there:many"), {}, "launcher: the Ray address 'there:many' is not of the form host:port"),
     ],
 )
-def test_launchers_that_cannot_be(home, monkeypatch, launcher, options, said) -> None:
+def test_wrong_launcher_options_are_config_errors(home, monkeypatch, launcher, options, words) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ConfigError) as caught:
-        swept(home, launcher, **{"save": True, "sweep_dir": home / "sweep"} | options)
-    assert str(caught.value).startswith(said)
+        run_sweep(home, launcher, **{"save": True, "sweep_dir": home / "sweep"} | options)
+    assert str(caught.value).startswith(words)
 
 
-def test_an_experiment_without_a_file_cannot_be_sent(home) -> None:
+def test_experiment_without_a_file_cannot_be_launched(home) -> None:
     space: dict[str, Any] = {}
     exec(FILE.replace("SOMEWHERE", str(home)), space)
     with pytest.raises(ConfigError, match="workers load the experiment from its file, and this one has none"):
         foldax.sweep(space["experiment"], launcher=Ray(), save=False, verbose=False)
 
 
-def test_a_ray_address_that_does_not_answer(home, monkeypatch) -> None:
+def test_ray_address_that_does_not_answer_is_an_error(home, monkeypatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # bound, but not listening
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
         for launcher in (Ray(address=address), Ray(address=f"ray://{address}")):
             with pytest.raises(RunError, match=f"no Ray cluster answers at (ray://)?{address}"):
-                swept(home, launcher, save=False)
+                run_sweep(home, launcher, save=False)
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(RunError, match="no Ray cluster answers"):
-            swept(home, Ray(), sweep_dir=home / "sweep")
+            run_sweep(home, Ray(), sweep_dir=home / "sweep")
     assert json.loads((home / "sweep" / "sweep.json").read_text())["status"].startswith("failed: launcher: no Ray")
 
 
 @pytest.mark.parametrize(("launcher", "package"), [(Ray(), "ray"), (Slurm(), "submitit")])
-def test_a_launcher_whose_package_is_missing(home, monkeypatch, launcher, package) -> None:
+def test_missing_package_of_a_launcher_is_an_error(home, monkeypatch, launcher, package) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
@@ -285,28 +296,28 @@ def test_a_launcher_whose_package_is_missing(home, monkeypatch, launcher, packag
     monkeypatch.setattr(builtins, "__import__", without)
     extra = {"ray": "ray", "submitit": "slurm"}[package]
     with pytest.raises(FoldaxError, match=rf"is not installed: pip install 'foldax\[{extra}\]'"):
-        swept(home, launcher, sweep_dir=home / "sweep")
+        run_sweep(home, launcher, sweep_dir=home / "sweep")
 
 
-def test_slurm_where_there_is_none(home, monkeypatch) -> None:
+def test_missing_slurm_is_an_error(home, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(home))
     with pytest.raises(RunError, match=r"cannot submit to Slurm from here: .*srun"):
-        swept(home, Slurm(), sweep_dir=home / "sweep")
+        run_sweep(home, Slurm(), sweep_dir=home / "sweep")
 
 
-def test_a_worker_too_large_for_the_cluster(ray_here, home) -> None:
+def test_worker_too_large_for_the_cluster_is_an_error(ray_here, home) -> None:
     with pytest.raises(ConfigError, match="no worker of 3 cpus and 0 gpus fits into"):
-        swept(home, Ray(cpus=3), save=False)
+        run_sweep(home, Ray(cpus=3), save=False)
 
 
-def test_an_interruption_says_how_far_it_was(ray_here, home, monkeypatch) -> None:
-    take = launch.take
+def test_interruption_states_the_progress(ray_here, home, monkeypatch) -> None:
+    handle_event = launch.handle_event
 
-    def interrupted(event: Any, job: Any, data: Any, watch: Any) -> None:
-        take(event, job, data, watch)
-        if event[0] == "done":
-            watch.interrupted = lambda: True
+    def interrupted(event: Any, job: Any, fingerprints: Any, callbacks: Any) -> None:
+        handle_event(event, job, fingerprints, callbacks)
+        if event[0] == "result":
+            callbacks.stop_requested = lambda: True
 
-    monkeypatch.setattr(launch, "take", interrupted)
+    monkeypatch.setattr(launch, "handle_event", interrupted)
     with pytest.raises(Interrupted, match=r"^stopped with \d+ of 12 members done$"):
-        swept(home, Ray(), save=False)
+        run_sweep(home, Ray(), save=False)

@@ -1,26 +1,26 @@
-"""k-means: clusters of rows, whole splits at once or batch by batch, without any gradient.
+"""k-means: Lloyd's algorithm on a whole dataset, k-means++ initialisation, and the minibatch k-means learner.
 
-Everything is pure and may be jitted and mapped. Points are float `[N, D]`, centres `[K, D]`.
+All functions are pure and may be jitted and vmapped. Points are float `[N, D]`, centres `[K, D]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from foldax.errors import ConfigError
-from foldax.learner import Learner
+from foldax.errors import ConfigError, check_positive
+from foldax.learner import Batch, Evaluation, Key, Learner, Metrics
 
 
-class Clusters(NamedTuple):
-    """What k-means learns.
+class KMeansState(NamedTuple):
+    """Training state of minibatch k-means.
 
     Attributes:
       centers: `[K, D]`.
-      counts: float32 `[K]`, how many examples each has seen.
+      counts: float32 `[K]`, examples assigned to each centre so far.
     """
 
     centers: jax.Array
@@ -28,142 +28,201 @@ class Clusters(NamedTuple):
 
 
 def squared_distances(points: jax.Array, centers: jax.Array) -> jax.Array:
-    """Returns the squared distances `[N, K]` of points and centres."""
+    """Computes the squared Euclidean distances `[N, K]` between points `[N, D]` and centres `[K, D]`.
+
+    >>> squared_distances(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
+    [[25.0, 1.0]]
+    """
+    chex.assert_rank([points, centers], 2)
+    # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, which rounding can make slightly negative.
     products = points @ centers.T
-    lengths = jnp.square(points).sum(axis=1)[:, None] + jnp.square(centers).sum(axis=1)[None, :]
-    return jnp.maximum(lengths - 2 * products, 0.0)
+    squared_norms = jnp.square(points).sum(axis=1)[:, None] + jnp.square(centers).sum(axis=1)[None, :]
+    return jnp.maximum(squared_norms - 2 * products, 0.0)
 
 
-def plus_plus(key: jax.Array, points: jax.Array, num_clusters: int) -> jax.Array:
-    """Returns centres `[K, D]` drawn from the points by k-means++ (Arthur & Vassilvitskii, 2007).
+def kmeans_plus_plus(key: Key, points: jax.Array, num_clusters: int) -> jax.Array:
+    """Draws initial centres `[K, D]` from the points by k-means++ (Arthur & Vassilvitskii, 2007).
+
+    Args:
+      key: random key.
+      points: `[N, D]`.
+      num_clusters: K, from 1 to N.
 
     Raises:
       ConfigError: there are fewer points than clusters.
+
+    >>> points = jnp.array([[0.0], [0.1], [9.0]])
+    >>> sorted(kmeans_plus_plus(jax.random.key(0), points, 2)[:, 0].round().tolist())
+    [0.0, 9.0]
     """
-    points = _checked(points, num_clusters)
-    first, key = jax.random.split(key)
-    start = points[jax.random.randint(first, (), 0, len(points))]
-    nearest = squared_distances(points, start[None])[:, 0]
-    centers = jnp.zeros((num_clusters, points.shape[1]), points.dtype).at[0].set(start)
+    points = _checked_points(points, num_clusters)
+    first_key, key = jax.random.split(key)
+    # 1. The first centre is a uniformly random point.
+    first = points[jax.random.randint(first_key, (), 0, len(points))]
+    nearest = squared_distances(points, first[None])[:, 0]
+    centers = jnp.zeros((num_clusters, points.shape[1]), points.dtype).at[0].set(first)
 
-    def draw(index: jax.Array, carry: Any) -> Any:
+    # 2. Each further centre is a random point, in proportion to D(x)^2, the squared distance to its nearest centre.
+    def add_center(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centers, nearest = carry
-        # Where all points are centres already, any is as good as another.
-        weights = jnp.where(nearest.sum() > 0, nearest, 1.0)
-        chosen = points[jax.random.categorical(jax.random.fold_in(key, index), jnp.log(weights))]
-        nearest = jnp.minimum(nearest, squared_distances(points, chosen[None])[:, 0])
-        return centers.at[index].set(chosen), nearest
+        weights = jnp.where(nearest.sum() > 0, nearest, 1.0)  # uniform where all points coincide with centres
+        center = points[jax.random.categorical(jax.random.fold_in(key, index), jnp.log(weights))]
+        nearest = jnp.minimum(nearest, squared_distances(points, center[None])[:, 0])
+        return centers.at[index].set(center), nearest
 
-    return jax.lax.fori_loop(1, num_clusters, draw, (centers, nearest))[0]
+    return jax.lax.fori_loop(1, num_clusters, add_center, (centers, nearest))[0]
 
 
-def lloyd(points: jax.Array, centers: jax.Array, iterations: int = 300) -> tuple[jax.Array, jax.Array]:
-    """Returns the centres `[K, D]` where assigning and averaging (Lloyd, 1982) ends, and their inertia.
+def lloyd(points: jax.Array, centers: jax.Array, max_iterations: int = 300) -> tuple[jax.Array, jax.Array]:
+    """Lloyd's algorithm (1982): alternates assignments and means until no assignment changes.
 
-    The inertia is the sum of squared distances of the points to their nearest centres. A centre that loses all of its
-    points stays where it is.
+    Args:
+      points: `[N, D]`.
+      centers: initial centres `[K, D]`. A centre that loses all of its points stays where it is.
+      max_iterations: upper limit.
+
+    Returns:
+      `(centers, inertia)`: centres `[K, D]`, and the sum of squared distances of the points to their nearest centre.
+
+    >>> centers, inertia = lloyd(jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[0.0], [8.0]]))
+    >>> centers[:, 0].tolist(), inertia.item()
+    ([1.0, 9.0], 2.0)
     """
     points, centers, num_clusters = jnp.asarray(points), jnp.asarray(centers), len(centers)
 
-    def unfinished(carry: Any) -> jax.Array:
-        _, assigned, before, step = carry
-        return (step < iterations) & (assigned != before).any()
+    def changed(carry: chex.ArrayTree) -> jax.Array:
+        _, assignments, previous, iteration = carry
+        return (iteration < max_iterations) & (assignments != previous).any()
 
-    def improve(carry: Any) -> Any:
-        centers, assigned, _, step = carry
-        members = jax.nn.one_hot(assigned, num_clusters, dtype=points.dtype)
+    def iterate(carry: chex.ArrayTree) -> chex.ArrayTree:
+        centers, assignments, _, iteration = carry
+        # Update step: each centre becomes the mean of its points.
+        members = jax.nn.one_hot(assignments, num_clusters, dtype=points.dtype)
         counts = members.sum(axis=0)[:, None]
         centers = jnp.where(counts > 0, members.T @ points * jnp.reciprocal(jnp.maximum(counts, 1)), centers)
-        return centers, assign(points, centers), assigned, step + 1
+        # Assignment step: each point goes to its nearest centre.
+        return centers, assign(points, centers), assignments, iteration + 1
 
-    begin = (centers, assign(points, centers), jnp.full(len(points), -1), 0)
-    centers, *_ = jax.lax.while_loop(unfinished, improve, begin)
+    # No assignment equals -1, so there is at least one iteration.
+    initial = (centers, assign(points, centers), jnp.full(len(points), -1), 0)
+    centers, *_ = jax.lax.while_loop(changed, iterate, initial)
     return centers, squared_distances(points, centers).min(axis=1).sum()
 
 
 def assign(points: jax.Array, centers: jax.Array) -> jax.Array:
-    """Returns the index int `[N]` of every point's nearest centre."""
+    """Finds the index int `[N]` of the nearest of the centres `[K, D]` for each point `[N, D]`.
+
+    >>> assign(jnp.array([[0.0], [8.0]]), jnp.array([[1.0], [9.0]])).tolist()
+    [0, 1]
+    """
     return squared_distances(points, centers).argmin(axis=1)
 
 
-def fit(key: jax.Array, points: jax.Array, num_clusters: int, restarts: int = 10) -> tuple[jax.Array, jax.Array]:
-    """Returns the centres `[K, D]` of the lowest inertia after several starts by k-means++, and that inertia.
+def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) -> tuple[jax.Array, jax.Array]:
+    """Runs k-means from several k-means++ initialisations and keeps the result of the lowest inertia.
+
+    Args:
+      key: random key.
+      points: `[N, D]`.
+      num_clusters: K, from 1 to N.
+      num_restarts: initialisations, at least 1.
+
+    Returns:
+      `(centers, inertia)`, as `lloyd` returns them.
 
     Raises:
-      ConfigError: there are fewer points than clusters, or no start.
+      ConfigError: there are fewer points than clusters, or no initialisation.
+
+    >>> centers, _ = fit(jax.random.key(0), jnp.array([[0.0], [2.0], [9.0]]), 2, num_restarts=2)
+    >>> sorted(centers[:, 0].tolist())
+    [1.0, 9.0]
     """
-    points = _checked(points, num_clusters)
-    if restarts < 1:
-        raise ConfigError(f"restarts: {restarts} must be 1 or more")
+    points = _checked_points(points, num_clusters)
+    check_positive(num_restarts=num_restarts)
 
-    def once(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lloyd(points, plus_plus(key, points, num_clusters))
+    def run(key: Key) -> tuple[jax.Array, jax.Array]:
+        return lloyd(points, kmeans_plus_plus(key, points, num_clusters))
 
-    centers, inertia = jax.lax.map(once, jax.random.split(key, restarts))
+    centers, inertia = jax.lax.map(run, jax.random.split(key, num_restarts))
     best = inertia.argmin()
     return centers[best], inertia[best]
 
 
-def minibatch(num_clusters: int, *, preprocess: Callable[[jax.Array], jax.Array] | None = None) -> Learner:
-    """Returns the learner of clusters that sees a batch at a time (Sculley, 2010).
+def minibatch_kmeans(num_clusters: int, *, preprocess: Callable[[jax.Array], jax.Array] | None = None) -> Learner:
+    """Minibatch k-means (Sculley, 2010), initialised by k-means++ from the examples that `init` receives.
 
-    It starts from examples by k-means++. `update` and `evaluate` report "loss", the squared distance to the nearest
-    centre; `evaluate` also "assignments" and, where there are some, "targets", both int `[B]`. `predict` assigns.
+    `update` and `evaluate` report "loss", the squared distance to the nearest centre. The outputs of `evaluate` are
+    "assignments" int32 `[B]` and, if the batch has them, "targets" `[B]`. `predict` returns assignments.
 
     Args:
-      num_clusters: K.
-      preprocess: pure function of the inputs, which are flattened after it; by default they become float32.
+      num_clusters: K, at least 1.
+      preprocess: elementwise function of the inputs `[B, ...]`, which are then flattened; None converts to float32.
 
     Raises:
-      ConfigError: `num_clusters` is below 1; while tracing, there are fewer examples to start from.
-    """
-    if num_clusters < 1:
-        raise ConfigError(f"num_clusters: {num_clusters} must be 1 or more")
+      ConfigError: `num_clusters` is below 1; while tracing, `init` receives fewer examples than clusters.
 
-    def rows(inputs: Any) -> jax.Array:
+    >>> learner = minibatch_kmeans(2)
+    >>> batch = {"inputs": jnp.array([[0.0], [2.0], [9.0]])}
+    >>> state = learner.init(jax.random.key(0), batch)
+    >>> learner.predict(state, batch["inputs"], jax.random.key(1)).shape
+    (3,)
+    """
+    check_positive(num_clusters=num_clusters)
+
+    def as_points(inputs: Batch) -> jax.Array:
         x = jnp.asarray(inputs, jnp.float32) if preprocess is None else preprocess(inputs)
         return x.reshape(x.shape[0], -1)
 
-    def init(key: jax.Array, examples: Any) -> Clusters:
-        return Clusters(plus_plus(key, rows(examples["inputs"]), num_clusters), jnp.zeros(num_clusters))
+    def init(key: Key, examples: Batch) -> KMeansState:
+        centers = kmeans_plus_plus(key, as_points(examples["inputs"]), num_clusters)
+        return KMeansState(centers, jnp.zeros(num_clusters))
 
-    def update(state: Clusters, batch: Any, key: jax.Array) -> tuple[Clusters, dict[str, jax.Array]]:
-        points = rows(batch["inputs"])
+    def update(state: KMeansState, batch: Batch, key: Key) -> tuple[KMeansState, Metrics]:
+        # 1. Assign the batch to the nearest centres.
+        points = as_points(batch["inputs"])
         distances = squared_distances(points, state.centers)
         members = jax.nn.one_hot(distances.argmin(axis=1), num_clusters)
+        # 2. Per-centre learning rate 1 / count: each centre stays the mean of all points ever assigned to it.
         counts = state.counts + members.sum(axis=0)
-        # A mean over all that each centre has seen, as if it had moved by one over their number for each of them.
-        moved = members.T @ points - members.sum(axis=0)[:, None] * state.centers
-        centers = state.centers + moved * jnp.reciprocal(jnp.maximum(counts, 1))[:, None]
-        return Clusters(centers, counts), {"loss": distances.min(axis=1).mean()}
+        steps = members.T @ points - members.sum(axis=0)[:, None] * state.centers
+        centers = state.centers + steps * jnp.reciprocal(jnp.maximum(counts, 1))[:, None]
+        return KMeansState(centers, counts), {"loss": distances.min(axis=1).mean()}
 
-    def evaluate(state: Clusters, batch: Any, key: jax.Array) -> dict[str, Any]:
-        distances = squared_distances(rows(batch["inputs"]), state.centers)
-        values = {"loss": distances.min(axis=1), "assignments": distances.argmin(axis=1).astype(jnp.int32)}
-        return values | ({"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {})
+    def evaluate(state: KMeansState, batch: Batch, key: Key) -> Evaluation:
+        distances = squared_distances(as_points(batch["inputs"]), state.centers)
+        outputs = {"assignments": distances.argmin(axis=1).astype(jnp.int32)}
+        outputs |= {"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {}
+        return Evaluation({"loss": distances.min(axis=1)}, outputs)
 
-    def predict(state: Clusters, inputs: Any, key: jax.Array) -> jax.Array:
-        return assign(rows(inputs), state.centers)
+    def predict(state: KMeansState, inputs: Batch, key: Key) -> jax.Array:
+        return assign(as_points(inputs), state.centers)
 
     return Learner(init, update, evaluate, predict)
 
 
-def agreement(values: dict[str, Any]) -> dict[str, float]:
-    """Returns how assignments agree with classes: `Experiment.summarize` of `minibatch` as it is.
+def clustering_scores(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Scores the agreement of clusters with classes; usable as `Experiment.summarize`.
 
-    Both are 1 where they are the same: "adjusted_rand" is 0 for chance (Hubert & Arabie, 1985), "mutual_information"
-    is normalised by the mean entropy (scikit-learn).
+    Args:
+      values: "assignments" and "targets", int `[N]`.
+
+    Returns:
+      "adjusted_rand_index" (Hubert & Arabie, 1985: 1 for equal partitions, 0 expected by chance) and
+      "normalized_mutual_information" (0 to 1, normalised by the mean entropy), as scikit-learn computes them.
+
+    >>> scores = clustering_scores({"assignments": np.array([1, 1, 0]), "targets": np.array([0, 0, 1])})
+    >>> scores["adjusted_rand_index"]
+    1.0
     """
     from sklearn import metrics
 
     targets, assignments = values["targets"], values["assignments"]
-    return {
-        "adjusted_rand": float(metrics.adjusted_rand_score(targets, assignments)),
-        "mutual_information": float(metrics.normalized_mutual_info_score(targets, assignments)),
-    }
+    adjusted_rand_index = metrics.adjusted_rand_score(targets, assignments)
+    information = metrics.normalized_mutual_info_score(targets, assignments)
+    return {"adjusted_rand_index": float(adjusted_rand_index), "normalized_mutual_information": float(information)}
 
 
-def _checked(points: Any, num_clusters: int) -> jax.Array:
+def _checked_points(points: jax.Array, num_clusters: int) -> jax.Array:
     if not 1 <= num_clusters <= len(points):
         raise ConfigError(f"num_clusters: {num_clusters} must be from 1 to the number of points, {len(points)}")
     return jnp.asarray(points)

@@ -1,37 +1,36 @@
-"""Gaussian mixtures: clusters with shapes, and a density, by expectation maximisation and without any gradient.
+"""Gaussian mixture models: expectation maximisation (EM) on a whole dataset, and the stepwise EM learner.
 
-Everything is pure and may be jitted and mapped. Points are float `[N, D]`. A covariance is "full" `[K, D, D]` or
-"diagonal" `[K, D]`; `regularization` is added to every variance where a density is computed (in the points' units,
-squared), and keeps what is constant, or belongs to one point, from having none. In float32 a full covariance whose
-variances are a million times apart needs it.
+All functions are pure and may be jitted and vmapped. Points are float `[N, D]`. Covariances are "full" `[K, D, D]` or
+"diagonal" `[K, D]`. `regularization`, in squared units of the points, is added to the variances wherever a density is
+computed: it keeps the variance of constant columns, and of components with a single point, above zero. In float32,
+full covariances whose variances differ by a factor of a million need it, too.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError
-from foldax.learner import Learner
+from foldax.errors import ConfigError, check_positive
+from foldax.learner import Batch, Evaluation, Key, Learner, Metrics
 from foldax.learners.clustering import kmeans
 
-Covariance = Literal["full", "diagonal"]
-TINY = 1e-20  # share of the points below which a cluster has none
+CovarianceType = Literal["full", "diagonal"]
+MIN_WEIGHT = 1e-20  # components of a smaller weight count as empty
 
 
-class Mixture(NamedTuple):
-    """What is learned.
+class GaussianMixture(NamedTuple):
+    """Parameters of a Gaussian mixture with K components.
 
     Attributes:
-      weights: `[K]`, shares of the points, which add up to 1.
+      weights: `[K]`, mixing proportions, which sum to 1.
       means: `[K, D]`.
-      covariances: `[K, D, D]` or `[K, D]`, before `regularization`.
-      steps: int32 `[]`, batches that were seen.
+      covariances: `[K, D, D]` or `[K, D]`, without `regularization`.
+      steps: int32, EM steps done.
     """
 
     weights: jax.Array
@@ -40,235 +39,374 @@ class Mixture(NamedTuple):
     steps: jax.Array
 
 
-def log_joint(mixture: Mixture, points: jax.Array, regularization: Any = 1e-3) -> jax.Array:
-    """Returns the log of the density of points and clusters together, `[N, K]`."""
+def log_joint(mixture: GaussianMixture, points: jax.Array, regularization: chex.Numeric = 1e-3) -> jax.Array:
+    """Computes the joint log density log p(x, k) = log pi_k + log N(x; mu_k, Sigma_k) of points and components.
 
-    def density(mean: jax.Array, covariance: jax.Array) -> jax.Array:
-        away = points - mean[None, :]
+    Args:
+      mixture: parameters.
+      points: `[N, D]`.
+      regularization: added to all variances; may be traced.
+
+    Returns:
+      `[N, K]`, in nats.
+
+    >>> mixture = GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.int32(0))
+    >>> round(log_joint(mixture, jnp.zeros((1, 2)), 0.0).item(), 4)  # -log(2 pi)
+    -1.8379
+    """
+    chex.assert_rank([points, mixture.means], 2)
+
+    def log_density(mean: jax.Array, covariance: jax.Array) -> jax.Array:
+        centered = points - mean[None, :]
         if covariance.ndim == 1:
             variances = covariance + regularization
-            lengths = (jnp.square(away) * jnp.reciprocal(variances)[None, :]).sum(axis=1)
-            volume = jnp.log(variances).sum()
+            mahalanobis = (jnp.square(centered) * jnp.reciprocal(variances)[None, :]).sum(axis=1)
+            log_det = jnp.log(variances).sum()
         else:
-            inverse, volume = inverse_root(covariance + regularization * jnp.eye(len(mean)))
-            lengths = jnp.square(away @ inverse.T).sum(axis=1)
-        return -0.5 * (lengths + volume + len(mean) * math.log(2 * math.pi))
+            # (x - mu)^T Sigma^-1 (x - mu) = |L^-1 (x - mu)|^2
+            inverse, log_det = inverse_cholesky(covariance + regularization * jnp.eye(len(mean)))
+            mahalanobis = jnp.square(centered @ inverse.T).sum(axis=1)
+        return -0.5 * (mahalanobis + log_det + len(mean) * math.log(2 * math.pi))
 
-    densities = jax.vmap(density, out_axes=1)(mixture.means, mixture.covariances)
-    return densities + jnp.log(jnp.maximum(mixture.weights, TINY))[None, :]
+    log_densities = jax.vmap(log_density, out_axes=1)(mixture.means, mixture.covariances)
+    return log_densities + jnp.log(jnp.maximum(mixture.weights, MIN_WEIGHT))[None, :]
 
 
-def inverse_root(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the inverse of the Cholesky root of a positive definite matrix `[D, D]`, and its log determinant.
+def inverse_cholesky(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes the inverse of the Cholesky factor L, and the log determinant, of a positive definite matrix L L^T.
 
-    D rounds of plain arithmetic. On CPUs LAPACK's triangular solutions of several matrices took ten times as long for
-    D = 64, and of two programs with them at once, on two devices, both waited for ever.
+    Args:
+      matrix: `[D, D]`.
+
+    Returns:
+      `(inverse, log_det)`: lower triangular `[D, D]`, and a scalar.
+
+    >>> inverse, log_det = inverse_cholesky(jnp.array([[4.0, 0.0], [0.0, 1.0]]))
+    >>> inverse.tolist(), round(log_det.item(), 4)  # log 4
+    ([[0.5, 0.0], [0.0, 1.0]], 1.3863)
     """
+    # D rounds of Gaussian elimination, not LAPACK: on CPUs its batched triangular solves took ten times as long for
+    # D = 64, and two programs that ran them at once on two devices deadlocked.
+    chex.assert_rank(matrix, 2)
     size = len(matrix)
 
-    def eliminate(index: jax.Array, carry: Any) -> Any:
-        rest, inverse, volume = carry
-        scale = jax.lax.rsqrt(rest[index, index])
-        column = jnp.where(jnp.arange(size) > index, rest[:, index] * scale, 0.0)
+    def eliminate(index: jax.Array, carry: chex.ArrayTree) -> chex.ArrayTree:
+        remainder, inverse, log_det = carry
+        scale = jax.lax.rsqrt(remainder[index, index])
+        column = jnp.where(jnp.arange(size) > index, remainder[:, index] * scale, 0.0)
         row = inverse[index] * scale
         inverse = (inverse - column[:, None] * row[None, :]).at[index].set(row)
-        return rest - column[:, None] * column[None, :], inverse, volume - 2 * jnp.log(scale)
+        return remainder - column[:, None] * column[None, :], inverse, log_det - 2 * jnp.log(scale)
 
-    _, inverse, volume = jax.lax.fori_loop(0, size, eliminate, (matrix, jnp.eye(size, dtype=matrix.dtype), 0.0))
-    return inverse, volume
+    _, inverse, log_det = jax.lax.fori_loop(0, size, eliminate, (matrix, jnp.eye(size, dtype=matrix.dtype), 0.0))
+    return inverse, log_det
 
 
-def expectation(mixture: Mixture, points: jax.Array, regularization: Any = 1e-3) -> tuple[jax.Array, jax.Array]:
-    """Returns the log likelihood of every point `[N]` and the probabilities of its clusters `[N, K]`."""
+def e_step(
+    mixture: GaussianMixture, points: jax.Array, regularization: chex.Numeric = 1e-3
+) -> tuple[jax.Array, jax.Array]:
+    """E-step of EM (Dempster et al., 1977): the log likelihoods log p(x) and the responsibilities p(k | x).
+
+    Args:
+      mixture: parameters.
+      points: `[N, D]`.
+      regularization: added to all variances; may be traced.
+
+    Returns:
+      `(log_likelihood, responsibilities)`: `[N]` in nats, and `[N, K]`, whose rows sum to 1.
+
+    >>> mixture = GaussianMixture(jnp.full(2, 0.5), jnp.array([[0.0], [9.0]]), jnp.ones((2, 1)), jnp.int32(0))
+    >>> e_step(mixture, jnp.array([[0.0], [9.0]]))[1].round(3).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    # p(k | x) = p(x, k) / sum_j p(x, j), in logs
     joint = log_joint(mixture, points, regularization)
-    likelihood = jax.scipy.special.logsumexp(joint, axis=1)
-    return likelihood, jnp.exp(joint - likelihood[:, None])
+    log_likelihood = jax.scipy.special.logsumexp(joint, axis=1)
+    return log_likelihood, jnp.exp(joint - log_likelihood[:, None])
 
 
-def maximization(points: jax.Array, members: jax.Array, covariance: Covariance = "full") -> Mixture:
-    """Returns the mixture that suits points best, if these are the probabilities `[N, K]` of their clusters."""
-    counts = members.sum(axis=0)
-    each = jnp.reciprocal(jnp.maximum(counts, TINY))
-    means = members.T @ points * each[:, None]
+def m_step(points: jax.Array, responsibilities: jax.Array, covariance_type: CovarianceType = "full") -> GaussianMixture:
+    """M-step of EM (Dempster et al., 1977): the maximum-likelihood mixture for given responsibilities.
 
-    def spread(share: jax.Array, mean: jax.Array) -> jax.Array:
-        away = points - mean[None, :]
-        if covariance == "diagonal":
-            return share @ jnp.square(away)
-        return (share[:, None] * away).T @ away
+    Args:
+      points: `[N, D]`.
+      responsibilities: `[N, K]`, whose rows sum to 1.
+      covariance_type: "full" or "diagonal".
 
-    covariances = jax.vmap(spread)(members.T * each[:, None], means)
-    return Mixture(counts * (1 / len(points)), means, covariances, jnp.int32(1))
+    >>> mixture = m_step(jnp.array([[0.0], [2.0], [9.0]]), jnp.array([[1.0, 0], [1, 0], [0, 1]]), "diagonal")
+    >>> mixture.means.tolist(), mixture.covariances.tolist()
+    ([[1.0], [9.0]], [[1.0], [0.0]])
+    """
+    chex.assert_rank([points, responsibilities], 2)
+    # N_k = sum_n r_nk, mu_k = sum_n r_nk x_n / N_k
+    counts = responsibilities.sum(axis=0)
+    inverse_counts = jnp.reciprocal(jnp.maximum(counts, MIN_WEIGHT))
+    means = responsibilities.T @ points * inverse_counts[:, None]
+
+    # Sigma_k = sum_n r_nk (x_n - mu_k)(x_n - mu_k)^T / N_k
+    def covariance(weights: jax.Array, mean: jax.Array) -> jax.Array:
+        centered = points - mean[None, :]
+        if covariance_type == "diagonal":
+            return weights @ jnp.square(centered)
+        return (weights[:, None] * centered).T @ centered
+
+    covariances = jax.vmap(covariance)(responsibilities.T * inverse_counts[:, None], means)
+    return GaussianMixture(counts * (1 / len(points)), means, covariances, jnp.int32(1))
 
 
-def start(key: jax.Array, points: jax.Array, num_clusters: int, covariance: Covariance = "full") -> Mixture:
-    """Returns k-means clusters (from k-means++) as a mixture; all have the covariance of points about their centres.
+def init_from_kmeans(
+    key: Key, points: jax.Array, num_clusters: int, covariance_type: CovarianceType = "full"
+) -> GaussianMixture:
+    """Initialises a mixture by k-means (from k-means++), with the pooled within-cluster covariance for all components.
+
+    Args:
+      key: random key.
+      points: `[N, D]`.
+      num_clusters: K, from 1 to N.
+      covariance_type: "full" or "diagonal".
 
     Raises:
-      ConfigError: there are fewer points than clusters, or no such covariance.
+      ConfigError: there are fewer points than clusters, or the covariance type is unknown.
+
+    >>> mixture = init_from_kmeans(jax.random.key(0), jnp.array([[0.0], [2.0], [7.0], [9.0]]), 2, "diagonal")
+    >>> sorted(mixture.means[:, 0].tolist()), mixture.covariances.tolist()
+    ([1.0, 8.0], [[1.0], [1.0]])
     """
-    _check(covariance)
+    _check_covariance_type(covariance_type)
     points = jnp.asarray(points)
-    centers, _ = kmeans.lloyd(points, kmeans.plus_plus(key, points, num_clusters))
-    assigned = kmeans.assign(points, centers)
-    weights = jax.nn.one_hot(assigned, num_clusters).mean(axis=0)
-    away = points - centers[assigned]
-    shared = jnp.square(away).mean(axis=0) if covariance == "diagonal" else away.T @ away * (1 / len(points))
-    shared = jnp.broadcast_to(shared[None], (num_clusters, *shared.shape))
-    return Mixture(weights, centers, shared, jnp.int32(0))
+    centers, _ = kmeans.lloyd(points, kmeans.kmeans_plus_plus(key, points, num_clusters))
+    assignments = kmeans.assign(points, centers)
+    weights = jax.nn.one_hot(assignments, num_clusters).mean(axis=0)
+    residuals = points - centers[assignments]
+    if covariance_type == "diagonal":
+        pooled = jnp.square(residuals).mean(axis=0)
+    else:
+        pooled = residuals.T @ residuals * (1 / len(points))
+    covariances = jnp.broadcast_to(pooled[None], (num_clusters, *pooled.shape))
+    return GaussianMixture(weights, centers, covariances, jnp.int32(0))
 
 
 def em(
-    points: jax.Array, mixture: Mixture, *, regularization: Any = 1e-3, iterations: int = 100, tolerance: Any = 1e-4
-) -> tuple[Mixture, jax.Array]:
-    """Returns the mixture where expectation maximisation (Dempster et al., 1977) ends, and its mean log likelihood.
+    points: jax.Array,
+    mixture: GaussianMixture,
+    *,
+    regularization: chex.Numeric = 1e-3,
+    max_iterations: int = 100,
+    tolerance: chex.Numeric = 1e-4,
+) -> tuple[GaussianMixture, jax.Array]:
+    """Expectation maximisation (Dempster et al., 1977) from an initial mixture until convergence.
 
-    It ends when an iteration adds less than `tolerance` to the mean log likelihood, in nats, or after `iterations`.
+    Args:
+      points: `[N, D]`.
+      mixture: initial parameters; their covariances say whether they are full or diagonal.
+      regularization: added to all variances; may be traced.
+      max_iterations: upper limit.
+      tolerance: stops after an iteration that raises the mean log likelihood by less than this, in nats.
+
+    Returns:
+      `(mixture, log_likelihood)`: the final parameters and their mean log likelihood, in nats.
+
+    >>> points = jnp.array([[0.0], [2.0], [7.0], [9.0]])
+    >>> initial = GaussianMixture(jnp.full(2, 0.5), jnp.array([[0.0], [9.0]]), jnp.ones((2, 1)), jnp.int32(0))
+    >>> mixture, _ = jax.jit(em)(points, initial)
+    >>> mixture.means.round(1).tolist()
+    [[1.0], [8.0]]
     """
-    points, covariance = jnp.asarray(points), _kind(mixture)
+    points, covariance_type = jnp.asarray(points), _covariance_type(mixture)
 
-    def unfinished(carry: Any) -> jax.Array:
-        _, _, _, before, after, step = carry
-        return (step < iterations) & (after - before >= tolerance)
+    def improving(carry: chex.ArrayTree) -> jax.Array:
+        _, _, _, before, after, iteration = carry
+        return (iteration < max_iterations) & (after - before >= tolerance)
 
-    def improve(carry: Any) -> Any:
-        _, members, steps, _, before, step = carry
-        mixture = maximization(points, members, covariance)._replace(steps=steps + 1)
-        likelihood, members = expectation(mixture, points, regularization)
-        return mixture, members, mixture.steps, before, likelihood.mean(), step + 1
+    def iterate(carry: chex.ArrayTree) -> chex.ArrayTree:
+        _, responsibilities, steps, _, before, iteration = carry
+        # M-step, then the E-step, which also gives the likelihood of the new parameters.
+        mixture = m_step(points, responsibilities, covariance_type)._replace(steps=steps + 1)
+        log_likelihood, responsibilities = e_step(mixture, points, regularization)
+        return mixture, responsibilities, mixture.steps, before, log_likelihood.mean(), iteration + 1
 
-    likelihood, members = expectation(mixture, points, regularization)
-    begin = (mixture, members, mixture.steps, -jnp.inf, likelihood.mean(), 0)
-    found, _, _, _, likelihood, _ = jax.lax.while_loop(unfinished, improve, begin)
-    return found, likelihood
+    log_likelihood, responsibilities = e_step(mixture, points, regularization)
+    initial = (mixture, responsibilities, mixture.steps, -jnp.inf, log_likelihood.mean(), 0)
+    fitted, _, _, _, log_likelihood, _ = jax.lax.while_loop(improving, iterate, initial)
+    return fitted, log_likelihood
 
 
 def fit(
-    key: jax.Array,
+    key: Key,
     points: jax.Array,
     num_clusters: int,
     *,
-    covariance: Covariance = "full",
-    regularization: Any = 1e-3,
-    restarts: int = 1,
-    iterations: int = 100,
-) -> tuple[Mixture, jax.Array]:
-    """Returns the mixture of the highest mean log likelihood after several starts by k-means++, and that likelihood.
+    covariance_type: CovarianceType = "full",
+    regularization: chex.Numeric = 1e-3,
+    num_restarts: int = 1,
+    max_iterations: int = 100,
+) -> tuple[GaussianMixture, jax.Array]:
+    """Runs EM from several k-means initialisations and keeps the mixture of the highest mean log likelihood.
+
+    Args:
+      key: random key.
+      points: `[N, D]`.
+      num_clusters: K, from 1 to N.
+      covariance_type: "full" or "diagonal".
+      regularization: added to all variances; may be traced.
+      num_restarts: initialisations, at least 1.
+      max_iterations: upper limit for each run of EM.
+
+    Returns:
+      `(mixture, log_likelihood)`, as `em` returns them.
 
     Raises:
-      ConfigError: there are fewer points than clusters, no start or no such covariance; without regularization, where
-        both are known: a column of the points is constant, so that no density is finite.
+      ConfigError: there are fewer points than clusters, no initialisation, or an unknown covariance type; without
+        regularization (and unless traced), a column of the points is constant, so no density is finite.
+
+    >>> mixture, _ = jax.eval_shape(lambda key: fit(key, jnp.ones((5, 2)), 3), jax.random.key(0))
+    >>> mixture.covariances.shape
+    (3, 2, 2)
     """
-    if restarts < 1:
-        raise ConfigError(f"restarts: {restarts} must be 1 or more")
-    check_spread(points, regularization)
+    check_positive(num_restarts=num_restarts)
+    check_columns_vary(points, regularization)
     points = jnp.asarray(points)
 
-    def once(key: jax.Array) -> tuple[Mixture, jax.Array]:
-        begin = start(key, points, num_clusters, covariance)
-        return em(points, begin, regularization=regularization, iterations=iterations)
+    def run(key: Key) -> tuple[GaussianMixture, jax.Array]:
+        initial = init_from_kmeans(key, points, num_clusters, covariance_type)
+        return em(points, initial, regularization=regularization, max_iterations=max_iterations)
 
-    found, likelihood = jax.lax.map(once, jax.random.split(key, restarts))
-    best = jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood).argmax()
-    return jax.tree.map(lambda leaf: leaf[best], found), likelihood[best]
+    fitted, log_likelihood = jax.lax.map(run, jax.random.split(key, num_restarts))
+    # A restart that diverged is never the best.
+    best = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood).argmax()
+    return jax.tree.map(lambda leaf: leaf[best], fitted), log_likelihood[best]
 
 
-def check_spread(points: Any, regularization: Any) -> None:
-    """Checks that every column has a spread, or is given one; says nothing of points that are traced.
+def check_columns_vary(points: jax.Array | np.ndarray, regularization: chex.Numeric) -> None:
+    """Checks that no column of the points is constant, unless regularization gives it a variance or they are traced.
+
+    Args:
+      points: float `[N, D]`.
+      regularization: added to the variances.
 
     Raises:
       ConfigError: a column is constant and there is no regularization.
+
+    >>> check_columns_vary(np.array([[0.0, 1.0], [2.0, 1.0]]), regularization=1e-3)
     """
     if isinstance(points, jax.core.Tracer) or isinstance(regularization, jax.core.Tracer) or regularization > 0:
         return
     constant = np.flatnonzero(np.ptp(np.asarray(points), axis=0) == 0)
     if len(constant):
-        raise ConfigError(
-            f"column {constant[0]} of the points is constant ({len(constant)} such in all), so that a Gaussian has no "
-            "density there; leave it out, or give a regularization above 0"
-        )
+        problem = f"column {constant[0]} of the points is constant (one of {len(constant)})"
+        remedy = "remove such columns, or set regularization above 0"
+        raise ConfigError(f"{problem}, so a Gaussian has no density there; {remedy}")
 
 
-def assign(mixture: Mixture, points: jax.Array, regularization: Any = 1e-3) -> jax.Array:
-    """Returns the index int `[N]` of every point's most probable cluster."""
+def assign(mixture: GaussianMixture, points: jax.Array, regularization: chex.Numeric = 1e-3) -> jax.Array:
+    """Finds the index int `[N]` of the most probable component for each point `[N, D]`.
+
+    Args:
+      mixture: the fitted mixture of K components.
+      points: float `[N, D]`.
+      regularization: added to the variances; may be traced.
+
+    >>> mixture = GaussianMixture(jnp.full(2, 0.5), jnp.array([[0.0], [9.0]]), jnp.ones((2, 1)), jnp.int32(0))
+    >>> assign(mixture, jnp.array([[1.0], [8.0]])).tolist()
+    [0, 1]
+    """
     return log_joint(mixture, points, regularization).argmax(axis=1)
 
 
-def stepwise(
+def stepwise_em(
     num_clusters: int,
     *,
-    covariance: Covariance = "full",
+    covariance_type: CovarianceType = "full",
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
-    regularization: Any = 1e-3,
-    decay: Any = 0.7,
+    regularization: chex.Numeric = 1e-3,
+    step_exponent: chex.Numeric = 0.7,
 ) -> Learner:
-    """Returns the learner of a mixture that sees a batch at a time: stepwise EM (Cappé & Moulines, 2009).
+    """Learner of a Gaussian mixture by stepwise (online) EM, one batch at a time (Cappé & Moulines, 2009).
 
-    Step t = 0, 1, ... mixes what the batch says with what was known, in shares `(t + 2) ** -decay` and the rest. With a
-    `decay` of 0 it forgets all but the batch, which is EM itself where the batch is the whole split.
+    Step t = 0, 1, ... interpolates from the current mixture to the M-step on the batch, with step size
+    `(t + 2) ** -step_exponent`. With an exponent of 0 and the whole dataset as the batch, this is EM.
 
-    `update` and `evaluate` report "loss", minus the log likelihood in nats; `evaluate` also "assignments" and, where
-    there are some, "targets", both int `[B]`. `predict` assigns.
+    `update` and `evaluate` report "loss", the negative log likelihood in nats. The outputs of `evaluate` are
+    "assignments" int32 `[B]` and, if the batch has them, "targets" `[B]`. `predict` returns assignments.
 
     Args:
-      num_clusters: K.
-      covariance: "full" or "diagonal".
-      preprocess: pure function of the inputs, which are flattened after it; by default they become float32.
+      num_clusters: K, at least 1.
+      covariance_type: "full" or "diagonal".
+      preprocess: elementwise function of the inputs `[B, ...]`, which are then flattened; None converts to float32.
       regularization: added to all variances; may be traced.
-      decay: above 0.5 and at most 1 where batches differ; may be traced.
+      step_exponent: above 0.5 and at most 1 where batches differ; may be traced.
 
     Raises:
-      ConfigError: `num_clusters` is below 1, or there is no such covariance; while tracing, there are fewer examples to
-        start from.
-    """
-    if num_clusters < 1:
-        raise ConfigError(f"num_clusters: {num_clusters} must be 1 or more")
-    _check(covariance)
+      ConfigError: `num_clusters` is below 1, or the covariance type is unknown; while tracing, `init` receives fewer
+        examples than clusters.
 
-    def rows(inputs: Any) -> jax.Array:
+    >>> learner = stepwise_em(2, covariance_type="diagonal")
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), {"inputs": jnp.zeros((5, 3))})
+    >>> state.means.shape, state.covariances.shape
+    ((2, 3), (2, 3))
+    """
+    check_positive(num_clusters=num_clusters)
+    _check_covariance_type(covariance_type)
+
+    def as_points(inputs: Batch) -> jax.Array:
         x = jnp.asarray(inputs, jnp.float32) if preprocess is None else preprocess(inputs)
         return x.reshape(x.shape[0], -1)
 
-    def init(key: jax.Array, examples: Any) -> Mixture:
-        return start(key, rows(examples["inputs"]), num_clusters, covariance)
+    def init(key: Key, examples: Batch) -> GaussianMixture:
+        return init_from_kmeans(key, as_points(examples["inputs"]), num_clusters, covariance_type)
 
-    def update(state: Mixture, batch: Any, key: jax.Array) -> tuple[Mixture, dict[str, jax.Array]]:
-        points = rows(batch["inputs"])
-        likelihood, members = expectation(state, points, regularization)
-        share = jnp.power(state.steps + 2.0, -jnp.asarray(decay, jnp.float32))
-        return blended(state, maximization(points, members, covariance), share), {"loss": -likelihood.mean()}
+    def update(state: GaussianMixture, batch: Batch, key: Key) -> tuple[GaussianMixture, Metrics]:
+        points = as_points(batch["inputs"])
+        # 1. E-step on the batch
+        log_likelihood, responsibilities = e_step(state, points, regularization)
+        # 2. M-step on the batch
+        estimate = m_step(points, responsibilities, covariance_type)
+        # 3. Stochastic approximation: s <- (1 - gamma_t) s + gamma_t s(batch), for the expected moments s
+        step_size = jnp.power(state.steps.astype(jnp.float32) + 2.0, -jnp.asarray(step_exponent, jnp.float32))
+        return interpolate_moments(state, estimate, step_size), {"loss": -log_likelihood.mean()}
 
-    def evaluate(state: Mixture, batch: Any, key: jax.Array) -> dict[str, Any]:
-        joint = log_joint(state, rows(batch["inputs"]), regularization)
-        values = {"loss": -jax.scipy.special.logsumexp(joint, axis=1)}
-        values["assignments"] = joint.argmax(axis=1).astype(jnp.int32)
-        return values | ({"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {})
+    def evaluate(state: GaussianMixture, batch: Batch, key: Key) -> Evaluation:
+        joint = log_joint(state, as_points(batch["inputs"]), regularization)
+        outputs = {"assignments": joint.argmax(axis=1).astype(jnp.int32)}
+        outputs |= {"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {}
+        return Evaluation({"loss": -jax.scipy.special.logsumexp(joint, axis=1)}, outputs)
 
-    def predict(state: Mixture, inputs: Any, key: jax.Array) -> jax.Array:
-        return assign(state, rows(inputs), regularization)
+    def predict(state: GaussianMixture, inputs: Batch, key: Key) -> jax.Array:
+        return assign(state, as_points(inputs), regularization)
 
     return Learner(init, update, evaluate, predict)
 
 
-def blended(old: Mixture, new: Mixture, share: jax.Array) -> Mixture:
-    """Returns the mixture of both's moments, those of `new` in the given share; it has seen a step more than `old`."""
-    weights = (1 - share) * old.weights + share * new.weights
-    part = share * new.weights * jnp.reciprocal(jnp.maximum(weights, TINY))  # of the new, in each cluster
-    apart = new.means - old.means
-    means = old.means + part[:, None] * apart
-    # About their own means, not as raw second moments, whose differences float32 loses.
+def interpolate_moments(old: GaussianMixture, new: GaussianMixture, step_size: jax.Array) -> GaussianMixture:
+    """Finds the mixture whose weighted raw moments are `(1 - step_size)` times the old plus `step_size` times the new.
+
+    Args:
+      old: current parameters; the result has done one step more.
+      new: the estimate from a batch, with covariances of the same type.
+      step_size: gamma `[]`, in [0, 1].
+
+    >>> old, new = (m_step(jnp.array([[x - 1], [x + 1]]), jnp.ones((2, 1)), "diagonal") for x in (0.0, 4.0))
+    >>> mixed = interpolate_moments(old, new, jnp.float32(0.5))
+    >>> mixed.means.tolist(), mixed.covariances.tolist()
+    ([[2.0]], [[5.0]])
+    """
+    weights = (1 - step_size) * old.weights + step_size * new.weights
+    fraction = step_size * new.weights * jnp.reciprocal(jnp.maximum(weights, MIN_WEIGHT))  # of the new, per component
+    shift = new.means - old.means
+    means = old.means + fraction[:, None] * shift
+    # Central moments, not raw second moments, whose differences cancel in float32.
     if old.covariances.ndim == 2:
-        between, wide = jnp.square(apart), part[:, None]
+        between, fraction = jnp.square(shift), fraction[:, None]
     else:
-        between, wide = apart[:, :, None] * apart[:, None, :], part[:, None, None]
-    covariances = (1 - wide) * old.covariances + wide * new.covariances + wide * (1 - wide) * between
-    return Mixture(weights, means, covariances, old.steps + 1)
+        between, fraction = shift[:, :, None] * shift[:, None, :], fraction[:, None, None]
+    covariances = (1 - fraction) * old.covariances + fraction * new.covariances + fraction * (1 - fraction) * between
+    return GaussianMixture(weights, means, covariances, old.steps + 1)
 
 
-def _kind(mixture: Mixture) -> Covariance:
+def _covariance_type(mixture: GaussianMixture) -> CovarianceType:
     return "diagonal" if mixture.covariances.ndim == 2 else "full"
 
 
-def _check(covariance: str) -> None:
-    if covariance not in ("full", "diagonal"):
-        raise ConfigError(f"covariance: {covariance!r} is neither 'full' nor 'diagonal'")
+def _check_covariance_type(covariance_type: str) -> None:
+    if covariance_type not in ("full", "diagonal"):
+        raise ConfigError(f"covariance_type: {covariance_type!r} is neither 'full' nor 'diagonal'")

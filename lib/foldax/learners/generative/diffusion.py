@@ -1,271 +1,376 @@
-"""Diffusion and flow matching: a network learns to take noise away, and then makes data of noise alone.
+"""Diffusion models and flow matching: a network learns to remove noise, and samples start from noise alone.
 
-Batches are `{"inputs": [B, ...]}`, with "targets" int `[B]` for a model with classes.
+Batches are `{"inputs": [B, ...]}`, with "targets" int `[B]` for a class-conditional model. Schedules, prediction
+targets and the sampler are in `noise_schedule`; the gradient step is that of every network (`tasks.network_learner`).
 """
 
-from __future__ import annotations
-
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from foldax.augment import chain
-from foldax.errors import ConfigError, ExperimentError
-from foldax.learner import Learner
+from foldax.errors import ConfigError, ExperimentError, check_positive
+from foldax.learner import Evaluation, Learner, Model, as_evaluation
 from foldax.learners import losses, tasks
-from foldax.learners.generative import noise_schedule
-from foldax.learners.generative.noise_schedule import Prediction, Process
-from foldax.learners.tasks import Batch, Options, Task, Values
+from foldax.learners.generative import noise_schedule as schedules
+from foldax.learners.generative.noise_schedule import NoiseSchedule, PredictionType
+from foldax.learners.gradients import TrainState
+from foldax.learners.tasks import Batch, NetworkOptions, Task
 
 
-class Sampler(NamedTuple):
-    """How data are made of noise.
+class Denoiser(Model, Protocol):
+    """A network `(x [B, ...], times [B] from 0 to 1, labels int [B], train=...) -> [B, ...]`.
 
-    Attributes:
-      steps: at most as many as the process has.
-      eta: 0 is deterministic (DDIM: Song et al., 2021), 1 adds all of the posterior's noise (DDPM); may be traced.
-      clip: largest absolute value of preprocessed data, to which every step keeps; None: none.
-      guidance: weight of the class (Ho & Salimans, 2021): 1 is the conditional model, more is more typical of the class
-        and less diverse; None: 1, without the second pass that other weights take; may be traced.
+    Times and labels are passed by keyword, so their names are binding. `num_classes` is None for a network without
+    labels; otherwise the label `num_classes` means "no class".
     """
 
-    steps: int = 50
-    eta: Any = 0.0
-    clip: float | None = 1.0
-    guidance: Any = None
+    num_classes: int | None
 
 
-class Denoising(NamedTuple):
-    """What is learned: which network says what of which process."""
+class SamplerSettings(NamedTuple):
+    """Settings of the DDIM sampler.
 
-    model: Any
-    process: Process
-    prediction: Prediction
-    prepared: Callable[[Batch], jax.Array]
+    Attributes:
+      num_inference_steps: number of steps, at most that of the noise schedule.
+      eta: 0 is deterministic (DDIM: Song et al., 2021), 1 adds all of the posterior's noise (DDPM); may be traced.
+      clip_sample_range: largest absolute value of the predicted data at every step; the default of 1 is right only for
+        data that `preprocess` scales to [-1, 1]. None: no clipping.
+      guidance_scale: classifier-free guidance (Ho & Salimans, 2021): 1 is the conditional model, more is more typical
+        of the class and less diverse; may be traced. None: no guidance, one forward pass per step.
+
+    >>> SamplerSettings(25, guidance_scale=1.5).eta
+    0.0
+    """
+
+    num_inference_steps: int = 50
+    eta: chex.Numeric = 0.0
+    clip_sample_range: float | None = 1.0
+    guidance_scale: chex.Numeric | None = None
+
+
+class DenoisingTask(NamedTuple):
+    """Everything that defines the regression problem of a denoising network.
+
+    Attributes:
+      model: network of noisy data, times and labels.
+      noise_schedule: how data turn into noise.
+      prediction_type: target of the network, see `noise_schedule.prediction_target`.
+      clean_data: `batch -> x_0`, preprocessed inputs `[B, ...]`.
+    """
+
+    model: Denoiser
+    noise_schedule: NoiseSchedule
+    prediction_type: PredictionType
+    clean_data: Callable[[Batch], jax.Array]
 
     @property
     def conditional(self) -> bool:
-        """Whether the network is told classes."""
+        """Whether the network takes class labels."""
         return self.model.num_classes is not None
 
 
-def diffusion(
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    *,
-    shape: Sequence[int],
-    process: Process | None = None,
-    prediction: Prediction = "v",
-    sampler: Sampler = Sampler(),
-    unconditional_rate: Any = 0.1,
-    samples: int = 0,
-    levels: int | None = None,
-    evaluation_times: int = 16,
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
-    finish: Callable[[jax.Array], jax.Array] = lambda x: x,
-    **options: Unpack[Options],
-) -> Learner:
-    """Returns a learner of denoising (DDPM: Ho et al., 2020); of flow matching (Lipman et al., 2023) with
-    `process=processes.flow()` and prediction "velocity".
-
-    `update` reports "loss", the mean squared error of the prediction at a random time, and "gradient_norm". `evaluate`
-    reports "loss" `[B]`, with `levels` also "elbo" in nats and "bits_per_dimension" (a bound by all of the process's
-    steps: Kingma et al., 2021), and with `samples` "samples" `[B, samples, ...]` of each example's class; "targets",
-    where there are some. `predict` takes classes int `[B]`, of which only the number counts if the model has none, or
-    a mapping {"inputs": classes, "noise": `[B, ...]` to begin with}, and gives samples `[B, ...]`.
+def make_noisy_batch(
+    task: DenoisingTask, batch: Batch, times: jax.Array, key: jax.Array, drop_label: jax.Array | None = None
+) -> Batch:
+    """Adds to a batch the network's inputs and its regression target.
 
     Args:
-      model: `(x, times, labels, train=...)` with `num_classes`, such as `models.UNet` or `models.DiT`.
-      optimizer: of optax; its rates may be traced.
-      shape: of one input.
-      process: how data turn into noise; `processes.cosine()` if None.
-      prediction: what the network says: "epsilon", "v", "velocity" or "sample".
-      sampler: how `evaluate` and `predict` sample.
-      unconditional_rate: probability in training that an example's class is not told; may be traced.
-      samples: how many evaluation draws for each example.
-      levels: inputs are integers from 0 to `levels` - 1, whose likelihood is bounded.
-      evaluation_times: at how many times each example is evaluated, spread evenly.
-      preprocess: pure function of the inputs, elementwise, to about [-1, 1]; by default they become float32.
-      finish: its inverse, for samples.
-      **options: those of `network.Options`: augment, frozen, l1, l2, ema_decay, accumulate.
+      task: model, noise schedule and prediction type.
+      batch: "inputs" `[B, ...]`, and "targets" int `[B]` for a conditional model.
+      times: int `[B]`, 1 to T.
+      key: random key of the noise.
+      drop_label: bool `[B]`, where the label is replaced by the null label; None: nowhere.
+
+    Returns:
+      The batch with "noisy" `[B, ...]`, "times" `[B]`, "prediction_target" `[B, ...]` and, for a conditional model,
+      "labels" int `[B]`.
 
     Raises:
-      ConfigError: guidance of a model without classes; a number or prediction is out of range.
-      ExperimentError: while tracing, inputs have another shape.
+      ExperimentError: the model is conditional and "targets" are no class labels.
     """
-    shape, process = tuple(shape), noise_schedule.cosine() if process is None else process
-    task_of = Denoising(model, process, prediction, tasks.inputs_of(model, preprocess))
-    _check(task_of, sampler, samples, levels, evaluation_times)
-
-    def noised(key: jax.Array, batch: Batch) -> Batch:
-        of_times, of_noise, of_labels = jax.random.split(key, 3)
-        size = len(batch["inputs"])
-        hidden = jax.random.bernoulli(of_labels, unconditional_rate, (size,))
-        return at_times(task_of, batch, jax.random.randint(of_times, (size,), 1, process.steps + 1), of_noise, hidden)
-
-    augment = options.get("augment")
-    options["augment"] = noised if augment is None else chain(augment, noised)
-    inner = tasks.learner(model, optimizer, _task(task_of, shape), **options)
-
-    def evaluate(state: Any, batch: Any, key: jax.Array) -> Values:
-        of_loss, of_samples = jax.random.split(key)
-        batch = {name: jnp.asarray(leaf) for name, leaf in batch.items()}
-
-        def once(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            own = jax.random.fold_in(of_loss, index)
-            share = (index + jax.random.uniform(own, (len(batch["inputs"]),))) * (1 / evaluation_times)
-            times = jnp.clip(jnp.int32(share * process.steps) + 1, 1, process.steps)
-            given = at_times(task_of, batch, times, jax.random.fold_in(own, 1))
-            values = inner.evaluate(state, given, own)
-            x, _ = noise_schedule.separated(process, prediction, given["noisy"], values["outputs"], times)
-            step = _step_bound(process, levels, times) * jnp.square(_flat(x - task_of.prepared(batch))).sum(axis=-1)
-            return values["loss"], step
-
-        loss, steps = jax.lax.map(once, jnp.arange(evaluation_times))
-        values = {"loss": loss.mean(axis=0)}
-        if levels is not None:
-            ends = _ends_bound(task_of, batch, levels, jax.random.fold_in(of_loss, evaluation_times))
-            values["elbo"] = -process.steps * steps.mean(axis=0) - ends
-            values["bits_per_dimension"] = -values["elbo"] * (1 / (math.prod(shape) * math.log(2)))
-        if samples:
-            labels = batch["targets"] if task_of.conditional else jnp.zeros(len(batch["inputs"]), jnp.int32)
-            start, of_steps = standard_noise(of_samples, len(labels) * samples)
-            drawn = finish(draw(task_of, state, jnp.repeat(labels, samples), of_steps, start, sampler))
-            values["samples"] = drawn.reshape(len(labels), samples, *shape)
-        return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
-
-    def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:
-        given = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
-        labels = jnp.asarray(given["inputs"])
-        if task_of.conditional and (labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer)):
-            raise ExperimentError(f"samples are of classes, int [B]; got {labels.dtype}{list(labels.shape)}")
-        start, of_steps = standard_noise(key, len(labels))
-        return finish(draw(task_of, state, labels, of_steps, jnp.asarray(given.get("noise", start)), sampler))
-
-    def standard_noise(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        of_start, of_steps = jax.random.split(key)
-        return jax.random.normal(of_start, (count, *shape)), of_steps
-
-    return Learner(inner.init, inner.update, evaluate, predict)
-
-
-def at_times(task: Denoising, batch: Batch, times: jax.Array, key: jax.Array, hidden: jax.Array | None = None) -> Batch:
-    """Returns the batch with "noisy" inputs at these times int `[B]`, what is "wanted" of them, and "labels".
-
-    The classes of those that are `hidden`, bool `[B]`, are not told.
-    """
-    x, told = task.prepared(batch), {}
+    x = task.clean_data(batch)
     noise = jax.random.normal(key, x.shape)
-    if task.conditional:
-        labels = batch["targets"].astype(jnp.int32)
-        told = {"labels": labels if hidden is None else jnp.where(hidden, task.model.num_classes, labels)}
-    noisy = noise_schedule.perturbed(task.process, x, noise, times)
-    wanted = noise_schedule.target(task.process, task.prediction, x, noise, times)
-    return {**batch, "noisy": noisy, "times": times, "wanted": wanted, **told}
+    noisy = schedules.add_noise(task.noise_schedule, x, noise, times)
+    target = schedules.prediction_target(task.noise_schedule, task.prediction_type, x, noise, times)
+    batch = {**batch, "noisy": noisy, "times": times, "prediction_target": target}
+    null_label = task.model.num_classes
+    if null_label is None:
+        return batch
+    labels = _class_labels("targets of a conditional model", batch["targets"]).astype(jnp.int32)
+    return {**batch, "labels": labels if drop_label is None else jnp.where(drop_label, null_label, labels)}
 
 
-def draw(
-    task: Denoising, state: Any, labels: jax.Array, key: jax.Array, noise: jax.Array, sampler: Sampler
-) -> jax.Array:
-    """Returns preprocessed samples `[B, ...]` of classes int `[B]`, which a model without classes does not see."""
-    of_steps, of_network = jax.random.split(key)
-    variables = {"params": state.averaged, **state.model_state}
-    nobody = jnp.full(len(labels), task.model.num_classes or 0)
+def _regression_task(task: DenoisingTask, shape: tuple[int, ...]) -> Task:
+    """Mean squared error between the network's output and the prediction target (Ho et al., equation 14)."""
 
-    def outputs(noisy: jax.Array, times: jax.Array, labels: jax.Array) -> jax.Array:
-        told = _told(task, {"times": times, "labels": labels})
-        return task.model.apply(variables, noisy, train=False, rngs={"dropout": of_network}, **told)
-
-    def denoise(noisy: jax.Array, times: jax.Array) -> jax.Array:
-        conditional = outputs(noisy, times, labels)
-        if sampler.guidance is None:
-            return conditional
-        free = outputs(noisy, times, nobody)
-        return free + sampler.guidance * (conditional - free)
-
-    how = dict(steps=sampler.steps, eta=sampler.eta, clip=sampler.clip)
-    return noise_schedule.sample(denoise, task.process, task.prediction, of_steps, noise, **how)
-
-
-def _task(task: Denoising, shape: tuple[int, ...]) -> Task:
     def prepare(batch: Batch) -> Batch:
         if batch["inputs"].shape[1:] != shape:
             raise ExperimentError(f"inputs must be [B, ...] of shape {shape}, got {list(batch['inputs'].shape)}")
-        return (
-            batch if "noisy" in batch else at_times(task, batch, jnp.ones(len(batch["inputs"]), int), jax.random.key(0))
-        )
+        # Only `init` passes a batch without noise, and looks only at its shapes.
+        times = jnp.ones(len(batch["inputs"]), int)
+        return batch if "noisy" in batch else make_noisy_batch(task, batch, times, jax.random.key(0))
 
-    def training(outputs: jax.Array, batch: Batch) -> Values:
-        return {"loss": losses.squared_error(_flat(outputs), _flat(batch["wanted"]))}
+    def train_metrics(outputs: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"loss": losses.squared_error(losses.flatten(outputs), losses.flatten(batch["prediction_target"]))}
 
-    def evaluation(outputs: jax.Array, batch: Batch) -> Values:
-        return {**training(outputs, batch), "outputs": outputs}
+    def evaluate(outputs: jax.Array, batch: Batch) -> Evaluation:
+        return Evaluation({**train_metrics(outputs, batch)}, {"prediction": outputs})
 
-    def told(batch: Batch) -> dict[str, Any]:
-        return _told(task, batch)
-
-    fields = ("inputs", "targets") if task.conditional else ("inputs",)
-    return Task(fields, lambda batch: batch["noisy"], training, evaluation, prepare=prepare, extras=told)
-
-
-def _told(task: Denoising, batch: Batch) -> dict[str, Any]:
-    told = {"labels": batch["labels"]} if task.conditional else {}
-    return {"times": batch["times"] * (1.0 / task.process.steps), **told}
+    return Task(
+        fields=("inputs", "targets") if task.conditional else ("inputs",),
+        inputs=lambda batch: batch["noisy"],
+        train_metrics=train_metrics,
+        evaluate=evaluate,
+        prepare=prepare,
+        model_kwargs=functools.partial(_conditioning, task),
+    )
 
 
-def _first(process: Process, levels: int) -> int:
-    """Returns the first time at which the noise is a quarter of the distance of two levels (of -1 to 1).
+def _conditioning(task: DenoisingTask, batch: Batch) -> dict[str, jax.Array]:
+    """Keyword arguments of the network: times from 0 to 1 and, if it is conditional, labels."""
+    times = batch["times"].astype(jnp.float32) * (1.0 / task.noise_schedule.steps)
+    return {"times": times, "labels": batch["labels"]} if task.conditional else {"times": times}
 
-    Levels read there are hardly ever wrong, and less noise would cost a network that does not know the levels more.
+
+def _class_labels(name: str, labels: jax.Array) -> jax.Array:
+    labels = jnp.asarray(labels)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ExperimentError(f"{name}: labels must be int [B], got {labels.dtype}{list(labels.shape)}")
+    return labels
+
+
+def diffusion(
+    model: Denoiser,
+    optimizer: optax.GradientTransformation,
+    *,
+    shape: Sequence[int],
+    noise_schedule: NoiseSchedule | None = None,
+    prediction_type: PredictionType = "v",
+    sampler: SamplerSettings = SamplerSettings(),
+    class_dropout_prob: chex.Numeric = 0.1,
+    samples_per_example: int = 0,
+    num_levels: int | None = None,
+    num_evaluation_times: int = 16,
+    preprocess: Callable[[jax.Array], jax.Array] | None = None,
+    postprocess: Callable[[jax.Array], jax.Array] = lambda x: x,
+    **options: Unpack[NetworkOptions],
+) -> Learner:
+    """Learner of a diffusion model (DDPM: Ho et al., 2020; improved: Nichol & Dhariwal, 2021).
+
+    With `noise_schedule=noise_schedule.flow()` and `prediction_type="flow"` it is flow matching (Lipman et al., 2023).
+
+    An update takes four steps: `augment`, add noise to the batch, prepare the batch, gradient step. `update` reports
+    "loss", the mean squared error of the prediction at a uniformly random time, and "gradient_norm". `evaluate` reports
+    the metrics "loss" `[B]` and, with `num_levels`, "elbo" (nats) and "bits_per_dimension"; its outputs are "targets",
+    where the batch has them, and, with `samples_per_example`, "samples" `[B, S, ...]` of each example's class.
+    `predict` takes labels int `[B]` (an unconditional model uses only their count), or a mapping {"inputs": labels,
+    "noise": initial x_T `[B, ...]`}, and returns samples `[B, ...]`.
+
+    Args:
+      model: denoising network, such as `models.UNet` or `models.DiT`.
+      optimizer: Optax optimizer; its rates may be traced.
+      shape: shape of one input.
+      noise_schedule: how data turn into noise; None: `noise_schedule.cosine()`.
+      prediction_type: target of the network: "noise", "x0", "v" or "flow"; see `noise_schedule.prediction_target`.
+      sampler: settings of the sampler in `evaluate` and `predict`.
+      class_dropout_prob: probability from 0 to 1 that training replaces a label by the null label, which
+        classifier-free guidance needs; may be traced.
+      samples_per_example: S, number of samples per example in evaluation.
+      num_levels: if inputs are integers from 0 to `num_levels` - 1, evaluation bounds their likelihood (Kingma et al.,
+        2021).
+      num_evaluation_times: number of stratified times at which each example's loss is averaged.
+      preprocess: pure elementwise function of the inputs, to about [-1, 1]; None: conversion to float32.
+      postprocess: inverse of `preprocess`, applied to samples.
+      **options: those of `tasks.NetworkOptions`: augment, frozen, l1, l2, ema_decay, microbatches.
+
+    Returns:
+      The learner; its state is a `gradients.TrainState`.
+
+    Raises:
+      ConfigError: guidance without classes; a number or the prediction type is out of range.
+      ExperimentError: while tracing, inputs do not have the announced shape, or labels of a conditional model are not
+        int `[B]` (`augment.mixup` makes them soft).
+
+    >>> from foldax import models
+    >>> learner = diffusion(models.DiT(width=8, depth=1, num_heads=2), optax.adam(1e-3), shape=(4, 4, 1))
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), {"inputs": jnp.zeros((8, 4, 4, 1))})
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros(5, int), jax.random.key(0)).shape
+    (5, 4, 4, 1)
     """
-    return int(np.argmax(process.noise[1:] * (levels - 1) >= process.signal[1:] / 2)) + 1
+    shape, schedule = tuple(shape), noise_schedule or schedules.cosine()
+    task = DenoisingTask(model, schedule, prediction_type, tasks.input_function(model, preprocess))
+    _check_settings(task, sampler, samples_per_example, num_levels, num_evaluation_times)
+
+    def add_training_noise(key: jax.Array, batch: Batch) -> Batch:
+        # Algorithm 1 of Ho et al.: t ~ Uniform(1, ..., T) and epsilon ~ N(0, I); labels are dropped for guidance.
+        time_key, noise_key, label_key = jax.random.split(key, 3)
+        size = len(batch["inputs"])
+        drop_label = jax.random.bernoulli(label_key, class_dropout_prob, (size,))
+        times = jax.random.randint(time_key, (size,), 1, schedule.steps + 1)
+        return make_noisy_batch(task, batch, times, noise_key, drop_label)
+
+    # An update: 1. `augment`, 2. `add_training_noise`, 3. `prepare` of the task, 4. the gradient step of all networks.
+    # The noise is added as the last augmentation, because only an augmentation gets a random key. Alone
+    # it takes that key as it is, whereas `chain` would fold an index into it.
+    augment = options.get("augment")
+    options["augment"] = add_training_noise if augment is None else chain(augment, add_training_noise)
+    learner = tasks.network_learner(model, optimizer, _regression_task(task, shape), **options)
+
+    def initial_noise(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        noise_key, sampler_key = jax.random.split(key)
+        return jax.random.normal(noise_key, (count, *shape)), sampler_key
+
+    def evaluate(state: TrainState, batch: Batch, key: jax.Array) -> Evaluation:
+        loss_key, sample_key = jax.random.split(key)
+        batch, size = {name: jnp.asarray(leaf) for name, leaf in batch.items()}, len(batch["inputs"])
+
+        def denoising_errors(index: jax.Array) -> tuple[Any, jax.Array]:
+            time_key = jax.random.fold_in(loss_key, index)
+            # Stratified: a uniform time from the index-th of equal intervals.
+            fraction = (index.astype(jnp.float32) + jax.random.uniform(time_key, (size,))) * (1 / num_evaluation_times)
+            times = jnp.clip(jnp.int32(fraction * schedule.steps) + 1, 1, schedule.steps)
+            noisy_batch = make_noisy_batch(task, batch, times, jax.random.fold_in(time_key, 1))
+            metrics, outputs = as_evaluation(learner.evaluate(state, noisy_batch, time_key))
+            noisy, prediction = noisy_batch["noisy"], outputs["prediction"]
+            x0, _ = schedules.predict_x0_and_noise(schedule, prediction_type, noisy, prediction, times)
+            squared_error = jnp.square(losses.flatten(x0 - task.clean_data(batch))).sum(axis=-1)
+            return metrics["loss"], _diffusion_weights(schedule, num_levels, times) * squared_error
+
+        # 1. Loss
+        loss, diffusion_terms = jax.lax.map(denoising_errors, jnp.arange(num_evaluation_times))
+        metrics = {"loss": loss.mean(axis=0)}
+        outputs = {}
+        # 2. Evidence lower bound: -T E_t[diffusion term] - prior and reconstruction terms (Kingma et al., equation 11)
+        if num_levels is not None:
+            key = jax.random.fold_in(loss_key, num_evaluation_times)
+            end_terms = _prior_and_reconstruction_terms(task, batch, num_levels, key)
+            metrics["elbo"] = -schedule.steps * diffusion_terms.mean(axis=0) - end_terms
+            metrics["bits_per_dimension"] = -metrics["elbo"] * (1 / (math.prod(shape) * math.log(2)))
+        # 3. Samples
+        if samples_per_example:
+            labels = batch["targets"] if task.conditional else jnp.zeros(size, jnp.int32)
+            noise, sampler_key = initial_noise(sample_key, size * samples_per_example)
+            labels = jnp.repeat(labels, samples_per_example)
+            samples = postprocess(sample_images(task, state, labels, sampler_key, noise, sampler))
+            outputs["samples"] = samples.reshape(size, samples_per_example, *shape)
+        if "targets" in batch:
+            outputs["targets"] = batch["targets"].astype(jnp.int32)
+        return Evaluation(metrics, outputs)
+
+    def predict(state: TrainState, inputs: jax.Array | Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+        batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
+        labels = _class_labels("predict", batch["inputs"]) if task.conditional else jnp.asarray(batch["inputs"])
+        noise, sampler_key = initial_noise(key, len(labels))
+        noise = jnp.asarray(batch.get("noise", noise))
+        return postprocess(sample_images(task, state, labels, sampler_key, noise, sampler))
+
+    return Learner(learner.init, learner.update, evaluate, predict)
 
 
-def _step_bound(process: Process, levels: int | None, times: jax.Array) -> jax.Array:
-    """Returns what a squared error at times `[B]` costs in nats: half of how much the ratio of signal to noise falls.
+def sample_images(
+    task: DenoisingTask,
+    state: TrainState,
+    labels: jax.Array,
+    key: jax.Array,
+    noise: jax.Array,
+    sampler: SamplerSettings,
+) -> jax.Array:
+    """Samples from the model with the averaged parameters, in units of `preprocess`.
 
-    (Equation 14 of Kingma et al., 2021.) Nothing up to the time from which levels are read.
+    Args:
+      task: model, noise schedule and prediction type.
+      state: state of the learner.
+      labels: int `[B]`; an unconditional model uses only their count.
+      key: random key of the noise added on the way.
+      noise: initial standard normal x_T, `[B, ...]`.
+      sampler: settings of the sampler.
+
+    Returns:
+      Samples, `[B, ...]`.
     """
-    first = 1 if levels is None else _first(process, levels)
-    ratio = np.square(process.signal[first:].astype(np.float64) / process.noise[first:])
-    costs = np.concatenate([np.zeros(first + 1), (ratio[:-1] - ratio[1:]) / 2]).astype(np.float32)
-    return jnp.asarray(costs)[times]
+    sampler_key, network_key = jax.random.split(key)
+    variables = {"params": state.evaluation_params, **state.model_state}
+    null_labels = jnp.full(len(labels), task.model.num_classes or 0)
+
+    def predict(noisy: jax.Array, times: jax.Array, labels: jax.Array) -> jax.Array:
+        conditioning = _conditioning(task, {"times": times, "labels": labels})
+        return task.model.apply(variables, noisy, train=False, rngs={"dropout": network_key}, **conditioning)
+
+    def denoise(noisy: jax.Array, times: jax.Array) -> jax.Array:
+        conditional = predict(noisy, times, labels)
+        if sampler.guidance_scale is None:
+            return conditional
+        # Classifier-free guidance (Ho & Salimans, equation 6, with a scale of 1 + w)
+        unconditional = predict(noisy, times, null_labels)
+        return unconditional + sampler.guidance_scale * (conditional - unconditional)
+
+    return schedules.sample_ddim(
+        denoise,
+        task.noise_schedule,
+        task.prediction_type,
+        sampler_key,
+        noise,
+        num_inference_steps=sampler.num_inference_steps,
+        eta=sampler.eta,
+        clip_sample_range=sampler.clip_sample_range,
+    )
 
 
-def _ends_bound(task: Denoising, batch: Batch, levels: int, key: jax.Array) -> jax.Array:
-    """Returns the nats `[B]` of reading levels at the first time, and of what is left of the data at the last."""
-    process, x = task.process, task.prepared(batch)
-    first = _first(process, levels)
+def _first_bounded_time(schedule: NoiseSchedule, num_levels: int) -> int:
+    """First time at which sigma / alpha is a quarter of the distance between two levels, scaled to [-1, 1].
+
+    At this noise level the nearest level is almost always the true one. Earlier terms would only penalise the network
+    for not rounding.
+    """
+    return int(np.argmax(schedule.sigma[1:] * (num_levels - 1) >= schedule.alpha[1:] / 2)) + 1
+
+
+def _diffusion_weights(schedule: NoiseSchedule, num_levels: int | None, times: jax.Array) -> jax.Array:
+    """Weights (SNR(t - 1) - SNR(t)) / 2 of squared errors in the bound (Kingma et al., 2021, equation 14).
+
+    Zero for t <= the first bounded time, which the reconstruction term covers.
+    """
+    first = 1 if num_levels is None else _first_bounded_time(schedule, num_levels)
+    snr = np.square(schedule.alpha[first:].astype(np.float64) / schedule.sigma[first:])
+    weights = np.concatenate([np.zeros(first + 1), (snr[:-1] - snr[1:]) / 2]).astype(np.float32)
+    return jnp.asarray(weights)[times]
+
+
+def _prior_and_reconstruction_terms(task: DenoisingTask, batch: Batch, num_levels: int, key: jax.Array) -> jax.Array:
+    """Sum `[B]`, in nats, of KL(q(x_T | x_0) | N(0, I)) and -log p(levels | x at the first bounded time)."""
+    schedule, x = task.noise_schedule, task.clean_data(batch)
+
+    # Reconstruction: every level decoded independently, with a probability proportional to q(x_t | level)
+    first = _first_bounded_time(schedule, num_levels)
     times = jnp.full(len(x), first)
-    noisy = noise_schedule.perturbed(process, x, jax.random.normal(key, x.shape), times)
-    values = task.prepared({"inputs": jnp.arange(levels)}).reshape(*[1] * x.ndim, levels)
-    distances = (noisy[..., None] - process.signal[first] * values) * (1 / process.noise[first])
-    chosen = jax.nn.one_hot(batch["inputs"].astype(jnp.int32), levels)
-    read = _flat(jnp.sum(chosen * jax.nn.log_softmax(-0.5 * jnp.square(distances)), axis=-1)).sum(axis=-1)
-    signal, variance = float(process.signal[-1]), float(process.noise[-1]) ** 2
-    left = 0.5 * (jnp.square(signal * _flat(x)) + variance - 1 - math.log(variance)).sum(axis=-1)
-    return left - read
+    noisy = schedules.add_noise(schedule, x, jax.random.normal(key, x.shape), times)
+    values = task.clean_data({"inputs": jnp.arange(num_levels)}).reshape(*[1] * x.ndim, num_levels)
+    distances = (noisy[..., None] - schedule.alpha[first] * values) * (1 / schedule.sigma[first])
+    one_hot = jax.nn.one_hot(batch["inputs"].astype(jnp.int32), num_levels)
+    log_prob = losses.flatten(jnp.sum(one_hot * jax.nn.log_softmax(-0.5 * jnp.square(distances)), axis=-1)).sum(axis=-1)
+
+    # Prior: x_T ~ N(alpha_T x_0, sigma_T^2)
+    alpha, variance = float(schedule.alpha[-1]), float(schedule.sigma[-1]) ** 2
+    kl = 0.5 * (jnp.square(alpha * losses.flatten(x)) + variance - 1 - math.log(variance)).sum(axis=-1)
+    return kl - log_prob
 
 
-def _flat(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], -1)
-
-
-def _check(task: Denoising, sampler: Sampler, samples: int, levels: int | None, evaluation_times: int) -> None:
-    noise_schedule.check(task.process, task.prediction)
-    if sampler.guidance is not None and not task.conditional:
-        raise ConfigError("guidance: the model has no num_classes, so there is no class to guide to")
-    if not 1 <= sampler.steps <= task.process.steps:
-        raise ConfigError(f"sampler: {sampler.steps} steps must be from 1 to the process's {task.process.steps}")
-    for name, value, least in (
-        ("samples", samples, 0),
-        ("evaluation_times", evaluation_times, 1),
-        ("levels", levels, 2),
-    ):
-        if value is not None and value < least:
-            raise ConfigError(f"{name}: {value} must be {least} or more")
+def _check_settings(
+    task: DenoisingTask, sampler: SamplerSettings, samples: int, num_levels: int | None, times: int
+) -> None:
+    schedules.check_prediction_type(task.noise_schedule, task.prediction_type)
+    if sampler.guidance_scale is not None and not task.conditional:
+        raise ConfigError("guidance_scale: the model has no num_classes, so there is no class to guide towards")
+    schedules.check_num_inference_steps(task.noise_schedule, sampler.num_inference_steps)
+    check_positive(num_evaluation_times=times)
+    for name, value, minimum in (("samples_per_example", samples, 0), ("num_levels", num_levels, 2)):
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name}: {value} must be {minimum} or more")

@@ -1,181 +1,326 @@
-"""Noise processes: how data turn into noise step by step, and how to come back; pure functions of arrays.
+"""Noise schedules for diffusion and flow matching, prediction targets and the DDIM sampler; pure functions of arrays.
 
-At time t, an integer from 0 to T, data x `[B, ...]` have become `signal[t] * x + noise[t] * e`, with e a standard
-normal. At time 0 nothing has happened.
+At time t, an integer from 0 to T, data x_0 `[B, ...]` have become
+
+    x_t = alpha_t x_0 + sigma_t epsilon,    epsilon ~ N(0, I)
+
+with alpha_0 = 1 and sigma_0 = 0. The alpha_t here is the square root of the cumulative product in Ho et al. (2020).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_positive
 
-Prediction = Literal["epsilon", "v", "velocity", "sample"]
+PredictionType = Literal["noise", "x0", "v", "flow"]
 
 
-class Process(NamedTuple):
-    """How much of the data, and how much noise, there is at each time.
+class NoiseSchedule(NamedTuple):
+    """Scale of the data and standard deviation of the noise at every time.
 
     Attributes:
-      signal: float32 `[T + 1]`, from 1 on.
-      noise: float32 `[T + 1]`, from 0 on.
+      alpha: scale of the data, float32 `[T + 1]`, falling from 1.
+      sigma: standard deviation of the noise, float32 `[T + 1]`, rising from 0.
+
+    >>> schedule = NoiseSchedule(np.float32([1, 0.5, 0]), np.float32([0, 0.5, 1]))
+    >>> schedule.steps
+    2
     """
 
-    signal: np.ndarray
-    noise: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
 
     @property
     def steps(self) -> int:
-        """T."""
-        return len(self.signal) - 1
+        """Number of steps from data to noise, T."""
+        return len(self.alpha) - 1
 
 
-def cosine(steps: int = 1000) -> Process:
-    """The cosine schedule of Nichol & Dhariwal (2021), whose steps add at most 0.999 of variance."""
-    times = np.arange(steps + 1) / _checked(steps)
-    share = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
-    return _of_variances(np.minimum(1 - share[1:] / share[:-1], 0.999))
+def cosine(steps: int = 1000) -> NoiseSchedule:
+    """Cosine schedule (Nichol & Dhariwal, 2021), with the variance added by a step clipped to 0.999.
 
+    Args:
+      steps: T, 1 or more.
 
-def linear(steps: int = 1000) -> Process:
-    """The linear schedule of Ho et al. (2020): variances from 1e-4 to 0.02 for 1,000 steps, and as much for others."""
-    scale = 1000 / _checked(steps)
-    return _of_variances(np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, steps), 0.999))
+    Raises:
+      ConfigError: `steps` is below 1.
 
-
-def flow(steps: int = 1000) -> Process:
-    """The straight path of flow matching (Lipman et al., 2023; Liu et al., 2023): a share t / T of noise."""
-    times = np.arange(steps + 1) / _checked(steps)
-    return Process((1 - times).astype(np.float32), times.astype(np.float32))
-
-
-def perturbed(process: Process, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """Returns what data and noise, both `[B, ...]`, have become at times int `[B]`."""
-    signal, scale = at(process, times, x.ndim)
-    return signal * x + scale * noise
-
-
-def target(process: Process, prediction: Prediction, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-    """Returns what a network is to predict `[B, ...]`.
-
-    "epsilon" is the noise (Ho et al., 2020), "v" is `signal * noise - noise share * data` (Salimans & Ho, 2022),
-    "velocity" is the noise minus the data (Liu et al., 2023), "sample" is the data.
+    >>> schedule = cosine(100)
+    >>> bool(abs(schedule.alpha[50] ** 2 - 0.5) < 0.02)
+    True
     """
-    data_share, noise_share = _shares(process, prediction, times, x.ndim)
-    return data_share * x + noise_share * noise
+    times = np.arange(steps + 1) / _check_steps(steps)
+    # Nichol & Dhariwal, equation 17; the offset 0.008 makes the first steps add noticeable noise.
+    alpha_bar = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
+    return _from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
 
 
-def separated(
-    process: Process, prediction: Prediction, noisy: jax.Array, outputs: jax.Array, times: jax.Array
+def linear(steps: int = 1000) -> NoiseSchedule:
+    """Linear schedule (Ho et al., 2020): variances from 1e-4 to 0.02 for 1,000 steps, scaled for other numbers.
+
+    Args:
+      steps: T, 1 or more.
+
+    Raises:
+      ConfigError: `steps` is below 1.
+
+    >>> round(float(linear().sigma[1] ** 2), 6)
+    0.0001
+    """
+    # The sum of the variances, and so the last alpha, hardly depends on the number of steps.
+    scale = 1000 / _check_steps(steps)
+    return _from_betas(np.minimum(np.linspace(1e-4 * scale, 0.02 * scale, steps), 0.999))
+
+
+def flow(steps: int = 1000) -> NoiseSchedule:
+    """Straight path of flow matching (Lipman et al., 2023; Liu et al., 2023): alpha_t = 1 - t / T, sigma_t = t / T.
+
+    Args:
+      steps: T, 1 or more.
+
+    Raises:
+      ConfigError: `steps` is below 1.
+
+    >>> flow(4).sigma.tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    times = np.arange(steps + 1) / _check_steps(steps)
+    return NoiseSchedule((1 - times).astype(np.float32), times.astype(np.float32))
+
+
+def add_noise(schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+    """Computes x_t = alpha_t x_0 + sigma_t epsilon.
+
+    Args:
+      schedule: noise schedule.
+      x: data x_0, `[B, ...]`.
+      noise: standard normal epsilon, `[B, ...]`.
+      times: int `[B]`, 0 to T.
+
+    Returns:
+      Noisy data x_t, `[B, ...]`.
+
+    >>> add_noise(flow(4), jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.array([0, 3]))[:, 0].tolist()
+    [1.0, 0.25]
+    """
+    chex.assert_equal_shape([x, noise])
+    alpha, sigma = coefficients_at(schedule, times, x.ndim)
+    return alpha * x + sigma * noise
+
+
+def prediction_target(
+    schedule: NoiseSchedule, prediction_type: PredictionType, x: jax.Array, noise: jax.Array, times: jax.Array
+) -> jax.Array:
+    """Computes the regression target of a denoising network.
+
+    Args:
+      schedule: noise schedule.
+      prediction_type: "noise", epsilon (Ho et al., 2020); "x0", the data; "v", alpha_t epsilon - sigma_t x_0 (Salimans
+        & Ho, 2022); or "flow", flow matching's velocity epsilon - x_0 (Liu et al., 2023).
+      x: data x_0, `[B, ...]`.
+      noise: standard normal epsilon, `[B, ...]`.
+      times: int `[B]`.
+
+    Returns:
+      Target, `[B, ...]`.
+
+    >>> x, noise, times = jnp.full((1, 1), 3.0), jnp.ones((1, 1)), jnp.array([2])
+    >>> prediction_target(flow(4), "flow", x, noise, times).tolist()
+    [[-2.0]]
+    """
+    chex.assert_equal_shape([x, noise])
+    data_coefficient, noise_coefficient = _target_coefficients(schedule, prediction_type, times, x.ndim)
+    return data_coefficient * x + noise_coefficient * noise
+
+
+def predict_x0_and_noise(
+    schedule: NoiseSchedule, prediction_type: PredictionType, noisy: jax.Array, outputs: jax.Array, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the data and the noise, both `[B, ...]`, that a network's outputs say are in `noisy`."""
-    signal, scale = at(process, times, noisy.ndim)
-    data_share, noise_share = _shares(process, prediction, times, noisy.ndim)
-    inverse = jnp.reciprocal(signal * noise_share - scale * data_share)
-    x = (noise_share * noisy - scale * outputs) * inverse
-    return x, (signal * outputs - data_share * noisy) * inverse
+    """Converts a network's outputs to estimates of the data and of the noise; inverts `prediction_target`.
+
+    Args:
+      schedule: noise schedule.
+      prediction_type: see `prediction_target`.
+      noisy: x_t, `[B, ...]`.
+      outputs: of the network for x_t, `[B, ...]`.
+      times: int `[B]`.
+
+    Returns:
+      Estimates of x_0 and epsilon, both `[B, ...]`.
+
+    >>> x0, noise = predict_x0_and_noise(flow(4), "flow", jnp.ones((1, 1)), jnp.full((1, 1), -2.0), jnp.array([2]))
+    >>> x0.tolist(), noise.tolist()
+    ([[2.0]], [[0.0]])
+    """
+    chex.assert_equal_shape([noisy, outputs])
+    alpha, sigma = coefficients_at(schedule, times, noisy.ndim)
+    data_coefficient, noise_coefficient = _target_coefficients(schedule, prediction_type, times, noisy.ndim)
+    # x_t and the target are two linear equations in (x_0, epsilon): Cramer's rule.
+    inverse = jnp.reciprocal(alpha * noise_coefficient - sigma * data_coefficient)
+    x0 = (noise_coefficient * noisy - sigma * outputs) * inverse
+    return x0, (alpha * outputs - data_coefficient * noisy) * inverse
 
 
 def posterior(
-    process: Process, x: jax.Array, noisy: jax.Array, times: jax.Array, earlier: jax.Array
+    schedule: NoiseSchedule, x: jax.Array, noisy: jax.Array, times: jax.Array, earlier: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns mean `[B, ...]` and deviation `[B, 1, ...]` of what was at an earlier time, given data and what is now.
+    """Computes the Gaussian q(x_s | x_t, x_0) for s < t (Ho et al., 2020, equations 6 and 7, for any two times).
 
-    Equations 6 and 7 of Ho et al. (2020), for any two times and any process.
+    Args:
+      schedule: noise schedule.
+      x: x_0, `[B, ...]`.
+      noisy: x_t, `[B, ...]`.
+      times: t, int `[B]`.
+      earlier: s, int `[B]`, below t.
+
+    Returns:
+      Mean `[B, ...]` and standard deviation `[B, 1, ...]`.
+
+    >>> mean, std = posterior(flow(4), jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.array([2]), jnp.array([0]))
+    >>> mean.tolist(), std.tolist()
+    ([[1.0]], [[0.0]])
     """
-    (signal, scale), (signal_then, scale_then) = (at(process, t, x.ndim) for t in (times, earlier))
-    kept = signal * jnp.reciprocal(signal_then)
-    added = jnp.square(scale) - jnp.square(kept * scale_then)  # variance between the two times
-    inverse = jnp.reciprocal(jnp.square(scale))
-    mean = (kept * jnp.square(scale_then) * noisy + signal_then * added * x) * inverse
-    return mean, scale_then * jnp.sqrt(jnp.maximum(added * inverse, 0.0))
+    chex.assert_equal_shape([x, noisy])
+    (alpha, sigma), (alpha_s, sigma_s) = (coefficients_at(schedule, t, x.ndim) for t in (times, earlier))
+    # q(x_t | x_s) = N(alpha_ts x_s, variance_ts)
+    alpha_ts = alpha * jnp.reciprocal(alpha_s)
+    variance_ts = jnp.square(sigma) - jnp.square(alpha_ts * sigma_s)
+    inverse = jnp.reciprocal(jnp.square(sigma))
+    mean = (alpha_ts * jnp.square(sigma_s) * noisy + alpha_s * variance_ts * x) * inverse
+    return mean, sigma_s * jnp.sqrt(jnp.maximum(variance_ts * inverse, 0.0))
 
 
-def sample(
+def sample_ddim(
     denoise: Callable[[jax.Array, jax.Array], jax.Array],
-    process: Process,
-    prediction: Prediction,
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
     key: jax.Array,
     noise: jax.Array,
     *,
-    steps: int = 50,
-    eta: jax.Array | float = 0.0,
-    clip: float | None = None,
+    num_inference_steps: int = 50,
+    eta: chex.Numeric = 0.0,
+    clip_sample_range: float | None = None,
 ) -> jax.Array:
-    """Returns samples `[B, ...]`, made of noise in one compiled loop (DDIM: Song et al., 2021).
+    """Samples with DDIM (Song et al., 2021, equation 12) in one compiled loop.
+
+    With `eta` 1 and all T steps it is the ancestral sampler of DDPM; with `eta` 0 and the `flow` schedule it is Euler's
+    method.
 
     Args:
-      denoise: `(noisy [B, ...], times int [B]) -> outputs [B, ...]` of the kind of `prediction`.
-      process: which the network was trained with.
-      prediction: see `target`.
-      key: of the noise that is added on the way.
-      noise: standard normal `[B, ...]`, to begin with.
-      steps: how many, at most T.
-      eta: share of the posterior's deviation that is added anew: 0 is deterministic (Euler's steps, for a flow), and 1
-        with all T steps is DDPM; may be traced.
-      clip: largest absolute value of data.
+      denoise: `(noisy [B, ...], times int [B]) -> outputs [B, ...]`.
+      schedule: the schedule that the network was trained with.
+      prediction_type: see `prediction_target`.
+      key: random key of the noise added on the way.
+      noise: initial standard normal x_T, `[B, ...]`.
+      num_inference_steps: number of steps, 1 to T, spaced evenly in time.
+      eta: factor of the posterior's standard deviation, from 0 (deterministic) to 1; may be traced.
+      clip_sample_range: largest absolute value of the predicted x_0; None: no clipping.
+
+    Returns:
+      Samples, `[B, ...]`.
 
     Raises:
-      ConfigError: there are more steps than the process has, or none.
+      ConfigError: `num_inference_steps` is below 1 or above T.
+
+    >>> denoise = lambda noisy, times: jnp.full_like(noisy, 0.5)  # predicts x_0 = 0.5 at any time
+    >>> noise = jax.random.normal(jax.random.key(0), (2, 3))
+    >>> sample_ddim(denoise, cosine(10), "x0", jax.random.key(1), noise, num_inference_steps=5)[0].tolist()
+    [0.5, 0.5, 0.5]
     """
-    if not 1 <= steps <= process.steps:
-        raise ConfigError(f"sampling steps: {steps} must be from 1 to the process's {process.steps}")
-    times = np.round(np.linspace(process.steps, 0, steps + 1)).astype(np.int32)
+    check_num_inference_steps(schedule, num_inference_steps)
+    # NumPy, not JAX: the times are constants of the compiled program.
+    times = np.round(np.linspace(schedule.steps, 0, num_inference_steps + 1)).astype(np.int32)
 
-    def step(noisy: jax.Array, now: Any) -> tuple[jax.Array, None]:
-        index, *both = now
-        time, earlier = (jnp.full(len(noisy), t) for t in both)
-        x, rest = separated(process, prediction, noisy, denoise(noisy, time), time)
-        if clip is not None:
-            x = jnp.clip(x, -clip, clip)
-            signal, scale = at(process, time, noisy.ndim)
-            rest = (noisy - signal * x) * jnp.reciprocal(scale)
-        signal, scale = at(process, earlier, noisy.ndim)
-        deviation = eta * posterior(process, x, noisy, time, earlier)[1]
-        kept = jnp.sqrt(jnp.maximum(jnp.square(scale) - jnp.square(deviation), 0.0))
-        fresh = jax.random.normal(jax.random.fold_in(key, index), noisy.shape)
-        return signal * x + kept * rest + deviation * fresh, None
+    def step(noisy: jax.Array, scanned: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, None]:
+        index, *both_times = scanned
+        time, earlier = (jnp.full(len(noisy), t) for t in both_times)
 
-    return jax.lax.scan(step, noise, (jnp.arange(steps), times[:-1], times[1:]))[0]
+        # 1. Predicted x_0 and epsilon; a clipped x_0 implies another epsilon.
+        x0, epsilon = predict_x0_and_noise(schedule, prediction_type, noisy, denoise(noisy, time), time)
+        if clip_sample_range is not None:
+            x0 = jnp.clip(x0, -clip_sample_range, clip_sample_range)
+            alpha, sigma = coefficients_at(schedule, time, noisy.ndim)
+            epsilon = (noisy - alpha * x0) * jnp.reciprocal(sigma)
+
+        # 2. "Direction pointing to x_t", and fresh noise
+        alpha, sigma = coefficients_at(schedule, earlier, noisy.ndim)
+        std = eta * posterior(schedule, x0, noisy, time, earlier)[1]
+        direction = jnp.sqrt(jnp.maximum(jnp.square(sigma) - jnp.square(std), 0.0))
+        fresh_noise = jax.random.normal(jax.random.fold_in(key, index), noisy.shape)
+        return alpha * x0 + direction * epsilon + std * fresh_noise, None
+
+    return jax.lax.scan(step, noise, (jnp.arange(num_inference_steps), times[:-1], times[1:]))[0]
 
 
-def at(process: Process, times: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
-    """Returns signal and noise at times `[B]`, each `[B, 1, ...]` of `ndim` axes."""
+def coefficients_at(schedule: NoiseSchedule, times: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+    """Looks up alpha and sigma at times int `[B]`, each `[B, 1, ...]` with `ndim` axes.
+
+    Args:
+      schedule: alpha and sigma at times 0 to T.
+      times: int `[B]`, each from 0 to T.
+      ndim: number of axes of the data, so that the results broadcast against `[B, ...]`.
+
+    >>> alpha, sigma = coefficients_at(flow(4), jnp.array([1, 2]), ndim=3)
+    >>> alpha.shape, sigma[:, 0, 0].tolist()
+    ((2, 1, 1), [0.25, 0.5])
+    """
+    chex.assert_rank(times, 1)
+    chex.assert_type(times, int)
     shape = (-1, *[1] * (ndim - 1))
-    return jnp.asarray(process.signal)[times].reshape(shape), jnp.asarray(process.noise)[times].reshape(shape)
+    return jnp.asarray(schedule.alpha)[times].reshape(shape), jnp.asarray(schedule.sigma)[times].reshape(shape)
 
 
-def check(process: Process, prediction: Prediction) -> None:
-    """Checks that a network may predict this.
+def check_prediction_type(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
+    """Checks that the prediction type exists and determines x_0 at every time of the schedule.
 
     Raises:
-      ConfigError: there is no such prediction, or none of the data is left at the end, so that noise tells nothing.
+      ConfigError: the prediction type is unknown, or "noise" with a schedule whose last alpha is 0.
+
+    >>> check_prediction_type(cosine(), "noise")
     """
-    if prediction not in ("epsilon", "v", "velocity", "sample"):
-        raise ConfigError(f"prediction: {prediction!r} is none of 'epsilon', 'v', 'velocity' and 'sample'")
-    if prediction == "epsilon" and not process.signal[-1] > 0:
-        raise ConfigError("prediction: 'epsilon' does not tell the data where all is noise; take 'v' or 'velocity'")
+    if prediction_type not in get_args(PredictionType):
+        raise ConfigError(f"prediction_type: {prediction_type!r} is none of 'noise', 'x0', 'v' and 'flow'")
+    if prediction_type == "noise" and not schedule.alpha[-1] > 0:
+        raise ConfigError("prediction_type: 'noise' does not determine the data in pure noise; use 'v' or 'flow'")
 
 
-def _shares(process: Process, prediction: Prediction, times: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the shares of data and of noise in what is predicted."""
-    signal, scale = at(process, times, ndim)
-    zero, one = jnp.zeros_like(signal), jnp.ones_like(signal)
-    return {"epsilon": (zero, one), "v": (-scale, signal), "velocity": (-one, one), "sample": (one, zero)}[prediction]
+def check_num_inference_steps(schedule: NoiseSchedule, num_inference_steps: int) -> None:
+    """Checks that a sampler takes at least one step and at most as many as the noise schedule has.
+
+    Raises:
+      ConfigError: it does not.
+
+    >>> check_num_inference_steps(cosine(100), 50)
+    """
+    if not 1 <= num_inference_steps <= schedule.steps:
+        raise ConfigError(
+            f"num_inference_steps: {num_inference_steps} must be from 1 to the noise schedule's {schedule.steps} steps"
+        )
 
 
-def _of_variances(added: np.ndarray) -> Process:
-    kept = np.concatenate([[1.0], np.cumprod(1 - added)])
-    return Process(np.sqrt(kept).astype(np.float32), np.sqrt(1 - kept).astype(np.float32))
+def _target_coefficients(
+    schedule: NoiseSchedule, prediction_type: PredictionType, times: jax.Array, ndim: int
+) -> tuple[jax.Array, jax.Array]:
+    """Coefficients of x_0 and of epsilon in the prediction target."""
+    alpha, sigma = coefficients_at(schedule, times, ndim)
+    # Every target is a linear combination of x_0 and epsilon.
+    zero, one = jnp.zeros_like(alpha), jnp.ones_like(alpha)
+    coefficients = {"noise": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "flow": (-one, one)}
+    return coefficients[prediction_type]
 
 
-def _checked(steps: int) -> int:
-    if steps < 1:
-        raise ConfigError(f"steps: {steps} must be 1 or more")
+def _from_betas(betas: np.ndarray) -> NoiseSchedule:
+    # beta_t is the variance added by step t: alpha_bar_t = prod_s (1 - beta_s), and alpha_bar + sigma^2 = 1.
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    return NoiseSchedule(np.sqrt(alpha_bar).astype(np.float32), np.sqrt(1 - alpha_bar).astype(np.float32))
+
+
+def _check_steps(steps: int) -> int:
+    check_positive(steps=steps)
     return steps

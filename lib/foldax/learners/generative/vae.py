@@ -1,240 +1,340 @@
-"""Variational autoencoders (Kingma & Welling, 2014), with a bound on the likelihood in place of an error.
+"""Variational autoencoders (Kingma & Welling, 2014) with explicit likelihoods, so that the loss is a bound in nats.
 
-Batches are `{"inputs": [B, ...]}`; a conditional one also needs integer "targets" `[B]`.
+Batches are `{"inputs": [B, ...]}`; a conditional VAE also needs "targets" int `[B]`. The likelihoods p(x | z) are in
+`likelihoods`; the gradient step is that of every network (`tasks.network_learner`).
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias, Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.typing import VariableDict
 
 from foldax.errors import ConfigError
-from foldax.learner import Learner
+from foldax.learner import Evaluation, Learner, as_evaluation
 from foldax.learners import tasks
 from foldax.learners.generative.likelihoods import Likelihood
-from foldax.learners.tasks import Batch, Options, Task, Values
+from foldax.learners.gradients import TrainState
+
+MeanAndLogStd: TypeAlias = tuple[jax.Array, jax.Array]
 
 
-class Bound(NamedTuple):
-    """What a `VAE` says of inputs.
+class ELBOTerms(NamedTuple):
+    """Terms of the evidence lower bound of a batch, for one latent sample z ~ q(z | x) per example.
 
     Attributes:
-      log_likelihood: `[B]`, of the inputs given sampled codes, in nats.
-      divergence: `[B, D]`, of the codes' posterior from their prior (Kullback & Leibler), in nats.
-      codes: `[B, D]`, the posterior's means.
-      importance: `[B]`, log of the inputs' probability as these sampled codes alone estimate it.
+      log_likelihood: log p(x | z), `[B]`, in nats.
+      kl: KL(q(z_d | x) || N(0, 1)) of each latent dimension, `[B, D]`, in nats.
+      posterior_mean: mean of q(z | x), `[B, D]`.
+      log_importance_weight: log p(x, z) - log q(z | x), `[B]`: the log of a one-sample estimate of p(x).
     """
 
     log_likelihood: jax.Array
-    divergence: jax.Array
-    codes: jax.Array
-    importance: jax.Array
+    kl: jax.Array
+    posterior_mean: jax.Array
+    log_importance_weight: jax.Array
 
 
 class VAE(nn.Module):
-    """An encoder and a decoder whose codes are normal: `[B, ...]` to `Bound`; the prior is a standard normal.
+    """Encoder and decoder with normal latents z and a standard normal prior: `[B, ...]` to `ELBOTerms`.
 
     Attributes:
-      encoder: any network `[B, ...]` to `[B, 2 * D]`, means and log deviations.
-      decoder: any network of codes `[B, D]` to as many outputs as the likelihood wants for all numbers of an input, or
-        as many as `neighbours` wants for each of them.
-      likelihood: of `foldax.learners.generative.likelihoods`.
-      num_classes: where both are told the class; inputs are flattened then. None: not told.
-      neighbours: a network of what the decoder says and of the inputs `[B, N]`, to the likelihood's outputs
-        `[B, N, width]`, each of which depends on inputs before its own alone (see `models.Neighbours`): codes need not
-        tell what a pixel's neighbours tell already (Gulrajani et al., 2017, PixelVAE). None: pixels are independent,
-        given the codes.
-      preprocess: pure function of the inputs that the encoder is given, such as `info.standardize`.
+      encoder: network `[B, ...]` to `[B, 2 * D]`, the means and log standard deviations of q(z | x).
+      decoder: network of latents `[B, D]` to the likelihood's parameters, `likelihood.num_parameters` for each input
+        dimension; with `neighbours` to whatever that head takes.
+      likelihood: p(x | z), see `foldax.learners.likelihoods`.
+      num_classes: number of classes, appended one-hot to the flattened inputs of the encoder and to the latents; None:
+        unconditional.
+      neighbours: autoregressive head `(decoded, inputs [B, N]) -> [B, N, P]`, each of whose outputs depends on
+        preceding inputs only (`models.LocalAutoregressiveHead`), so that latents need not encode local detail
+        (PixelVAE: Gulrajani et al., 2017). None: dimensions are independent given z. The attribute's name is part of
+        the paths of the head's parameters, and so of their initial values.
+      preprocess: pure function applied to the encoder's inputs, such as `info.standardize`.
+
+    >>> from foldax import models
+    >>> from foldax.learners import likelihoods
+    >>> model = VAE(models.MLP((4,)), models.MLP((6,)), likelihoods.bernoulli())
+    >>> terms, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((5, 6)))
+    >>> terms.log_likelihood.shape, terms.kl.shape
+    ((5,), (5, 2))
     """
 
-    encoder: Any
-    decoder: Any
+    encoder: nn.Module
+    decoder: nn.Module
     likelihood: Likelihood
     num_classes: int | None = None
-    neighbours: Any = None
+    neighbours: nn.Module | None = None
     preprocess: Callable[[jax.Array], jax.Array] | None = None
 
-    def __call__(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Bound:
-        """Encodes, draws codes (from the stream "dropout") and decodes."""
-        mean, log_std = self.encode(x, labels, train=train)
-        noise = jax.random.normal(self.make_rng("dropout"), mean.shape)
-        codes = mean + jnp.exp(log_std) * noise
-        flat = x.reshape(x.shape[0], -1)
-        outputs = self.outputs(self.decode(codes, labels, train=train), flat)
-        likelihood = self.likelihood.log_probability(outputs, flat)
-        divergence = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
-        ratio = 0.5 * (jnp.square(noise) - jnp.square(codes)) + log_std  # prior over posterior, at the codes
-        importance = likelihood + ratio.sum(axis=-1)
-        return Bound(likelihood, divergence, mean, importance)
+    def __call__(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> ELBOTerms:
+        """Encodes, samples latents (from the random stream "dropout") and decodes.
 
-    def encode(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> Any:
-        """Returns the posterior's means and log deviations, both `[B, D]`."""
+        Args:
+          x: inputs, float `[B, ...]`, in the units of the likelihood.
+          labels: int `[B]`, for a conditional VAE.
+          train: whether dropout is on.
+
+        Returns:
+          The terms of the ELBO.
+
+        Raises:
+          ConfigError: a conditional VAE gets no labels; the encoder has an odd number of outputs.
+        """
+        # Reparametrised sample z = mean + std * epsilon (Kingma & Welling, section 2.4)
+        mean, log_std = self.encode(x, labels, train=train)
+        # Latents use the "dropout" stream: the only one `network_learner` provides.
+        epsilon = jax.random.normal(self.make_rng("dropout"), mean.shape)
+        latents = mean + jnp.exp(log_std) * epsilon
+
+        # log p(x | z), and the KL divergence in closed form (appendix B)
+        inputs_BN = x.reshape(x.shape[0], -1)
+        likelihood_params = self.likelihood_parameters(self.decode(latents, labels, train=train), inputs_BN)
+        chex.assert_shape(likelihood_params, (*inputs_BN.shape, self.likelihood.num_parameters))
+        log_likelihood = self.likelihood.log_prob(likelihood_params, inputs_BN)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_std) - 1) - log_std
+
+        # log p(z) - log q(z | x), whose normalising constants cancel (importance weights of Burda et al., 2016)
+        log_ratio = 0.5 * (jnp.square(epsilon) - jnp.square(latents)) + log_std
+        return ELBOTerms(log_likelihood, kl, mean, log_likelihood + log_ratio.sum(axis=-1))
+
+    def encode(self, x: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> MeanAndLogStd:
+        """Returns mean and log standard deviation of q(z | x), both `[B, D]`."""
         x = x if self.preprocess is None else self.preprocess(x)
+        # The class is appended to flat inputs: the encoder of a conditional VAE must be dense.
         if self.num_classes is not None:
-            x = jnp.concatenate([x.reshape(x.shape[0], -1), self._shares(labels)], axis=-1)
+            x = jnp.concatenate([x.reshape(x.shape[0], -1), self._one_hot(labels)], axis=-1)
         outputs = self.encoder(x, train=train)
         if outputs.shape[-1] % 2:
-            raise ConfigError(f"VAE: the encoder must give means and log deviations, got {outputs.shape[-1]} numbers")
+            raise ConfigError(f"VAE: the encoder must output means and log deviations, got {outputs.shape[-1]} values")
         mean, log_std = jnp.split(outputs, 2, axis=-1)
+        # Bounded, because the loss contains exp(2 log std).
         return mean, jnp.clip(log_std, -7.0, 7.0)
 
-    def decode(self, codes: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Returns what the decoder says `[B, ...]` of codes `[B, D]`, of which `outputs` makes the likelihood's."""
+    def decode(self, latents: jax.Array, labels: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """Returns the decoder's outputs `[B, ...]` for latents `[B, D]`."""
         if self.num_classes is not None:
-            codes = jnp.concatenate([codes, self._shares(labels)], axis=-1)
-        return self.decoder(codes, train=train)
+            latents = jnp.concatenate([latents, self._one_hot(labels)], axis=-1)
+        return self.decoder(latents, train=train)
 
-    def outputs(self, decoded: jax.Array, inputs: jax.Array) -> jax.Array:
-        """Returns the likelihood's outputs `[B, N, width]` of what the decoder says, and of the inputs `[B, N]`."""
+    def likelihood_parameters(self, decoded: jax.Array, inputs: jax.Array) -> jax.Array:
+        """Returns the likelihood's parameters `[B, N, P]` from the decoder's outputs and the flat inputs `[B, N]`."""
         if self.neighbours is not None:
             return self.neighbours(decoded, inputs)
-        return decoded.reshape(decoded.shape[0], -1, self.likelihood.width)
+        return decoded.reshape(decoded.shape[0], -1, self.likelihood.num_parameters)
 
-    def _shares(self, labels: jax.Array | None) -> jax.Array:
+    def _one_hot(self, labels: jax.Array | None) -> jax.Array:
         if labels is None or self.num_classes is None:
-            raise ConfigError("VAE: a conditional one (num_classes) needs labels")
+            raise ConfigError("VAE: a conditional VAE (num_classes) needs labels")
         return jax.nn.one_hot(labels, self.num_classes)
 
 
-def decoded_images(
-    model: VAE,
-    variables: Any,
-    codes: jax.Array,
-    shape: tuple[int, ...],
-    labels: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Returns inputs `[B, *shape]` of codes: drawn with a key, else their means, of each number given those before it.
+def elbo_loss(terms: ELBOTerms, beta: chex.Numeric = 1.0, free_nats: chex.Numeric = 0.0) -> dict[str, jax.Array]:
+    """Computes the loss -ELBO, with the options of beta-VAE (Higgins et al., 2017) and free bits (Kingma et al., 2016).
 
     Args:
-      model: a `VAE`.
-      variables: its parameters, `{"params": ...}`.
-      codes: `[B, D]`.
-      shape: of one input.
-      labels: int `[B]`, classes where the model is conditional.
-      key: randomness of the draws; None: no draws.
+      terms: of a batch of B examples.
+      beta: weight of the KL divergence.
+      free_nats: see `vae`.
+
+    Returns:
+      "loss", "reconstruction_loss", "kl" and "elbo" (without `beta` and `free_nats`), `[B]`, in nats.
+
+    >>> terms = ELBOTerms(jnp.array([-5.0]), jnp.array([[1.0, 0.1]]), jnp.zeros((1, 2)), jnp.array([-6.0]))
+    >>> elbo_loss(terms, free_nats=0.5)["loss"].tolist()
+    [6.5]
     """
-    decoded = model.apply(variables, codes, labels, method=VAE.decode)
-    count = math.prod(shape)
+    chex.assert_equal_shape_prefix([terms.log_likelihood, terms.kl], 1)
+    # -ELBO = -log p(x | z) + KL(q(z | x) || p(z))  (Kingma & Welling, equation 3)
+    reconstruction_loss, kl = -terms.log_likelihood, terms.kl.sum(axis=-1)
+    elbo = -reconstruction_loss - kl
+    # Free bits: a dimension whose mean KL over the batch is below `free_nats` costs `free_nats`.
+    mean_kl = terms.kl.mean(axis=0)
+    free_bits_penalty = jnp.maximum(mean_kl, free_nats).sum() - mean_kl.sum()
+    loss = reconstruction_loss + beta * (kl + free_bits_penalty)
+    return {"loss": loss, "reconstruction_loss": reconstruction_loss, "kl": kl, "elbo": elbo}
 
-    def chosen(flat: jax.Array, key: jax.Array | None) -> jax.Array:
-        outputs = model.apply(variables, decoded, flat, method=VAE.outputs)
-        return model.likelihood.mean(outputs) if key is None else model.likelihood.sample(key, outputs)
 
-    def add(flat: jax.Array, place: jax.Array) -> tuple[jax.Array, None]:
-        own = None if key is None else jax.random.fold_in(key, place)
-        here = (jnp.arange(count) == place)[None, :]
-        return jnp.where(here, chosen(flat, own), flat), None
+def _elbo_task(model: VAE, beta: chex.Numeric, free_nats: chex.Numeric) -> tasks.Task:
+    def conditioning(batch: tasks.Batch) -> dict[str, jax.Array]:
+        return {} if model.num_classes is None else {"labels": batch["targets"]}
 
-    flat = jnp.zeros((codes.shape[0], count))
-    flat = chosen(flat, key) if model.neighbours is None else jax.lax.scan(add, flat, jnp.arange(count))[0]
-    return flat.reshape(-1, *shape)
+    def train_metrics(terms: ELBOTerms, batch: tasks.Batch) -> dict[str, jax.Array]:
+        metrics = elbo_loss(terms, beta, free_nats)
+        return metrics | {"bits_per_dimension": _bits_per_dimension(metrics["elbo"], batch)}
+
+    def evaluate(terms: ELBOTerms, batch: tasks.Batch) -> Evaluation:
+        metrics = train_metrics(terms, batch)
+        # Free bits are a property of a batch: the loss of a single example has none.
+        metrics["loss"] = metrics["reconstruction_loss"] + beta * metrics["kl"]
+        outputs = {"latents": terms.posterior_mean, "kl_per_latent": terms.kl}
+        targets = {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
+        return Evaluation({**metrics}, outputs | targets)
+
+    fields = ("inputs",) if model.num_classes is None else ("inputs", "targets")
+    inputs = tasks.input_function(model, None)
+    return tasks.Task(fields, inputs, train_metrics=train_metrics, evaluate=evaluate, model_kwargs=conditioning)
 
 
 def vae(
     model: VAE,
     optimizer: optax.GradientTransformation,
     *,
-    beta: Any = 1.0,
-    free_nats: Any = 0.0,
+    beta: chex.Numeric = 1.0,
+    free_nats: chex.Numeric = 0.0,
     importance_samples: int = 0,
-    samples: int = 0,
-    **options: Unpack[Options],
+    samples_per_example: int = 0,
+    **options: Unpack[tasks.NetworkOptions],
 ) -> Learner:
-    """Returns a learner of the evidence lower bound (ELBO).
+    """Learner that maximises the evidence lower bound (ELBO: Kingma & Welling, 2014).
 
-    `update` and `evaluate` report "loss", "reconstruction" (minus the log likelihood given the codes) and "divergence"
-    in nats for an input, "elbo" (minus their sum) and "bits_per_dimension" (the ELBO's, of each number of an input).
-    `evaluate` also gives "codes" `[B, D]`, "divergences" `[B, D]`, "targets" where there are some and, with
-    `importance_samples`, "importance_bound" in nats and "importance_bits_per_dimension"; with `samples`, "samples"
-    `[B, samples, ...]`, drawn from codes of the prior, for each example's class by a conditional model. `predict` gives
-    the inputs' means given the means of their codes, `[B, ...]`.
+    `update` and `evaluate` report "loss", "reconstruction_loss" (-log p(x | z)), "kl" and "elbo" in nats per example,
+    and "bits_per_dimension" (of the ELBO). The "loss" of `evaluate` has no free bits. `evaluate` adds, with
+    `importance_samples`, the metrics "iwae_bound" (nats) and "iwae_bits_per_dimension"; its outputs are "latents"
+    `[B, D]` (posterior means), "kl_per_latent" `[B, D]`, "targets", where the batch has them, and, with
+    `samples_per_example`, "samples" `[B, S, ...]` from the prior, of each example's class if the VAE is conditional.
+    `predict` takes the inputs, or {"inputs", "targets"} if the VAE is conditional, and returns reconstructions
+    `[B, ...]`: the mean of p(x | z) at the posterior mean.
 
     Args:
-      model: its inputs become float32, in the units of its likelihood.
-      optimizer: of optax; its rates may be traced.
-      beta: weight of the divergence in the loss (Higgins et al., 2017); may be traced.
-      free_nats: least divergence of each code, a mean over the batch, that the loss sees (Kingma et al., 2016).
-      importance_samples: k of the importance-weighted bound (Burda et al., 2016) in evaluation; 0: none.
-      samples: inputs to draw for each example in evaluation.
-      **options: those of `network.Options`: augment, frozen, l1, l2, ema_decay, accumulate.
+      model: network; its inputs become float32, in the units of its likelihood.
+      optimizer: Optax optimizer; its rates may be traced.
+      beta: weight of the KL divergence (beta-VAE: Higgins et al., 2017); may be traced.
+      free_nats: lower limit, in nats, of the KL of each latent dimension averaged over the batch, below which the loss
+        does not reward a smaller KL (free bits: Kingma et al., 2016); may be traced. With `microbatches`, the KL is
+        averaged over the microbatch.
+      importance_samples: k of the importance-weighted bound (IWAE: Burda et al., 2016) in evaluation; 0: none.
+      samples_per_example: S, number of samples per example in evaluation.
+      **options: those of `tasks.NetworkOptions`: augment, frozen, l1, l2, ema_decay, microbatches.
+
+    Returns:
+      The learner; its state is a `gradients.TrainState`.
 
     Raises:
-      ConfigError: `importance_samples` or `samples` is negative; while tracing, a conditional model has no targets.
+      ConfigError: `importance_samples` or `samples_per_example` is negative; `predict` of a conditional VAE gets no
+        "targets".
+      ExperimentError: while tracing, the batch lacks a field.
+
+    >>> from foldax import models
+    >>> from foldax.learners import likelihoods
+    >>> model = VAE(models.MLP((4,)), models.MLP((6,)), likelihoods.bernoulli())
+    >>> learner, batch = vae(model, optax.adam(1e-3)), {"inputs": jnp.zeros((5, 6))}
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    >>> jax.eval_shape(learner.evaluate, state, batch, jax.random.key(0)).outputs["latents"].shape
+    (5, 2)
     """
-    if min(importance_samples, samples) < 0:
-        raise ConfigError(f"importance_samples and samples: {importance_samples}, {samples} must be 0 or more")
-    conditional = model.num_classes is not None
+    if min(importance_samples, samples_per_example) < 0:
+        counts = f"{importance_samples} and {samples_per_example}"
+        raise ConfigError(f"importance_samples and samples_per_example must be 0 or more, got {counts}")
+    task = _elbo_task(model, beta, free_nats)
+    # An update: 1. encode, sample z, decode (`VAE.__call__`); 2. `elbo_loss`; 3. one gradient step.
+    learner = tasks.network_learner(model, optimizer, task, **options)
 
-    def labels(batch: Batch) -> dict[str, Any]:
-        return {"labels": batch["targets"]} if conditional else {}
+    def variables(state: TrainState) -> VariableDict:
+        return {"params": state.evaluation_params, **state.model_state}
 
-    def training(bound: Bound, batch: Batch) -> Values:
-        reconstruction, divergence = -bound.log_likelihood, bound.divergence.sum(axis=-1)
-        seen = jnp.maximum(bound.divergence.mean(axis=0), free_nats).sum() - bound.divergence.mean(axis=0).sum()
-        elbo = -reconstruction - divergence
-        values = {"loss": reconstruction + beta * (divergence + seen), "reconstruction": reconstruction}
-        return values | {"divergence": divergence, "elbo": elbo, "bits_per_dimension": _bits(elbo, batch)}
+    def evaluate(state: TrainState, batch: tasks.Batch, key: jax.Array) -> Evaluation:
+        elbo_key, sample_key = jax.random.split(key)
+        # 1. ELBO of one latent sample per example
+        metrics, outputs = as_evaluation(learner.evaluate(state, batch, elbo_key))
+        labels = task.model_kwargs(batch)
+        shape = batch["inputs"].shape[1:]
 
-    def evaluation(bound: Bound, batch: Batch) -> Values:
-        values = training(bound, batch)
-        values["loss"] = values["reconstruction"] + beta * values["divergence"]  # of each example alone
-        values |= {"codes": bound.codes, "divergences": bound.divergence}
-        return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
+        def log_importance_weight(index: jax.Array) -> jax.Array:
+            rngs = {"dropout": jax.random.fold_in(sample_key, index)}
+            return model.apply(variables(state), task.inputs(batch), **labels, rngs=rngs).log_importance_weight
 
-    fields = ("inputs", "targets") if conditional else ("inputs",)
-    task = Task(fields, tasks.inputs_of(model, None), training, evaluation, extras=labels)
-    inner = tasks.learner(model, optimizer, task, **options)
+        def sample(key: jax.Array) -> jax.Array:
+            latent_key, pixel_key = jax.random.split(key)
+            latents = jax.random.normal(latent_key, outputs["latents"].shape)
+            return decode_images(model, variables(state), latents, shape, **labels, key=pixel_key)
 
-    def variables(state: Any) -> Any:
-        return {"params": state.averaged, **state.model_state}
-
-    def evaluate(state: Any, batch: Any, key: jax.Array) -> Values:
-        first, own = jax.random.split(key)
-        values = inner.evaluate(state, batch, first)
         if importance_samples:
+            # 2. Importance-weighted bound: log (1 / k) sum_i w_i  (Burda et al., 2016)
+            bound = _log_mean_exp(log_importance_weight, len(batch["inputs"]), importance_samples)
+            metrics |= {"iwae_bound": bound, "iwae_bits_per_dimension": _bits_per_dimension(bound, batch)}
+        if samples_per_example:
+            # 3. Samples from the prior; `fold_in` with k gives a key that no importance sample has.
+            keys = jax.random.split(jax.random.fold_in(sample_key, importance_samples), samples_per_example)
+            outputs["samples"] = jnp.moveaxis(jax.lax.map(sample, keys), 0, 1)
+        return Evaluation(metrics, outputs)
 
-            def estimate(step: jax.Array) -> jax.Array:
-                streams = {"dropout": jax.random.fold_in(own, step)}
-                return model.apply(variables(state), task.inputs(batch), **labels(batch), rngs=streams).importance
-
-            bound = _log_mean(estimate, len(batch["inputs"]), importance_samples)
-            values |= {"importance_bound": bound, "importance_bits_per_dimension": _bits(bound, batch)}
-        if samples:
-
-            def draw(key: jax.Array) -> jax.Array:
-                prior, pixels = jax.random.split(key)
-                codes = jax.random.normal(prior, values["codes"].shape)
-                return decoded_images(model, variables(state), codes, shape, **labels(batch), key=pixels)
-
-            shape = batch["inputs"].shape[1:]
-            keys = jax.random.split(jax.random.fold_in(own, importance_samples), samples)
-            values["samples"] = jnp.moveaxis(jax.lax.map(draw, keys), 0, 1)
-        return values
-
-    def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:
-        batch = dict(inputs) if isinstance(inputs, dict) else {"inputs": jnp.asarray(inputs)}
+    def predict(state: TrainState, inputs: jax.Array | tasks.Batch, key: jax.Array) -> jax.Array:
+        batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
+        if model.num_classes is not None and "targets" not in batch:
+            raise ConfigError('VAE: predict of a conditional VAE takes {"inputs", "targets"}, and "targets" is missing')
         x = task.inputs(batch)
-        codes, _ = model.apply(variables(state), x, **labels(batch), method=VAE.encode)
-        return decoded_images(model, variables(state), codes, x.shape[1:], **labels(batch))
+        # Deterministic: the posterior mean stands for z.
+        mean, _ = model.apply(variables(state), x, **task.model_kwargs(batch), method=VAE.encode)
+        return decode_images(model, variables(state), mean, x.shape[1:], **task.model_kwargs(batch))
 
-    return Learner(inner.init, inner.update, evaluate, predict)
+    return Learner(learner.init, learner.update, evaluate, predict)
 
 
-def _log_mean(estimate: Callable[[jax.Array], jax.Array], size: int, count: int) -> jax.Array:
-    """Returns the log `[B]` of the mean of `count` numbers, whose logs `estimate(0)`, `estimate(1)`, ... gives."""
+def decode_images(
+    model: VAE,
+    variables: VariableDict,
+    latents: jax.Array,
+    shape: tuple[int, ...],
+    labels: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Decodes latents to images: the mean of p(x | z) or, with a key, a sample.
 
-    def add(total: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.logaddexp(total, estimate(step)), None
+    With an autoregressive head, pixels are decoded one after another, each given the preceding ones.
 
+    Args:
+      model: network.
+      variables: its variables, `{"params": ...}`.
+      latents: `[B, D]`.
+      shape: shape of one image.
+      labels: int `[B]`, for a conditional VAE.
+      key: random key of the samples; None: means.
+
+    Returns:
+      Images, float32 `[B, *shape]`.
+
+    >>> from foldax import models
+    >>> from foldax.learners import likelihoods
+    >>> model = VAE(models.MLP((4,)), models.MLP((6,)), likelihoods.bernoulli())
+    >>> variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 6)))
+    >>> jax.eval_shape(lambda variables: decode_images(model, variables, jnp.zeros((3, 2)), (6,)), variables).shape
+    (3, 6)
+    """
+    decoded = model.apply(variables, latents, labels, method=VAE.decode)
+    # The decoder runs once; only the head runs again for every pixel.
+    positions = jnp.arange(math.prod(shape))
+
+    def decode_pixels(inputs_BN: jax.Array, key: jax.Array | None) -> jax.Array:
+        likelihood_params = model.apply(variables, decoded, inputs_BN, method=VAE.likelihood_parameters)
+        if key is None:
+            return model.likelihood.mean(likelihood_params)
+        return model.likelihood.sample(key, likelihood_params)
+
+    def decode_next(inputs_BN: jax.Array, position: jax.Array) -> tuple[jax.Array, None]:
+        # Pixels after `position` are still 0, which no output up to `position` depends on.
+        pixel_key = None if key is None else jax.random.fold_in(key, position)
+        return jnp.where((positions == position)[None, :], decode_pixels(inputs_BN, pixel_key), inputs_BN), None
+
+    inputs_BN = jnp.zeros((latents.shape[0], positions.size))
+    if model.neighbours is None:
+        return decode_pixels(inputs_BN, key).reshape(-1, *shape)
+    return jax.lax.scan(decode_next, inputs_BN, positions)[0].reshape(-1, *shape)
+
+
+def _log_mean_exp(log_weight: Callable[[jax.Array], jax.Array], size: int, count: int) -> jax.Array:
+    """Log `[B]` of the mean of `count` weights whose logs are `log_weight(0)`, `log_weight(1)`, ..."""
+
+    def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.logaddexp(total, log_weight(index)), None
+
+    # Accumulated in a scan, so that memory does not grow with `count`.
     return jax.lax.scan(add, jnp.full(size, -jnp.inf), jnp.arange(count))[0] - math.log(count)
 
 
-def _bits(nats: jax.Array, batch: Batch) -> jax.Array:
+def _bits_per_dimension(nats: jax.Array, batch: tasks.Batch) -> jax.Array:
     return -nats / (math.prod(batch["inputs"].shape[1:]) * math.log(2))

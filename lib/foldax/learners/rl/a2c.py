@@ -1,85 +1,92 @@
-"""Advantage actor-critic (Mnih et al., 2016), with all actors in step.
+"""Advantage actor-critic, A2C: the synchronous form of A3C (Mnih et al., 2016).
 
-An update plays `rollout_steps` steps in `num_envs` copies of the environment, and takes one step up the policy gradient
-with advantages over what was expected: discounted rewards up to the last of the steps, then its value.
+An update collects `rollout_steps` steps in each of `num_envs` parallel environments and takes one gradient step on
+them. Advantages are discounted rewards up to the end of the rollout, plus the value of the last observation, minus the
+value of the first.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any
 
-import jax
 import optax
 
 from foldax import rl
-from foldax.errors import check_counts
-from foldax.learner import Acts, Learner
+from foldax.configuration import config
+from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.on_policy import AgentState
+
+
+@config
+class A2CSettings(on_policy.NormalizingSettings):
+    """Hyperparameters of `a2c`; nest them in an experiment's config.
+
+    Discount, coefficients of the loss, evaluation and normalisation are those of `on_policy.ActorCriticSettings` and
+    `on_policy.NormalizingSettings`.
+
+    >>> A2CSettings(gae_lambda=0.95).discount
+    0.99
+    """
+
+    gae_lambda: float = 1.0
+    """Lambda of generalised advantage estimation; 1 is the paper's n-step return."""
 
 
 def a2c(
-    environment: rl.World,
-    model: Any,
+    environment: rl.EnvironmentLike,
+    model: Model,
     optimizer: optax.GradientTransformation,
+    settings: A2CSettings = A2CSettings(),
     *,
     num_envs: int = 16,
     rollout_steps: int = 5,
-    discount: Any = 0.99,
-    trace_decay: Any = 1.0,
-    entropy_weight: Any = 0.01,
-    value_weight: Any = 0.5,
-    scale_observations: bool = False,
-    scale_rewards: bool = False,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
-    greedy_evaluation: bool = True,
+    loss: on_policy.ActorCriticLoss = on_policy.policy_gradient_loss,
+    advantages: on_policy.AdvantageFunction = on_policy.gae_targets,
 ) -> Learner:
-    """Returns a learner of a policy, for choices and for numbers.
+    """Advantage actor-critic for discrete and continuous actions (Mnih et al., 2016).
 
-    `update` reports "loss", "policy_loss", "value_loss", "entropy", "gradient_norm" and, of episodes that ended,
-    "return" and "length". `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each:
-    0 if it was left off after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and
-    draws those of `rl.Explore`.
+    `update` reports the metrics of the loss, "gradient_norm", and "return" and "length" of episodes that ended.
+    `evaluate` and `predict` are those of `ppo`.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`.
-      model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
-      optimizer: of optax (the paper takes RMSProp); its rates may be traced.
-      num_envs: copies of the environment.
-      rollout_steps: that each takes in an update.
-      discount: of a reward one step later; may be traced.
-      trace_decay: lambda of the advantages' estimates (GAE); 1 is the paper's; may be traced.
-      entropy_weight: of the policy's entropy, which is ascended; may be traced.
-      value_weight: of half the squared error of the values; may be traced.
-      scale_observations: whether the network sees them in deviations from the mean of all that were seen before.
-      scale_rewards: whether it learns from rewards over the deviation of the discounted return so far.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
+      environment: the environment to act in, or an `rl.HostSpec` when it runs on the host, whose batches are
+        `rl.HostRollout`s.
+      model: observations `[B, ...]` to `models.ActorCriticOutput`, such as `models.ActorCritic`.
+      optimizer: Optax optimizer (RMSProp in the paper), one step an update; its rates may be traced.
+      settings: hyperparameters; their floats may be traced.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
+      loss: `(output, rollout, settings) -> (loss, metrics)`; `on_policy.policy_gradient_loss`, or an own one.
+      advantages: estimator, as in `ppo`.
 
     Raises:
-      ConfigError: the environment is none, or a number is below 1 or not the host's.
+      ConfigError: `environment` is not an environment, or a number is below 1 or differs from the host's.
+
+    >>> from foldax import models
+    >>> learner = a2c(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.rmsprop(7e-4), num_envs=8)
+    >>> learner.environment_steps.per_update
+    40
     """
-    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
-    check_counts(evaluation_episodes=evaluation_episodes)
-    world, descend = on_policy.within(environment), on_policy.policy_gradient(model, entropy_weight, value_weight)
+    rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
+    predict = functools.partial(on_policy.predict_action, environment.action_space, model)
+    # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
+    clipped_environment = on_policy.with_clipped_actions(environment)
+    loss_fn = on_policy.actor_critic_loss_fn(model, loss, settings)
 
-    def init(key: jax.Array, examples: Any) -> AgentState:
-        scale = (scale_observations, scale_rewards)
-        return on_policy.begin(world, model, optimizer, key, num_envs, examples, *scale)
+    def init(key: Key, examples: Batch) -> on_policy.AgentState:
+        return on_policy.init_agent(clipped_environment, model, optimizer, key, num_envs, examples, settings)
 
-    def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
-        state, seen, ended = on_policy.experienced(world, model, state, batch, key, rollout_steps, discount)
-        rows = on_policy.targets(model, state.network.params, seen, discount, trace_decay)
-        network, metrics = gradients.step(state.network, descend, optimizer, rows, key)
-        return state._replace(network=network), metrics | ended
+    def update(state: on_policy.AgentState, batch: Batch, key: Key) -> tuple[on_policy.AgentState, Metrics]:
+        # 1. Rollout with the current policy; `batch` holds that of a host, and is None on the device.
+        state, transitions, episode_metrics = on_policy.collect_normalized_rollout(
+            clipped_environment, model, rollout_steps, settings.discount, state, batch, key
+        )
+        # 2. Advantages
+        rollout = on_policy.estimate_advantages(
+            model, state.network.params, transitions, advantages, settings.discount, settings.gae_lambda
+        )
+        # 3. One gradient step on the whole rollout
+        network, metrics = gradients.gradient_step(state.network, loss_fn, optimizer, rollout, key)
+        return state._replace(network=network), metrics | episode_metrics
 
-    def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
-        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
-
-    predict = functools.partial(on_policy.predicted, environment.actions, model)
-    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
+    evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))

@@ -1,161 +1,255 @@
-"""Deep Q-networks (Mnih et al., 2015) and what came after, each a switch; all of them together are Rainbow.
+"""Deep Q-networks (Mnih et al., 2015) with their extensions as options; all of them together are Rainbow.
 
-An update acts `rollout_steps` times in `num_envs` copies of the environment, remembers it, and takes one step of
-descent on a batch of what it remembers; see `off_policy` for what is not of this paper alone.
+Double Q-learning, n-step returns and prioritised replay are settings, distributional returns are an argument, dueling
+and noisy networks are options of `models.QNetwork`. `off_policy` collects, stores and samples transitions.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax import rl
+from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
-from foldax.learner import Learner
-from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
+from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
+from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy, return_distributions
-from foldax.learners.rl.distributions import exploration
-from foldax.learners.rl.off_policy import Experience, Memory
+from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
+from foldax.learners.rl.off_policy import LossAndErrors, OffPolicySettings, ReplaySettings, ReplayState, ScalarMetrics
+from foldax.learners.rl.return_distributions import ReturnDistribution, greedy_actions, outputs_of_actions
+from foldax.rl.replay import ReplayBatch
+
+
+@config
+class DQNSettings(OffPolicySettings):
+    """Hyperparameters of `dqn`; nest them in an experiment's config.
+
+    >>> DQNSettings(double=True, replay=ReplaySettings(n_steps=3)).replay.n_steps
+    3
+    """
+
+    batch_size: int = 128
+    """Transitions sampled for the gradient step of an update."""
+    target_update_period: int = 500
+    """Environment steps between two copies of the network to the target network."""
+    double: bool = False
+    """Whether the online network selects the next action that the target evaluates (van Hasselt et al., 2016)."""
+    exploration_fraction: float = 0.5
+    """Fraction of all environment steps over which epsilon falls linearly from 1 to `final_epsilon`."""
+    final_epsilon: float = 0.05
+    """Probability of a random action after that; 0 for noisy networks."""
+    replay: ReplaySettings = ReplaySettings()
+    """The replay buffer."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, target_update_period=1, evaluation_episodes=1)
 
 
 class DQNState(NamedTuple):
-    """The networks and the world.
+    """State of `dqn`.
 
     Attributes:
-      network: what learns.
-      target: parameters that are asked for the values of what came next.
-      experience: copies of the environment and the memory of what they did.
+      network: online Q-network and its optimizer.
+      target_params: parameters of the target network.
+      replay: environments and replay buffer.
     """
 
     network: TrainState
-    target: Any
-    experience: Experience
+    target_params: Params
+    replay: ReplayState
+
+
+class DQNOutput(NamedTuple):
+    """Network outputs that a loss of `dqn` receives: K numbers per return (see `return_distributions`).
+
+    Attributes:
+      outputs: online network for all actions in the sampled observations, `[B, A, K]`.
+      action_outputs: those of the sampled actions, `[B, K]`.
+      next_action_outputs: target network for the selected next actions, `[B, K]`.
+    """
+
+    outputs: jax.Array
+    action_outputs: jax.Array
+    next_action_outputs: jax.Array
+
+
+Loss = Callable[[DQNOutput, ReplayBatch, ReturnDistribution], LossAndErrors]
+"""`(output, batch, return_distribution) -> (loss [], td_errors [B], metrics)`."""
+
+Exploration = Callable[[jax.Array, jax.Array, Key], jax.Array]
+"""`(q_values [N, A], epsilon [], key) -> actions int32 [N]`."""
+
+
+def dqn_loss(output: DQNOutput, batch: ReplayBatch, return_distribution: ReturnDistribution) -> LossAndErrors:
+    """Distance of Q(s, a) from its Bellman target r + gamma max_a' Q_target(s', a') (Mnih et al., 2015).
+
+    Args:
+      output: outputs of the networks for the sampled transitions.
+      batch: B transitions with their importance weights.
+      return_distribution: measures the distance: squared error, divergence or quantile loss.
+
+    Returns:
+      The scalar loss, TD errors `[B]` for prioritised replay, and the metrics "loss" and "q_value".
+
+    >>> batch = ReplayBatch(None, None, jnp.ones(1), None, jnp.full(1, 0.5), jnp.ones(1), None, None)
+    >>> output = DQNOutput(jnp.zeros((1, 2, 1)), jnp.zeros((1, 1)), jnp.full((1, 1), 4.0))
+    >>> loss, td_errors, _ = dqn_loss(output, batch, return_distributions.expectation())
+    >>> float(loss), float(td_errors[0])  # the target is 1 + 0.5 * 4
+    (4.5, 3.0)
+    """
+    # `batch.discounts`: gamma^n, 0 where the episode terminated; `batch.rewards`: n-step sums.
+    losses, td_errors = return_distribution.loss(
+        output.action_outputs, output.next_action_outputs, batch.rewards, batch.discounts
+    )
+    loss = (batch.weights * losses).mean()
+    return loss, td_errors, {"loss": loss, "q_value": return_distribution.mean(output.action_outputs).mean()}
 
 
 def dqn(
-    environment: rl.World,
-    model: Any,
+    environment: rl.EnvironmentLike,
+    model: Model,
     optimizer: optax.GradientTransformation,
+    settings: DQNSettings = DQNSettings(),
     *,
-    head: return_distributions.Head | None = None,
-    memory: Memory = Memory(),
+    environment_steps: int,
     num_envs: int = 1,
     rollout_steps: int = 10,
-    start: int = 10_000,
-    batch_size: int = 128,
-    discount: Any = 0.99,
-    epsilon: Any = 0.05,
-    epsilon_steps: Any = 250_000.0,
-    target_period: int = 500,
-    double: bool = False,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
+    learning_starts: int = 10_000,
+    return_distribution: ReturnDistribution | None = None,
+    loss: Loss = dqn_loss,
+    exploration: Exploration = epsilon_greedy,
 ) -> Learner:
-    """Returns a learner of what actions are worth.
+    """Deep Q-learning (Mnih et al., 2015), and with all options Rainbow (Hessel et al., 2018).
 
-    `update` reports "loss", "value" (mean of the chosen actions'), "epsilon", "gradient_norm" and, of the episodes that
-    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return", "length" and
-    "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives the best actions of observations
-    `[B, ...]`, and explores those of `rl.Explore`.
+    An update takes `rollout_steps` steps in every environment and one gradient step on a batch from the replay buffer.
+    It reports "loss", "q_value" (mean of the sampled actions), "epsilon", "gradient_norm" and, over the episodes that
+    ended, "return" and "length". `evaluate` plays greedy episodes and reports "return", "length" and "finished" (0 if
+    `evaluation_steps` cut an episode short). `predict` returns the greedy actions of observations `[B, ...]`, and
+    exploratory ones of an `rl.ExplorationRequest`.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are discrete.
-      model: observations `[B, ...]` to `[B, A, width]`, such as `models.QNetwork`; dueling and noisy are its switches.
-      optimizer: of optax; its rates may be traced.
-      head: how `width` numbers describe a return; `heads.expected()` if None.
-      memory: how it remembers.
-      num_envs: copies of the environment.
-      rollout_steps: of each in an update.
-      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
-        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
-      batch_size: transitions in an update's descent.
-      discount: of a reward one step later; may be traced.
-      epsilon: probability of a random action in the end; may be traced.
-      epsilon_steps: of the environment, in which it falls from 1 in a straight line; may be traced; 0 for noisy models.
-      target_period: steps of the environment between copies of the network to the target.
-      double: whether the network chooses the next action that the target judges (van Hasselt et al., 2016).
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
+      environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions are discrete.
+      model: Q-network, observations `[B, ...]` to outputs `[B, A, K]`, such as `models.QNetwork`.
+      optimizer: any Optax optimizer; its rates may be traced.
+      settings: hyperparameters; their floats may be traced.
+      environment_steps: length of the whole training, over which epsilon and importance exponents are annealed.
+      num_envs: N, the number of parallel environments.
+      rollout_steps: steps of every environment in an update.
+      learning_starts: transitions of random actions before the first update, at least a batch and a multiple of
+        `num_envs`. On the host the first updates collect them, and `learning_starts` of the config is 0.
+      return_distribution: what the K outputs of an action represent; None: `return_distributions.expectation()`.
+      loss: `(output: DQNOutput, batch: ReplayBatch, return_distribution) -> (loss [], td_errors [B], metrics)`.
+      exploration: `(q_values [N, A], epsilon [], key) -> actions int32 [N]`; epsilon follows `epsilon_schedule`.
+
+    Returns:
+      The learner, whose state is a `DQNState`.
 
     Raises:
-      ConfigError: the environment is none, actions are no choices, or a number does not fit the others or the host's.
+      ConfigError: `environment` is not an environment, its actions are not discrete, or numbers do not fit each other
+        or the host.
+
+    >>> from foldax import models
+    >>> learner = dqn(rl.gymnax("CartPole-v1"), models.QNetwork(2, hidden=(4,)), optax.adam(1e-3),
+    ...               DQNSettings(batch_size=8), environment_steps=1_000, rollout_steps=2, learning_starts=16)
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 4)), jax.random.key(0)).shape
+    (3,)
     """
-    head = return_distributions.expected() if head is None else head
-    counts = dict(target_period=target_period, evaluation_episodes=evaluation_episodes)
-    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
-    if not isinstance(environment.actions, rl.Discrete):
-        raise ConfigError(f"dqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
-    descend = loss(model, head, double)
+    setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
+    off_policy.check_settings(setup)
+    if not isinstance(environment.action_space, rl.Discrete):
+        raise ConfigError(f"dqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
+    if return_distribution is None:
+        return_distribution = return_distributions.expectation()
+    loss_fn = _bellman_loss_fn(model, return_distribution, settings.double, loss)
+    decay_steps = settings.exploration_fraction * environment_steps
 
-    def init(key: jax.Array, examples: Any) -> DQNState:
-        of_network, of_world = jax.random.split(key)
-        experience, seen = off_policy.begin(environment, memory, of_world, num_envs, start, examples)
-        params = model.init({"params": of_network}, seen[:1])["params"]
-        return DQNState(gradients.create(params, optimizer), jax.tree.map(jnp.copy, params), experience)
+    def init(key: Key, examples: Batch) -> DQNState:
+        init_key, environment_key = jax.random.split(key)
+        replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
+        params = model.init({"params": init_key}, observation[:1])["params"]
+        # The target network starts as a copy; donated states must not share buffers.
+        target_params = jax.tree.map(jnp.copy, params)
+        return DQNState(init_train_state(params, optimizer), target_params, replay_state)
 
-    def update(state: DQNState, batch: Any, key: jax.Array) -> tuple[DQNState, dict[str, Any]]:
-        of_actions, of_draws, of_loss = jax.random.split(key, 3)
-        act = functools.partial(explore, state.network.params)
-        before = state.experience.environment_steps
-        played = (environment, memory, state.experience, act, of_actions, rollout_steps, batch)
-        experience, ended = off_policy.play(*played)
-        after = experience.environment_steps
+    def update(state: DQNState, batch: Batch, key: Key) -> tuple[DQNState, Metrics]:
+        action_key, sample_key, loss_key = jax.random.split(key, 3)
+        steps_before = state.replay.environment_steps
 
-        def learn(state: DQNState) -> tuple[DQNState, dict[str, jax.Array]]:
-            drawn = off_policy.draw(memory, state.experience, of_draws, batch_size, discount)
-            batch = (drawn.sample, state.target, drawn.weights)
-            network, metrics = gradients.step(state.network, descend, optimizer, batch, of_loss)
-            experience = off_policy.surprised(memory, state.experience, drawn.places, metrics.pop("surprise"))
-            copied = before // target_period < after // target_period
-            target = jax.tree.map(lambda new, old: jnp.where(copied, new, old), network.params, state.target)
-            return DQNState(network, target, experience), metrics
+        # `batch`: None for an environment on the device, an `rl.HostRollout` from a host.
+        # 1. Act: every environment takes `rollout_steps` exploratory steps, which are stored.
+        select_action = functools.partial(explore, state.network.params)
+        replay_state, episode_metrics = off_policy.collect_transitions(
+            setup, state.replay, select_action, action_key, batch
+        )
+        steps_after = replay_state.environment_steps
 
-        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
-        return state, metrics | ended | {"epsilon": exploration(after, epsilon, epsilon_steps)}
+        def train(state: DQNState) -> tuple[DQNState, ScalarMetrics]:
+            # 2. Sample a batch of transitions.
+            sample = off_policy.sample_batch(setup, state.replay, sample_key)
+            # 3. Gradient step towards the Bellman target.
+            inputs = (sample, state.target_params)
+            network, metrics = gradient_step(state.network, loss_fn, optimizer, inputs, loss_key)
+            # 4. New priorities of the sampled transitions.
+            replay_state = off_policy.update_priorities(settings.replay, state.replay, sample, metrics.pop("td_errors"))
+            # 5. Copy the network to the target network once per period.
+            period = settings.target_update_period
+            due = steps_before // period < steps_after // period
+            target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), network.params, state.target_params)
+            return DQNState(network, target_params, replay_state), metrics
 
-    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-        coin, choice, noise = jax.random.split(key, 3)
-        best = return_distributions.best(head, worth(model, params, observation, noise))
-        anything = off_policy.random_actions(environment.actions, choice, len(observation))
-        chance = exploration(steps, epsilon, epsilon_steps)
-        action = jnp.where(jax.random.bernoulli(coin, chance, (len(observation),)), anything, best)
-        return off_policy.at_first(environment, start, steps, action, choice)
+        state, metrics = off_policy.train_steps(setup, train, state._replace(replay=replay_state))
+        epsilon = epsilon_schedule(steps_after, settings.final_epsilon, decay_steps)
+        return state, metrics | episode_metrics | {"epsilon": epsilon}
 
-    def predict(state: DQNState, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            return explore(state.network.params, inputs.observation, state.experience.environment_steps, key)
-        return return_distributions.best(head, worth(model, state.network.params, jnp.asarray(inputs)))
+    def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
+        # `exploration` may draw the bits of `warmup_key` too, which is harmless: warm-up actions replace its own.
+        _, warmup_key, noise_key = jax.random.split(jax.random.clone(key), 3)
+        q_values = return_distribution.mean(_apply(model, params, observation, noise_key))
+        actions = exploration(q_values, epsilon_schedule(steps, settings.final_epsilon, decay_steps), key)
+        return off_policy.warmup_actions(setup, steps, actions, warmup_key)
 
-    def evaluate(state: DQNState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(predict, state)
-        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+    def predict(state: DQNState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
+        if isinstance(inputs, rl.ExplorationRequest):
+            return explore(state.network.params, inputs.observation, state.replay.environment_steps, key)
+        return greedy_actions(return_distribution, _apply(model, state.network.params, jnp.asarray(inputs)))
 
-    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
+    def evaluate(state: DQNState, batch: Batch, key: Key) -> ScalarMetrics:
+        return off_policy.evaluate_policy(setup, functools.partial(predict, state), batch, key)
 
-
-def worth(model: Any, params: Any, observation: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Returns what the network says of all actions, `[B, A, width]`; with a key, its noisy layers are disturbed."""
-    streams = {} if key is None else {"dropout": key}
-    return model.apply({"params": params}, observation, train=key is not None, rngs=streams)
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))
 
 
-def loss(model: Any, head: return_distributions.Head, double: bool) -> gradients.Loss:
-    """Returns the loss of what was drawn: `(sample [B], target's parameters, weights [B])`."""
+def _apply(model: Model, params: Params, observations: jax.Array, noise_key: Key | None = None) -> jax.Array:
+    """Outputs `[B, A, K]` of the network; with a key, its noisy layers add noise."""
+    rngs = {} if noise_key is None else {"dropout": noise_key}
+    return model.apply({"params": params}, observations, train=noise_key is not None, rngs=rngs)
 
-    def total(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        drawn, target, weights = batch
-        now, choosing, judging = jax.random.split(key, 3)
-        outputs = return_distributions.chosen(worth(model, params, drawn.observation, now), drawn.action)
-        after = worth(model, target, drawn.next_observation, judging)
-        chooser = worth(model, params, drawn.next_observation, choosing) if double else after
-        following = return_distributions.chosen(after, return_distributions.best(head, chooser))
-        losses, surprise = head.loss(outputs, following, drawn.reward, drawn.discount)
-        value = (weights * losses).mean()
-        return value, (model_state, {"loss": value, "value": head.mean(outputs).mean(), "surprise": surprise})
 
-    return total
+def _bellman_loss_fn(model: Model, return_distribution: ReturnDistribution, double: bool, loss: Loss) -> LossFunction:
+    """Turns `loss(output, batch, return_distribution)` into a `LossFunction` of the online network's parameters.
+
+    Its batch is `(ReplayBatch, target_params)`; its metrics include "td_errors" `[B]`, for `update_priorities`.
+    """
+
+    def loss_fn(params: Params, model_state: State, batch: Batch, key: Key) -> LossAndAux:
+        replay_batch, target_params = batch
+        online_key, selection_key, target_key = jax.random.split(key, 3)
+        # Q(s, a)
+        outputs = _apply(model, params, replay_batch.observations, online_key)
+        action_outputs = outputs_of_actions(outputs, replay_batch.actions)
+        # Q_target(s', a') with a' = argmax Q_target(s', .), or for double Q-learning argmax Q(s', .)
+        next_outputs = _apply(model, target_params, replay_batch.next_observations, target_key)
+        selection_outputs = next_outputs
+        if double:
+            selection_outputs = _apply(model, params, replay_batch.next_observations, selection_key)
+        next_action_outputs = outputs_of_actions(next_outputs, greedy_actions(return_distribution, selection_outputs))
+        output = DQNOutput(outputs, action_outputs, next_action_outputs)
+        value, td_errors, metrics = loss(output, replay_batch, return_distribution)
+        return value, (model_state, {**metrics, "td_errors": td_errors})
+
+    return loss_fn

@@ -1,85 +1,102 @@
-"""Observations and rewards in scales of their own, which are learned beside the policy.
+"""Normalisation of observations and rewards by running statistics, which are part of the learner's state.
 
-Their moments are part of the learner's state: an evaluation uses those of training and does not move them.
+Evaluation uses the statistics of training and leaves them unchanged.
 """
 
-from __future__ import annotations
+from typing import NamedTuple
 
-from typing import Any, NamedTuple
-
+import chex
 import jax
 import jax.numpy as jnp
 
 from foldax import rl
-from foldax.rl.wrappers import Moments, no_moments, standardized, with_seen
+from foldax.rl.wrappers import Moments, init_moments, normalize, update_moments
 
-LARGEST = 10.0  # deviations; what is further off is cut
+CLIP_RANGE = 10.0  # normalised values are clipped to [-10, 10], as in OpenAI Baselines
 
 
-class Scales(NamedTuple):
-    """What was seen so far, as far as it is needed.
+class RunningStatistics(NamedTuple):
+    """Statistics of observations and returns over the whole of training.
 
     Attributes:
-      observations: their moments, number by number; None: observations stay as they are.
-      returns: moments of the discounted returns so far, at every step; None: rewards stay as they are.
-      running: float32 `[N]`, these returns of the episodes that are going on.
+      observations: elementwise mean and variance of observations; None: observations are not normalised.
+      returns: variance of the discounted returns so far at every step; None: rewards are not normalised.
+      running_return: discounted return so far of every running episode, float32 `[N]`.
     """
 
     observations: Moments | None
     returns: Moments | None
-    running: jax.Array
+    running_return: jax.Array
 
 
-def no_scales(observation: jax.Array, observations: bool, rewards: bool) -> Scales:
-    """Returns the scales before anything was seen, of copies that see `[N, ...]`, for observations, rewards or both."""
-    of_observations = no_moments(observation.shape[1:]) if observations else None
-    return Scales(of_observations, no_moments(()) if rewards else None, jnp.zeros(len(observation)))
+def init_statistics(observation: jax.Array, normalize_observations: bool, normalize_rewards: bool) -> RunningStatistics:
+    """Creates empty statistics for N environments whose observations are `[N, ...]`.
 
-
-def begun(scales: Scales, when: jax.Array) -> Scales:
-    """Returns the scales of copies that have begun new episodes, if `when` bool []."""
-    return scales._replace(running=jnp.where(when, 0.0, scales.running))
-
-
-def observed(scales: Scales, observation: jax.Array) -> jax.Array:
-    """Returns observations `[N, ...]` in deviations from their mean."""
-    if scales.observations is None:
-        return observation
-    return standardized(scales.observations, observation, LARGEST)
-
-
-def scaled(scales: Scales, seen: rl.Transition, discount: Any) -> tuple[Scales, rl.Transition]:
-    """Returns the scales with what was seen `[T, N, ...]`, and that in scale.
-
-    Observations are scaled as they were when they were acted on, without those of now: else the policy that learns
-    would not be the one that acted. Rewards are divided by the deviation of the discounted returns so far (Engstrom et
-    al., 2020), those of now included.
+    >>> statistics = init_statistics(jnp.zeros((4, 3)), normalize_observations=True, normalize_rewards=False)
+    >>> statistics.observations.mean.shape, statistics.returns, statistics.running_return.shape
+    ((3,), None, (4,))
     """
-    look = jax.vmap(lambda observation: observed(scales, observation))
-    shown = seen._replace(observation=look(seen.observation), next_observation=look(seen.next_observation))
-    if scales.observations is not None:
-        rows = seen.observation.reshape(-1, *seen.observation.shape[2:])
-        scales = scales._replace(observations=with_seen(scales.observations, rows))
-    if scales.returns is not None:
-        running, returns = running_returns(scales.running, seen, discount)
-        moments = with_seen(scales.returns, returns.reshape(-1))
-        reward = jnp.clip(seen.reward * jax.lax.rsqrt(moments.variance + 1e-8), -LARGEST, LARGEST)
-        scales, shown = scales._replace(returns=moments, running=running), shown._replace(reward=reward)
-    return scales, shown
+    observations = init_moments(observation.shape[1:]) if normalize_observations else None
+    returns = init_moments(()) if normalize_rewards else None
+    return RunningStatistics(observations, returns, jnp.zeros(len(observation)))
 
 
-def running_returns(running: jax.Array, seen: rl.Transition, discount: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the sums `[N]` after all steps, and `[T, N]` with each: of the rewards of its episode so far, discounted.
+def reset_running_returns(statistics: RunningStatistics, restarted: jax.Array) -> RunningStatistics:
+    """Sets all running returns to 0 where `restarted`, bool [], says that all environments were reset."""
+    return statistics._replace(running_return=jnp.where(restarted, 0.0, statistics.running_return))
+
+
+def normalize_observations(statistics: RunningStatistics, observation: jax.Array) -> jax.Array:
+    """Normalises observations `[N, ...]` to mean 0 and variance 1, or returns them as they are."""
+    if statistics.observations is None:
+        return observation
+    return normalize(statistics.observations, observation, CLIP_RANGE)
+
+
+def normalize_rollout(
+    statistics: RunningStatistics, transitions: rl.Transition, discount: chex.Numeric
+) -> tuple[RunningStatistics, rl.Transition]:
+    """Normalises a rollout `[T, N, ...]` and adds it to the statistics.
+
+    Observations are normalised by the statistics before this rollout, with which the policy acted: otherwise the policy
+    that learns would not be the one that acted. Rewards are divided by the standard deviation of the discounted returns
+    so far (Engstrom et al., 2020), this rollout included.
+    """
+    chex.assert_rank([transitions.reward, transitions.terminated, transitions.truncated], 2)
+    apply = jax.vmap(lambda observation: normalize_observations(statistics, observation))
+    normalized = transitions._replace(observation=apply(transitions.observation))
+    normalized = normalized._replace(next_observation=apply(transitions.next_observation))
+    # Observations: the statistics take in the unnormalised ones.
+    if statistics.observations is not None:
+        rows = transitions.observation.reshape(-1, *transitions.observation.shape[2:])
+        statistics = statistics._replace(observations=update_moments(statistics.observations, rows))
+    # Rewards: scaled by the statistics that include this rollout.
+    if statistics.returns is not None:
+        running_return, returns = discounted_returns_so_far(statistics.running_return, transitions, discount)
+        moments = update_moments(statistics.returns, returns.reshape(-1))
+        reward = jnp.clip(transitions.reward * jax.lax.rsqrt(moments.variance + 1e-8), -CLIP_RANGE, CLIP_RANGE)
+        statistics = statistics._replace(returns=moments, running_return=running_return)
+        normalized = normalized._replace(reward=reward)
+    return statistics, normalized
+
+
+def discounted_returns_so_far(
+    running_return: jax.Array, transitions: rl.Transition, discount: chex.Numeric
+) -> tuple[jax.Array, jax.Array]:
+    """Discounts and sums the rewards of each episode from its start: `G_t = discount * G_(t-1) + reward_t`.
 
     Args:
-      running: `[N]`, before the first step.
-      seen: `[T, N, ...]`.
-      discount: of all earlier rewards, at each step; may be traced.
+      running_return: returns before the first step, `[N]`.
+      transitions: `[T, N, ...]`.
+      discount: in [0, 1]; may be traced.
+
+    Returns:
+      The returns after the last step, `[N]` (0 where the episode ended), and those with each step, `[T, N]`.
     """
 
-    def one(running: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        reward, over = now
-        total = discount * running + reward
-        return jnp.where(over, 0.0, total), total
+    def step(running_return: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward, done = now
+        total = discount * running_return + reward
+        return jnp.where(done, 0.0, total), total
 
-    return jax.lax.scan(one, running, (seen.reward, seen.terminated | seen.truncated))
+    return jax.lax.scan(step, running_return, (transitions.reward, transitions.terminated | transitions.truncated))

@@ -1,316 +1,436 @@
-"""Learning from a memory: what deep Q-networks, soft actor-critics and TD3 do alike.
+"""Parts shared by DQN, SAC and TD3: storing transitions in a replay buffer, sampling from it, priorities.
 
-They act in copies of an environment, remember each step, and draw from all that they remember. The copies and the
-memory are part of the state, which begins with steps of random actions, so that every update learns. Where the
-environment is on the host, its steps come as the batch, and updates learn once there are as many.
+The parallel environments and the replay buffer are part of the learner's state, which starts with transitions of random
+actions, so that every update learns. Where the environment is on the host, its transitions arrive as the batch, and the
+first updates only fill the buffer.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from foldax import rl
-from foldax.errors import ConfigError, check_counts
-from foldax.learner import Acts, Average
-from foldax.rl import priorities, replay, wrappers
-from foldax.rl.replay import Replay
+from foldax.configuration import check_at_least, config
+from foldax.errors import ConfigError
+from foldax.learner import Average, Batch, EnvironmentSteps, Key, Metrics, Model, Params, State
+from foldax.learners import gradients
+from foldax.rl import replay
 
-Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(observation [N, ...], steps of the environment so far, key) -> action [N, ...]`."""
+SelectAction = Callable[[jax.Array, jax.Array, Key], jax.Array]
+"""`(observations [N, ...], environment steps so far, key) -> actions [N, ...]`."""
+
+ScalarMetrics: TypeAlias = dict[str, jax.Array]
+LossAndErrors: TypeAlias = tuple[jax.Array, jax.Array, ScalarMetrics]  # loss [], td_errors [B], metrics
+Train = Callable[[State], tuple[State, ScalarMetrics]]
+
+CriticLoss = Callable[[jax.Array, jax.Array, replay.ReplayBatch], LossAndErrors]
+"""`(q_values [B, 2], td_target [B], batch) -> (loss [], td_errors [B], metrics)`."""
 
 
-class Memory(NamedTuple):
-    """How it remembers.
+@config
+class ReplaySettings:
+    """Settings of the replay buffer, nested in those of `dqn`, `sac` and `td3`.
 
-    Attributes:
-      capacity: transitions.
-      steps: rewards that are summed before the next value is asked for (Sutton, 1988).
-      prioritized: whether surprising transitions are drawn more often (Schaul et al., 2016).
-      exponent: of priorities; 0 is uniform; may be traced.
-      correction: of the weights that make up for it, at first; 1 wholly; may be traced.
-      correction_steps: of the environment, in which it rises to 1 in a straight line; infinite: it stays; may be
-        traced.
-      stack: how frames make an observation, each of which is kept once; by default observations are kept as they are.
+    >>> ReplaySettings(prioritized=True, capacity=50_000).importance_exponent
+    0.4
     """
 
     capacity: int = 10_000
-    steps: int = 1
+    """Transitions that the buffer holds."""
+    n_steps: int = 1
+    """Rewards summed before bootstrapping from a value (n-step returns: Sutton, 1988)."""
     prioritized: bool = False
-    exponent: Any = 0.6
-    correction: Any = 0.4
-    correction_steps: Any = np.inf
-    stack: replay.Stack = replay.UNSTACKED
+    """Whether transitions are sampled in proportion to a power of their TD error (Schaul et al., 2016)."""
+    priority_exponent: float = 0.6
+    """Power of the TD errors, the paper's alpha; 0 samples uniformly."""
+    importance_exponent: float = 0.4
+    """Initial power of the importance weights, the paper's beta; 1 corrects the sampling bias completely."""
+    importance_steps: float | None = None
+    """Environment steps over which that power rises linearly to 1; None: over the whole training."""
+    frame_stack: replay.FrameStack = replay.FrameStack()
+    """How observations are stacked from frames, each of which is stored once."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, capacity=1, n_steps=1)
 
 
-class Experience(NamedTuple):
-    """The world, and what was seen of it.
+@config
+class OffPolicySettings:
+    """Hyperparameters that `dqn`, `sac` and `td3` share.
 
-    Attributes:
-      actors: copies of the environment; None where they are on the host.
-      replay: what they did.
-      tree: priorities, or None.
-      highest: the largest priority so far, which new transitions have.
-      environment_steps: int32 [], of all copies.
+    >>> OffPolicySettings(discount=0.9).replay.n_steps
+    1
     """
 
-    actors: Any
-    replay: Replay
-    tree: Any
-    highest: jax.Array
+    batch_size: int = 256
+    """Transitions sampled for a gradient step."""
+    discount: float = 0.99
+    """Discount of a reward one environment step later, gamma."""
+    replay: ReplaySettings = ReplaySettings(capacity=1_000_000)
+    """The replay buffer."""
+    evaluation_episodes: int = 16
+    """Episodes of an evaluation, played in parallel."""
+    evaluation_steps: int = 1000
+    """Maximum length of an evaluation episode."""
+
+
+class ReplaySetup(NamedTuple):
+    """How a learner collects transitions and samples them.
+
+    Attributes:
+      environment: the environment to act in, or the `HostSpec` of one on the host, whose buffer starts empty.
+      settings: batch size, discount and replay buffer.
+      num_envs: N, the number of parallel environments.
+      rollout_steps: steps of every environment in an update.
+      learning_starts: transitions of random actions before the first gradient step, summed over all environments.
+      environment_steps: length of the whole training, over which importance exponents rise if the settings do not say.
+    """
+
+    environment: rl.EnvironmentLike
+    settings: OffPolicySettings
+    num_envs: int
+    rollout_steps: int
+    learning_starts: int
+    environment_steps: int | None
+
+
+class ReplayState(NamedTuple):
+    """The parallel environments and the transitions collected in them.
+
+    Attributes:
+      environment_state: state of the N environments; None where they run on the host.
+      buffer: stored transitions.
+      priority_tree: sum tree with a leaf per stored transition; None without priorities.
+      max_priority: float32 [], largest priority so far, which new transitions get.
+      environment_steps: int32 [], steps so far, summed over all environments.
+    """
+
+    environment_state: rl.EnvironmentState | None
+    buffer: replay.ReplayBuffer
+    priority_tree: jax.Array | None
+    max_priority: jax.Array
     environment_steps: jax.Array
 
 
-class Drawn(NamedTuple):
-    """Transitions from the memory.
+def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplayState, jax.Array]:
+    """Resets the environments and fills the buffer with `learning_starts` transitions of random actions.
 
-    Attributes:
-      sample: `[B, ...]`.
-      weights: `[B]`, in the loss, at most 1.
-      places: int32 `[B]`, in the tree of priorities.
+    Args:
+      setup: environment and settings; the buffer of a host environment stays empty.
+      key: randomness of the environments and actions.
+      examples: first observations `[N, ...]` of a host environment; None otherwise.
+
+    Returns:
+      The state, and the first observations `[N, ...]`.
     """
+    environment, settings, num_envs = setup.environment, setup.settings.replay, setup.num_envs
+    environment_key, action_key = jax.random.split(key)
+    environment_state, observation = None, examples
+    if isinstance(environment, rl.Environment):
+        environment_state = rl.reset_environments(environment, environment_key, num_envs)
+        observation = environment_state.observation
+    frame = replay.newest_frame(observation, settings.frame_stack)
+    action = jax.eval_shape(lambda key: random_actions(environment.action_space, key, num_envs), key)
+    buffer = replay.init(frame, action, settings.capacity)
+    priority_tree = rl.priorities.init(buffer.rows[..., 0].size) if settings.prioritized else None
+    state = ReplayState(environment_state, buffer, priority_tree, jnp.ones(()), jnp.int32(0))
+    if isinstance(environment, rl.HostSpec):
+        return state, observation
 
-    sample: replay.Sample
-    weights: jax.Array
-    places: jax.Array
+    def select_action(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
+        return random_actions(environment.action_space, key, num_envs)
 
-
-def begin(
-    environment: rl.World, memory: Memory, key: jax.Array, num_envs: int, start: int, examples: Any
-) -> tuple[Experience, jax.Array]:
-    """Returns the experience of `start` transitions, and what the copies saw at first.
-
-    Actions are random. Of a host it is that of none, whose copies see `examples` `[N, ...]`.
-    """
-    of_world, of_actions = jax.random.split(key)
-    actors = rl.begin(environment, of_world, num_envs) if isinstance(environment, rl.Environment) else None
-    observation = examples if actors is None else actors.observation
-    empty = replay.empty(
-        replay.newest(observation, memory.stack), random_actions(environment.actions, key, num_envs), memory.capacity
-    )
-    tree = priorities.empty(empty.rows[..., 0].size) if memory.prioritized else None
-    experience = Experience(actors, empty, tree, jnp.ones(()), jnp.int32(0))
-    if isinstance(environment, rl.HostFacts):
-        return experience, observation
-
-    def anything(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-        return random_actions(environment.actions, key, num_envs)
-
-    return play(environment, memory, experience, anything, of_actions, start // num_envs, None)[0], observation
+    # The first updates need a batch to sample from; on the host, they collect it themselves.
+    setup = setup._replace(rollout_steps=setup.learning_starts // num_envs)
+    return collect_transitions(setup, state, select_action, action_key, None)[0], observation
 
 
-def acts(environment: rl.World, num_envs: int, rollout_steps: int, start: int) -> Acts:
-    """Returns how much a learner acts; on a host the random steps are those of its first updates."""
-    return Acts(0 if isinstance(environment, rl.HostFacts) else start, num_envs * rollout_steps)
+def count_environment_steps(setup: ReplaySetup) -> EnvironmentSteps:
+    """Counts the environment steps of a learner; on the host the random ones belong to the first updates."""
+    random_steps = 0 if isinstance(setup.environment, rl.HostSpec) else setup.learning_starts
+    return EnvironmentSteps(random_steps, setup.num_envs * setup.rollout_steps)
 
 
 def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> jax.Array:
-    """Returns actions `[count, ...]`, all equally likely."""
+    """Samples actions `[count, ...]` uniformly.
+
+    >>> random_actions(rl.Discrete(3), jax.random.key(0), 5).shape
+    (5,)
+    """
     if isinstance(space, rl.Discrete):
         return jax.random.randint(key, (count,), 0, space.num)
     return jax.random.uniform(key, (count, *space.shape), minval=space.low[None], maxval=space.high[None])
 
 
-def at_first(environment: rl.World, start: int, steps: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns the action `[N, ...]`; of a host a random one while there are less than `start` transitions."""
-    if isinstance(environment, rl.Environment):
-        return action
-    return jnp.where(steps < start, random_actions(environment.actions, key, len(action)), action)
+def warmup_actions(setup: ReplaySetup, steps: jax.Array, actions: jax.Array, key: Key) -> jax.Array:
+    """Replaces actions `[N, ...]` by random ones on the host during the first `learning_starts` environment steps."""
+    if isinstance(setup.environment, rl.Environment):
+        return actions
+    warmup = random_actions(setup.environment.action_space, key, len(actions))
+    return jnp.where(steps < setup.learning_starts, warmup, actions)
 
 
-def play(
-    environment: rl.World, memory: Memory, experience: Experience, act: Act, key: jax.Array, steps: int, batch: Any
-) -> tuple[Experience, dict[str, Any]]:
-    """Takes `steps` steps with every copy and remembers them; also gives "return" and "length" of ended episodes.
+def collect_transitions(
+    setup: ReplaySetup, state: ReplayState, select_action: SelectAction, key: Key, batch: Batch
+) -> tuple[ReplayState, dict[str, Average]]:
+    """Takes `rollout_steps` steps in every environment and stores them; on the host, stores those of the batch.
 
-    Of a host it is the batch that has them, `rl.Played`.
+    Returns:
+      The state, and "return" and "length" of the episodes that ended.
     """
-    if isinstance(environment, rl.HostFacts):
-        return listened(memory, experience, batch)
+    environment, settings = setup.environment, setup.settings.replay
+    if isinstance(environment, rl.HostSpec):
+        return store_rollout(settings, state, batch)
 
-    def one(experience: Experience, key: jax.Array) -> tuple[Experience, rl.Finished]:
-        of_action, of_world = jax.random.split(key)
-        action = act(experience.actors.observation, experience.environment_steps, of_action)
-        actors, seen, finished = rl.act(environment, experience.actors, action, of_world)
-        experience = remember(memory, experience, seen, actors.observation)
-        return experience._replace(actors=actors), finished
+    def step(state: ReplayState, key: Key) -> tuple[ReplayState, rl.EpisodeStatistics]:
+        action_key, step_key = jax.random.split(key)
+        before = state.environment_state
+        assert before is not None  # it is None only on the host
+        action = select_action(before.observation, state.environment_steps, action_key)
+        environment_state, transition, finished = rl.step_environments(environment, before, action, step_key)
+        state = add_transitions(settings, state, transition, environment_state.observation)
+        return state._replace(environment_state=environment_state), finished
 
-    experience, finished = jax.lax.scan(one, experience, jax.random.split(key, steps))
-    return experience, rl.ended(finished)
-
-
-def listened(memory: Memory, experience: Experience, batch: rl.Played) -> tuple[Experience, dict[str, Any]]:
-    """Remembers what was played on the host; see `play`."""
-
-    def one(experience: Experience, step: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[Experience, None]:
-        seen, observation, begun = step
-        kept = replay.begun(experience.replay, replay.newest(seen.observation, memory.stack), begun)
-        return remember(memory, experience._replace(replay=kept), seen, observation), None
-
-    experience, _ = jax.lax.scan(one, experience, (batch.seen, batch.observation, batch.begun))
-    return experience, rl.ended(batch.finished)
+    state, finished = jax.lax.scan(step, state, jax.random.split(key, setup.rollout_steps))
+    return state, rl.episode_metrics(finished)
 
 
-def learned(
-    environment: rl.World, start: int, learn: Callable[[Any], tuple[Any, dict[str, Any]]], state: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Returns `learn(state)`; of a host only once there are `start` transitions, until when its metrics are absent."""
-    if isinstance(environment, rl.Environment):
-        return learn(state)
-    ready = state.experience.environment_steps >= start
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(learn, state)[1])
-    # A branch, which runs one side only: environments on the host are not under `vmap`.
-    state, metrics = jax.lax.cond(ready, learn, lambda state: (state, nothing), state)
+def store_rollout(
+    settings: ReplaySettings, state: ReplayState, rollout: rl.HostRollout
+) -> tuple[ReplayState, dict[str, Average]]:
+    """Stores a rollout collected on the host; returns what `collect_transitions` does."""
+
+    def step(state: ReplayState, inputs: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[ReplayState, None]:
+        transition, observation, restarted = inputs
+        frame = replay.newest_frame(transition.observation, settings.frame_stack)
+        state = state._replace(buffer=replay.start_episodes(state.buffer, frame, restarted))
+        return add_transitions(settings, state, transition, observation), None
+
+    state, _ = jax.lax.scan(step, state, (rollout.transitions, rollout.current_observation, rollout.restarted))
+    return state, rl.episode_metrics(rollout.episodes)
+
+
+def train_steps(setup: ReplaySetup, train: Train, state: State) -> tuple[State, Metrics]:
+    """Calls `train(state)`; on the host, only once there are `learning_starts` transitions; no metrics before."""
+    if isinstance(setup.environment, rl.Environment):
+        state, metrics = train(state)
+        return state, {**metrics}
+    # On the host, the first updates only fill the buffer.
+    ready = state.replay.environment_steps >= setup.learning_starts
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(train, state)[1])
+    # `lax.cond` runs one branch only because learners of host environments are never under `vmap`.
+    state, metrics = jax.lax.cond(ready, train, lambda state: (state, zeros), state)
     count = ready.astype(jnp.float32)
     return state, {name: Average(value * count, count) for name, value in metrics.items()}
 
 
-def remember(memory: Memory, experience: Experience, seen: rl.Transition, observation: jax.Array) -> Experience:
-    """Returns the experience with one step of all copies more, which now see `observation` `[N, ...]`."""
-    now = replay.newest(observation, memory.stack)
-    seen = seen._replace(next_observation=replay.newest(seen.next_observation, memory.stack))
-    experience = experience._replace(
-        replay=replay.add(experience.replay, seen, now, memory.stack),
-        environment_steps=experience.environment_steps + len(observation),
-    )
-    return _with_newest(memory, experience) if memory.prioritized else experience
+def scan_gradient_steps(
+    step: Callable[[State, Key], tuple[State, ScalarMetrics]], keys: Key, state: State
+) -> tuple[State, ScalarMetrics]:
+    """Takes a step for every key, one after the other; metrics are averaged over the steps."""
+    state, metrics = jax.lax.scan(step, state, keys)
+    return state, {name: value.mean() for name, value in metrics.items()}
 
 
-def draw(memory: Memory, experience: Experience, key: jax.Array, batch_size: int, discount: Any) -> Drawn:
-    """Returns transitions of `memory.steps` steps, in proportion to their priorities if they have some."""
-    kept = experience.replay
-    if not memory.prioritized:
-        drawn = replay.sample(kept, key, batch_size, discount, memory.steps, memory.stack)
-        return Drawn(drawn, jnp.ones(batch_size), jnp.zeros(batch_size, jnp.int32))
-    copies = kept.rows.shape[1]
-    places = priorities.draw(experience.tree, key, batch_size)
-    row = _number(kept, places // copies)
-    drawn = replay.at(kept, row, places % copies, discount, memory.steps, memory.stack)
-    chances = priorities.probabilities(experience.tree, places)
-    count = replay.num_transitions(kept, memory.steps).astype(jnp.float32)
-    risen = jnp.minimum(experience.environment_steps / memory.correction_steps, 1.0)
-    correction = memory.correction + (1 - memory.correction) * risen
-    weights = jnp.power(jnp.maximum(chances * count, 1e-8), -correction)
-    return Drawn(drawn, weights * jnp.reciprocal(weights.max()), places)
+def add_transitions(
+    settings: ReplaySettings, state: ReplayState, transition: rl.Transition, observation: jax.Array
+) -> ReplayState:
+    """Stores one step of all environments, whose current observations are now `[N, ...]`."""
+    frame = replay.newest_frame(observation, settings.frame_stack)
+    next_frame = replay.newest_frame(transition.next_observation, settings.frame_stack)
+    buffer = replay.add(state.buffer, transition._replace(next_observation=next_frame), frame, settings.frame_stack)
+    state = state._replace(buffer=buffer, environment_steps=state.environment_steps + len(observation))
+    return _refresh_priorities(settings, state)
 
 
-def surprised(memory: Memory, experience: Experience, places: jax.Array, surprise: jax.Array) -> Experience:
-    """Returns the experience whose places int `[B]` have priorities by how much they surprised, `[B]`.
+def sample_batch(setup: ReplaySetup, state: ReplayState, key: Key) -> replay.ReplayBatch:
+    """Samples n-step transitions, uniformly or in proportion to their priorities.
 
-    What is below 0, as a divergence may be by rounding, counts as 0.
+    Args:
+      setup: batch size B, discount and settings of the replay buffer.
+      state: environments and buffer.
+      key: randomness of the sample.
+
+    Returns:
+      B transitions with importance weights (Schaul et al., 2016, section 3.4), the largest of which is 1.
     """
-    if not memory.prioritized:
-        return experience
-    fresh = (jnp.maximum(surprise, 0.0) + 1e-6) ** memory.exponent
-    tree = priorities.changed(experience.tree, places, fresh)
-    return experience._replace(tree=tree, highest=jnp.maximum(experience.highest, fresh.max()))
+    buffer, settings = state.buffer, setup.settings.replay
+    batch_size, discount = setup.settings.batch_size, setup.settings.discount
+    if state.priority_tree is None:
+        return replay.sample(buffer, key, batch_size, discount, settings.n_steps, settings.frame_stack)
+    # Leaf i of the tree belongs to environment i % N of the row stored at i // N.
+    num_envs = buffer.rows.shape[1]
+    indices = rl.priorities.sample(state.priority_tree, key, batch_size)
+    rows = _newest_row_at(buffer, indices // num_envs)
+    environments = indices % num_envs
+    batch = replay.transitions_at(buffer, rows, environments, discount, settings.n_steps, settings.frame_stack)
+    # Importance weights (count P(i))^-beta / max w, with beta rising linearly to 1
+    probabilities = rl.priorities.probabilities(state.priority_tree, indices)
+    count = replay.num_transitions(buffer, settings.n_steps).astype(jnp.float32)
+    rise_steps = setup.environment_steps if settings.importance_steps is None else settings.importance_steps
+    assert rise_steps is not None  # see `check_settings`
+    progress = jnp.minimum(state.environment_steps / rise_steps, 1.0)
+    exponent = settings.importance_exponent + (1 - settings.importance_exponent) * progress
+    weights = jnp.power(jnp.maximum(probabilities * count, 1e-8), -exponent)
+    return batch._replace(weights=weights * jnp.reciprocal(weights.max()))
 
 
-def evaluated(
-    environment: rl.World,
-    act: Callable[[jax.Array, jax.Array], jax.Array],
-    batch: Any,
-    key: jax.Array,
-    episodes: int,
-    most_steps: int,
-) -> dict[str, jax.Array]:
-    """Plays episodes by `(observation [N, ...], key) -> action [N, ...]`; see `rl.evaluated`.
+def update_priorities(
+    settings: ReplaySettings, state: ReplayState, batch: replay.ReplayBatch, td_errors: jax.Array
+) -> ReplayState:
+    """Sets the priorities of sampled transitions to a power of their TD errors `[B]`.
 
-    Of a host it is the batch that has what was found.
+    TD errors below 0, as a divergence may be by rounding, count as 0. Without prioritised replay nothing changes.
     """
-    if isinstance(environment, rl.HostFacts):
+    if state.priority_tree is None:
+        return state
+    chex.assert_equal_shape([batch.rows, td_errors])
+    num_rows, num_envs = state.buffer.rows.shape[:2]
+    # p = (|delta| + epsilon)^alpha, the proportional variant
+    new_priorities = (jnp.maximum(td_errors, 0.0) + 1e-6) ** settings.priority_exponent
+    indices = batch.rows % num_rows * num_envs + batch.environments
+    tree = rl.priorities.update(state.priority_tree, indices, new_priorities)
+    return state._replace(priority_tree=tree, max_priority=jnp.maximum(state.max_priority, new_priorities.max()))
+
+
+def evaluate_policy(
+    setup: ReplaySetup, select_action: Callable[[jax.Array, Key], jax.Array], batch: Batch, key: Key
+) -> ScalarMetrics:
+    """Plays episodes by `(observations [N, ...], key) -> actions [N, ...]`; see `rl.evaluate_policy`.
+
+    On the host the engine has played them already: the batch holds their metrics.
+    """
+    if isinstance(setup.environment, rl.HostSpec):
         return batch
-    return rl.evaluated(environment, lambda *seen: (act(*seen), {}), key, episodes, most_steps)
+
+    def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, ScalarMetrics]:
+        return select_action(observation, key), {}
+
+    episodes, max_steps = setup.settings.evaluation_episodes, setup.settings.evaluation_steps
+    return rl.evaluate_policy(setup.environment, policy, key, episodes, max_steps)
 
 
-def twin_loss(values: jax.Array, target: jax.Array, weights: jax.Array, model_state: Any) -> Any:
-    """Returns what a `gradients.Loss` does, for opinions `[B, 2]` that are to meet targets `[B]`, weighted `[B]`."""
-    errors = values - target[:, None]
-    loss = 0.5 * (weights[:, None] * jnp.square(errors)).sum(axis=-1).mean()
-    return loss, (model_state, {"loss": loss, "value": values.mean(), "surprise": jnp.abs(errors).mean(axis=-1)})
+def twin_q_loss(q_values: jax.Array, td_target: jax.Array, batch: replay.ReplayBatch) -> LossAndErrors:
+    """Squared TD error of twin critics, the default `loss` of `sac` and `td3`: 0.5 E[w sum_i (Q_i(s, a) - y)^2].
+
+    Args:
+      q_values: Q_1(s, a) and Q_2(s, a), `[B, 2]`.
+      td_target: y, `[B]`; no gradient flows through it.
+      batch: the sampled transitions, with their importance weights w.
+
+    Returns:
+      The scalar loss, absolute TD errors `[B]` for priorities, and the metrics "loss" and "q_value".
+
+    >>> batch = replay.ReplayBatch(*[None] * 5, weights=jnp.ones(1), rows=None, environments=None)
+    >>> loss, td_errors, _ = twin_q_loss(jnp.array([[1.0, 3.0]]), jnp.array([2.0]), batch)
+    >>> float(loss), float(td_errors[0])
+    (1.0, 1.0)
+    """
+    chex.assert_rank([q_values, td_target], [2, 1])
+    td_errors = q_values - td_target[:, None]
+    loss = 0.5 * (batch.weights[:, None] * jnp.square(td_errors)).sum(axis=-1).mean()
+    return loss, jnp.abs(td_errors).mean(axis=-1), {"loss": loss, "q_value": q_values.mean()}
 
 
-def in_units(environment: rl.World) -> rl.World:
-    """Returns the environment whose actions are numbers from -1 to 1; of a host see `units_of`."""
+def critic_loss_fn(critic: Model, loss: CriticLoss) -> gradients.LossFunction:
+    """Turns `loss(q_values, td_target, batch)` into a `LossFunction` of the critics' parameters.
+
+    Its batch is `(ReplayBatch, td_target [B])`; its metrics include "td_errors" `[B]`, for `update_priorities`.
+    """
+
+    def loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> gradients.LossAndAux:
+        batch, td_target = inputs
+        q_values = critic.apply({"params": params}, batch.observations, batch.actions)
+        value, td_errors, metrics = loss(q_values, td_target, batch)
+        return value, (model_state, {**metrics, "td_errors": td_errors})
+
+    return loss_fn
+
+
+def scale_actions(environment: rl.EnvironmentLike) -> rl.EnvironmentLike:
+    """Rescales bounded actions to [-1, 1]; for the rollouts of a host environment see `scale_rollout_actions`."""
     if isinstance(environment, rl.Environment):
-        return wrappers.unit_actions(environment)
-    ones = np.ones(environment.actions.shape, np.float32)  # type: ignore[union-attr]  # see `check_bounded`
-    return dataclasses.replace(environment, actions=rl.Box(-ones, ones))
+        return rl.wrappers.rescale_actions(environment)
+    ones = np.ones(np.shape(environment.action_space[0]), np.float32)
+    return dataclasses.replace(environment, action_space=rl.Box(-ones, ones))
 
 
-def units_of(environment: rl.World, batch: Any) -> Any:
-    """Returns what was played on a host with actions as numbers from -1 to 1; elsewhere the batch as it is."""
-    if isinstance(environment, rl.Environment):
+def scale_rollout_actions(action_space: rl.Box, batch: Batch) -> Batch:
+    """Rescales the actions of a host rollout to [-1, 1]; the batch of any other environment is None and stays so."""
+    if batch is None:
         return batch
-    action = jax.vmap(lambda action: wrappers.to_unit(environment.actions, action))(batch.seen.action)
-    return batch._replace(seen=batch.seen._replace(action=action))
+    action = jax.vmap(lambda action: rl.wrappers.to_unit_range(action_space, action))(batch.transitions.action)
+    return batch._replace(transitions=batch.transitions._replace(action=action))
 
 
-def check_bounded(learner: str, environment: rl.World) -> None:
-    """Checks that actions are numbers between finite bounds.
+def bounded_action_space(learner: str, environment: rl.EnvironmentLike) -> rl.Box:
+    """The action space of an environment, if actions are continuous with finite bounds.
 
     Raises:
-      ConfigError: they are not.
+      ConfigError: actions are discrete or unbounded.
     """
-    actions = environment.actions
-    if isinstance(actions, rl.Discrete):
-        raise ConfigError(f"{learner}: {environment.name} has {actions.num} discrete actions; take dqn or ppo")
-    if not np.isfinite([actions.low, actions.high]).all():
-        raise ConfigError(
-            f"{learner}: actions of {environment.name} have no bounds (from {actions.low} to {actions.high}), which "
-            "it needs; take ppo, or give the environment finite ones"
-        )
+    space = environment.action_space
+    if isinstance(space, rl.Discrete):
+        raise ConfigError(f"{learner}: {environment.name} has {space.num} discrete actions; take dqn or ppo")
+    if not np.isfinite([space.low, space.high]).all():
+        bounds = f"no finite bounds (from {space.low} to {space.high}); take ppo, or give the environment bounds"
+        raise ConfigError(f"{learner}: actions of {environment.name} have {bounds}")
+    return space
 
 
-def check(
-    environment: rl.World, memory: Memory, num_envs: int, rollout_steps: int, start: int, batch_size: int, **counts: int
-) -> None:
-    """Checks what a learner from memory is told; all of `counts`, by name, must be 1 or more.
+def check_settings(setup: ReplaySetup) -> None:
+    """Checks that buffer, batch size, environments and random steps fit each other.
 
     Raises:
-      ConfigError: the environment is none, or a number does not fit the others, or the host's.
+      ConfigError: `environment` is not an environment, or one of these numbers does not fit the others or the host.
     """
-    rl.check_world(environment, num_envs, rollout_steps)
-    check_counts(**counts, **{"batch_size": batch_size, "memory.steps": memory.steps})
-    least = max(batch_size, memory.steps * num_envs)
-    if memory.capacity < least:
-        raise ConfigError(
-            f"memory: capacity {memory.capacity} is smaller than a batch of {batch_size}"
-            if memory.capacity < batch_size
-            else f"memory: capacity {memory.capacity} must hold {memory.steps} steps of {num_envs} copies"
-        )
-    if start < least:
-        raise ConfigError(f"start: {start} transitions must be {least} or more, so that there is a batch of them")
-    if isinstance(environment, rl.Environment) and start % num_envs:
-        more = -(-start // num_envs) * num_envs
-        raise ConfigError(f"start: {start} transitions are no whole steps of {num_envs} copies; {more} are")
+    environment, num_envs, starts = setup.environment, setup.num_envs, setup.learning_starts
+    rl.check_environment(environment, num_envs, setup.rollout_steps)
+    settings, batch_size = setup.settings.replay, setup.settings.batch_size
+    capacity, n_steps = settings.capacity, settings.n_steps
+    if capacity < batch_size:
+        raise ConfigError(f"replay.capacity: {capacity} transitions are fewer than a batch of {batch_size}")
+    if capacity < n_steps * num_envs:
+        raise ConfigError(f"replay.capacity: {capacity} must hold {n_steps} steps of {num_envs} environments")
+    least = max(batch_size, n_steps * num_envs)
+    if starts < least:
+        raise ConfigError(f"learning_starts: {starts} must be at least {least}, so that a batch can be sampled")
+    if isinstance(environment, rl.Environment) and starts % num_envs:
+        more = -(-starts // num_envs) * num_envs
+        raise ConfigError(f"learning_starts: {starts} must be a multiple of num_envs, {num_envs}; for example {more}")
+    if settings.prioritized and settings.importance_steps is None and setup.environment_steps is None:
+        raise ConfigError("replay.importance_steps: is needed where the learner is given no environment_steps")
 
 
-def _number(kept: Replay, place: jax.Array) -> jax.Array:
-    """Returns the number of the newest row at a place; below 0 where there is none yet."""
-    newest = kept.num_rows - 1
-    return newest - (newest - place) % len(kept.rows)
+def _newest_row_at(buffer: replay.ReplayBuffer, index: jax.Array) -> jax.Array:
+    """The number of the newest row stored at an index of the ring; below 0 where nothing was stored yet."""
+    newest = buffer.num_rows - 1
+    return newest - (newest - index) % len(buffer.rows)
 
 
-def _with_newest(memory: Memory, experience: Experience) -> Experience:
-    """Returns the experience whose tree can draw the row that now has n steps, and none that is gone.
+def _refresh_priorities(settings: ReplaySettings, state: ReplayState) -> ReplayState:
+    """Makes the row that has just completed its n steps samplable, and the rows that were overwritten no longer.
 
-    A step of all copies changes these rows at most: the one that now has n steps, the newest, which has none yet and
-    lies where an old one did, and three whose frames were overwritten before they were (by a step's frames, by new
-    episodes' first ones, and by those of a host that began anew), with as many as are stacked on one frame of theirs.
-    Some may lie at one place, so each place's priorities follow from what lies there, not from why it is looked at.
+    Without prioritised replay nothing changes.
+    One step of all environments can change these rows: the one that now has n steps; the newest, which has fewer and
+    replaces an old one; and those whose frames were overwritten, at most three by the frames of a step, by the first
+    frames of new episodes and by those of a restarted host, and one more for each further frame of a stack.
     """
-    kept, tree = experience.replay, experience.tree
-    rows, copies = kept.rows.shape[:2]
-    newest, begun = kept.num_rows - 1, kept.num_rows - memory.steps
-    place = jnp.stack([begun, newest, *(kept.oldest - ago for ago in range(1, 3 + memory.stack.count))]) % rows
-    number = _number(kept, place)[:, None]
-    places = place[:, None] * copies + jnp.arange(copies)[None, :]
-    worth = jnp.where(number == begun, experience.highest, tree[places + len(tree) // 2])
-    worth = jnp.where((number < kept.oldest) | (number > begun), 0.0, worth)
-    return experience._replace(tree=priorities.changed(tree, places.ravel(), worth.ravel()))
+    buffer, tree = state.buffer, state.priority_tree
+    if tree is None:
+        return state
+    num_rows, num_envs = buffer.rows.shape[:2]
+    newest, completed = buffer.num_rows - 1, buffer.num_rows - settings.n_steps
+    overwritten = [buffer.oldest_row - offset for offset in range(1, 3 + settings.frame_stack.num_frames)]
+    index = jnp.stack([completed, newest, *overwritten]) % num_rows
+    # Several of these may share an index, so each priority follows from the row stored there, not from the list above.
+    row = _newest_row_at(buffer, index)[:, None]
+    indices = index[:, None] * num_envs + jnp.arange(num_envs)[None, :]
+    new_priorities = jnp.where(row == completed, state.max_priority, tree[indices + len(tree) // 2])
+    new_priorities = jnp.where((row < buffer.oldest_row) | (row > completed), 0.0, new_priorities)
+    return state._replace(priority_tree=rl.priorities.update(tree, indices.ravel(), new_priorities.ravel()))

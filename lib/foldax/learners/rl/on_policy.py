@@ -1,214 +1,535 @@
-"""Learning from what was just done, which is then forgotten: what policy gradients and PQN do alike.
+"""The phases that on-policy learners share: collect a rollout, estimate advantages, run epochs of minibatches.
 
-They act in copies of an environment, learn from these steps, and act anew. The copies, in the midst of their episodes,
-are part of the state. Where the environment is on the host, its steps come as the batch.
+On-policy learners learn from a rollout of their own policy and then discard it. The environments, in the middle of
+their episodes, are part of the learner's state. Where the environment runs on the host, it collects the rollout with
+the learner's policy, and the rollout is the batch of `update`.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from foldax import rl
+from foldax import models, rl
+from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
-from foldax.learner import Average
-from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
-from foldax.learners.rl.distributions import policy
-from foldax.learners.rl.normalization import begun, no_scales, observed, scaled
+from foldax.learner import Average, Batch, Key, Model, Params, State
+from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, gradient_step, init_train_state
+from foldax.learners.rl import normalization
+from foldax.rl import EnvironmentLike
+
+Tree = TypeVar("Tree")
+E = TypeVar("E", bound=EnvironmentLike)
+
+
+@config
+class ActorCriticSettings:
+    """Hyperparameters that `ppo`, `a2c` and `reinforce` share; theirs inherit from it.
+
+    >>> ActorCriticSettings(evaluation_episodes=100).discount
+    0.99
+    """
+
+    discount: float = 0.99
+    """Discount of a reward one environment step later, the papers' gamma."""
+    entropy_coefficient: float = 0.01
+    """Weight of the policy's entropy, which is maximised."""
+    value_coefficient: float = 0.5
+    """Weight of the value loss, which is half the mean squared error."""
+    evaluation_episodes: int = 16
+    """Episodes of an evaluation, played in parallel."""
+    evaluation_steps: int = 1000
+    """Maximum length of an evaluation episode."""
+    greedy_evaluation: bool = True
+    """Evaluate the most probable actions instead of sampled ones."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, evaluation_episodes=1)
+
+
+@config
+class NormalizingSettings(ActorCriticSettings):
+    """Hyperparameters that `ppo` and `a2c` share; theirs inherit from it.
+
+    >>> NormalizingSettings(normalize_rewards=True).normalize_observations
+    False
+    """
+
+    normalize_observations: bool = False
+    """Normalise observations by their running mean and variance."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
 
 
 class AgentState(NamedTuple):
-    """The network and the world.
+    """State of an on-policy learner.
 
     Attributes:
-      network: what learns.
-      actors: copies of the environment; None where they are on the host, or begin anew with each update.
-      scales: of observations and rewards, see `scales`; None in `recurrent_ppo`, which has none.
+      network: parameters of the actor-critic, with the state of their optimizer.
+      environment_state: state of the N parallel environments; None where they run on the host, or where every update
+        resets them.
+      statistics: running statistics of observations and rewards.
     """
 
     network: TrainState
-    actors: Any
-    scales: Any = None
+    environment_state: rl.EnvironmentState | None
+    statistics: normalization.RunningStatistics
 
 
-def begin(
-    environment: rl.World,
-    model: Any,
-    optimizer: Any,
-    key: jax.Array,
+class RolloutBatch(NamedTuple):
+    """Transitions of a rollout as a loss receives them, `[B, ...]`.
+
+    Attributes:
+      observations: `[B, ...]`, normalised if the learner normalises them.
+      actions: `[B, ...]`.
+      log_probs: log-probabilities of the actions under the policy that acted, float `[B]`.
+      values: value estimates of the network that acted, float `[B]`.
+      advantages: float `[B]`.
+      value_targets: float `[B]`, what the values should become.
+      weights: float >= 0 `[B]`, weights of the transitions in the loss; None: all count alike.
+    """
+
+    observations: jax.Array
+    actions: jax.Array
+    log_probs: jax.Array
+    values: jax.Array
+    advantages: jax.Array
+    value_targets: jax.Array
+    weights: jax.Array | None = None
+
+
+AdvantageFunction = Callable[[rl.Transition, jax.Array, chex.Numeric, chex.Numeric], tuple[jax.Array, jax.Array]]
+"""`(transitions [T, N, ...], next_values [T, N], discount, gae_lambda) -> (advantages [T, N], value_targets [T, N])`.
+
+`transitions.extras` holds "value" and "log_prob" `[T, N]` of the network that acted; `next_values` are the values of
+`transitions.next_observation`. See `gae_targets`, the default.
+"""
+
+ScalarMetrics: TypeAlias = dict[str, jax.Array]
+ActorCriticLoss = Callable[[models.ActorCriticOutput, RolloutBatch, Any], tuple[jax.Array, ScalarMetrics]]
+"""`(output [B], minibatch [B], settings of the learner) -> (scalar loss, metrics by name)`; see `ppo_loss`."""
+
+
+# -- state -----------------------------------------------------------------------------------------
+
+
+def init_agent(
+    environment: EnvironmentLike,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Key,
     num_envs: int,
-    examples: Any,
-    scale_observations: bool = False,
-    scale_rewards: bool = False,
+    examples: Batch,
+    settings: NormalizingSettings = NormalizingSettings(),
 ) -> AgentState:
-    """Returns the state before the first step; of a host, whose copies see `examples` `[N, ...]`."""
-    of_network, of_world = jax.random.split(key)
-    actors = rl.begin(environment, of_world, num_envs) if isinstance(environment, rl.Environment) else None
-    observation = examples if actors is None else actors.observation
-    params = model.init({"params": of_network}, observation[:1])["params"]
-    scales = no_scales(observation, scale_observations, scale_rewards)
-    return AgentState(gradients.create(params, optimizer), actors, scales)
+    """Creates the state of an agent before its first step.
+
+    Args:
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
+      model: actor-critic network.
+      optimizer: optimizer of the network.
+      key: randomness of the parameters and of the first episodes.
+      num_envs: number N of parallel environments.
+      examples: first observations `[N, ...]` of a host; None for an environment on the device.
+      settings: whether to keep running statistics of observations, and of discounted returns.
+    """
+    init_key, environment_key = jax.random.split(key)
+    environment_state, observation = None, examples
+    if isinstance(environment, rl.Environment):
+        environment_state = rl.reset_environments(environment, environment_key, num_envs)
+        observation = environment_state.observation
+    # One observation is enough: only its shape matters.
+    params = model.init({"params": init_key}, observation[:1])["params"]
+    statistics = normalization.init_statistics(observation, settings.normalize_observations, settings.normalize_rewards)
+    return AgentState(init_train_state(params, optimizer), environment_state, statistics)
 
 
-def within(environment: rl.World) -> Any:
-    """Returns the environment that brings actions within its bounds, as a host does: a policy may say any number."""
-    if isinstance(environment, rl.Environment) and isinstance(environment.actions, rl.Box):
-        return rl.wrappers.clip_actions(environment)
+# -- 1. rollout ------------------------------------------------------------------------------------
+
+
+def select_action(
+    model: Model, state: AgentState, observation: jax.Array, key: Key, greedy: bool = False
+) -> tuple[jax.Array, ScalarMetrics]:
+    """Samples actions for observations `[N, ...]`, or takes the most probable ones.
+
+    Args:
+      model: actor-critic network.
+      state: the agent, with statistics that normalise observations.
+      observation: unnormalised observations, `[N, ...]`.
+      key: randomness of sampled actions.
+      greedy: take the mode of each distribution instead of a sample.
+
+    Returns:
+      Actions `[N, ...]`, and their "log_prob" with the "value" of the observations, both `[N]`.
+    """
+    observation = normalization.normalize_observations(state.statistics, observation)
+    distribution, value = model.apply({"params": state.network.params}, observation)
+    action = distribution.mode() if greedy else distribution.sample(key)
+    return action, {"log_prob": distribution.log_prob(action), "value": value}
+
+
+def predict_action(
+    action_space: rl.Discrete | rl.Box, model: Model, state: AgentState, inputs: Any, key: Key
+) -> jax.Array:
+    """Most probable actions of observations `[B, ...]`, clipped to their bounds; samples for an `ExplorationRequest`.
+
+    Sampled actions are learned from, so they stay as the policy sampled them; the host clips them before it steps.
+
+    Args:
+      action_space: space of one action; actions of a `Box` are clipped to it.
+      model: actor-critic network.
+      state: the agent.
+      inputs: observations `[B, ...]`, or an `ExplorationRequest` that holds them.
+      key: randomness of sampled actions.
+    """
+    # A request for exploration comes from the host, which collects a rollout to learn from.
+    if isinstance(inputs, rl.ExplorationRequest):
+        return select_action(model, state, inputs.observation, key)[0]
+    return clip_action(action_space, select_action(model, state, jnp.asarray(inputs), key, greedy=True)[0])
+
+
+def clip_action(action_space: rl.Discrete | rl.Box, action: jax.Array) -> jax.Array:
+    """Clips continuous actions `[..., A]` to their bounds; discrete ones stay as they are.
+
+    >>> print(clip_action(rl.Box(np.float32([-1]), np.float32([1])), jnp.array([[2.0], [0.5]])))
+    [[1. ]
+     [0.5]]
+    """
+    if isinstance(action_space, rl.Discrete):
+        return action
+    return jnp.clip(action, *(np.broadcast_to(bound, action.shape) for bound in action_space))
+
+
+def with_clipped_actions(environment: E) -> E:
+    """Lets an environment clip continuous actions itself, as a host does: a `Normal` policy is not bounded."""
+    if isinstance(environment, rl.Environment) and isinstance(environment.action_space, rl.Box):
+        return rl.wrappers.clip_actions(environment)  # type: ignore[return-value]  # E is an Environment here
     return environment
 
 
-def acting(
-    model: Any, state: AgentState, observation: jax.Array, key: jax.Array, greedy: bool = False
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns actions for observations `[N, ...]`, drawn or the likeliest, and what the network says of them."""
-    said = model.apply({"params": state.network.params}, observed(state.scales, observation))
-    chances = policy(said.policy, said.log_std)
-    action = chances.mode() if greedy else chances.sample(key)
-    return action, {"log_probability": chances.log_probability(action), "value": said.value}
+def collect_rollout(
+    environment: EnvironmentLike, policy: rl.Policy, environment_state: State, batch: Batch, key: Key, num_steps: int
+) -> tuple[State, rl.Transition, dict[str, Average]]:
+    """Takes `num_steps` steps in all N environments, or those of `batch`, the rollout that a host collected.
 
+    Args:
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
+      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
+      environment_state: states of the N environments; None on the host.
+      batch: the host's rollout; None for an environment on the device.
+      key: randomness of the policy and of the environments.
+      num_steps: steps T of each environment.
 
-def predicted(space: rl.Discrete | rl.Box, model: Any, state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-    """Returns the likeliest actions of observations `[B, ...]` within their bounds, and drawn ones of `rl.Explore`.
-
-    The latter are what is learned from, and so as the policy says them; the host brings them within bounds.
-    """
-    if isinstance(inputs, rl.Explore):
-        return acting(model, state, inputs.observation, key)[0]
-    return bounded(space, acting(model, state, jnp.asarray(inputs), key, greedy=True)[0])
-
-
-def bounded(space: rl.Discrete | rl.Box, actions: jax.Array) -> jax.Array:
-    """Returns actions `[..., A]` within their bounds, if they are numbers."""
-    if isinstance(space, rl.Discrete):
-        return actions
-    return jnp.clip(actions, *(np.broadcast_to(bound, actions.shape) for bound in space))
-
-
-def played(
-    environment: rl.World, act: rl.Policy, actors: Any, batch: Any, key: jax.Array, steps: int
-) -> tuple[Any, rl.Transition, dict[str, Average]]:
-    """Returns the copies after `steps` steps, these `[T, N, ...]`, and "return" and "length" of ended episodes.
-
-    Of a host it is the batch that has them, `rl.Played`.
+    Returns:
+      The state of the environments, the transitions `[T, N, ...]`, and "return" and "length" of episodes that ended.
     """
     if isinstance(environment, rl.Environment):
-        actors, seen, finished = rl.rollout(environment, act, actors, key, steps)
+        environment_state, transitions, episodes = rl.rollout(environment, policy, environment_state, key, num_steps)
     else:
-        actors, seen, finished = None, batch.seen, batch.finished
-    return actors, seen, rl.ended(finished)
+        environment_state, transitions, episodes = None, batch.transitions, batch.episodes
+    return environment_state, transitions, rl.episode_metrics(episodes)
 
 
-def experienced(
-    environment: rl.World, model: Any, state: AgentState, batch: Any, key: jax.Array, steps: int, discount: Any
+def collect_normalized_rollout(
+    environment: EnvironmentLike,
+    model: Model,
+    num_steps: int,
+    discount: chex.Numeric,
+    state: AgentState,
+    batch: Batch,
+    key: Key,
 ) -> tuple[AgentState, rl.Transition, dict[str, Average]]:
-    """Returns the state after `steps` steps, these `[T, N, ...]` in scale and `judged`, and what `played` reports."""
-    act = functools.partial(acting, model, state)
-    actors, seen, ended = played(environment, act, state.actors, batch, key, steps)
-    on_host = isinstance(environment, rl.HostFacts)
-    before = begun(state.scales, batch.begun[0]) if on_host else state.scales
-    scales, seen = scaled(before, seen, discount)
+    """Collects a rollout with the current policy, and normalises it if the learner normalises.
+
+    Args:
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
+      model: actor-critic network.
+      num_steps: steps T of each environment.
+      discount: gamma, for the scale of returns by which rewards are normalised.
+      state: the agent, with the states of its N environments.
+      batch: the host's rollout; None for an environment on the device.
+      key: randomness of the policy and of the environments.
+
+    Returns:
+      The state with the environments after the rollout, the transitions `[T, N, ...]` whose `extras` are "log_prob" and
+      "value", and "return" and "length" of episodes that ended, in unnormalised rewards.
+    """
+    policy = functools.partial(select_action, model, state)
+    environment_state, transitions, episode_metrics = collect_rollout(
+        environment, policy, state.environment_state, batch, key, num_steps
+    )
+    on_host, statistics = isinstance(environment, rl.HostSpec), state.statistics
     if on_host:
-        seen = judged(model, state.network.params, seen)
-    return AgentState(state.network, actors, scales), seen, ended
+        statistics = normalization.reset_running_returns(statistics, batch.restarted[0])
+    # Observations: normalised by the statistics before this rollout, with which the policy acted. Rewards: by those
+    # after it.
+    statistics, transitions = normalization.normalize_rollout(statistics, transitions, discount)
+    if on_host:
+        # The host returns only actions; the network is still the one that chose them.
+        transitions = evaluate_actions(model, state.network.params, transitions)
+    return AgentState(state.network, environment_state, statistics), transitions, episode_metrics
 
 
-def judged(model: Any, params: Any, seen: rl.Transition) -> rl.Transition:
-    """Adds to actions `[T, N, ...]` what the network says of them; it must be the one that took them."""
+def evaluate_actions(model: Model, params: Params, transitions: rl.Transition) -> rl.Transition:
+    """Adds "log_prob" and "value" `[T, N]` of the network that chose the actions to a rollout `[T, N, ...]`.
 
-    def one(observation: jax.Array, action: jax.Array) -> dict[str, jax.Array]:
-        said = model.apply({"params": params}, observation)
-        return {"log_probability": policy(said.policy, said.log_std).log_probability(action), "value": said.value}
-
-    return seen._replace(extras=jax.vmap(one)(seen.observation, seen.action))
-
-
-def targets(model: Any, params: Any, seen: rl.Transition, discount: Any, trace_decay: Any) -> dict[str, jax.Array]:
-    """Returns what was seen and `judged`, with advantages and the values' targets, as rows `[T * N, ...]`."""
-    # Values of what came next are asked for anew: at an episode's end it is not the next row's observation.
-    nexts = jax.vmap(lambda observation: model.apply({"params": params}, observation).value)
-    rows = advantages(seen, nexts(seen.next_observation), discount, trace_decay)
-    return in_rows({"observation": seen.observation, "action": seen.action, **rows})
-
-
-def advantages(seen: rl.Transition, next_values: jax.Array, discount: Any, trace_decay: Any) -> dict[str, jax.Array]:
-    """Returns "log_probability" and "value" of what was seen, its "advantage" (GAE), and the "target" of its value."""
-    values, ends = seen.extras["value"], (seen.terminated, seen.truncated)
-    better = rl.generalized_advantages(seen.reward, values, next_values, *ends, discount, trace_decay)
-    return {**seen.extras, "advantage": better, "target": better + values}
-
-
-def in_rows(tree: Any) -> Any:
-    """Returns `[T, N, ...]` as `[T * N, ...]`."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-
-def policy_gradient(model: Any, entropy_weight: Any, value_weight: Any) -> gradients.Loss:
-    """Returns the loss whose gradient is the policy gradient (Sutton et al., 2000), with that of the values.
-
-    Its rows `[B]` are "observation", "action", "advantage", "target" and, where not all of them count, "weight" >= 0.
+    Args:
+      model: actor-critic network.
+      params: parameters of the policy that took the actions.
+      transitions: the rollout, `[T, N, ...]`.
     """
 
-    def total(params: Any, model_state: Any, rows: Any, key: jax.Array) -> Any:
-        said = model.apply({"params": params}, rows["observation"])
-        chances = policy(said.policy, said.log_std)
-        weights = rows.get("weight", jnp.ones_like(rows["advantage"]))
-        scale = jnp.reciprocal(jnp.maximum(weights.sum(), 1e-8))
+    def evaluate(observation: jax.Array, action: jax.Array) -> ScalarMetrics:
+        distribution, value = model.apply({"params": params}, observation)
+        return {"log_prob": distribution.log_prob(action), "value": value}
 
-        def mean(x: jax.Array) -> jax.Array:
-            return (weights * x).sum() * scale
+    return transitions._replace(extras=jax.vmap(evaluate)(transitions.observation, transitions.action))
 
-        policy_loss = -mean(chances.log_probability(rows["action"]) * rows["advantage"])
-        value_loss = mean(0.5 * jnp.square(said.value - rows["target"]))
-        entropy = mean(chances.entropy())
-        value = policy_loss + value_weight * value_loss - entropy_weight * entropy
-        metrics = {"loss": value, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+# -- 2. advantages ---------------------------------------------------------------------------------
+
+
+def gae_targets(
+    transitions: rl.Transition, next_values: jax.Array, discount: chex.Numeric, gae_lambda: chex.Numeric
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimates, and the TD(lambda) targets of the values (Schulman et al., 2016).
+
+    The default `advantages` of the on-policy learners; an own one has the same arguments and results.
+
+    Args:
+      transitions: rollout `[T, N, ...]` whose `extras["value"]` are the values of `observation`.
+      next_values: values of `next_observation`, float `[T, N]`.
+      discount: gamma, in [0, 1]; may be traced.
+      gae_lambda: lambda, in [0, 1]: 0 is the one-step TD error, 1 the return minus the value; may be traced.
+
+    Returns:
+      Advantages and value targets, both `[T, N]`.
+
+    >>> ones, never = jnp.ones((2, 1)), jnp.zeros((2, 1), bool)
+    >>> transitions = rl.Transition(ones, ones, ones, ones, never, never, {"value": 0 * ones})
+    >>> advantages, value_targets = gae_targets(transitions, 0 * ones, discount=0.5, gae_lambda=1.0)
+    >>> print(advantages[:, 0], value_targets[:, 0])
+    [1.5 1. ] [1.5 1. ]
+    """
+    values = transitions.extras["value"]
+    advantages = rl.generalized_advantages(
+        transitions.reward, values, next_values, transitions.terminated, transitions.truncated, discount, gae_lambda
+    )
+    return advantages, advantages + values
+
+
+def estimate_advantages(
+    model: Model,
+    params: Params,
+    transitions: rl.Transition,
+    estimator: AdvantageFunction,
+    discount: chex.Numeric,
+    gae_lambda: chex.Numeric,
+) -> RolloutBatch:
+    """Estimates the advantages of a rollout `[T, N, ...]` and flattens both to rows `[T * N, ...]`.
+
+    Args:
+      model: actor-critic network.
+      params: parameters that estimate the values of the last observations.
+      transitions: the rollout, with "log_prob" and "value" `[T, N]` in its extras.
+      estimator: estimates advantages and value targets, such as `gae_targets`.
+      discount: gamma, in [0, 1]; may be traced.
+      gae_lambda: lambda of the estimator, in [0, 1]; may be traced.
+    """
+    # Not `values[1:]`: after an episode's end the next row belongs to the next episode.
+    next_values = jax.vmap(lambda x: model.apply({"params": params}, x).value)(transitions.next_observation)
+    advantages, value_targets = estimator(transitions, next_values, discount, gae_lambda)
+    return flatten_rollout(rollout_batch(transitions, advantages, value_targets))
+
+
+def rollout_batch(transitions: rl.Transition, advantages: jax.Array, value_targets: jax.Array) -> RolloutBatch:
+    """Brings transitions `[T, N, ...]` and their targets `[T, N]` together, with both axes as they are.
+
+    Args:
+      transitions: the rollout, with "log_prob" and "value" `[T, N]` in its extras.
+      advantages: float `[T, N]`.
+      value_targets: targets of the value function, `[T, N]`.
+    """
+    chex.assert_equal_shape([advantages, value_targets, transitions.reward])
+    log_probs, values = transitions.extras["log_prob"], transitions.extras["value"]
+    return RolloutBatch(transitions.observation, transitions.action, log_probs, values, advantages, value_targets)
+
+
+def flatten_rollout(rollout: Tree) -> Tree:
+    """Merges the first two axes of all arrays: `[T, N, ...]` to `[T * N, ...]`.
+
+    >>> flatten_rollout({"reward": jnp.zeros((5, 2))})["reward"].shape
+    (10,)
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+
+
+def explained_variance(values: jax.Array, value_targets: jax.Array) -> jax.Array:
+    """Fraction of the targets' variance that the values explain: 1 is perfect, 0 as good as a constant, below is worse.
+
+    Args:
+      values: predictions of the value function, `[...]`.
+      value_targets: their targets, of the same shape.
+
+    Returns:
+      A scalar; 0 where the targets do not vary.
+
+    >>> print(explained_variance(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0])))
+    0.75
+    """
+    chex.assert_equal_shape([values, value_targets])
+    variance, residual = value_targets.var(), (value_targets - values).var()
+    # 1 - Var[target - value] / Var[target], as a product so that a sweep has the same bits
+    return jnp.where(variance > 1e-8, 1.0 - residual * jnp.reciprocal(jnp.maximum(variance, 1e-8)), 0.0)
+
+
+# -- 3. optimisation -------------------------------------------------------------------------------
+
+
+def actor_critic_loss_fn(model: Model, loss: ActorCriticLoss, settings: ActorCriticSettings) -> LossFunction:
+    """Turns `loss(output, minibatch, settings)` into a `LossFunction` of the parameters by applying the model.
+
+    Args:
+      model: actor-critic network.
+      loss: `(output [B], minibatch [B], settings) -> (loss [], metrics)`.
+      settings: hyperparameters that the loss reads.
+    """
+
+    def loss_fn(params: Params, model_state: State, minibatch: RolloutBatch, key: Key) -> LossAndAux:
+        value, metrics = loss(model.apply({"params": params}, minibatch.observations), minibatch, settings)
         return value, (model_state, metrics)
 
-    return total
+    return loss_fn
 
 
-def worked_through(
+def policy_gradient_loss(
+    output: models.ActorCriticOutput, rollout: RolloutBatch, settings: ActorCriticSettings
+) -> tuple[jax.Array, ScalarMetrics]:
+    """Loss whose gradient is the policy gradient, plus value loss minus entropy bonus (Sutton et al., 2000).
+
+    Args:
+      output: distribution over actions and value of each observation, `[B]`.
+      rollout: transitions `[B]`; where they have weights, all means are weighted.
+      settings: coefficients of value loss and entropy.
+
+    Returns:
+      The scalar loss, and "loss", "policy_loss", "value_loss" and "entropy" (nats).
+    """
+    weights = jnp.ones_like(rollout.advantages) if rollout.weights is None else rollout.weights
+    # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
+    scale = jnp.reciprocal(jnp.maximum(weights.sum(), 1e-8))
+
+    def mean(x: jax.Array) -> jax.Array:
+        return (weights * x).sum() * scale
+
+    # Policy: -E[A log pi(a | s)]
+    policy_loss = -mean(output.distribution.log_prob(rollout.actions) * rollout.advantages)
+    # Value: squared error to the value targets
+    value_loss = mean(0.5 * jnp.square(output.value - rollout.value_targets))
+    # Entropy bonus
+    entropy = mean(output.distribution.entropy())
+    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
+    return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
+def minibatch_epochs(
     network: TrainState,
-    loss: gradients.Loss,
+    loss: LossFunction,
     optimizer: optax.GradientTransformation,
-    rows: Any,
-    key: jax.Array,
-    epochs: int,
-    minibatches: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Descends the loss of rows `[R, ...]`, in `epochs` random orders, in parts; returns also the mean metrics."""
-    count = len(jax.tree.leaves(rows)[0])
+    batch: Batch,
+    key: Key,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[TrainState, ScalarMetrics]:
+    """Takes a gradient step on each minibatch of each epoch.
 
-    def epoch(network: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-        order = jax.random.permutation(key, count).reshape(minibatches, -1)
+    Args:
+      network: parameters and optimizer state.
+      loss: of a minibatch.
+      optimizer: Optax optimizer.
+      batch: tree of arrays `[R, ...]`; `num_minibatches` divides R.
+      key: order of the rows, a new one in each epoch.
+      num_epochs: passes over the batch.
+      num_minibatches: gradient steps in a pass.
 
-        def one(network: TrainState, chosen: jax.Array) -> tuple[TrainState, Any]:
-            part = jax.tree.map(lambda x: x[chosen], rows)
-            return gradients.step(network, loss, optimizer, part, key)
+    Returns:
+      The network after `num_epochs * num_minibatches` gradient steps, and the means of their metrics.
+    """
+    num_rows = len(jax.tree.leaves(batch)[0])
 
-        return jax.lax.scan(one, network, order)
+    def epoch(network: TrainState, key: Key) -> tuple[TrainState, ScalarMetrics]:
+        # A new order of all rows, cut into minibatches
+        order = jax.random.permutation(key, num_rows).reshape(num_minibatches, -1)
 
-    network, metrics = jax.lax.scan(epoch, network, jax.random.split(key, epochs))
+        def minibatch_step(network: TrainState, rows: jax.Array) -> tuple[TrainState, ScalarMetrics]:
+            minibatch = jax.tree.map(lambda x: x[rows], batch)
+            return gradient_step(network, loss, optimizer, minibatch, key)
+
+        return jax.lax.scan(minibatch_step, network, order)
+
+    network, metrics = jax.lax.scan(epoch, network, jax.random.split(key, num_epochs))
     return network, {name: value.mean() for name, value in metrics.items()}
 
 
-def evaluated(
-    environment: rl.World, act: rl.Policy, batch: Any, key: jax.Array, episodes: int, most_steps: int
-) -> dict[str, Any]:
-    """Returns "return", "length" and "finished" of episodes; of a host the batch, which has them."""
+def check_minibatches(num_minibatches: int, num_envs: int, rollout_steps: int) -> None:
+    """Checks that minibatches have equal sizes.
+
+    Args:
+      num_minibatches: minibatches per epoch.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in a rollout.
+
+    Raises:
+      ConfigError: `num_minibatches` does not divide `num_envs * rollout_steps`.
+    """
+    steps = num_envs * rollout_steps
+    if steps % num_minibatches:
+        rollout = f"the {num_envs} x {rollout_steps} = {steps} steps of a rollout"
+        raise ConfigError(f"num_minibatches: {num_minibatches} does not divide {rollout}")
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def evaluate_policy(
+    environment: EnvironmentLike, policy: rl.Policy, batch: Batch, key: Key, num_episodes: int, max_steps: int
+) -> ScalarMetrics:
+    """Plays evaluation episodes; those of a host are in the batch.
+
+    Args:
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
+      policy: `(observation [B, ...], key) -> (action [B, ...], extras)`.
+      batch: the episodes that a host played, `[B]`; None for an environment on the device.
+      key: randomness of the policy and of the environments.
+      num_episodes: episodes B, played in parallel.
+      max_steps: maximum length of an episode.
+
+    Returns:
+      "return", "length" and "finished" of every episode, float32 `[B]`; finished is 0 for one stopped by `max_steps`.
+    """
     if isinstance(environment, rl.Environment):
-        return rl.evaluated(environment, act, key, episodes, most_steps)
+        return rl.evaluate_policy(environment, policy, key, num_episodes, max_steps)
     return batch
 
 
-def check_parts(minibatches: int, num_envs: int, rollout_steps: int) -> None:
-    """Raises a ConfigError if the minibatches do not divide an update's steps."""
-    steps = num_envs * rollout_steps
-    if steps % minibatches:
-        raise ConfigError(f"minibatches: {minibatches} do not divide {num_envs} x {rollout_steps} = {steps} steps")
+def evaluate_agent(
+    environment: EnvironmentLike, model: Model, settings: ActorCriticSettings, state: AgentState, batch: Batch, key: Key
+) -> ScalarMetrics:
+    """Evaluates the policy of `select_action` as `evaluate_policy` does.
+
+    Args:
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
+      model: actor-critic network.
+      settings: number and length of the episodes, and whether they are greedy.
+      state: the agent.
+      batch: the episodes that a host played, `[B]`; None for an environment on the device.
+      key: randomness of the policy and of the environments.
+    """
+    policy = functools.partial(select_action, model, state, greedy=settings.greedy_evaluation)
+    num_episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+    return evaluate_policy(environment, policy, batch, key, num_episodes, max_steps)

@@ -1,146 +1,169 @@
-"""Proximal policy optimisation (Schulman et al., 2017).
+"""Proximal policy optimisation, PPO (Schulman et al., 2017).
 
-An update plays `rollout_steps` steps in `num_envs` copies of the environment, then works through what was seen
-`epochs` times, in `minibatches` parts. The copies, in the midst of their episodes, are part of the state. Where the
-environment is on the host, its steps come as the batch, played by the same policy.
+An update collects `rollout_steps` steps in each of `num_envs` parallel environments, estimates advantages, and takes
+`num_epochs * num_minibatches` gradient steps on the clipped surrogate objective.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import rl
-from foldax.errors import check_counts
-from foldax.learner import Acts, Learner
-from foldax.learners import gradients
+from foldax import models, rl
+from foldax.configuration import check_at_least, config
+from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.distributions import policy
-from foldax.learners.rl.on_policy import AgentState
+from foldax.learners.rl.on_policy import ActorCriticLoss, AdvantageFunction, AgentState, RolloutBatch
 
 
-class Surrogate(NamedTuple):
-    """What is descended, in the words of the paper; all floats may be traced.
+@config
+class PPOSettings(on_policy.NormalizingSettings):
+    """Hyperparameters of `ppo` and `recurrent_ppo`; nest them in an experiment's config.
 
-    Attributes:
-      clip: how far a step may change an action's probability, as a share, to any gain.
-      value_clip: how far it may change a value, to any gain; None: as far as it likes.
-      entropy_weight: of the policy's entropy, which is ascended.
-      value_weight: of half the squared error of the values.
-      standardize: whether advantages of a minibatch are centred, and divided by their deviation.
+    Discount, coefficients of the loss, evaluation and normalisation are those of `on_policy.ActorCriticSettings` and
+    `on_policy.NormalizingSettings`.
+
+    >>> PPOSettings(num_epochs=10).clip_range
+    0.2
     """
 
-    clip: Any = 0.2
-    value_clip: Any = 0.2
-    entropy_weight: Any = 0.01
-    value_weight: Any = 0.5
-    standardize: bool = True
+    num_epochs: int = 4
+    """Passes over each rollout."""
+    num_minibatches: int = 4
+    """Gradient steps in each pass; must divide `num_envs * rollout_steps`."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation: 0 is the one-step TD error, 1 the Monte Carlo return."""
+    clip_range: float = 0.2
+    """Epsilon: the probability ratio is clipped to [1 - epsilon, 1 + epsilon]."""
+    value_clip_range: float | None = 0.2
+    """The value loss clips values to within this distance of the old ones; None: no clipping."""
+    normalize_advantages: bool = True
+    """Normalise the advantages of each minibatch to mean 0 and standard deviation 1."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_epochs=1, num_minibatches=1)
+
+
+def ppo_loss(
+    output: models.ActorCriticOutput, minibatch: RolloutBatch, settings: PPOSettings
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Clipped surrogate objective plus value loss minus entropy bonus (Schulman et al., 2017, equation 9).
+
+    Args:
+      output: distribution over actions and value of each observation, `[B]`.
+      minibatch: transitions `[B]`, with log-probabilities and values of the policy that acted.
+      settings: clip ranges and coefficients.
+
+    Returns:
+      The scalar loss, and "loss", "policy_loss", "value_loss", "entropy", "approx_kl" and "clip_fraction"; entropy and
+      approx_kl in nats.
+
+    >>> output = models.ActorCriticOutput(models.Categorical(jnp.zeros((2, 2))), jnp.zeros(2))
+    >>> log_probs = output.distribution.log_prob(jnp.array([0, 1]))
+    >>> minibatch = RolloutBatch(None, jnp.array([0, 1]), log_probs, jnp.zeros(2), jnp.array([1.0, 3.0]), jnp.ones(2))
+    >>> loss, metrics = ppo_loss(output, minibatch, PPOSettings(entropy_coefficient=0.0))
+    >>> print(loss, metrics["value_loss"], metrics["clip_fraction"])
+    0.25 0.5 0.0
+    """
+    advantages = minibatch.advantages
+    if settings.normalize_advantages:
+        # The population's standard deviation, which divides by B; CleanRL's divides by B - 1.
+        # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
+        advantages = (advantages - advantages.mean()) * jnp.reciprocal(advantages.std() + 1e-8)
+
+    # Policy: E[min(r A, clip(r, 1 - eps, 1 + eps) A)]  (equation 7)
+    log_ratio = output.distribution.log_prob(minibatch.actions) - minibatch.log_probs
+    ratio = jnp.exp(log_ratio)
+    clipped_ratio = jnp.clip(ratio, 1 - settings.clip_range, 1 + settings.clip_range)
+    policy_loss = -jnp.minimum(ratio * advantages, clipped_ratio * advantages).mean()
+
+    # Value: squared error to the value targets, clipped around the old values as in the authors' code
+    value_errors = jnp.square(output.value - minibatch.value_targets)
+    if settings.value_clip_range is not None:
+        clipped_values = minibatch.values + jnp.clip(
+            output.value - minibatch.values, -settings.value_clip_range, settings.value_clip_range
+        )
+        value_errors = jnp.maximum(value_errors, jnp.square(clipped_values - minibatch.value_targets))
+    value_loss = 0.5 * value_errors.mean()
+
+    # Entropy bonus
+    entropy = output.distribution.entropy().mean()
+    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
+    metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+    metrics["approx_kl"] = (ratio - 1 - log_ratio).mean()  # Schulman's k3 estimator, never negative
+    return loss, {**metrics, "clip_fraction": (jnp.abs(ratio - 1) > settings.clip_range).mean()}
 
 
 def ppo(
-    environment: rl.World,
-    model: Any,
+    environment: rl.EnvironmentLike,
+    model: Model,
     optimizer: optax.GradientTransformation,
+    settings: PPOSettings = PPOSettings(),
     *,
     num_envs: int = 4,
     rollout_steps: int = 128,
-    epochs: int = 4,
-    minibatches: int = 4,
-    discount: Any = 0.99,
-    trace_decay: Any = 0.95,
-    surrogate: Surrogate = Surrogate(),
-    scale_observations: bool = False,
-    scale_rewards: bool = False,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
-    greedy_evaluation: bool = True,
+    loss: ActorCriticLoss = ppo_loss,
+    advantages: AdvantageFunction = on_policy.gae_targets,
 ) -> Learner:
-    """Returns a learner of a policy, for choices and for numbers.
+    """Proximal policy optimisation for discrete and continuous actions (Schulman et al., 2017).
 
-    `update` reports "loss", "policy_loss", "value_loss", "entropy", "clipped" (share of actions), "divergence" (from
-    the policy that played, estimated in nats), "gradient_norm" and, of episodes that ended, "return" and "length".
-    `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each: 0 if it was left off
-    after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and draws those of
-    `rl.Explore`.
+    `update` reports the metrics of the loss, "gradient_norm", "explained_variance" (of the value targets by the values
+    before the update) and "return" and "length" of episodes that ended. Metrics of the loss are means over all epochs
+    and minibatches; CleanRL logs "approx_kl" of the last minibatch. `evaluate` reports "return", "length" and
+    "finished" of `evaluation_episodes` episodes; finished is 0 for one that was stopped after `evaluation_steps`.
+    `predict` returns the most probable actions of observations `[B, ...]`, and samples those of an
+    `rl.ExplorationRequest`.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`.
-      model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
-      optimizer: of optax; takes `epochs * minibatches` steps an update; its rates may be traced.
-      num_envs: copies of the environment.
-      rollout_steps: that each takes in an update.
-      epochs: how often an update's steps are worked through.
-      minibatches: parts of them, which must divide their number.
-      discount: of a reward one step later; may be traced.
-      trace_decay: lambda of the advantages' estimates (GAE); may be traced.
-      surrogate: the loss.
-      scale_observations: whether the network sees them in deviations from the mean of all that were seen before.
-      scale_rewards: whether it learns from rewards over the deviation of the discounted return so far.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
+      environment: the environment to act in, or an `rl.HostSpec` when it runs on the host, whose batches are
+        `rl.HostRollout`s.
+      model: observations `[B, ...]` to `models.ActorCriticOutput`, such as `models.ActorCritic`.
+      optimizer: Optax optimizer; takes `num_epochs * num_minibatches` steps an update; its rates may be traced.
+      settings: hyperparameters; their floats may be traced.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
+      loss: `(output, minibatch, settings) -> (loss, metrics)`; `ppo_loss`, or an own one.
+      advantages: estimator, `(transitions, next_values, discount, gae_lambda) -> (advantages, value_targets)`,
+        `[T, N]`; `on_policy.gae_targets`, or an own one.
 
     Raises:
-      ConfigError: the environment is none, a number is below 1 or not the host's, or the minibatches do not divide the
-        steps.
+      ConfigError: `environment` is not an environment, a number is below 1 or differs from the host's, or
+        `num_minibatches` does not divide `num_envs * rollout_steps`.
+
+    >>> learner = ppo(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.adam(1e-3), PPOSettings(num_epochs=10))
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> state, metrics = jax.eval_shape(learner.update, state, None, jax.random.key(0))
+    >>> sorted(metrics)[:4]
+    ['approx_kl', 'clip_fraction', 'entropy', 'explained_variance']
     """
-    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
-    check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)
-    on_policy.check_parts(minibatches, num_envs, rollout_steps)
-    world, descend = on_policy.within(environment), loss(model, surrogate)
+    rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
+    on_policy.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
+    predict = functools.partial(on_policy.predict_action, environment.action_space, model)
+    # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
+    clipped_environment = on_policy.with_clipped_actions(environment)
+    loss_fn = on_policy.actor_critic_loss_fn(model, loss, settings)
 
-    def init(key: jax.Array, examples: Any) -> AgentState:
-        scale = (scale_observations, scale_rewards)
-        return on_policy.begin(world, model, optimizer, key, num_envs, examples, *scale)
+    def init(key: Key, examples: Batch) -> AgentState:
+        return on_policy.init_agent(clipped_environment, model, optimizer, key, num_envs, examples, settings)
 
-    def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
-        of_play, of_order = jax.random.split(key)
-        state, seen, ended = on_policy.experienced(world, model, state, batch, of_play, rollout_steps, discount)
-        rows = on_policy.targets(model, state.network.params, seen, discount, trace_decay)
-        network, metrics = on_policy.worked_through(
-            state.network, descend, optimizer, rows, of_order, epochs, minibatches
+    def update(state: AgentState, batch: Batch, key: Key) -> tuple[AgentState, Metrics]:
+        # `batch`: None for an environment on the device, an `rl.HostRollout` from a host.
+        rollout_key, shuffle_key = jax.random.split(key)
+        # 1. Rollout: every environment takes `rollout_steps` steps with the current policy.
+        state, transitions, episode_metrics = on_policy.collect_normalized_rollout(
+            clipped_environment, model, rollout_steps, settings.discount, state, batch, rollout_key
         )
-        return state._replace(network=network), metrics | ended
+        # 2. Advantages: by default GAE; truncated episodes bootstrap from the value of their last observation.
+        rollout = on_policy.estimate_advantages(
+            model, state.network.params, transitions, advantages, settings.discount, settings.gae_lambda
+        )
+        # 3. Optimisation: `num_epochs` passes over shuffled minibatches.
+        network, metrics = on_policy.minibatch_epochs(
+            state.network, loss_fn, optimizer, rollout, shuffle_key, settings.num_epochs, settings.num_minibatches
+        )
+        metrics["explained_variance"] = on_policy.explained_variance(rollout.values, rollout.value_targets)
+        return state._replace(network=network), metrics | episode_metrics
 
-    def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
-        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
-
-    predict = functools.partial(on_policy.predicted, environment.actions, model)
-    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
-
-
-def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:
-    """Returns the loss of rows `[B]`: "observation", "action", "log_probability" and "value" of the policy that played,
-    "advantage" and "target"."""
-
-    def total(params: Any, model_state: Any, rows: Any, key: jax.Array) -> Any:
-        said = model.apply({"params": params}, rows["observation"])
-        value, metrics = judge(said, rows, surrogate)
-        return value, (model_state, metrics)
-
-    return total
-
-
-def judge(said: Any, rows: dict[str, jax.Array], surrogate: Surrogate) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss of `models.Opinion`s `[B]` about rows `[B]`, and its parts by name."""
-    chances, advantages = policy(said.policy, said.log_std), rows["advantage"]
-    if surrogate.standardize:
-        advantages = (advantages - advantages.mean()) * jnp.reciprocal(advantages.std() + 1e-8)
-    change = chances.log_probability(rows["action"]) - rows["log_probability"]
-    ratio = jnp.exp(change)
-    bounded = jnp.clip(ratio, 1 - surrogate.clip, 1 + surrogate.clip)
-    policy_loss = -jnp.minimum(ratio * advantages, bounded * advantages).mean()
-    errors = jnp.square(said.value - rows["target"])
-    if surrogate.value_clip is not None:
-        near = rows["value"] + jnp.clip(said.value - rows["value"], -surrogate.value_clip, surrogate.value_clip)
-        errors = jnp.maximum(errors, jnp.square(near - rows["target"]))
-    value_loss, entropy = 0.5 * errors.mean(), chances.entropy().mean()
-    value = policy_loss + surrogate.value_weight * value_loss - surrogate.entropy_weight * entropy
-    metrics = {"loss": value, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    metrics |= {"clipped": (jnp.abs(ratio - 1) > surrogate.clip).mean(), "divergence": (ratio - 1 - change).mean()}
-    return value, metrics
+    evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))

@@ -1,146 +1,196 @@
-"""Parallelised Q-learning (PQN: Gallici et al., 2024): no memory of old steps, and no target network.
+"""Parallelised Q-network, PQN (Gallici et al., 2024): Q-learning without replay buffer and target network.
 
-An update plays `rollout_steps` steps in `num_envs` copies of the environment, mostly the best actions; of what was seen
-it makes lambda-returns, which it works through `epochs` times, in `minibatches` parts. What keeps this from diverging
-are many copies and a network with layer normalisation.
+An update collects `rollout_steps` epsilon-greedy steps in each of `num_envs` parallel environments, computes their
+lambda-returns, and takes `num_epochs * num_minibatches` gradient steps towards them. Many environments and a network
+with layer normalisation keep this from diverging.
 """
 
-from __future__ import annotations
+from typing import NamedTuple
 
-from typing import Any, NamedTuple
-
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.errors import ConfigError, check_counts
-from foldax.learner import Acts, Learner
+from foldax.configuration import check_at_least, config
+from foldax.errors import ConfigError
+from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model, Params, State
 from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.distributions import epsilon_greedy, exploration
+from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
+
+
+@config
+class PQNSettings:
+    """Hyperparameters of `pqn`; nest them in an experiment's config.
+
+    >>> PQNSettings(lambda_=0.9).num_minibatches
+    32
+    """
+
+    num_epochs: int = 2
+    """Passes over each rollout."""
+    num_minibatches: int = 32
+    """Gradient steps in each pass; must divide `num_envs * rollout_steps`."""
+    discount: float = 0.99
+    """Discount of a reward one environment step later, the paper's gamma."""
+    lambda_: float = 0.65
+    """Lambda of the returns: 0 is the one-step target, 1 the Monte Carlo return."""
+    exploration_fraction: float = 0.5
+    """Fraction of all environment steps over which epsilon falls linearly from 1 to `final_epsilon`."""
+    final_epsilon: float = 0.05
+    """Probability of a random action after that."""
+    evaluation_episodes: int = 16
+    """Greedy episodes of an evaluation, played in parallel."""
+    evaluation_steps: int = 1000
+    """Maximum length of an evaluation episode."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, num_epochs=1, num_minibatches=1, evaluation_episodes=1)
 
 
 class PQNState(NamedTuple):
-    """The network and the world.
+    """State of `pqn`.
 
     Attributes:
-      network: what learns.
-      actors: copies of the environment; None where they are on the host.
-      environment_steps: int32 [], of all copies.
+      network: parameters of the Q-network, with the state of their optimizer.
+      environment_state: state of the N parallel environments; None where they run on the host.
+      environment_steps: steps so far, summed over the environments, int32 [].
     """
 
-    network: TrainState
-    actors: Any
+    network: gradients.TrainState
+    environment_state: rl.EnvironmentState | None
     environment_steps: jax.Array
 
 
+class QBatch(NamedTuple):
+    """Transitions of a rollout as the loss receives them.
+
+    Attributes:
+      observations: `[B, ...]`.
+      actions: int32 `[B]`.
+      targets: lambda-returns, float `[B]`.
+    """
+
+    observations: jax.Array
+    actions: jax.Array
+    targets: jax.Array
+
+
 def pqn(
-    environment: rl.World,
-    model: Any,
+    environment: rl.EnvironmentLike,
+    model: Model,
     optimizer: optax.GradientTransformation,
+    settings: PQNSettings = PQNSettings(),
     *,
+    environment_steps: int,
     num_envs: int = 128,
     rollout_steps: int = 32,
-    epochs: int = 2,
-    minibatches: int = 32,
-    discount: Any = 0.99,
-    trace_decay: Any = 0.65,
-    epsilon: Any = 0.05,
-    epsilon_steps: Any = 1_000_000.0,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
 ) -> Learner:
-    """Returns a learner of what actions are worth.
+    """Parallelised Q-network for discrete actions (Gallici et al., 2024).
 
-    `update` reports "loss", "value" (mean of the chosen actions'), "epsilon", "gradient_norm" and, of the episodes that
-    ended, "return" and "length". `evaluate` plays `evaluation_episodes` greedily and reports "return", "length" and
-    "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives the best actions of observations
-    `[B, ...]`, and explores those of `rl.Explore`.
+    `update` reports "loss", "q_value" (mean of the chosen actions), "epsilon", "gradient_norm", and "return" and
+    "length" of episodes that ended. `evaluate` plays greedy episodes and reports "return", "length" and "finished" (0
+    if `evaluation_steps` cut an episode short). `predict` returns the greedy actions of observations `[B, ...]`, and
+    epsilon-greedy ones of an `rl.ExplorationRequest`.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are discrete.
-      model: observations `[B, ...]` to `[B, A, 1]`, such as `models.QNetwork(..., normalization="layer")`.
-      optimizer: of optax (the paper takes RAdam); takes `epochs * minibatches` steps an update; rates may be traced.
-      num_envs: copies of the environment.
-      rollout_steps: that each takes in an update.
-      epochs: how often an update's steps are worked through.
-      minibatches: parts of them, which must divide their number.
-      discount: of a reward one step later; may be traced.
-      trace_decay: lambda of the returns; 0 is one step, 1 all that follow; may be traced.
-      epsilon: probability of a random action in the end; may be traced.
-      epsilon_steps: of the environment, in which it falls from 1 in a straight line; may be traced.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
+      environment: the environment to act in, or an `rl.HostSpec` when it runs on the host; its actions are discrete.
+      model: observations `[B, ...]` to Q-values `[B, A, 1]`, such as `models.QNetwork(..., normalization="layer")`.
+      optimizer: Optax optimizer (RAdam in the paper); takes `num_epochs * num_minibatches` steps an update; its rates
+        may be traced.
+      settings: hyperparameters; their floats may be traced.
+      environment_steps: length of the whole training, over which epsilon is annealed.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
 
     Raises:
-      ConfigError: the environment is none, actions are no choices, a number is below 1 or not the host's, or the
-        minibatches do not divide the steps.
+      ConfigError: `environment` is not an environment, its actions are not discrete, a number is below 1 or differs
+        from the host's, or `num_minibatches` does not divide `num_envs * rollout_steps`.
+
+    >>> from foldax import models
+    >>> model = models.QNetwork(2, hidden=(8,), normalization="layer")
+    >>> learner = pqn(rl.gymnax("CartPole-v1"), model, optax.radam(1e-3), environment_steps=500_000)
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 4)), jax.random.key(0)).shape
+    (3,)
     """
-    rl.check_world(environment, num_envs, rollout_steps)
-    check_counts(epochs=epochs, minibatches=minibatches, evaluation_episodes=evaluation_episodes)
-    on_policy.check_parts(minibatches, num_envs, rollout_steps)
-    if not isinstance(environment.actions, rl.Discrete):
-        raise ConfigError(f"pqn: actions of {environment.name} are numbers, not choices; take ppo, sac or td3")
-    descend = loss(model)
+    rl.check_environment(environment, num_envs, rollout_steps)
+    on_policy.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
+    if not isinstance(environment.action_space, rl.Discrete):
+        raise ConfigError(f"pqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
+    loss_fn = _q_loss_fn(model)
 
-    def policy_of(state: PQNState, chance: Any) -> rl.Policy:
-        def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return epsilon_greedy(worth(model, state.network.params, observation), chance, key), {}
+    def epsilon_of(state: PQNState) -> jax.Array:
+        decay_steps = settings.exploration_fraction * environment_steps
+        return epsilon_schedule(state.environment_steps, settings.final_epsilon, decay_steps)
 
-        return act
+    def init(key: Key, examples: Batch) -> PQNState:
+        state = on_policy.init_agent(environment, model, optimizer, key, num_envs, examples)
+        return PQNState(state.network, state.environment_state, jnp.int32(0))
 
-    def init(key: jax.Array, examples: Any) -> PQNState:
-        state = on_policy.begin(environment, model, optimizer, key, num_envs, examples)
-        return PQNState(state.network, state.actors, jnp.int32(0))
+    def update(state: PQNState, batch: Batch, key: Key) -> tuple[PQNState, Metrics]:
+        rollout_key, shuffle_key = jax.random.split(key)
+        params, epsilon = state.network.params, epsilon_of(state)
 
-    def update(state: PQNState, batch: Any, key: jax.Array) -> tuple[PQNState, dict[str, Any]]:
-        of_play, of_order = jax.random.split(key)
-        chance = exploration(state.environment_steps, epsilon, epsilon_steps)
-        act = policy_of(state, chance)
-        actors, seen, ended = on_policy.played(environment, act, state.actors, batch, of_play, rollout_steps)
-        rows = targets(model, state.network.params, seen, discount, trace_decay)
-        network, metrics = on_policy.worked_through(
-            state.network, descend, optimizer, rows, of_order, epochs, minibatches
+        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return epsilon_greedy(_q_values(model, params, observation), epsilon, key), {}
+
+        # 1. Rollout: every environment takes `rollout_steps` epsilon-greedy steps.
+        environment_state, transitions, episode_metrics = on_policy.collect_rollout(
+            environment, policy, state.environment_state, batch, rollout_key, rollout_steps
+        )
+        # 2. Targets: lambda-returns that bootstrap from the greedy actions' values, Peng's Q(lambda).
+        rollout = with_lambda_returns(model, params, transitions, settings.discount, settings.lambda_)
+        # 3. Optimisation: `num_epochs` passes over shuffled minibatches.
+        network, metrics = on_policy.minibatch_epochs(
+            state.network, loss_fn, optimizer, rollout, shuffle_key, settings.num_epochs, settings.num_minibatches
         )
         steps = state.environment_steps + num_envs * rollout_steps
-        return PQNState(network, actors, steps), metrics | ended | {"epsilon": chance}
+        return PQNState(network, environment_state, steps), metrics | episode_metrics | {"epsilon": epsilon}
 
-    def predict(state: PQNState, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            chance = exploration(state.environment_steps, epsilon, epsilon_steps)
-            return policy_of(state, chance)(inputs.observation, key)[0]
-        return worth(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
+    def predict(state: PQNState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
+        if isinstance(inputs, rl.ExplorationRequest):
+            q_values = _q_values(model, state.network.params, inputs.observation)
+            return epsilon_greedy(q_values, epsilon_of(state), key)
+        return _q_values(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
 
-    def evaluate(state: PQNState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        def act(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def evaluate(state: PQNState, batch: Batch, key: Key) -> dict[str, jax.Array]:
+        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
             return predict(state, observation, key), {}
 
-        return on_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return on_policy.evaluate_policy(environment, policy, batch, key, episodes, max_steps)
 
-    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
 
 
-def worth(model: Any, params: Any, observation: jax.Array) -> jax.Array:
-    """Returns what the network says of all actions, `[B, A]`."""
+def with_lambda_returns(
+    model: Model, params: Params, transitions: rl.Transition, discount: chex.Numeric, lambda_: chex.Numeric
+) -> QBatch:
+    """Computes the lambda-returns of a rollout `[T, N, ...]` and flattens both to rows `[T * N, ...]`."""
+    # max_a Q(s', a), by the network itself: there is no target network.
+    next_values = jax.vmap(lambda x: _q_values(model, params, x).max(axis=-1))(transitions.next_observation)
+    targets = rl.lambda_returns(
+        transitions.reward, next_values, transitions.terminated, transitions.truncated, discount, lambda_
+    )
+    return on_policy.flatten_rollout(QBatch(transitions.observation, transitions.action, targets))
+
+
+def _q_values(model: Model, params: Params, observation: jax.Array) -> jax.Array:
+    """Q-values of all actions, `[B, A]`."""
     return model.apply({"params": params}, observation)[..., 0]
 
 
-def targets(model: Any, params: Any, seen: rl.Transition, discount: Any, trace_decay: Any) -> dict[str, jax.Array]:
-    """Returns what was seen `[T, N, ...]`, and lambda-returns of its actions, as rows `[T * N, ...]`."""
-    nexts = jax.vmap(lambda observation: worth(model, params, observation).max(axis=-1))(seen.next_observation)
-    returns = rl.lambda_returns(seen.reward, nexts, seen.terminated, seen.truncated, discount, trace_decay)
-    return on_policy.in_rows({"observation": seen.observation, "action": seen.action, "target": returns})
+def _q_loss_fn(model: Model) -> gradients.LossFunction:
+    """Half the mean squared error between Q(s, a) and its lambda-return, for a `QBatch`."""
 
+    def loss_fn(params: Params, model_state: State, minibatch: QBatch, key: Key) -> gradients.LossAndAux:
+        q_values = _q_values(model, params, minibatch.observations)
+        # Q(s, a) of the actions that were taken
+        action_values = jnp.take_along_axis(q_values, minibatch.actions[:, None], axis=1)[:, 0]
+        value = 0.5 * jnp.square(action_values - minibatch.targets).mean()
+        return value, (model_state, {"loss": value, "q_value": action_values.mean()})
 
-def loss(model: Any) -> gradients.Loss:
-    """Returns the loss of rows `[B]`: half the squared error of the chosen actions' values."""
-
-    def total(params: Any, model_state: Any, rows: Any, key: jax.Array) -> Any:
-        values = worth(model, params, rows["observation"])
-        chosen = jnp.take_along_axis(values, rows["action"][:, None], axis=1)[:, 0]
-        value = 0.5 * jnp.square(chosen - rows["target"]).mean()
-        return value, (model_state, {"loss": value, "value": chosen.mean()})
-
-    return total
+    return loss_fn

@@ -1,141 +1,173 @@
-"""Proximal policy optimisation with a memory, for worlds that do not show all that counts (Hausknecht & Stone, 2015).
+"""PPO with a recurrent policy, for environments that are partially observed (Hausknecht & Stone, 2015).
 
-The memory of each copy goes through its episode beside what it sees (see `rl.remembering`). Learning runs over whole
-sequences of the rollout, from the memory that their copy had at the start, which begins anew where an episode does;
-minibatches are of copies.
+The recurrent state, here called memory, is carried through each episode beside the observation (see
+`rl.with_policy_memory`). The loss runs the network over whole sequences of the rollout, from the memory with which
+each began; at the start of an episode the memory is reset. Minibatches are of environments, so that sequences stay
+whole. The loss is that of `ppo`.
 """
 
-from __future__ import annotations
+from typing import Any, NamedTuple
 
-from typing import Any
-
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import rl
-from foldax.errors import ConfigError, check_counts
-from foldax.learner import Acts, Learner
+from foldax import models, rl
+from foldax.errors import ConfigError, check_positive
+from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.distributions import policy
-from foldax.learners.rl.on_policy import AgentState
-from foldax.learners.rl.ppo import Surrogate, judge
+from foldax.learners.rl.ppo import PPOSettings, ppo_loss
+
+
+class RecurrentAgentState(NamedTuple):
+    """State of `recurrent_ppo`.
+
+    Attributes:
+      network: parameters of the actor-critic, with the state of their optimizer.
+      environment_state: state of the N parallel environments, with the memories of their policies.
+    """
+
+    network: gradients.TrainState
+    environment_state: rl.EnvironmentState
+
+
+class SequenceBatch(NamedTuple):
+    """Sequences of a rollout.
+
+    Attributes:
+      rollout: transitions with their advantages, `[N, T, ...]`.
+      episode_starts: bool `[N, T]`, true at the first step of an episode; the first column is false.
+      memory: recurrent states before the first step, `[N, ...]`.
+    """
+
+    rollout: on_policy.RolloutBatch
+    episode_starts: jax.Array
+    memory: chex.ArrayTree
 
 
 def recurrent_ppo(
     environment: rl.Environment,
-    model: Any,
+    model: models.RecurrentActorCritic,
     optimizer: optax.GradientTransformation,
+    settings: PPOSettings = PPOSettings(),
     *,
     num_envs: int = 8,
     rollout_steps: int = 128,
-    epochs: int = 4,
-    minibatches: int = 4,
-    discount: Any = 0.99,
-    trace_decay: Any = 0.95,
-    surrogate: Surrogate = Surrogate(),
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
-    greedy_evaluation: bool = True,
+    loss: on_policy.ActorCriticLoss = ppo_loss,
+    advantages: on_policy.AdvantageFunction = on_policy.gae_targets,
 ) -> Learner:
-    """Returns a learner of a policy that remembers, for choices and for numbers.
+    """PPO with a recurrent policy, for discrete and continuous actions.
 
-    It reports and evaluates as `ppo` does. `predict` is given an episode's observations so far `[B, T, ...]`, from its
-    first one on, and gives the likeliest actions at each of these times `[B, T, ...]`.
+    It reports and evaluates as `ppo` does. `predict` receives an episode's observations so far, `[B, T, ...]` from its
+    first one on, and returns the most probable action at each of these steps, `[B, T, ...]`.
 
     Args:
-      environment: where.
-      model: of sequences, such as `models.RecurrentActorCritic`.
-      optimizer: of optax; takes `epochs * minibatches` steps an update; its rates may be traced.
-      num_envs: copies of the environment.
-      rollout_steps: that each takes in an update; gradients reach no further back.
-      epochs: how often an update's sequences are worked through.
-      minibatches: parts of them, which must divide the copies.
-      discount: of a reward one step later; may be traced.
-      trace_decay: lambda of the advantages' estimates (GAE); may be traced.
-      surrogate: the loss.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
+      environment: the environment to act in, on the device.
+      model: sequences `[B, T, ...]` to `(models.ActorCriticOutput [B, T], memory)`, such as
+        `models.RecurrentActorCritic`.
+      optimizer: Optax optimizer; takes `num_epochs * num_minibatches` steps an update; its rates may be traced.
+      settings: as of `ppo`, without normalisation of observations and rewards; its floats may be traced.
+      num_envs: number of parallel environments, which `num_minibatches` divides.
+      rollout_steps: steps of each environment in an update; gradients reach no further back.
+      loss: as in `ppo`.
+      advantages: estimator, as in `ppo`.
 
     Raises:
-      ConfigError: the environment is none, or on the host, a number is below 1, or the minibatches do not divide
-        the copies.
+      ConfigError: `environment` is not an environment on the device, a number is below 1, `num_minibatches` does not
+        divide `num_envs`, or the settings ask for normalisation.
+
+    >>> model = models.RecurrentActorCritic(2, hidden=(8,), width=8)
+    >>> learner = recurrent_ppo(rl.gymnax("CartPole-v1"), model, optax.adam(1e-3))
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros((5, 7, 4)), jax.random.key(0)).shape
+    (5, 7)
     """
-    rl.check_device("recurrent_ppo", environment)
-    check_counts(num_envs=num_envs, rollout_steps=rollout_steps, epochs=epochs, minibatches=minibatches)
-    check_counts(evaluation_episodes=evaluation_episodes)
-    if num_envs % minibatches:
-        raise ConfigError(f"minibatches: {minibatches} do not divide {num_envs} copies, whose sequences stay whole")
-    nothing = jax.tree.map(lambda x: x[0], model.initial_memory(1))
-    world, descend = rl.remembering(on_policy.within(environment), nothing), loss(model, surrogate)
+    rl.check_device_environment("recurrent_ppo", environment)
+    check_positive(num_envs=num_envs, rollout_steps=rollout_steps)
+    if num_envs % settings.num_minibatches:
+        environments = f"{num_envs} environments, whose sequences stay whole"
+        raise ConfigError(f"num_minibatches: {settings.num_minibatches} does not divide {environments}")
+    if settings.normalize_observations or settings.normalize_rewards:
+        raise ConfigError("recurrent_ppo: normalize_observations and normalize_rewards must be False; take ppo")
+    # Of one environment: `with_policy_memory` adds no batch axis.
+    initial_memory = jax.tree.map(lambda x: x[0], model.initial_memory(1))
+    # A new name: `predict` needs the true bounds of `environment`.
+    memory_environment = rl.with_policy_memory(on_policy.with_clipped_actions(environment), initial_memory)
+    loss_fn = _sequence_loss_fn(model, loss, settings)
 
-    def policy_of(params: Any, greedy: bool = False) -> Any:
-        def act(observation: Any, key: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-            said, memory = step(model, params, observation)
-            chances = policy(said.policy, said.log_std)
-            action = chances.mode() if greedy else chances.sample(key)
-            return (action, memory), {"log_probability": chances.log_probability(action), "value": said.value}
+    def policy_of(params: Params, greedy: bool = False) -> rl.Policy:
+        def select_action(observation: Any, key: Key) -> tuple[Any, dict[str, jax.Array]]:
+            (distribution, value), memory = _step(model, params, observation)
+            action = distribution.mode() if greedy else distribution.sample(key)
+            return (action, memory), {"log_prob": distribution.log_prob(action), "value": value}
 
-        return act
+        return select_action
 
-    def init(key: jax.Array, examples: Any) -> AgentState:
-        of_network, of_world = jax.random.split(key)
-        actors = rl.begin(world, of_world, num_envs)
-        params = model.init({"params": of_network}, actors.observation[0][:1, None])["params"]
-        return AgentState(gradients.create(params, optimizer), actors)
+    def init(key: Key, examples: Batch) -> RecurrentAgentState:
+        init_key, environment_key = jax.random.split(key)
+        environment_state = rl.reset_environments(memory_environment, environment_key, num_envs)
+        params = model.init({"params": init_key}, environment_state.observation[0][:1, None])["params"]
+        return RecurrentAgentState(gradients.init_train_state(params, optimizer), environment_state)
 
-    def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
-        of_play, of_order = jax.random.split(key)
-        act = policy_of(state.network.params)
-        actors, seen, ended = on_policy.played(world, act, state.actors, None, of_play, rollout_steps)
-        rows = sequences(model, state.network.params, seen, discount, trace_decay)
-        network, metrics = on_policy.worked_through(
-            state.network, descend, optimizer, rows, of_order, epochs, minibatches
+    def update(state: RecurrentAgentState, batch: Batch, key: Key) -> tuple[RecurrentAgentState, Metrics]:
+        rollout_key, shuffle_key = jax.random.split(key)
+        params = state.network.params
+        # 1. Rollout: every environment takes `rollout_steps` steps with the current policy and its memory.
+        environment_state, transitions, episode_metrics = on_policy.collect_rollout(
+            memory_environment, policy_of(params), state.environment_state, None, rollout_key, rollout_steps
         )
-        return AgentState(network, actors), metrics | ended
+        # 2. Advantages
+        # The next observation holds the memory after the action, also where the episode ended.
+        next_values = jax.vmap(lambda x: _step(model, params, x)[0].value)(transitions.next_observation)
+        estimates, value_targets = advantages(transitions, next_values, settings.discount, settings.gae_lambda)
+        sequences = as_sequences(transitions, estimates, value_targets)
+        # 3. Optimisation: `num_epochs` passes over shuffled minibatches of whole sequences.
+        network, metrics = on_policy.minibatch_epochs(
+            state.network, loss_fn, optimizer, sequences, shuffle_key, settings.num_epochs, settings.num_minibatches
+        )
+        metrics["explained_variance"] = on_policy.explained_variance(transitions.extras["value"], value_targets)
+        return RecurrentAgentState(network, environment_state), metrics | episode_metrics
 
-    def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = policy_of(state.network.params, greedy_evaluation)
-        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
+    def evaluate(state: RecurrentAgentState, batch: Batch, key: Key) -> dict[str, jax.Array]:
+        policy = policy_of(state.network.params, settings.greedy_evaluation)
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return on_policy.evaluate_policy(memory_environment, policy, batch, key, episodes, max_steps)
 
-    def predict(state: AgentState, inputs: Any, key: jax.Array) -> jax.Array:
-        said, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
-        return on_policy.bounded(environment.actions, policy(said.policy, said.log_std).mode())
+    def predict(state: RecurrentAgentState, inputs: jax.Array, key: Key) -> jax.Array:
+        output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
+        return on_policy.clip_action(environment.action_space, output.distribution.mode())
 
-    return Learner(init, update, evaluate, predict, Acts(0, num_envs * rollout_steps))
-
-
-def step(model: Any, params: Any, observation: Any) -> tuple[Any, Any]:
-    """Returns the `models.Opinion` `[N]` of `(observation [N, ...], memory)`, and the memory after it."""
-    shown, memory = observation
-    said, after = model.apply({"params": params}, shown[:, None], memory)
-    return jax.tree.map(lambda x: x[:, 0], said), after
-
-
-def sequences(model: Any, params: Any, seen: rl.Transition, discount: Any, trace_decay: Any) -> dict[str, Any]:
-    """Returns what was seen `[T, N, ...]`, with advantages and the values' targets, as sequences `[N, T, ...]`.
-
-    "memory" is that before the first step, and "starts" says where another episode began.
-    """
-    nexts = jax.vmap(lambda observation: step(model, params, observation)[0].value)(seen.next_observation)
-    over = seen.terminated | seen.truncated
-    rows = on_policy.advantages(seen, nexts, discount, trace_decay)
-    rows |= {"observation": seen.observation[0], "action": seen.action[0]}
-    rows["starts"] = jnp.concatenate([jnp.zeros_like(over[:1]), over[:-1]])
-    memory = jax.tree.map(lambda x: x[0], seen.observation[1])
-    return {**jax.tree.map(lambda x: x.swapaxes(0, 1), rows), "memory": memory}
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
 
 
-def loss(model: Any, surrogate: Surrogate) -> gradients.Loss:
-    """Returns the loss of sequences `[B, T, ...]`, as `sequences` gives them."""
+def _step(model: Model, params: Params, observation: Any) -> tuple[models.ActorCriticOutput, chex.ArrayTree]:
+    """Applies the network to one step `(observation [N, ...], memory)`: outputs `[N]`, and the memory after it."""
+    observation, memory = observation
+    output, memory = model.apply({"params": params}, observation[:, None], memory)
+    return jax.tree.map(lambda x: x[:, 0], output), memory
 
-    def total(params: Any, model_state: Any, rows: Any, key: jax.Array) -> Any:
-        said, _ = model.apply({"params": params}, rows["observation"], rows["memory"], rows["starts"])
-        judged = {name: rows[name] for name in ("action", "log_probability", "value", "advantage", "target")}
-        said, judged = on_policy.in_rows((said, judged))
-        value, metrics = judge(said, judged, surrogate)
+
+def as_sequences(transitions: rl.Transition, advantages: jax.Array, value_targets: jax.Array) -> SequenceBatch:
+    """Turns a rollout `[T, N, ...]` with pairs of observation and memory into sequences `[N, T, ...]`."""
+    # The memories inside the sequence are dropped: the loss recomputes them from the first one.
+    (observation, memory), (action, _) = transitions.observation, transitions.action
+    transitions = transitions._replace(observation=observation, action=action)
+    # An episode starts at the step after the end of another one.
+    done = transitions.terminated | transitions.truncated
+    episode_starts = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+    rollout = on_policy.rollout_batch(transitions, advantages, value_targets)
+    rollout, episode_starts = jax.tree.map(lambda x: x.swapaxes(0, 1), (rollout, episode_starts))
+    return SequenceBatch(rollout, episode_starts, jax.tree.map(lambda x: x[0], memory))
+
+
+def _sequence_loss_fn(model: Model, loss: on_policy.ActorCriticLoss, settings: PPOSettings) -> gradients.LossFunction:
+    def loss_fn(params: Params, model_state: State, sequences: SequenceBatch, key: Key) -> gradients.LossAndAux:
+        observations = sequences.rollout.observations
+        output, _ = model.apply({"params": params}, observations, sequences.memory, sequences.episode_starts)
+        # Once the network has run over time, the loss treats all steps alike.
+        value, metrics = loss(*on_policy.flatten_rollout((output, sequences.rollout)), settings)
         return value, (model_state, metrics)
 
-    return total
+    return loss_fn

@@ -1,97 +1,114 @@
 """REINFORCE with a learned baseline (Williams, 1992).
 
-An update plays one whole episode in each of `num_envs` copies of the environment, and takes one step up the policy
-gradient, each action weighted by the return that followed it, less what was expected. Episodes are whole so that the
-returns are what was got, not what a critic believes: the baseline then changes the gradient's variance alone, which is
-what tells REINFORCE from an actor-critic. Only where an episode is cut off does the value of its last observation stand
-for what would have followed.
+An update plays one whole episode in each of `num_envs` parallel environments and takes one gradient step, in which
+each action is weighted by the return that followed it minus the baseline. Because the episodes are whole, the returns
+are observed, not estimated by a critic: the baseline changes the variance of the gradient and not its expectation,
+which distinguishes REINFORCE from an actor-critic. Only where an episode is truncated does the value of its last
+observation stand for the rewards that would have followed.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.errors import check_counts
-from foldax.learner import Acts, Average, Learner
+from foldax.configuration import config
+from foldax.errors import check_positive
+from foldax.learner import Average, Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.on_policy import AgentState
+
+
+@config
+class ReinforceSettings(on_policy.ActorCriticSettings):
+    """Hyperparameters of `reinforce`; nest them in an experiment's config.
+
+    Discount, coefficient of the baseline's loss and evaluation are those of `on_policy.ActorCriticSettings`.
+
+    >>> ReinforceSettings(discount=1.0).entropy_coefficient
+    0.0
+    """
+
+    entropy_coefficient: float = 0.0
+    """Weight of the policy's entropy, which is maximised."""
 
 
 def reinforce(
     environment: rl.Environment,
-    model: Any,
+    model: Model,
     optimizer: optax.GradientTransformation,
+    settings: ReinforceSettings = ReinforceSettings(),
     *,
     num_envs: int = 8,
     episode_steps: int = 500,
-    discount: Any = 0.99,
-    entropy_weight: Any = 0.0,
-    value_weight: Any = 0.5,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
-    greedy_evaluation: bool = True,
+    advantages: on_policy.AdvantageFunction = on_policy.gae_targets,
 ) -> Learner:
-    """Returns a learner of a policy, for choices and for numbers.
+    """REINFORCE with a learned baseline, for discrete and continuous actions (Williams, 1992).
 
-    `update` reports "loss", "policy_loss", "value_loss", "entropy", "gradient_norm" and, of episodes that ended,
-    "return" and "length". `evaluate` plays `evaluation_episodes` and reports "return", "length" and "finished" of each:
-    0 if it was left off after `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and
-    draws those of `rl.Explore`.
+    `update` reports "loss", "policy_loss", "value_loss", "entropy", "gradient_norm", and "return" and "length" of
+    episodes that ended. `evaluate` and `predict` are those of `ppo`.
 
     Args:
-      environment: where.
-      model: `(observations [B, ...]) -> models.Opinion`, such as `models.ActorCritic`.
-      optimizer: of optax; its rates may be traced.
-      num_envs: episodes of an update.
-      episode_steps: most of each, after which it is cut off; copies whose episode was shorter act on to no effect.
-      discount: of a reward one step later; may be traced.
-      entropy_weight: of the policy's entropy, which is ascended; may be traced.
-      value_weight: of half the squared error of the baseline; may be traced.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones.
+      environment: the environment to act in, on the device.
+      model: observations `[B, ...]` to `models.ActorCriticOutput`, such as `models.ActorCritic`.
+      optimizer: Optax optimizer, one step an update; its rates may be traced.
+      settings: hyperparameters; their floats may be traced.
+      num_envs: episodes in an update, played in parallel.
+      episode_steps: maximum length of an episode, after which it is truncated. All environments take so many steps;
+        steps after the end of the first episode have no weight.
+      advantages: estimator, as in `ppo`; called with lambda 1.
 
     Raises:
-      ConfigError: the environment is none, or on the host, or a number is below 1.
+      ConfigError: `environment` is not an environment on the device, or a number is below 1.
+
+    >>> from foldax import models
+    >>> learner = reinforce(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.adam(1e-3), episode_steps=100)
+    >>> learner.environment_steps.per_update
+    800
     """
-    rl.check_device("reinforce", environment)
-    check_counts(num_envs=num_envs, episode_steps=episode_steps, evaluation_episodes=evaluation_episodes)
-    world, descend = on_policy.within(environment), on_policy.policy_gradient(model, entropy_weight, value_weight)
+    rl.check_device_environment("reinforce", environment)
+    check_positive(num_envs=num_envs, episode_steps=episode_steps)
+    predict = functools.partial(on_policy.predict_action, environment.action_space, model)
+    # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
+    clipped_environment = on_policy.with_clipped_actions(environment)
+    loss_fn = on_policy.actor_critic_loss_fn(model, on_policy.policy_gradient_loss, settings)
 
-    def init(key: jax.Array, examples: Any) -> AgentState:
-        state = on_policy.begin(world, model, optimizer, key, 1, examples)
-        return state._replace(actors=None)  # episodes are whole: no copy goes on into the next update
+    def init(key: Key, examples: Batch) -> on_policy.AgentState:
+        state = on_policy.init_agent(clipped_environment, model, optimizer, key, 1, examples)
+        return state._replace(environment_state=None)  # every update resets the environments
 
-    def update(state: AgentState, batch: Any, key: jax.Array) -> tuple[AgentState, dict[str, Any]]:
-        of_world, of_play = jax.random.split(key)
-        actors, act = rl.begin(world, of_world, num_envs), functools.partial(on_policy.acting, model, state)
-        _, seen, _ = rl.rollout(world, act, actors, of_play, episode_steps)
-        first, ended = first_episodes(seen)
-        # With lambda 1 the targets are the discounted rewards up to the episode's end.
-        rows = on_policy.targets(model, state.network.params, seen, discount, 1.0)
-        rows["weight"] = first.reshape(-1)
-        network, metrics = gradients.step(state.network, descend, optimizer, rows, key)
-        return state._replace(network=network), metrics | ended
+    def update(state: on_policy.AgentState, batch: Batch, key: Key) -> tuple[on_policy.AgentState, Metrics]:
+        reset_key, rollout_key = jax.random.split(key)
+        # 1. Whole episodes with the current policy
+        environment_state = rl.reset_environments(clipped_environment, reset_key, num_envs)
+        policy = functools.partial(on_policy.select_action, model, state)
+        _, transitions, _ = rl.rollout(clipped_environment, policy, environment_state, rollout_key, episode_steps)
+        in_first_episode, episode_metrics = first_episodes(transitions)
+        # 2. Returns minus the baseline, which are the advantages of lambda 1
+        rollout = on_policy.estimate_advantages(
+            model, state.network.params, transitions, advantages, settings.discount, gae_lambda=1.0
+        )
+        # 3. One gradient step on the first episode of every environment
+        rollout = rollout._replace(weights=in_first_episode.reshape(-1))
+        network, metrics = gradients.gradient_step(state.network, loss_fn, optimizer, rollout, key)
+        return state._replace(network=network), metrics | episode_metrics
 
-    def evaluate(state: AgentState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(on_policy.acting, model, state, greedy=greedy_evaluation)
-        return on_policy.evaluated(world, act, batch, key, evaluation_episodes, evaluation_steps)
-
-    predict = functools.partial(on_policy.predicted, environment.actions, model)
-    return Learner(init, update, evaluate, predict, Acts(0, num_envs * episode_steps))
+    evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * episode_steps))
 
 
-def first_episodes(seen: rl.Transition) -> tuple[jax.Array, dict[str, Average]]:
-    """Returns which steps `[T, N]` are of a copy's first episode, 1 or 0, and "return" and "length" of ended ones."""
-    over = (seen.terminated | seen.truncated).astype(jnp.float32)
-    first = (jnp.cumsum(over, axis=0) - over < 0.5).astype(jnp.float32)
-    ended = over.max(axis=0)
-    totals = {"return": (first * seen.reward).sum(axis=0), "length": first.sum(axis=0)}
-    return first, {name: Average((total * ended).sum(), ended.sum()) for name, total in totals.items()}
+def first_episodes(transitions: rl.Transition) -> tuple[jax.Array, dict[str, Average]]:
+    """Finds the steps of every environment's first episode in `[T, N, ...]`.
+
+    Returns:
+      A mask float `[T, N]`, 1 in the first episode and 0 after it, and "return" and "length" of those that ended.
+    """
+    done = (transitions.terminated | transitions.truncated).astype(jnp.float32)
+    # The ends before a step are counted exclusively: the step that ends the first episode belongs to it.
+    in_first_episode = (jnp.cumsum(done, axis=0) - done < 0.5).astype(jnp.float32)
+    # Environments whose first episode is longer than the rollout count in no metric.
+    ended = done.max(axis=0)
+    totals = {"return": (in_first_episode * transitions.reward).sum(axis=0), "length": in_first_episode.sum(axis=0)}
+    return in_first_episode, {name: Average((total * ended).sum(), ended.sum()) for name, total in totals.items()}

@@ -1,203 +1,274 @@
-"""Soft actor-critic (Haarnoja et al., 2018): a policy that earns much and stays as random as it is told to.
+"""Soft actor-critic (SAC): off-policy learning of a policy that maximises return and entropy (Haarnoja et al., 2018).
 
-An update acts `rollout_steps` times in `num_envs` copies of the environment, remembers it (see `off_policy`), and takes
-`descents` steps of descent, each on a batch of its own: of the critics, of the actor, and of the temperature.
+The version of "Soft Actor-Critic Algorithms and Applications" (arXiv:1812.05905): twin critics, and a learned
+temperature with a target entropy. `off_policy` collects, stores and samples transitions.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax import rl
-from foldax.learner import Learner
-from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
+from foldax.configuration import check_at_least, config
+from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy
-from foldax.learners.rl.distributions import Squashed
-from foldax.learners.rl.off_policy import Experience, Memory
-from foldax.rl import wrappers
+from foldax.rl.replay import ReplayBatch
+
+
+@config
+class SACSettings(off_policy.OffPolicySettings):
+    """Hyperparameters of `sac`; nest them in an experiment's config.
+
+    >>> SACSettings(tau=0.01).discount
+    0.99
+    """
+
+    gradient_steps: int = 1
+    """Gradient steps of critics, actor and temperature in an update."""
+    tau: float = 0.005
+    """Fraction by which target critics move towards the critics in every gradient step, in (0, 1]."""
+    initial_temperature: float = 1.0
+    """Weight of the entropy at the start, alpha; above 0."""
+    target_entropy: float | None = None
+    """Entropy in nats that the temperature is adapted to hold; None: minus the number of action dimensions."""
+    greedy_evaluation: bool = True
+    """Whether evaluation takes the mode of the policy instead of samples; on a host, the host decides."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, gradient_steps=1, evaluation_episodes=1)
 
 
 class SACState(NamedTuple):
-    """The networks and the world.
+    """State of `sac`.
 
     Attributes:
-      actor: what acts.
-      critic: two opinions of what actions are worth.
-      target: parameters of a critic that follows slowly.
-      temperature: what a nat of entropy is worth, as its logarithm float32 [].
-      experience: copies of the environment and the memory of what they did.
+      actor: policy network and its optimizer.
+      critic: twin Q-networks and their optimizer.
+      target_critic_params: parameters of the target critics.
+      temperature: log alpha as float32 [], and its optimizer.
+      replay: environments and replay buffer.
     """
 
     actor: TrainState
     critic: TrainState
-    target: Any
+    target_critic_params: Params
     temperature: TrainState
-    experience: Experience
+    replay: off_policy.ReplayState
+
+
+class SACActorOutput(NamedTuple):
+    """Network outputs that the actor's loss receives.
+
+    Attributes:
+      actions: sampled from the policy for each observation, in (-1, 1), `[B, A]`.
+      log_probs: their log-densities in nats, `[B]`.
+      q_values: of both critics, `[B, 2]`.
+      temperature: alpha, [].
+    """
+
+    actions: jax.Array
+    log_probs: jax.Array
+    q_values: jax.Array
+    temperature: jax.Array
+
+
+ActorLoss = Callable[[SACActorOutput, ReplayBatch], tuple[jax.Array, off_policy.ScalarMetrics]]
+"""`(output, batch) -> (loss [], metrics)`."""
+
+
+def sac_actor_loss(output: SACActorOutput, batch: ReplayBatch) -> tuple[jax.Array, off_policy.ScalarMetrics]:
+    """Policy loss E[alpha log pi(a|s) - min_i Q_i(s, a)] of reparameterised actions (arXiv:1812.05905, equation 9).
+
+    Args:
+      output: sampled actions and their values.
+      batch: the B transitions whose observations were used; an own loss may need their actions.
+
+    Returns:
+      The scalar loss, and the metric "actor_loss".
+
+    >>> output = SACActorOutput(jnp.zeros((1, 1)), jnp.array([-1.0]), jnp.array([[2.0, 3.0]]), jnp.array(0.5))
+    >>> float(sac_actor_loss(output, None)[0])
+    -2.5
+    """
+    chex.assert_rank([output.actions, output.log_probs, output.q_values], [2, 1, 2])
+    loss = (output.temperature * output.log_probs - output.q_values.min(axis=-1)).mean()
+    return loss, {"actor_loss": loss}
+
+
+def temperature_loss(log_temperature: jax.Array, entropy: jax.Array, target_entropy: chex.Numeric) -> jax.Array:
+    """Loss whose descent raises alpha while the entropy is below its target (equation 18 of arXiv:1812.05905).
+
+    As in the authors' code it is linear in log alpha, not in alpha.
+
+    >>> float(temperature_loss(jnp.array(2.0), entropy=jnp.array(-3.0), target_entropy=-1.0))
+    -4.0
+    """
+    return log_temperature * (entropy - target_entropy)
 
 
 def sac(
-    environment: rl.World,
-    actor: Any,
-    critic: Any,
+    environment: rl.EnvironmentLike,
+    actor: Model,
+    critic: Model,
     actor_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
+    settings: SACSettings = SACSettings(),
     *,
-    memory: Memory = Memory(1_000_000),
     num_envs: int = 1,
     rollout_steps: int = 1,
-    descents: int = 1,
-    start: int = 1_000,
-    batch_size: int = 256,
-    discount: Any = 0.99,
-    target_rate: Any = 0.005,
-    temperature: float = 1.0,
-    target_entropy: Any = None,
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
-    greedy_evaluation: bool = True,
+    learning_starts: int = 1_000,
+    environment_steps: int | None = None,
+    loss: off_policy.CriticLoss = off_policy.twin_q_loss,
+    actor_loss: ActorLoss = sac_actor_loss,
 ) -> Learner:
-    """Returns a learner of a policy for actions that are numbers between bounds.
+    """Soft actor-critic (Haarnoja et al., 2018) for bounded continuous actions.
 
-    `update` reports "loss" (the critics'), "value", "actor_loss", "entropy" (estimated in nats, of actions from -1 to
-    1), "temperature", "gradient_norm" (the critics') and, of the episodes that ended, "return" and "length". `evaluate`
-    plays `evaluation_episodes` and reports "return", "length" and "finished" of each: 0 if it was left off after
-    `evaluation_steps`. `predict` gives the likeliest actions of observations `[B, ...]`, and draws those of
-    `rl.Explore`.
+    An update takes `rollout_steps` steps in every environment and `gradient_steps` gradient steps, each on its own
+    batch. It reports "loss" (critics), "q_value", "actor_loss", "entropy" (in nats, estimated, of actions in [-1, 1]),
+    "temperature", "gradient_norm" (critics) and, over the episodes that ended, "return" and "length". `evaluate` plays
+    episodes and reports "return", "length" and "finished" (0 if `evaluation_steps` cut an episode short). `predict`
+    returns the mode of the policy for observations `[B, ...]`, and samples for an `rl.ExplorationRequest`. With
+    `replay.n_steps` above 1 the targets omit the entropy of the intermediate steps.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are numbers
-        between finite bounds.
-      actor: observations `[B, ...]` to means and log deviations `[B, A]`, such as `models.GaussianActor`.
-      critic: observations and actions `[B, A]` from -1 to 1 to `[B, 2]`, such as `models.TwinCritic`.
-      actor_optimizer: of optax; its rates may be traced.
-      critic_optimizer: that of the critics and, for itself, of the temperature.
-      memory: how it remembers.
-      num_envs: copies of the environment.
-      rollout_steps: of each in an update.
-      descents: in an update.
-      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
-        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
-      batch_size: transitions in a descent.
-      discount: of a reward one step later; may be traced.
-      target_rate: share of the critics in the next target's parameters, in (0, 1]; may be traced.
-      temperature: at first, above 0.
-      target_entropy: in nats, that the temperature is moved to hold; -A if None; may be traced.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
-      greedy_evaluation: whether they are played by the likeliest actions, or by drawn ones; a host says it itself.
+      environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions `[A]` are bounded.
+      actor: observations `[B, ...]` to a `models.SquashedNormal` `[B, A]`, such as `models.GaussianActor`.
+      critic: observations and actions `[B, A]` in [-1, 1] to `[B, 2]`, such as `models.TwinCritic`.
+      actor_optimizer: any Optax optimizer; its rates may be traced.
+      critic_optimizer: of the critics and, with a state of its own, of the temperature.
+      settings: hyperparameters; their floats may be traced.
+      num_envs: N, the number of parallel environments.
+      rollout_steps: steps of every environment in an update.
+      learning_starts: transitions of random actions before the first update, at least a batch and a multiple of
+        `num_envs`. On the host the first updates collect them, and `learning_starts` of the config is 0.
+      environment_steps: length of the whole training; needed only to anneal the importance weights of priorities.
+      loss: of the critics, `(q_values [B, 2], td_target [B], batch) -> (loss [], td_errors [B], metrics)`.
+      actor_loss: `(output: SACActorOutput, batch: ReplayBatch) -> (loss [], metrics)`.
+
+    Returns:
+      The learner, whose state is a `SACState`.
 
     Raises:
-      ConfigError: the environment is none, actions are choices or have no bounds, or a number does not fit the others
-        or the host's.
+      ConfigError: `environment` is not an environment, its actions are discrete or unbounded, or numbers do not fit
+        each other or the host.
+
+    >>> from foldax import models
+    >>> networks = models.GaussianActor(1, (4,)), models.TwinCritic((4,))
+    >>> learner = sac(rl.gymnax("Pendulum-v1"), *networks, optax.adam(1e-3), optax.adam(1e-3),
+    ...               SACSettings(batch_size=8, replay=off_policy.ReplaySettings(capacity=100)), learning_starts=16)
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 3)), jax.random.key(0)).shape
+    (3, 1)
     """
-    counts = dict(descents=descents, evaluation_episodes=evaluation_episodes)
-    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
-    off_policy.check_bounded("sac", environment)
-    rl.check_world(environment, num_envs, rollout_steps, greedy_evaluation)
-    world = off_policy.in_units(environment)
-    wanted = -float(world.actions.shape[0]) if target_entropy is None else target_entropy  # type: ignore[union-attr]
+    setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
+    off_policy.check_settings(setup)
+    action_space = off_policy.bounded_action_space("sac", environment)
+    rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
+    # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
+    scaled_environment = off_policy.scale_actions(environment)
+    setup, evaluation_setup = setup._replace(environment=scaled_environment), setup
+    critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
+    # The heuristic of the paper: minus the number of action dimensions
+    target_entropy = -float(action_space.shape[0]) if settings.target_entropy is None else settings.target_entropy
 
-    def init(key: jax.Array, examples: Any) -> SACState:
-        of_actor, of_critic, of_world = jax.random.split(key, 3)
-        experience, seen = off_policy.begin(world, memory, of_world, num_envs, start, examples)
-        observation = seen[:1]
-        action = off_policy.random_actions(world.actions, key, 1)
-        judge = gradients.create(critic.init({"params": of_critic}, observation, action)["params"], critic_optimizer)
-        act = gradients.create(actor.init({"params": of_actor}, observation)["params"], actor_optimizer)
-        target, heat = jax.tree.map(jnp.copy, judge.params), jnp.log(jnp.float32(temperature))
-        return SACState(act, judge, target, gradients.create(heat, critic_optimizer), experience)
+    def init(key: Key, examples: Batch) -> SACState:
+        actor_key, critic_key, environment_key = jax.random.split(key, 3)
+        replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
+        action = jnp.zeros((1, *action_space.shape))
+        critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
+        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        critic_state = init_train_state(critic_params, critic_optimizer)
+        actor_state = init_train_state(actor_params, actor_optimizer)
+        # The target critics start as copies; donated states must not share buffers.
+        target_critic_params = jax.tree.map(jnp.copy, critic_params)
+        log_temperature = jnp.log(jnp.float32(settings.initial_temperature))
+        temperature = init_train_state(log_temperature, critic_optimizer)
+        return SACState(actor_state, critic_state, target_critic_params, temperature, replay_state)
 
-    def update(state: SACState, batch: Any, key: jax.Array) -> tuple[SACState, dict[str, Any]]:
-        act = functools.partial(explore, state.actor.params)
-        of_actions, of_descents = jax.random.split(key)
-        batch = off_policy.units_of(environment, batch)
-        played = (world, memory, state.experience, act, of_actions, rollout_steps, batch)
-        experience, ended = off_policy.play(*played)
-        keys = jax.random.split(of_descents, descents)
+    def update(state: SACState, batch: Batch, key: Key) -> tuple[SACState, Metrics]:
+        action_key, gradient_key = jax.random.split(key)
+        # `batch`: None for an environment on the device, an `rl.HostRollout` from a host.
+        # 1. Act: every environment takes `rollout_steps` sampled actions, which are stored.
+        select_action = functools.partial(explore, state.actor.params)
+        rollout = off_policy.scale_rollout_actions(action_space, batch)
+        replay_state, episode_metrics = off_policy.collect_transitions(
+            setup, state.replay, select_action, action_key, rollout
+        )
+        keys = jax.random.split(gradient_key, settings.gradient_steps)
 
-        def learn(state: SACState) -> tuple[SACState, dict[str, jax.Array]]:
-            state, metrics = jax.lax.scan(descend, state, keys)
-            return state, {name: value.mean() for name, value in metrics.items()}
+        train = functools.partial(off_policy.scan_gradient_steps, step, keys)
+        state, metrics = off_policy.train_steps(setup, train, state._replace(replay=replay_state))
+        return state, metrics | episode_metrics
 
-        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
-        return state, metrics | ended
+    def step(state: SACState, key: Key) -> tuple[SACState, off_policy.ScalarMetrics]:
+        sample_key, next_action_key, actor_key = jax.random.split(key, 3)
+        temperature = jnp.exp(state.temperature.params)
 
-    def descend(state: SACState, key: jax.Array) -> tuple[SACState, dict[str, jax.Array]]:
-        of_draw, of_critic, of_actor = jax.random.split(key, 3)
-        drawn = off_policy.draw(memory, state.experience, of_draw, batch_size, discount)
-        heat = jnp.exp(state.temperature.params)
-        seen = (drawn, state.target, state.actor.params, heat)
-        judge, metrics = gradients.step(state.critic, critic_loss(actor, critic), critic_optimizer, seen, of_critic)
-        experience = off_policy.surprised(memory, state.experience, drawn.places, metrics.pop("surprise"))
-        judged = (drawn.sample.observation, judge.params, heat)
-        act, of_act = gradients.step(state.actor, actor_loss(actor, critic), actor_optimizer, judged, of_actor)
-        entropy = (of_act["entropy"], wanted)
-        warm, _ = gradients.step(state.temperature, temperature_loss, critic_optimizer, entropy, of_actor)
-        target = optax.incremental_update(judge.params, state.target, target_rate)
-        metrics |= {"actor_loss": of_act["loss"], "entropy": of_act["entropy"], "temperature": heat}
-        return SACState(act, judge, target, warm, experience), metrics
+        # 2. Sample a batch of transitions.
+        batch = off_policy.sample_batch(setup, state.replay, sample_key)
 
-    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-        drawn = policy(actor, params, observation).sample(key)
-        return off_policy.at_first(world, start, steps, drawn, key)
+        # 3. Critics: soft Bellman target r + gamma (min_i Q_target_i(s', a') - alpha log pi(a'|s')) with a' ~ pi(s').
+        policy = actor.apply({"params": state.actor.params}, batch.next_observations)
+        next_actions, next_log_probs = policy.sample_and_log_prob(next_action_key)
+        next_q_values = critic.apply({"params": state.target_critic_params}, batch.next_observations, next_actions)
+        next_values = next_q_values.min(axis=-1) - temperature * next_log_probs
+        # `batch.discounts`: gamma^n, 0 where the episode terminated; `batch.rewards`: n-step sums.
+        td_target = jax.lax.stop_gradient(batch.rewards + batch.discounts * next_values)
+        inputs: Batch = (batch, td_target)
+        critic_state, metrics = gradient_step(state.critic, critic_loss_fn, critic_optimizer, inputs, next_action_key)
+        replay_state = off_policy.update_priorities(settings.replay, state.replay, batch, metrics.pop("td_errors"))
 
-    def predict(state: SACState, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            action = explore(state.actor.params, inputs.observation, state.experience.environment_steps, key)
-            return wrappers.from_unit(environment.actions, action)
-        action = policy(actor, state.actor.params, jnp.asarray(inputs)).mode()
-        return wrappers.from_unit(environment.actions, action)
+        # 4. Actor, with the updated critics.
+        inputs = (batch, critic_state.params, temperature)
+        actor_state, actor_metrics = gradient_step(state.actor, actor_loss_fn, actor_optimizer, inputs, actor_key)
+        actor_metrics.pop("gradient_norm")  # "gradient_norm" is the critics'
 
-    def evaluate(state: SACState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        def act(observation: jax.Array, key: jax.Array) -> jax.Array:
-            return predict(state, observation if greedy_evaluation else rl.Explore(observation), key)
+        # 5. Temperature.
+        inputs = (actor_metrics["entropy"], target_entropy)
+        temperature_state, _ = gradient_step(
+            state.temperature, temperature_loss_fn, critic_optimizer, inputs, actor_key
+        )
 
-        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+        # 6. Target critics: exponential moving average.
+        target_critic_params = optax.incremental_update(critic_state.params, state.target_critic_params, settings.tau)
+        state = SACState(actor_state, critic_state, target_critic_params, temperature_state, replay_state)
+        return state, metrics | actor_metrics | {"temperature": temperature}
 
-    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
+    def actor_loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> LossAndAux:
+        batch, critic_params, temperature = inputs
+        policy = actor.apply({"params": params}, batch.observations)
+        actions, log_probs = policy.sample_and_log_prob(key)
+        q_values = critic.apply({"params": critic_params}, batch.observations, actions)
+        value, metrics = actor_loss(SACActorOutput(actions, log_probs, q_values, temperature), batch)
+        # The temperature needs the entropy, whatever the loss reports.
+        return value, (model_state, {**metrics, "entropy": -log_probs.mean()})
 
+    def temperature_loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> LossAndAux:
+        entropy, target_entropy = inputs
+        return temperature_loss(params, entropy, target_entropy), (model_state, {})
 
-def policy(actor: Any, params: Any, observation: jax.Array) -> Squashed:
-    """Returns the distribution of actions from -1 to 1."""
-    return Squashed(*actor.apply({"params": params}, observation))
+    def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
+        actions = actor.apply({"params": params}, observation).sample(key)
+        return off_policy.warmup_actions(setup, steps, actions, jax.random.clone(key))
 
+    def predict(state: SACState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
+        if isinstance(inputs, rl.ExplorationRequest):
+            actions = explore(state.actor.params, inputs.observation, state.replay.environment_steps, key)
+        else:
+            actions = actor.apply({"params": state.actor.params}, jnp.asarray(inputs)).mode()
+        return rl.wrappers.from_unit_range(action_space, actions)
 
-def critic_loss(actor: Any, critic: Any) -> gradients.Loss:
-    """Returns the loss of `(off_policy.Drawn [B], target's parameters, actor's parameters, temperature)`."""
+    def evaluate(state: SACState, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
+        def select_action(observation: jax.Array, key: Key) -> jax.Array:
+            inputs = observation if settings.greedy_evaluation else rl.ExplorationRequest(observation)
+            return predict(state, inputs, key)
 
-    def total(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        drawn, target, acting, heat = batch
-        sample = drawn.sample
-        action, log_probability = policy(actor, acting, sample.next_observation).sampled(key)
-        # The less favourable opinion: the better one is often an error (Fujimoto et al., 2018).
-        worth = critic.apply({"params": target}, sample.next_observation, action).min(axis=-1)
-        wanted = sample.reward + sample.discount * (worth - heat * log_probability)
-        values = critic.apply({"params": params}, sample.observation, sample.action)
-        return off_policy.twin_loss(values, jax.lax.stop_gradient(wanted), drawn.weights, model_state)
+        return off_policy.evaluate_policy(evaluation_setup, select_action, batch, key)
 
-    return total
-
-
-def actor_loss(actor: Any, critic: Any) -> gradients.Loss:
-    """Returns the loss of `(observations [B, ...], critics' parameters, temperature)`."""
-
-    def total(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        observation, judging, heat = batch
-        action, log_probability = policy(actor, params, observation).sampled(key)
-        worth = critic.apply({"params": judging}, observation, action).min(axis=-1)
-        value = (heat * log_probability - worth).mean()
-        return value, (model_state, {"loss": value, "entropy": -log_probability.mean()})
-
-    return total
-
-
-def temperature_loss(log_temperature: jax.Array, model_state: Any, batch: Any, key: jax.Array) -> Any:
-    """Is lower for a higher temperature if the entropy is below what is wanted, of `(entropy, wanted entropy)`."""
-    entropy, wanted = batch
-    return log_temperature * (entropy - wanted), (model_state, {})
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))

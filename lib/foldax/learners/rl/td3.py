@@ -1,201 +1,252 @@
-"""Twin delayed deep deterministic policy gradients (Fujimoto et al., 2018).
+"""Twin delayed deep deterministic policy gradient (TD3: Fujimoto et al., 2018).
 
-An update acts `rollout_steps` times in `num_envs` copies of the environment, remembers it (see `off_policy`), and takes
-`descents` steps of descent of the critics, each on a batch of its own; after every `policy_delay` of them the actor
-takes one, and all targets follow. So the actor's is no branch, of which a `vmap` would run both sides.
+Twin critics, target policy smoothing and delayed policy updates. An update takes `gradient_steps` gradient steps of the
+critics; after every `policy_delay` of them the actor takes one and all targets follow. `off_policy` collects, stores
+and samples transitions.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax import rl
+from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
-from foldax.learner import Learner
-from foldax.learners import gradients
-from foldax.learners.gradients import TrainState
+from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy
-from foldax.learners.rl.off_policy import Experience, Memory
-from foldax.rl import wrappers
+from foldax.rl.replay import ReplayBatch
+
+
+@config
+class TD3Settings(off_policy.OffPolicySettings):
+    """Hyperparameters of `td3`; nest them in an experiment's config.
+
+    Noise refers to actions scaled to [-1, 1].
+
+    Raises:
+      ConfigError: a count is below 1, or `gradient_steps` is no multiple of `policy_delay`.
+
+    >>> TD3Settings(exploration_noise=0.2).policy_delay
+    2
+    """
+
+    gradient_steps: int = 2
+    """Gradient steps of the critics in an update, a multiple of `policy_delay`."""
+    policy_delay: int = 2
+    """Gradient steps of the critics for each of the actor, the paper's d."""
+    tau: float = 0.005
+    """Fraction by which target networks move towards the networks after each step of the actor, in (0, 1]."""
+    exploration_noise: float = 0.1
+    """Standard deviation of the Gaussian noise added to the policy's actions while training."""
+    target_policy_noise: float = 0.2
+    """Standard deviation of the noise that smooths the target policy."""
+    target_noise_clip: float = 0.5
+    """Bound of the absolute value of that noise, the paper's c."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, gradient_steps=1, policy_delay=1, evaluation_episodes=1)
+        if self.gradient_steps % self.policy_delay:
+            multiple = f"a multiple of policy_delay, {self.policy_delay}"
+            raise ConfigError(f"TD3Settings.gradient_steps: {self.gradient_steps} must be {multiple}")
 
 
 class TD3State(NamedTuple):
-    """The networks and the world.
+    """State of `td3`.
 
     Attributes:
-      actor: what acts.
-      critic: two opinions of what actions are worth.
-      target: parameters of an actor and a critic that follow slowly.
-      experience: copies of the environment and the memory of what they did.
+      actor: deterministic policy network and its optimizer.
+      critic: twin Q-networks and their optimizer.
+      target_params: parameters of the target actor and of the target critics.
+      replay: environments and replay buffer.
     """
 
     actor: TrainState
     critic: TrainState
-    target: tuple[Any, Any]
-    experience: Experience
+    target_params: tuple[Params, Params]
+    replay: off_policy.ReplayState
 
 
-class Noise(NamedTuple):
-    """What disturbs actions from -1 to 1; all may be traced.
+class TD3ActorOutput(NamedTuple):
+    """Network outputs that the actor's loss receives.
 
     Attributes:
-      exploration: deviation of the noise in what is done.
-      target: deviation of the noise in what targets suppose to be done next, which smooths them.
-      most: of the latter.
+      actions: of the policy for each observation, in [-1, 1], `[B, A]`.
+      q_values: of both critics, `[B, 2]`.
     """
 
-    exploration: Any = 0.1
-    target: Any = 0.2
-    most: Any = 0.5
+    actions: jax.Array
+    q_values: jax.Array
+
+
+ActorLoss = Callable[[TD3ActorOutput, ReplayBatch], tuple[jax.Array, off_policy.ScalarMetrics]]
+"""`(output, batch) -> (loss [], metrics)`."""
+
+
+def td3_actor_loss(output: TD3ActorOutput, batch: ReplayBatch) -> tuple[jax.Array, off_policy.ScalarMetrics]:
+    """Deterministic policy gradient loss -E[Q_1(s, pi(s))] (Silver et al., 2014; Fujimoto et al., 2018, algorithm 1).
+
+    Args:
+      output: actions of the policy and their values.
+      batch: the B transitions whose observations were used; an own loss, as of TD3+BC, may need their actions.
+
+    Returns:
+      The scalar loss, and the metric "actor_loss".
+
+    >>> float(td3_actor_loss(TD3ActorOutput(jnp.zeros((1, 1)), jnp.array([[2.0, 3.0]])), None)[0])
+    -2.0
+    """
+    chex.assert_rank([output.actions, output.q_values], 2)
+    loss = -output.q_values[:, 0].mean()
+    return loss, {"actor_loss": loss}
 
 
 def td3(
-    environment: rl.World,
-    actor: Any,
-    critic: Any,
+    environment: rl.EnvironmentLike,
+    actor: Model,
+    critic: Model,
     actor_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
+    settings: TD3Settings = TD3Settings(),
     *,
-    memory: Memory = Memory(1_000_000),
     num_envs: int = 1,
     rollout_steps: int = 2,
-    descents: int = 2,
-    policy_delay: int = 2,
-    start: int = 1_000,
-    batch_size: int = 256,
-    discount: Any = 0.99,
-    target_rate: Any = 0.005,
-    noise: Noise = Noise(),
-    evaluation_episodes: int = 16,
-    evaluation_steps: int = 1000,
+    learning_starts: int = 1_000,
+    environment_steps: int | None = None,
+    loss: off_policy.CriticLoss = off_policy.twin_q_loss,
+    actor_loss: ActorLoss = td3_actor_loss,
 ) -> Learner:
-    """Returns a learner of a policy for actions that are numbers between bounds.
+    """Twin delayed deep deterministic policy gradient (Fujimoto et al., 2018) for bounded continuous actions.
 
-    `update` reports "loss" (the critics'), "value", "actor_loss", "gradient_norm" (the critics') and, of the episodes
-    that ended, "return" and "length". `evaluate` plays `evaluation_episodes` without noise and reports "return",
-    "length" and "finished" of each: 0 if it was left off after `evaluation_steps`. `predict` gives actions for
-    observations `[B, ...]`, and disturbs those of `rl.Explore`.
+    An update reports "loss" (critics), "q_value", "actor_loss", "gradient_norm" (critics) and, over the episodes that
+    ended, "return" and "length". `evaluate` plays episodes without noise and reports "return", "length" and "finished"
+    (0 if `evaluation_steps` cut an episode short). `predict` returns the actions of the policy for observations
+    `[B, ...]`, with exploration noise for an `rl.ExplorationRequest`.
 
     Args:
-      environment: where; or the facts of one on the host, so that a batch is `rl.Played`. Its actions are numbers
-        between finite bounds.
-      actor: observations `[B, ...]` to actions `[B, A]` from -1 to 1, such as `models.Actor`.
+      environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions `[A]` are bounded.
+      actor: observations `[B, ...]` to actions `[B, A]` in [-1, 1], such as `models.DeterministicActor`.
       critic: observations and such actions to `[B, 2]`, such as `models.TwinCritic`.
-      actor_optimizer: of optax; its rates may be traced.
-      critic_optimizer: that of the critics.
-      memory: how it remembers.
-      num_envs: copies of the environment.
-      rollout_steps: of each in an update.
-      descents: of the critics in an update, a multiple of `policy_delay`.
-      policy_delay: descents of the critics for one of the actor.
-      start: transitions of random actions before the first update, at least a batch, in whole steps of all copies; on
-        a host they are those of the first updates, which do not learn, and a config's start_steps are 0.
-      batch_size: transitions in a descent.
-      discount: of a reward one step later; may be traced.
-      target_rate: share of the networks in the next targets' parameters, in (0, 1]; may be traced.
-      noise: in actions.
-      evaluation_episodes: played at once.
-      evaluation_steps: most of each.
+      actor_optimizer: any Optax optimizer; its rates may be traced.
+      critic_optimizer: of the critics.
+      settings: hyperparameters; their floats may be traced.
+      num_envs: N, the number of parallel environments.
+      rollout_steps: steps of every environment in an update.
+      learning_starts: transitions of random actions before the first update, at least a batch and a multiple of
+        `num_envs`. On the host the first updates collect them, and `learning_starts` of the config is 0.
+      environment_steps: length of the whole training; needed only to anneal the importance weights of priorities.
+      loss: of the critics, `(q_values [B, 2], td_target [B], batch) -> (loss [], td_errors [B], metrics)`.
+      actor_loss: `(output: TD3ActorOutput, batch: ReplayBatch) -> (loss [], metrics)`.
+
+    Returns:
+      The learner, whose state is a `TD3State`.
 
     Raises:
-      ConfigError: the environment is none, actions are choices or have no bounds, or a number does not fit the others
-        or the host's.
+      ConfigError: `environment` is not an environment, its actions are discrete or unbounded, or numbers do not fit
+        each other or the host.
+
+    >>> from foldax import models
+    >>> networks = models.DeterministicActor(1, (4,)), models.TwinCritic((4,))
+    >>> learner = td3(rl.gymnax("Pendulum-v1"), *networks, optax.adam(1e-3), optax.adam(1e-3),
+    ...               TD3Settings(batch_size=8, replay=off_policy.ReplaySettings(capacity=100)), learning_starts=16)
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
+    >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 3)), jax.random.key(0)).shape
+    (3, 1)
     """
-    counts = dict(descents=descents, policy_delay=policy_delay, evaluation_episodes=evaluation_episodes)
-    off_policy.check(environment, memory, num_envs, rollout_steps, start, batch_size, **counts)
-    off_policy.check_bounded("td3", environment)
-    if descents % policy_delay:
-        raise ConfigError(f"descents: {descents} must be a multiple of policy_delay, {policy_delay}")
-    world = off_policy.in_units(environment)
+    setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
+    off_policy.check_settings(setup)
+    action_space = off_policy.bounded_action_space("td3", environment)
+    # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
+    scaled_environment = off_policy.scale_actions(environment)
+    setup, evaluation_setup = setup._replace(environment=scaled_environment), setup
+    critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
 
-    def init(key: jax.Array, examples: Any) -> TD3State:
-        of_actor, of_critic, of_world = jax.random.split(key, 3)
-        experience, seen = off_policy.begin(world, memory, of_world, num_envs, start, examples)
-        observation = seen[:1]
-        action = off_policy.random_actions(world.actions, key, 1)
-        judge = gradients.create(critic.init({"params": of_critic}, observation, action)["params"], critic_optimizer)
-        act = gradients.create(actor.init({"params": of_actor}, observation)["params"], actor_optimizer)
-        return TD3State(act, judge, jax.tree.map(jnp.copy, (act.params, judge.params)), experience)
+    def init(key: Key, examples: Batch) -> TD3State:
+        actor_key, critic_key, environment_key = jax.random.split(key, 3)
+        replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
+        action = jnp.zeros((1, *action_space.shape))
+        critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
+        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        critic_state = init_train_state(critic_params, critic_optimizer)
+        actor_state = init_train_state(actor_params, actor_optimizer)
+        # The target networks start as copies; donated states must not share buffers.
+        target_params = jax.tree.map(jnp.copy, (actor_params, critic_params))
+        return TD3State(actor_state, critic_state, target_params, replay_state)
 
-    def update(state: TD3State, batch: Any, key: jax.Array) -> tuple[TD3State, dict[str, Any]]:
-        act = functools.partial(explore, state.actor.params)
-        of_actions, of_descents = jax.random.split(key)
-        batch = off_policy.units_of(environment, batch)
-        played = (world, memory, state.experience, act, of_actions, rollout_steps, batch)
-        experience, ended = off_policy.play(*played)
-        keys = jax.random.split(of_descents, (descents // policy_delay, policy_delay))
+    def update(state: TD3State, batch: Batch, key: Key) -> tuple[TD3State, Metrics]:
+        action_key, gradient_key = jax.random.split(key)
+        # 1. Act: every environment takes `rollout_steps` noisy actions, which are stored.
+        select_action = functools.partial(explore, state.actor.params)
+        rollout = off_policy.scale_rollout_actions(action_space, batch)
+        replay_state, episode_metrics = off_policy.collect_transitions(
+            setup, state.replay, select_action, action_key, rollout
+        )
+        delay = settings.policy_delay
+        keys = jax.random.split(gradient_key, (settings.gradient_steps // delay, delay))
 
-        def learn(state: TD3State) -> tuple[TD3State, dict[str, jax.Array]]:
-            state, metrics = jax.lax.scan(descend, state, keys)
-            return state, {name: value.mean() for name, value in metrics.items()}
+        train = functools.partial(off_policy.scan_gradient_steps, delayed_steps, keys)
+        state, metrics = off_policy.train_steps(setup, train, state._replace(replay=replay_state))
+        return state, metrics | episode_metrics
 
-        state, metrics = off_policy.learned(environment, start, learn, state._replace(experience=experience))
-        return state, metrics | ended
+    def delayed_steps(state: TD3State, keys: Key) -> tuple[TD3State, off_policy.ScalarMetrics]:
+        # The delayed step follows an inner loop: a branch on a counter would run both sides under `vmap`.
+        state, (metrics, batches) = jax.lax.scan(critic_step, state, keys)
 
-    def descend(state: TD3State, keys: jax.Array) -> tuple[TD3State, dict[str, jax.Array]]:
-        """Takes a step of the critics with each of the keys, then one of the actor on the last batch."""
-        state, (metrics, seen) = jax.lax.scan(judge, state, keys)
-        batch = (seen[-1], state.critic.params)
-        act, of_act = gradients.step(state.actor, actor_loss(actor, critic), actor_optimizer, batch, keys[-1])
-        target = optax.incremental_update((act.params, state.critic.params), state.target, target_rate)
-        return state._replace(actor=act, target=target), metrics | {"actor_loss": of_act["loss"]}
+        # 4. Actor, on the last batch, with the updated critics.
+        batch = jax.tree.map(lambda x: x[-1], batches)
+        inputs, key = (batch, state.critic.params), jax.random.clone(keys)[-1]
+        actor_state, actor_metrics = gradient_step(state.actor, actor_loss_fn, actor_optimizer, inputs, key)
+        actor_metrics.pop("gradient_norm")  # "gradient_norm" is the critics'
 
-    def judge(state: TD3State, key: jax.Array) -> tuple[TD3State, tuple[dict[str, jax.Array], jax.Array]]:
-        of_draw, of_loss = jax.random.split(key)
-        drawn = off_policy.draw(memory, state.experience, of_draw, batch_size, discount)
-        descent = critic_loss(actor, critic, noise)
-        network, metrics = gradients.step(state.critic, descent, critic_optimizer, (drawn, state.target), of_loss)
-        experience = off_policy.surprised(memory, state.experience, drawn.places, metrics.pop("surprise"))
-        return state._replace(critic=network, experience=experience), (metrics, drawn.sample.observation)
+        # 5. Targets: exponential moving average.
+        params = (actor_state.params, state.critic.params)
+        target_params = optax.incremental_update(params, state.target_params, settings.tau)
+        return state._replace(actor=actor_state, target_params=target_params), metrics | actor_metrics
 
-    def explore(params: Any, observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-        action = actor.apply({"params": params}, observation)
-        action = jnp.clip(action + noise.exploration * jax.random.normal(key, action.shape), -1.0, 1.0)
-        return off_policy.at_first(world, start, steps, action, key)
+    def critic_step(state: TD3State, key: Key) -> tuple[TD3State, tuple[off_policy.ScalarMetrics, ReplayBatch]]:
+        sample_key, noise_key = jax.random.split(key)
+        # 2. Sample a batch of transitions.
+        batch = off_policy.sample_batch(setup, state.replay, sample_key)
+        # 3. Critics: Bellman target r + gamma min_i Q_target_i(s', a') with a' = clip(pi_target(s') + clipped noise).
+        target_actor_params, target_critic_params = state.target_params
+        next_actions = actor.apply({"params": target_actor_params}, batch.next_observations)
+        noise = settings.target_policy_noise * jax.random.normal(noise_key, next_actions.shape)
+        noise = jnp.clip(noise, -settings.target_noise_clip, settings.target_noise_clip)
+        next_actions = jnp.clip(next_actions + noise, -1.0, 1.0)
+        next_q_values = critic.apply({"params": target_critic_params}, batch.next_observations, next_actions)
+        # `batch.discounts`: gamma^n, 0 where the episode terminated; `batch.rewards`: n-step sums.
+        td_target = jax.lax.stop_gradient(batch.rewards + batch.discounts * next_q_values.min(axis=-1))
+        inputs = (batch, td_target)
+        critic_state, metrics = gradient_step(state.critic, critic_loss_fn, critic_optimizer, inputs, noise_key)
+        replay_state = off_policy.update_priorities(settings.replay, state.replay, batch, metrics.pop("td_errors"))
+        return state._replace(critic=critic_state, replay=replay_state), (metrics, batch)
 
-    def predict(state: TD3State, inputs: Any, key: jax.Array) -> jax.Array:
-        if isinstance(inputs, rl.Explore):
-            action = explore(state.actor.params, inputs.observation, state.experience.environment_steps, key)
-            return wrappers.from_unit(environment.actions, action)
-        action = actor.apply({"params": state.actor.params}, jnp.asarray(inputs))
-        return wrappers.from_unit(environment.actions, action)
+    def actor_loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> LossAndAux:
+        batch, critic_params = inputs
+        actions = actor.apply({"params": params}, batch.observations)
+        q_values = critic.apply({"params": critic_params}, batch.observations, actions)
+        value, metrics = actor_loss(TD3ActorOutput(actions, q_values), batch)
+        return value, (model_state, metrics)
 
-    def evaluate(state: TD3State, batch: Any, key: jax.Array) -> dict[str, Any]:
-        act = functools.partial(predict, state)
-        return off_policy.evaluated(environment, act, batch, key, evaluation_episodes, evaluation_steps)
+    def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
+        actions = actor.apply({"params": params}, observation)
+        noise = settings.exploration_noise * jax.random.normal(key, actions.shape)
+        actions = jnp.clip(actions + noise, -1.0, 1.0)
+        return off_policy.warmup_actions(setup, steps, actions, jax.random.clone(key))
 
-    return Learner(init, update, evaluate, predict, off_policy.acts(environment, num_envs, rollout_steps, start))
+    def predict(state: TD3State, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
+        if isinstance(inputs, rl.ExplorationRequest):
+            actions = explore(state.actor.params, inputs.observation, state.replay.environment_steps, key)
+        else:
+            actions = actor.apply({"params": state.actor.params}, jnp.asarray(inputs))
+        return rl.wrappers.from_unit_range(action_space, actions)
 
+    def evaluate(state: TD3State, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
+        return off_policy.evaluate_policy(evaluation_setup, functools.partial(predict, state), batch, key)
 
-def critic_loss(actor: Any, critic: Any, noise: Noise) -> gradients.Loss:
-    """Returns the loss of `(off_policy.Drawn [B], parameters of the target's actor and critic)`."""
-
-    def total(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        drawn, (acting, judging) = batch
-        sample = drawn.sample
-        action = actor.apply({"params": acting}, sample.next_observation)
-        near = jnp.clip(noise.target * jax.random.normal(key, action.shape), -noise.most, noise.most)
-        action = jnp.clip(action + near, -1.0, 1.0)
-        worth = critic.apply({"params": judging}, sample.next_observation, action).min(axis=-1)
-        wanted = jax.lax.stop_gradient(sample.reward + sample.discount * worth)
-        values = critic.apply({"params": params}, sample.observation, sample.action)
-        return off_policy.twin_loss(values, wanted, drawn.weights, model_state)
-
-    return total
-
-
-def actor_loss(actor: Any, critic: Any) -> gradients.Loss:
-    """Returns the loss of `(observations [B, ...], critics' parameters)`."""
-
-    def total(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        observation, judging = batch
-        action = actor.apply({"params": params}, observation)
-        value = -critic.apply({"params": judging}, observation, action)[:, 0].mean()
-        return value, (model_state, {"loss": value})
-
-    return total
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))

@@ -1,92 +1,107 @@
-"""Autoencoders: networks that learn to give back what they were given, through something narrow or in spite of noise.
+"""Autoencoders: reconstruct the input through a narrow, sparse or corrupted representation.
 
-Batches are `{"inputs": [B, ...]}`; "targets" `[B]`, where there are some, are passed on and teach nothing.
+Batches are `{"inputs": [B, ...]}`; optional "targets" `[B]` do not affect training and are returned by `evaluate`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax.augment import Augmentation, chain
-from foldax.learner import Learner
+from foldax.learner import Evaluation, Key, Learner, Metrics, Model, State, as_evaluation
 from foldax.learners import losses, tasks
-from foldax.learners.tasks import Batch, Options, Task, Values
+from foldax.models import AutoencoderOutput
 
 
 def autoencoder(
-    model: Any,
+    model: Model,
     optimizer: optax.GradientTransformation,
     *,
     loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.squared_error,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
-    finish: Callable[[jax.Array], jax.Array] = lambda outputs: outputs,
+    postprocess: Callable[[jax.Array], jax.Array] = lambda outputs: outputs,
     corruption: Augmentation | None = None,
-    corrupted_evaluation: bool = False,
-    sparsity: Any = None,
-    **options: Unpack[Options],
+    corrupt_evaluation: bool = False,
+    sparsity_coefficient: chex.Numeric | None = None,
+    **options: Unpack[tasks.NetworkOptions],
 ) -> Learner:
-    """Returns a learner of reconstructions: undercomplete, sparse or denoising (Vincent et al., 2008).
+    """Undercomplete, sparse or denoising autoencoder (Hinton & Salakhutdinov, 2006; Vincent et al., 2008).
 
-    `update` reports "loss" (as trained on), "squared_error" (means over all numbers of an input, in units of
-    `preprocess`), "gradient_norm" and, with sparsity, "activity". `evaluate` reports "loss" and "squared_error" `[B]`,
-    which is the anomaly score, "reconstructions" `[B, ...]`, "codes" `[B, D]` and "targets" where there are some.
-    `predict` gives a `Coded`.
+    `update` reports "loss", "squared_error" (mean over the elements of an input, in the units of `preprocess`),
+    "gradient_norm" and, with a sparsity coefficient, "latent_l1". `evaluate` reports the same metrics `[B]` without the
+    gradient; "squared_error" is the usual anomaly score. Its outputs are "reconstructions" `[B, ...]`, "latents"
+    `[B, D]` and, if the batch has them, "targets" `[B]`. `predict` returns an `AutoencoderOutput`.
 
     Args:
-      model: an `Autoencoder`, or what gives a `Coded` likewise.
-      optimizer: of optax; its rates may be traced.
-      loss: `(outputs, inputs) -> [B]` of `[B, numbers]`, such as `losses.sigmoid_cross_entropy` for inputs in [0, 1].
-      preprocess: pure function of the inputs, such as `info.standardize`; by default they become float32.
-      finish: makes reconstructions of the model's outputs, such as `jax.nn.sigmoid`.
-      corruption: `(key, batch) -> batch` (see `foldax.augment`), of the inputs as they are in the data; what was there
-        before it, and after `augment`, is to be given back.
-      corrupted_evaluation: whether evaluation corrupts too.
-      sparsity: weight of the codes' mean absolute value; may be traced.
-      **options: those of `network.Options`: augment, frozen, l1, l2, ema_decay, accumulate.
+      model: a `models.Autoencoder`, or any model that returns an `AutoencoderOutput`.
+      optimizer: an optax optimizer; its learning rate may be traced.
+      loss: `(outputs [B, N], inputs [B, N]) -> [B]`, on flattened arrays; `losses.sigmoid_cross_entropy` suits inputs
+        in [0, 1].
+      preprocess: elementwise function of the inputs, such as `info.standardize`; None converts them to float32.
+      postprocess: maps the model's outputs to reconstructions, such as `jax.nn.sigmoid`.
+      corruption: `(key, batch) -> batch` (see `foldax.augment`), applied to the raw inputs after `augment`; the
+        target of the reconstruction is the input before it.
+      corrupt_evaluation: whether `evaluate` corrupts its inputs, too.
+      sparsity_coefficient: weight of the mean absolute latent in the loss; None for no sparsity; may be traced.
+      **options: see `learners.NetworkOptions`.
+
+    >>> from foldax import models
+    >>> model = models.Autoencoder(models.MLP((2,)), models.MLP((6,)), shape=(6,))
+    >>> learner = autoencoder(model, optax.adam(1e-3))
+    >>> batch = {"inputs": jnp.zeros((4, 6))}
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    >>> jax.eval_shape(learner.evaluate, state, batch, jax.random.key(1)).outputs["latents"].shape
+    (4, 2)
     """
-    prepared = tasks.inputs_of(model, preprocess)
+    inputs_of = tasks.input_function(model, preprocess)
 
-    def flat(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], -1)
+    # Loss: reconstruct the clean input (Vincent et al., 2008), plus a penalty on active latents.
+    def train_metrics(output: AutoencoderOutput, batch: tasks.Batch) -> Metrics:
+        clean = losses.flatten(inputs_of({"inputs": batch["clean"]}))
+        metrics: Metrics = {"loss": loss(losses.flatten(output.reconstruction), clean)}
+        metrics["squared_error"] = losses.squared_error(losses.flatten(postprocess(output.reconstruction)), clean)
+        if sparsity_coefficient is not None:
+            latent_l1 = jnp.abs(output.latents).mean(axis=-1)
+            metrics |= {"latent_l1": latent_l1, "loss": metrics["loss"] + sparsity_coefficient * latent_l1}
+        return metrics
 
-    def training(coded: Any, batch: Batch) -> Values:
-        clean = flat(prepared({"inputs": batch["clean"]}))
-        values = {"loss": loss(flat(coded.outputs), clean)}
-        values["squared_error"] = losses.squared_error(flat(finish(coded.outputs)), clean)
-        if sparsity is not None:
-            values["activity"] = jnp.abs(coded.codes).mean(axis=-1)
-            values["loss"] = values["loss"] + sparsity * values["activity"]
-        return values
+    def evaluate_outputs(output: AutoencoderOutput, batch: tasks.Batch) -> Evaluation:
+        outputs = {"reconstructions": postprocess(output.reconstruction), "latents": output.latents}
+        outputs |= {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
+        return Evaluation(train_metrics(output, batch), outputs)
 
-    def evaluation(coded: Any, batch: Batch) -> Values:
-        values = training(coded, batch) | {"reconstructions": finish(coded.outputs), "codes": coded.codes}
-        return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
+    def postprocess_output(output: AutoencoderOutput, batch: tasks.Batch) -> AutoencoderOutput:
+        return output._replace(reconstruction=postprocess(output.reconstruction))
 
-    def finished(coded: Any, batch: Batch) -> Any:
-        return coded._replace(outputs=finish(coded.outputs))
+    # The clean inputs are set aside after `augment` and before `corruption`; without either, `prepare` does it.
+    options["augment"] = chain(options.get("augment"), lambda key, batch: with_clean_inputs(batch), corruption)
+    task = tasks.Task(
+        fields=("inputs",),
+        inputs=inputs_of,
+        train_metrics=train_metrics,
+        evaluate=evaluate_outputs,
+        postprocess=postprocess_output,
+        prepare=with_clean_inputs,
+    )
+    learner = tasks.network_learner(model, optimizer, task, **options)
 
-    task = Task(("inputs",), prepared, training, evaluation, finished, _remembered)
-    steps = [step for step in (options.get("augment"), _kept, corruption) if step is not None]
-    options["augment"] = chain(*steps)
-    inner = tasks.learner(model, optimizer, task, **options)
+    def evaluate(state: State, batch: tasks.Batch, key: Key) -> Evaluation:
+        # Set aside here, because `corruption` follows; the target stays clean.
+        if corruption is not None and corrupt_evaluation:
+            batch = corruption(key, with_clean_inputs(batch))
+        return as_evaluation(learner.evaluate(state, batch, key))
 
-    def evaluate(state: Any, batch: Any, key: jax.Array) -> Values:
-        if corruption is not None and corrupted_evaluation:
-            batch = corruption(key, _remembered(batch))
-        return inner.evaluate(state, batch, key)
-
-    return inner._replace(evaluate=evaluate)
-
-
-def _kept(key: jax.Array, batch: Batch) -> Batch:
-    return _remembered(batch)
+    return learner._replace(evaluate=evaluate)
 
 
-def _remembered(batch: Batch) -> Batch:
-    """Returns the batch with its inputs as they are now as "clean", unless it has them."""
+def with_clean_inputs(batch: tasks.Batch) -> tasks.Batch:
+    """Copies "inputs" to "clean", the target of the reconstruction, unless the batch already has one.
+
+    >>> sorted(with_clean_inputs({"inputs": jnp.zeros((2, 3))}))
+    ['clean', 'inputs']
+    """
     return {"clean": batch["inputs"], **batch}

@@ -1,76 +1,88 @@
-"""Masked autoencoders (He et al., 2022): most of an image is hidden, and is to be told from the rest.
+"""Masked autoencoders (MAE; He et al., 2022): reconstruct the masked patches of an image from the visible ones.
 
-Batches are `{"inputs": [B, H, W, C]}`; "targets" `[B]`, where there are some, are passed on and teach nothing.
+Batches are `{"inputs": [B, H, W, C]}`; optional "targets" `[B]` do not affect training and are returned by `evaluate`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
-from foldax.learner import Learner
+from foldax.learner import Evaluation, Key, Learner, Metrics, as_evaluation
 from foldax.learners import tasks
-from foldax.learners.tasks import Batch, Options, Task, Values
-from foldax.models import Masked, MaskedAutoencoder, patched, unpatched
+from foldax.learners.gradients import TrainState
+from foldax.models import MaskedAutoencoder, MaskedAutoencoderOutput, patchify, unpatchify
 
 
 def masked_autoencoder(
     model: MaskedAutoencoder,
     optimizer: optax.GradientTransformation,
     *,
-    normalized: bool = False,
+    normalize_patches: bool = False,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[tasks.NetworkOptions],
 ) -> Learner:
-    """Returns a learner of what is hidden.
+    """Masked autoencoder (He et al., 2022).
 
-    `update` reports "loss", the squared error of the hidden patches' pixels, and "gradient_norm". `evaluate` reports
-    "loss" `[B]`, "features" `[B, width]` of whole images, "reconstructions" `[B, H, W, C]` in units of `preprocess`,
-    "masks" of that shape, 1 where patches were hidden, and "targets" where there are some. `predict` gives features.
+    `update` reports "loss", the squared error of the pixels of masked patches, and "gradient_norm". `evaluate` reports
+    "loss" `[B]`. Its outputs are "features" `[B, width]` of the whole image, "reconstructions" `[B, H, W, C]` in the
+    units of `preprocess`, "masks" `[B, H, W, C]` (1 where the image was masked) and, if the batch has them, "targets"
+    `[B]`. `predict` returns the features.
 
     Args:
-      model: inputs become what `preprocess` makes of them.
-      optimizer: of optax; its rates may be traced.
-      normalized: whether each patch's pixels are told apart from their mean, in units of their deviation. The
-        reconstructions are put back with the true ones.
-      preprocess: pure function of the inputs, such as `info.standardize`; by default they become float32.
-      **options: those of `network.Options`: augment, frozen, l1, l2, ema_decay, accumulate.
+      model: the encoder and decoder; its `shape` is that of the preprocessed images.
+      optimizer: an optax optimizer; its learning rate may be traced.
+      normalize_patches: whether the target pixels of each patch are normalised by their mean and standard deviation
+        (`norm_pix_loss` of the paper's code). Reconstructions are denormalised by the true mean and deviation.
+      preprocess: elementwise function of the inputs, such as `info.standardize`; None converts them to float32.
+      **options: see `learners.NetworkOptions`.
+
+    >>> model = MaskedAutoencoder((4, 4, 1), patch_size=2, visible_patches=1, width=8, depth=1)
+    >>> learner = masked_autoencoder(model, optax.adam(1e-3))
+    >>> batch = {"inputs": jnp.zeros((3, 4, 4, 1))}
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    >>> result = jax.eval_shape(learner.evaluate, state, batch, jax.random.key(1))
+    >>> result.outputs["features"].shape, result.outputs["reconstructions"].shape
+    ((3, 8), (3, 4, 4, 1))
     """
-    prepared = tasks.inputs_of(model, preprocess)
+    inputs_of, shape = tasks.input_function(model, preprocess), tuple(model.shape)
 
-    def pixels(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns the patches as they are to be told, and their means and deviations, `[B, N, 1]`."""
-        x = patched(prepared(batch), model.patch_size)
-        mean = x.mean(axis=-1, keepdims=True)
-        deviation = jnp.sqrt(jnp.square(x - mean).mean(axis=-1, keepdims=True) + 1e-6)
-        if not normalized:
-            mean, deviation = jnp.zeros_like(mean), jnp.ones_like(deviation)
-        return (x - mean) * jnp.reciprocal(deviation), mean, deviation
+    def target_patches(batch: tasks.Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the target pixels `[B, N, size * size * C]`, and the mean and deviation `[B, N, 1]` of each patch."""
+        patches = patchify(inputs_of(batch), model.patch_size)
+        mean = patches.mean(axis=-1, keepdims=True)
+        std = jnp.sqrt(jnp.square(patches - mean).mean(axis=-1, keepdims=True) + 1e-6)
+        if not normalize_patches:
+            mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
+        return (patches - mean) * jnp.reciprocal(std), mean, std
 
-    def training(made: Masked, batch: Batch) -> Values:
-        error = jnp.square(made.outputs - pixels(batch)[0]).mean(axis=-1)
-        return {"loss": (error * made.mask).sum(axis=1) * jnp.reciprocal(made.mask.sum(axis=1))}
+    def train_metrics(output: MaskedAutoencoderOutput, batch: tasks.Batch) -> Metrics:
+        # Mean squared error per patch, averaged over the masked patches only.
+        error = jnp.square(output.patches - target_patches(batch)[0]).mean(axis=-1)
+        return {"loss": (error * output.mask).sum(axis=1) * jnp.reciprocal(output.mask.sum(axis=1))}
 
-    def evaluation(made: Masked, batch: Batch) -> Values:
-        _, mean, deviation = pixels(batch)
-        hidden = jnp.broadcast_to(made.mask[..., None], made.outputs.shape)
-        values = training(made, batch) | {"masks": unpatched(hidden, tuple(model.shape))}
-        values["reconstructions"] = unpatched(made.outputs * deviation + mean, tuple(model.shape))
-        return values | ({"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {})
+    def evaluate_outputs(output: MaskedAutoencoderOutput, batch: tasks.Batch) -> Evaluation:
+        # Predictions are in units of the patch, reconstructions in units of the image.
+        _, mean, std = target_patches(batch)
+        pixel_mask = jnp.broadcast_to(output.mask[..., None], output.patches.shape)
+        outputs = {"masks": unpatchify(pixel_mask, shape)}
+        outputs["reconstructions"] = unpatchify(output.patches * std + mean, shape)
+        outputs |= {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
+        return Evaluation(train_metrics(output, batch), outputs)
 
-    inner = tasks.learner(model, optimizer, Task(("inputs",), prepared, training, evaluation), **options)
+    task = tasks.Task(("inputs",), inputs_of, train_metrics=train_metrics, evaluate=evaluate_outputs)
+    learner = tasks.network_learner(model, optimizer, task, **options)
 
-    def predict(state: Any, inputs: Any, key: jax.Array) -> jax.Array:
-        batch = dict(inputs) if isinstance(inputs, dict) else {"inputs": jnp.asarray(inputs)}
-        variables = {"params": state.averaged, **state.model_state}
-        return nn.apply(lambda module: module.encode(prepared(batch)), model)(variables)
+    # Features come from the encoder alone, on all patches.
+    def predict(state: TrainState, inputs: tasks.Batch, key: Key) -> jax.Array:
+        batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
+        variables = {"params": state.evaluation_params, **state.model_state}
+        return model.apply(variables, inputs_of(batch), method=MaskedAutoencoder.encode)
 
-    def evaluate(state: Any, batch: Any, key: jax.Array) -> Values:
-        return inner.evaluate(state, batch, key) | {"features": predict(state, batch, key)}
+    def evaluate(state: TrainState, batch: tasks.Batch, key: Key) -> Evaluation:
+        result = as_evaluation(learner.evaluate(state, batch, key))
+        return result.with_values(outputs={"features": predict(state, batch, key)})
 
-    return Learner(inner.init, inner.update, evaluate, predict)
+    return Learner(learner.init, learner.update, evaluate, predict)

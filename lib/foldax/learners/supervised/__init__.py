@@ -1,1 +1,1 @@
-"""Supervised learning: classification, regression and sequences."""
+"""Supervised learning: classification, regression, sequences and forecasts."""

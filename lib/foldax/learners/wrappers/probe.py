@@ -1,181 +1,220 @@
-"""How much a learner's features know of classes, measured while it learns: a linear probe and nearest neighbours.
+"""Online evaluation of a learner's features: a linear probe and a k-nearest-neighbour classifier, trained on the way.
 
-Labels teach these two alone: no gradient reaches what made the features.
+Labels train only these two: no gradient reaches the features.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 from foldax.errors import ConfigError, ExperimentError
-from foldax.learner import Learner
+from foldax.learner import Batch, Evaluation, Key, Learner, Metrics, Params, State, as_evaluation
 from foldax.learners import losses
-from foldax.learners.losses import normalized
 
 
-class Memory(NamedTuple):
-    """The last M examples that were seen.
+class MemoryBank(NamedTuple):
+    """Ring buffer of the last M examples.
 
     Attributes:
-      features: `[M, D]`, as they were made then.
+      features: `[M, D]`, as computed when the example was added.
       targets: int32 `[M]`.
-      count: int32, examples seen since the start.
+      count: int32, number of examples added; below 2 M, see `add_to_bank`.
     """
 
     features: jax.Array
     targets: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
-class ProbedState(NamedTuple):
-    """A learner's state, and what its features are measured with.
+class ProbeState(NamedTuple):
+    """State of a learner with a probe.
 
     Attributes:
-      learner: the learner's own state.
-      linear: kernel `[D, C]` and bias `[C]` of the probe.
-      optimizer_state: of the probe's optimizer.
-      memory: what neighbours are looked for in.
+      learner: state of the wrapped learner.
+      linear: kernel `[D, C]` and bias `[C]` of the linear probe.
+      optimizer_state: state of the probe's optimizer.
+      memory_bank: labelled features for the neighbours and for the probe's standardization.
     """
 
-    learner: Any
+    learner: State
     linear: dict[str, jax.Array]
-    optimizer_state: Any
-    memory: Memory
+    optimizer_state: optax.OptState
+    memory_bank: MemoryBank
 
 
-def probed(
+def with_probe(
     learner: Learner,
     num_classes: int | None,
     optimizer: optax.GradientTransformation,
     *,
     features: str = "features",
-    memory: int = 1024,
+    memory_size: int = 1024,
     neighbors: int = 20,
-    temperature: Any = 0.07,
+    temperature: chex.Numeric = 0.07,
 ) -> Learner:
-    """Returns the same learner, whose features are also measured by a linear classifier and by nearest neighbours.
+    """Adds a linear probe (Alain & Bengio, 2017) and a weighted kNN classifier (Wu et al., 2018) to a learner.
 
-    After each of its updates the features of the batch as it is in the data, made as in evaluation, take the place of
-    the oldest ones in a memory, and the classifier (Alain & Bengio, 2017) takes a step on them, standardised by the
-    memory's mean and deviation. `update` also reports "probe_loss" (nats), and `evaluate` "probe_loss",
-    "probe_accuracy" and "knn_accuracy" `[B]`. The vote of the `neighbors` likest in the memory
-    (by cosine) weighs them by exp(cosine / temperature) (Wu et al., 2018).
+    After each update of the learner, the features of the batch (without augmentation, as in evaluation) replace the
+    oldest ones in a memory bank, and the probe takes one optimizer step on them, standardized by the bank's mean and
+    deviation. `update` also reports "probe_loss" (nats), and `evaluate` "probe_loss", "probe_accuracy" and
+    "knn_accuracy" `[B]`.
 
     Args:
-      learner: its `evaluate` gives features `[B, D]`; batches also have integer "targets" `[B]`.
-      num_classes: C.
-      optimizer: of the probe; its rates may be traced.
-      features: the name under which `evaluate` gives them, such as "projections" or an autoencoder's "codes".
-      memory: M, at least a batch; about as many as the training split has, or as can be compared in time.
-      neighbors: that vote; at most M.
-      temperature: of the vote, above 0; may be traced.
+      learner: its `evaluate` returns features `[B, D]`; batches need integer "targets" `[B]`.
+      num_classes: C, at least 2.
+      optimizer: of the probe; its learning rate may be traced.
+      features: name of the output of `evaluate` to probe, such as "projections" or "latents".
+      memory_size: M, examples in the memory bank; at least a batch, at best the training split.
+      neighbors: k, the number of neighbours that vote, 1 to M.
+      temperature: of the votes (see `knn_votes`), above 0; may be traced.
 
     Raises:
-      ConfigError: a number is out of range; while tracing, a batch is larger than the memory.
-      ExperimentError: while tracing, there are no classes in the batch, or no such features.
+      ConfigError: an option is out of range; while tracing, a batch is larger than the memory bank.
+      ExperimentError: while tracing, the batch has no classes, or `evaluate` returns no such features.
+
+    >>> from foldax import learners, models
+    >>> model = models.Autoencoder(models.MLP((2,)), models.MLP((6,)), shape=(6,))
+    >>> learner = with_probe(learners.autoencoder(model, optax.sgd(0.1)), 3, optax.adam(1e-2), features="latents")
+    >>> batch = {"inputs": jnp.zeros((4, 6)), "targets": jnp.zeros(4, int)}
+    >>> state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+    >>> sorted(jax.eval_shape(learner.evaluate, state, batch, jax.random.key(1)).metrics)
+    ['knn_accuracy', 'loss', 'probe_accuracy', 'probe_loss', 'squared_error']
     """
     if num_classes is None or num_classes < 2:
-        raise ConfigError(f"probed: it takes two classes or more to measure features by, got num_classes={num_classes}")
-    if not 1 <= neighbors <= memory:
-        raise ConfigError(f"neighbors: {neighbors} must be 1 to the memory's number of examples, {memory}")
+        raise ConfigError(f"with_probe: num_classes={num_classes} must be 2 or more")
+    if not 1 <= neighbors <= memory_size:
+        raise ConfigError(f"neighbors: {neighbors} must be 1 to memory_size, {memory_size}")
 
-    def features_of(state: Any, batch: Any, key: jax.Array) -> jax.Array:
-        return jax.lax.stop_gradient(_checked(learner.evaluate(state, batch, key), features))
+    def features_of(state: State, batch: Batch, key: Key) -> jax.Array:
+        return jax.lax.stop_gradient(_feature_rows(as_evaluation(learner.evaluate(state, batch, key)), features))
 
-    def init(key: jax.Array, examples: Any) -> ProbedState:
+    def init(key: Key, examples: Batch) -> ProbeState:
         state = learner.init(key, examples)
-        first = {name: leaf[:1] for name, leaf in _with_classes(examples).items()}
+        first = {name: leaf[:1] for name, leaf in _with_class_targets(examples).items()}
         width = jax.eval_shape(features_of, state, first, key).shape[1]
         linear = {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros(num_classes)}
-        empty = Memory(jnp.zeros((memory, width)), jnp.zeros(memory, jnp.int32), jnp.zeros((), jnp.int32))
-        return ProbedState(state, linear, optimizer.init(linear), empty)
+        bank = MemoryBank(jnp.zeros((memory_size, width)), jnp.zeros(memory_size, jnp.int32), jnp.zeros((), jnp.int32))
+        return ProbeState(state, linear, optimizer.init(linear), bank)
 
-    def update(state: ProbedState, batch: Any, key: jax.Array) -> tuple[ProbedState, dict[str, Any]]:
-        own, draws = jax.random.split(key)
-        targets = _with_classes(batch)["targets"].astype(jnp.int32)
-        inner, metrics = learner.update(state.learner, batch, own)
-        made = features_of(inner, batch, draws)
-        kept = remember(state.memory, made, targets)
+    def update(state: ProbeState, batch: Batch, key: Key) -> tuple[ProbeState, Metrics]:
+        update_key, features_key = jax.random.split(key)
+        targets = _with_class_targets(batch)["targets"].astype(jnp.int32)
+        # 1. The learner itself, which never sees the probe.
+        inner, metrics = learner.update(state.learner, batch, update_key)
+        # 2. Memory bank
+        rows = features_of(inner, batch, features_key)
+        bank = add_to_bank(state.memory_bank, rows, targets)
 
-        def loss(linear: Any) -> jax.Array:
-            return losses.softmax_cross_entropy(_logits(linear, kept, made), targets).mean()
+        # 3. One step of the linear probe
+        def probe_loss(linear: Params) -> jax.Array:
+            return losses.softmax_cross_entropy(_probe_logits(linear, bank, rows), targets).mean()
 
-        value, gradients = jax.value_and_grad(loss)(state.linear)
+        value, gradients = jax.value_and_grad(probe_loss)(state.linear)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.linear)
         linear = optax.apply_updates(state.linear, updates)
-        return ProbedState(inner, linear, optimizer_state, kept), {**metrics, "probe_loss": value}
+        return ProbeState(inner, linear, optimizer_state, bank), {**metrics, "probe_loss": value}
 
-    def evaluate(state: ProbedState, batch: Any, key: jax.Array) -> dict[str, Any]:
-        values = learner.evaluate(state.learner, batch, key)
-        made, targets = _checked(values, features), _with_classes(batch)["targets"].astype(jnp.int32)
-        logits = _logits(state.linear, state.memory, made)
-        votes = vote(state.memory, made, num_classes, neighbors, temperature)
-        return {
-            **values,
-            "probe_loss": losses.softmax_cross_entropy(logits, targets),
-            "probe_accuracy": (logits.argmax(axis=1) == targets).astype(jnp.float32),
-            "knn_accuracy": (votes.argmax(axis=1) == targets).astype(jnp.float32),
-        }
+    def evaluate(state: ProbeState, batch: Batch, key: Key) -> Evaluation:
+        result = as_evaluation(learner.evaluate(state.learner, batch, key))
+        rows, targets = _feature_rows(result, features), _with_class_targets(batch)["targets"].astype(jnp.int32)
+        logits = _probe_logits(state.linear, state.memory_bank, rows)
+        votes = knn_votes(state.memory_bank, rows, num_classes, neighbors, temperature)
+        metrics = {"probe_loss": losses.softmax_cross_entropy(logits, targets)}
+        metrics["probe_accuracy"] = (logits.argmax(axis=1) == targets).astype(jnp.float32)
+        metrics["knn_accuracy"] = (votes.argmax(axis=1) == targets).astype(jnp.float32)
+        return result.with_values(metrics=metrics)
 
-    def predict(state: ProbedState, inputs: Any, key: jax.Array) -> Any:
+    def predict(state: ProbeState, inputs: Batch, key: Key) -> Any:
         assert learner.predict is not None
         return learner.predict(state.learner, inputs, key)
 
     return Learner(init, update, evaluate, None if learner.predict is None else predict)
 
 
-def remember(memory: Memory, features: jax.Array, targets: jax.Array) -> Memory:
-    """Returns the memory with features `[B, D]` and classes `[B]` in the places of its oldest.
+def add_to_bank(bank: MemoryBank, features: jax.Array, targets: jax.Array) -> MemoryBank:
+    """Replaces the oldest examples of a memory bank by features `[B, D]` and classes int `[B]`.
 
     Raises:
-      ConfigError: they are more than it holds.
+      ConfigError: the bank holds fewer than B examples.
+
+    >>> bank = MemoryBank(jnp.zeros((3, 1)), jnp.zeros(3, jnp.int32), jnp.int32(2))
+    >>> add_to_bank(bank, jnp.ones((2, 1)), jnp.array([7, 8])).targets.tolist()
+    [8, 0, 7]
     """
-    size = len(memory.targets)
+    chex.assert_rank([features, targets], [2, 1])
+    size = len(bank.targets)
     if len(features) > size:
-        raise ConfigError(f"memory: {size} examples are fewer than a batch of {len(features)}")
-    places = (memory.count + jnp.arange(len(features), dtype=jnp.int32)) % size
-    # Kept below 2 sizes, so that it never overflows; beyond one size it says only that the memory is full.
-    count = memory.count + len(features)
+        raise ConfigError(f"memory_size: {size} is smaller than a batch of {len(features)} examples")
+    positions = (bank.count + jnp.arange(len(features), dtype=jnp.int32)) % size
+    # Wrapped below 2 M, so that it never overflows; a count of M or more means that the bank is full.
+    count = bank.count + len(features)
     count = jnp.where(count >= 2 * size, count - size, count)
-    return Memory(memory.features.at[places].set(features), memory.targets.at[places].set(targets), count)
+    return MemoryBank(bank.features.at[positions].set(features), bank.targets.at[positions].set(targets), count)
 
 
-def vote(memory: Memory, features: jax.Array, num_classes: int, neighbors: int, temperature: Any) -> jax.Array:
-    """Returns the weight `[B, C]` that each class has among the memory's likest examples; 0 for all if it is empty."""
-    filled = jnp.arange(len(memory.targets)) < memory.count
-    cosines = normalized(features) @ normalized(memory.features).T
-    nearest, places = jax.lax.top_k(jnp.where(filled[None, :], cosines, -jnp.inf), neighbors)
-    # Relative to the largest possible, so that no temperature makes them overflow. What is not there has exp(-inf).
+def knn_votes(
+    bank: MemoryBank, features: jax.Array, num_classes: int, neighbors: int, temperature: chex.Numeric
+) -> jax.Array:
+    """Votes of the nearest neighbours by cosine similarity, weighted by exp(cosine / temperature) (Wu et al., 2018).
+
+    Args:
+      bank: labelled features, M of them.
+      features: `[B, D]`, to classify.
+      num_classes: C.
+      neighbors: k, 1 to M.
+      temperature: above 0; may be traced.
+
+    Returns:
+      `[B, C]`, votes up to a common factor; all 0 if the bank is empty.
+
+    >>> bank = MemoryBank(jnp.eye(2), jnp.array([0, 1]), jnp.int32(2))
+    >>> knn_votes(bank, jnp.array([[2.0, 0.1]]), num_classes=2, neighbors=1, temperature=0.1).argmax(axis=1).tolist()
+    [0]
+    """
+    chex.assert_rank(features, 2)
+    # Slots that were never filled have a similarity of -inf.
+    filled = jnp.arange(len(bank.targets)) < bank.count
+    cosines = losses.l2_normalize(features) @ losses.l2_normalize(bank.features).T
+    nearest, positions = jax.lax.top_k(jnp.where(filled[None, :], cosines, -jnp.inf), neighbors)
+    # Relative to a cosine of 1, so that no temperature overflows; an empty slot has the weight exp(-inf) = 0.
     weights = jnp.exp((nearest - 1.0) * jnp.reciprocal(jnp.asarray(temperature, jnp.float32)))
-    return (weights[..., None] * jax.nn.one_hot(memory.targets[places], num_classes)).sum(axis=1)
+    return (weights[..., None] * jax.nn.one_hot(bank.targets[positions], num_classes)).sum(axis=1)
 
 
-def standardized(memory: Memory, features: jax.Array) -> jax.Array:
-    """Returns features `[B, D]` in deviations of the memory's from their mean."""
-    filled = (jnp.arange(len(memory.targets)) < memory.count).astype(jnp.float32)[:, None]
-    share = filled * jnp.reciprocal(jnp.maximum(filled.sum(), 1.0))
-    mean = (memory.features * share).sum(axis=0, keepdims=True)
-    variance = (jnp.square(memory.features - mean) * share).sum(axis=0, keepdims=True)
+def standardize(bank: MemoryBank, features: jax.Array) -> jax.Array:
+    """Standardizes features `[B, D]` by the mean and standard deviation of the features in the memory bank.
+
+    >>> bank = MemoryBank(jnp.array([[0.0], [4.0]]), jnp.array([0, 1]), jnp.int32(2))
+    >>> standardize(bank, jnp.array([[2.0], [6.0]])).round(3).tolist()
+    [[0.0], [2.0]]
+    """
+    chex.assert_rank(features, 2)
+    # Mean and variance over the filled slots.
+    filled = (jnp.arange(len(bank.targets)) < bank.count).astype(jnp.float32)[:, None]
+    weights = filled * jnp.reciprocal(jnp.maximum(filled.sum(), 1.0))
+    mean = (bank.features * weights).sum(axis=0, keepdims=True)
+    variance = (jnp.square(bank.features - mean) * weights).sum(axis=0, keepdims=True)
     return (features - mean) * jax.lax.rsqrt(variance + 1e-5)
 
 
-def _logits(linear: dict[str, jax.Array], memory: Memory, features: jax.Array) -> jax.Array:
-    return standardized(memory, features) @ linear["kernel"] + linear["bias"][None, :]
+def _probe_logits(linear: dict[str, jax.Array], bank: MemoryBank, features: jax.Array) -> jax.Array:
+    return standardize(bank, features) @ linear["kernel"] + linear["bias"][None, :]
 
 
-def _checked(values: dict[str, Any], features: str) -> jax.Array:
-    found = values.get(features)
-    if found is None or found.ndim != 2:
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items() if hasattr(value, "shape"))
-        raise ExperimentError(f"probed: the learner's evaluate gives no {features!r} [B, D] (it gives {shapes})")
-    return found
+def _feature_rows(result: Evaluation, name: str) -> jax.Array:
+    rows = result.values.get(name)
+    if rows is None or rows.ndim != 2:
+        shapes = ", ".join(f"{key} {list(leaf.shape)}" for key, leaf in result.values.items() if hasattr(leaf, "shape"))
+        raise ExperimentError(f"with_probe: the learner's evaluate returns no {name!r} [B, D] (it returns {shapes})")
+    return rows
 
 
-def _with_classes(batch: Any) -> dict[str, jax.Array]:
-    if not isinstance(batch, dict) or "targets" not in batch or not jnp.issubdtype(batch["targets"].dtype, jnp.integer):
-        raise ExperimentError('probed: batches must have integer "targets" [B], the classes to measure features by')
+def _with_class_targets(batch: Batch) -> dict[str, jax.Array]:
+    integer = isinstance(batch, Mapping) and "targets" in batch and jnp.issubdtype(batch["targets"].dtype, jnp.integer)
+    if not integer:
+        raise ExperimentError('with_probe: batches need integer "targets" [B], the classes that the probe predicts')
     return {name: jnp.asarray(leaf) for name, leaf in batch.items()}

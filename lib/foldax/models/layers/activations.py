@@ -1,7 +1,5 @@
 """Activation functions by name."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 
@@ -9,57 +7,49 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from foldax.errors import ConfigError, nearest
+from foldax.errors import ConfigError, did_you_mean
 
 Activation = str | Callable[[jax.Array], jax.Array]
 
 
 def prelu(x: jax.Array) -> jax.Array:
-    """A leaky ReLU whose slope is learned (He et al., 2015), one per layer from 0.25; inside a compact module only."""
+    """Parametric ReLU (He et al., 2015): a leaky ReLU with one learned slope per layer, initially 0.25.
+
+    Creates a parameter, so it must be called inside a compact module. Keeps the shape of `x`.
+    """
     return nn.PReLU(negative_slope_init=0.25)(x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "celu": nn.celu,
-    "elu": nn.elu,
-    "gelu": nn.gelu,  # approximated with tanh, as in Flax
-    "gelu_exact": functools.partial(nn.gelu, approximate=False),
-    "hard_sigmoid": nn.hard_sigmoid,
-    "hard_silu": nn.hard_silu,
-    "hard_swish": nn.hard_swish,
-    "hard_tanh": nn.hard_tanh,
-    "identity": jax.nn.identity,
-    "leaky_relu": nn.leaky_relu,  # slope 0.01
-    "log_sigmoid": nn.log_sigmoid,
-    "mish": jax.nn.mish,
-    "prelu": prelu,
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "relu_squared": lambda x: jnp.square(nn.relu(x)),
-    "selu": nn.selu,
-    "sigmoid": nn.sigmoid,
-    "silu": nn.silu,
-    "sine": jnp.sin,
-    "softplus": nn.softplus,
-    "softsign": nn.soft_sign,
-    "squareplus": jax.nn.squareplus,
-    "swish": nn.swish,
-    "tanh": nn.tanh,
-}
-"""Every one is elementwise and keeps its input's shape."""
+# Flax's gelu is the tanh approximation, and its leaky_relu has a slope of 0.01.
+FLAX_NAMES = ["celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "leaky_relu"]
+FLAX_NAMES += ["log_sigmoid", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "swish", "tanh"]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {name: getattr(nn, name) for name in FLAX_NAMES}
+ACTIVATIONS |= {"gelu_exact": functools.partial(nn.gelu, approximate=False), "identity": jax.nn.identity}
+ACTIVATIONS |= {"mish": jax.nn.mish, "prelu": prelu, "relu_squared": lambda x: jnp.square(nn.relu(x)), "sine": jnp.sin}
+ACTIVATIONS |= {"softsign": nn.soft_sign, "squareplus": jax.nn.squareplus}
+ACTIVATIONS = dict(sorted(ACTIVATIONS.items()))
+"""Elementwise functions by name; each keeps the shape of its input."""
 
 
 def activation(kind: Activation) -> Callable[[jax.Array], jax.Array]:
-    """Returns the activation of that name, or the function that was given; call it inside a compact module.
+    """Looks up an activation function by name; a function is returned as it is.
 
-    Another slope or scale is a function: `functools.partial(nn.leaky_relu, negative_slope=0.2)`.
+    Args:
+      kind: a name of `ACTIVATIONS`, or a function. For another slope or scale, pass a function:
+        `functools.partial(nn.leaky_relu, negative_slope=0.2)`.
+
+    Returns:
+      An elementwise function; call it inside a compact module, because "prelu" has a parameter.
 
     Raises:
-      ConfigError: for an unknown name.
+      ConfigError: the name is unknown.
+
+    >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
     """
     if callable(kind):
         return kind
     if kind not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
-        raise ConfigError(f"activation: there is no {kind!r}{nearest(str(kind), ACTIVATIONS)} (known: {names})")
+        raise ConfigError(f"activation: there is no {kind!r}{did_you_mean(str(kind), ACTIVATIONS)} (known: {names})")
     return ACTIVATIONS[kind]

@@ -1,78 +1,117 @@
-"""Layers that Flax has not, or not in a form that keeps its speed and takes traced settings."""
-
-from __future__ import annotations
+"""Layers missing from Flax, or rewritten to be fast on the CPU and to accept traced settings: dense, transposed
+convolution, dropout, normalisation, pooling, and stacks of identical blocks."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers.convolution import convolution
 
 Normalization = Literal["batch", "layer", "group", "rms"]
+X = TypeVar("X", bound=chex.ArrayTree)
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: convolution)
-"""Flax's `nn.Conv`, with gradients that are fast in a compiled loop on the CPU; same arguments, same parameters."""
+"""`flax.linen.Conv` whose gradients stay fast inside a compiled loop on the CPU; same arguments, same parameters."""
 
 
 def flat_dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any = None, **options: Any) -> jax.Array:
-    """Returns the product of `[..., C]` and `[C, features]` with all leading axes as one.
+    """Multiplies `[..., C]` by `[C, features]` as one matrix product, with all leading axes flattened.
 
-    With two of them, XLA's CPU code copies the output gradient, transposed, to make the kernel's gradient, which takes
-    about as long as the product itself.
+    A drop-in for `lax.dot_general` in a dense layer. With two leading axes, XLA's CPU backend first copies the output
+    gradient, transposed, to compute the kernel gradient; the copy takes about as long as the product.
+
+    >>> flat_dot_general(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
+    (2, 3, 5)
     """
+    chex.assert_rank(rhs, 2)
     flat = jax.lax.dot_general(lhs.reshape(-1, lhs.shape[-1]), rhs, (((1,), (0,)), ((), ())), **options)
     return flat.reshape(*lhs.shape[:-1], rhs.shape[-1])
 
 
 Dense = functools.partial(nn.Dense, dot_general=flat_dot_general)
-"""Flax's `nn.Dense`, whose kernel's gradient is fast on the CPU; same arguments, same parameters."""
+"""`flax.linen.Dense` whose kernel gradient is fast on the CPU; same arguments, same parameters."""
 
 
 def ConvTranspose(features: int, kernel_size: tuple[int, ...], strides: tuple[int, ...], **options: Any) -> nn.Module:
-    """Returns a transposed convolution that makes every side `strides` times as long (Flax's with padding "SAME").
+    """Builds a transposed convolution that multiplies every side by its stride, as Flax's with padding "SAME".
 
-    Its parameters are those of `nn.ConvTranspose`; `options` are those of `Conv`.
+    Args:
+      features: output channels.
+      kernel_size: one length per spatial axis.
+      strides: upsampling factor of each spatial axis.
+      **options: further arguments of `Conv`.
+
+    Returns:
+      A module with the parameters of `flax.linen.ConvTranspose`, `[B, H, W, C]` to
+      `[B, strides[0] * H, strides[1] * W, features]`.
+
+    >>> upsample = ConvTranspose(8, (3, 3), (2, 2))
+    >>> jax.eval_shape(upsample.init_with_output, jax.random.key(0), jnp.ones((1, 4, 5, 3)))[0].shape
+    (1, 8, 10, 8)
     """
-    pads = []
-    for size, step in zip(kernel_size, strides, strict=True):
-        low = size - 1 if step > size - 1 else -(-(size + step - 2) // 2)
-        pads.append((low, size + step - 2 - low))
-    return Conv(features, kernel_size, padding=pads, input_dilation=strides, **options)
+    # The padding of Flax's "SAME" transposed convolution, as explicit padding of the dilated input.
+    padding = []
+    for size, stride in zip(kernel_size, strides, strict=True):
+        low = size - 1 if stride > size - 1 else -(-(size + stride - 2) // 2)
+        padding.append((low, size + stride - 2 - low))
+    return Conv(features, kernel_size, padding=padding, input_dilation=strides, **options)
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) whose rate may be traced, so that sweeping it compiles once.
+    """Dropout (Srivastava et al., 2014) with a rate that may be traced, so that sweeping it compiles once.
 
-    A rate of `None` or a Python 0 is the identity and draws no random numbers. Draws from the "dropout" stream.
+    Random masks come from the "dropout" stream. A rate of `None` or the Python number 0 is the identity and draws no
+    random numbers.
+
+    Attributes:
+      rate: probability of zeroing an element, in [0, 1]; may be traced.
+
+    >>> float(Dropout(0.5).apply({}, jnp.ones((2, 3))).sum())  # the identity unless train=True
+    6.0
     """
 
-    rate: Any = None
+    rate: chex.Numeric | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if not train or self.rate is None or (isinstance(self.rate, (int, float)) and self.rate == 0):
             return x
-        keep = 1.0 - jnp.asarray(self.rate, jnp.float32)
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
-        # Multiplied by a reciprocal: XLA rewrites a traced division as it likes. The bound keeps rate 1 free of NaN.
-        scale = jnp.reciprocal(jnp.maximum(keep, jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
+        keep_probability = 1.0 - jnp.asarray(self.rate, jnp.float32)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep_probability, x.shape)
+        # Multiplied by a reciprocal, not divided: XLA rewrites a traced division differently in each program.
+        # The lower bound avoids NaN at a rate of 1.
+        scale = jnp.reciprocal(jnp.maximum(keep_probability, jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
         return jnp.where(mask, x * scale, jnp.zeros((), x.dtype))
 
 
-def normalization(kind: Normalization | None, channels: int, train: bool, dtype: Any = None) -> Any:
-    """Returns a function (to be called inside a compact module) that normalises `[..., channels]`.
+def normalization(
+    kind: Normalization | None, channels: int, train: bool, dtype: DTypeLike | None = None
+) -> Callable[..., jax.Array]:
+    """Builds a normalisation layer for `[..., channels]`, inside a compact module.
 
-    "batch" (Ioffe & Szegedy, 2015) keeps running statistics in "batch_stats" with momentum 0.9, "layer" is Ba et
-    al. (2016), "group" is Wu & He (2018) with up to 8 groups, "rms" Zhang & Sennrich (2019); None is the identity.
+    Args:
+      kind: "batch" (Ioffe & Szegedy, 2015; running statistics in "batch_stats" with momentum 0.9), "layer" (Ba et al.,
+        2016), "group" (Wu & He, 2018; up to 8 groups), "rms" (Zhang & Sennrich, 2019), or None for the identity.
+      channels: size of the last axis.
+      train: whether batch normalisation uses the statistics of the batch, and updates the running ones.
+      dtype: type to compute in.
+
+    Returns:
+      A function `[..., channels]` to `[..., channels]`.
 
     Raises:
-      ConfigError: for any other kind.
+      ConfigError: `kind` is unknown.
+
+    >>> normalization(None, 3, train=False)(jnp.ones((2, 3))).shape
+    (2, 3)
     """
     if kind is None:
         return lambda x: x
@@ -84,70 +123,106 @@ def normalization(kind: Normalization | None, channels: int, train: bool, dtype:
         return nn.GroupNorm(num_groups=math.gcd(8, channels), dtype=dtype)
     if kind == "rms":
         return nn.RMSNorm(dtype=dtype)
-    raise ConfigError(f"normalization: {kind!r} is none of None, 'batch', 'layer', 'group' and 'rms'")
+    raise ConfigError(f"normalization: {kind!r} is unknown; choose None, 'batch', 'layer', 'group' or 'rms'")
 
 
 def pool(x: jax.Array, kind: Literal["max", "mean"], size: tuple[int, ...]) -> jax.Array:
-    """Pools windows `size` of `[B, ..., C]` that do not overlap; what is left over at the far edges is dropped.
+    """Pools non-overlapping windows of `[B, ..., C]`; an incomplete window at the far edge is dropped.
 
-    Windows that divide the image are a reshape and a reduction, several times faster than XLA's windows on the CPU.
-    The gradient of equal maxima goes to one of them.
+    Where windows divide the image, pooling is a reshape and a reduction, several times faster on the CPU than XLA's
+    window reduction. Among equal maxima, one receives the whole gradient.
+
+    Args:
+      x: images `[B, H, W, C]`, or `[B, ..., C]` with any number of spatial axes.
+      kind: "max" or "mean".
+      size: length of the window along each spatial axis.
+
+    Returns:
+      `[B, H // size[0], W // size[1], C]`.
 
     Raises:
-      ConfigError: for any other kind, or a window that is larger than the image.
+      ConfigError: `kind` is unknown, or a window is larger than the image.
+
+    >>> pool(jnp.arange(16.0).reshape(1, 4, 4, 1), "max", (2, 2))[0, ..., 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
     """
     if kind not in ("max", "mean"):
-        raise ConfigError(f"pool: {kind!r} is neither 'max' nor 'mean'")
+        raise ConfigError(f"pool: {kind!r} is unknown; choose 'max' or 'mean'")
+    chex.assert_rank(x, len(size) + 2)
     image = x.shape[1:-1]
     if any(window > length for window, length in zip(size, image, strict=True)):
-        raise ConfigError(f"pool: a window of {size} is larger than what is left of the image, {image}")
+        raise ConfigError(f"pool: a window of {size} is larger than the image, {image}, after the layers before it")
+    # Incomplete windows: XLA's window reduction. Complete ones: [B, H / h, h, W / w, w, C], reduced over h and w.
     if any(length % window for window, length in zip(size, image, strict=True)):
         return nn.max_pool(x, size, size) if kind == "max" else nn.avg_pool(x, size, size)
-    pairs = [part for window, length in zip(size, image, strict=True) for part in (length // window, window)]
-    windows = x.reshape(x.shape[0], *pairs, x.shape[-1])
+    split = [part for window, length in zip(size, image, strict=True) for part in (length // window, window)]
+    windows = x.reshape(x.shape[0], *split, x.shape[-1])
     axes = range(2, 2 * len(size) + 1, 2)
-    return largest(windows, *axes) if kind == "max" else windows.mean(tuple(axes))
+    return max_with_stable_gradient(windows, *axes) if kind == "max" else windows.mean(tuple(axes))
 
 
-def largest(x: jax.Array, *axes: int) -> jax.Array:
-    """Returns the maxima over short axes, by comparing one after the other; of equals the first has the gradient.
+def max_with_stable_gradient(x: jax.Array, *axes: int) -> jax.Array:
+    """Computes the maximum over short axes by pairwise selection; the first of equal maxima receives the gradient.
 
-    The gradient of `jnp.max` compares its operand with the maximum. XLA may compute the operand anew for that, such as
-    a batch normalisation, and round it otherwise, so that nothing is equal: on a CPU gradients of an `FCN` were out by
-    66 to 121% of their largest number. Nothing here must be equal to anything.
+    JAX's gradient of `max` finds the maximum by testing the operand for equality with it. XLA may recompute the operand
+    (such as a batch normalisation) in the backward pass and round it differently; then nothing is equal and the
+    gradient is lost: https://github.com/jax-ml/jax/issues/40564. On the CPU, gradients of an `FCN` were wrong by 66% to
+    121% of their largest entry. Selection by `where` needs no equality.
+
+    Args:
+      x: any array.
+      *axes: the axes to reduce; the computation unrolls over them.
+
+    Returns:
+      `x` without the axes; NaN where the maximum is over a NaN.
+
+    >>> jax.grad(lambda x: max_with_stable_gradient(x, 0))(jnp.array([1.0, 3.0, 3.0])).tolist()
+    [0.0, 1.0, 0.0]
     """
     for axis in sorted(axes, reverse=True):
-        first, *others = (jax.lax.index_in_dim(x, index, axis, keepdims=False) for index in range(x.shape[axis]))
+        maximum, *others = (jax.lax.index_in_dim(x, index, axis, keepdims=False) for index in range(x.shape[axis]))
         for other in others:
-            first = jnp.where((first >= other) | jnp.isnan(first), first, other)
-        x = first
+            maximum = jnp.where((maximum >= other) | jnp.isnan(maximum), maximum, other)
+        x = maximum
     return x
 
 
 class _Scope(nn.Module):
-    """A scope of its own for the parameters of a function that makes modules."""
+    """Gives the modules created by a function a scope of their own."""
 
-    function: Callable[[Any], Any]
+    function: Callable[[chex.ArrayTree], chex.ArrayTree]
 
     @nn.compact
-    def __call__(self, x: Any) -> tuple[Any, None]:
+    def __call__(self, x: chex.ArrayTree) -> tuple[chex.ArrayTree, None]:
         return self.function(x), None
 
 
 def repeat(
-    block: Callable[[Any], Any], x: Any, count: int, *, scan: bool = False, remat: bool = False, name: str = "block"
-) -> Any:
-    """Applies a block `count` times, each time with parameters of its own; inside a compact module only.
+    block: Callable[[X], X], x: X, count: int, *, scan: bool = False, remat: bool = False, name: str = "block"
+) -> X:
+    """Applies `count` copies of a block in sequence, each with its own parameters, inside a compact module.
 
     Args:
-      block: `x -> x`, which makes modules; it keeps the structure, shapes and dtypes of `x`.
-      x: what it is applied to.
-      count: how often.
-      scan: as a loop, so that compiling takes as long for many blocks as for one. The blocks' parameters, statistics
-        and caches are stacked then, `[count, ...]`, under one name.
-      remat: computes a block anew in the backward pass instead of keeping what it computed (Chen et al., 2016).
-      name: of the blocks: `name_0`, `name_1`, ..., or `name` alone where they are stacked.
+      block: function that creates modules; it keeps the structure, shapes and dtypes of its argument.
+      x: input of the first block.
+      count: number of blocks.
+      scan: runs the blocks as a `lax.scan`, so that many compile as fast as one. Their parameters, statistics and
+        caches are then stacked, `[count, ...]`.
+      remat: recomputes a block in the backward pass instead of storing its activations (Chen et al., 2016).
+      name: scope of the blocks: `name_0`, `name_1`, ..., or `name` alone if stacked.
+
+    Returns:
+      The output of the last block.
+
+    >>> class Deep(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return repeat(lambda x: nn.Dense(4)(x), x, 3, scan=True, name="layers")
+    >>> params = jax.eval_shape(Deep().init, jax.random.key(0), jnp.ones((2, 4)))["params"]
+    >>> params["layers"]["Dense_0"]["kernel"].shape
+    (3, 4, 4)
     """
+    # Inside a scan, XLA cannot merge the recomputation with the forward pass, so no barrier against CSE is needed.
     scope = nn.remat(_Scope, prevent_cse=not scan) if remat else _Scope
     if not scan:
         for index in range(count):

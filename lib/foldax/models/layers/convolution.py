@@ -1,166 +1,192 @@
-"""A convolution whose gradients keep their speed inside compiled loops on the CPU.
+"""A convolution whose gradients stay fast inside compiled loops on the CPU.
 
-XLA's CPU code for a convolution's own weight gradient is 20 to 100 times slower in a loop body (`scan`) than outside,
-and for its input gradient 2 to 4 times. Here both are made of what is fast in either place: the weight gradient is a
-product of shifted input slices with the output gradient, the input gradient a plain convolution with the flipped
-kernel. Of few channels, the weight gradient is a convolution again, with the batch as channels. Other platforms keep
-their native forms.
+XLA's CPU code for the weight gradient of a convolution is 20 to 100 times slower inside a loop body (`lax.scan`) than
+outside, and its input gradient 2 to 4 times: https://github.com/jax-ml/jax/issues/12868. Every training step runs
+inside a loop, so both gradients are written here with operations that are equally fast in either place: the weight
+gradient as matrix products of shifted input slices with the output gradient, the input gradient as a plain convolution
+with the flipped kernel. With few channels the weight gradient is a convolution too, the batch taking the place of the
+channels. Other platforms keep their native gradients.
 """
-
-from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.typing import DTypeLike
 
 Sizes = tuple[int, ...]
 
 
 def convolution(
-    lhs: jax.Array,
-    rhs: jax.Array,
+    lhs: Array,
+    rhs: Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> jax.Array:
-    """Returns `lax.conv_general_dilated` of the same arguments, with gradients that are fast in CPU loops.
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Array:
+    """Computes `lax.conv_general_dilated`, with gradients that are fast inside loops on the CPU.
 
-    Those need Flax's layout (`[B, ..., C]` inputs, `[..., C, features]` kernels) and one group; else all is native.
-    Differentiates in reverse, as often as wanted; forward mode (`jvp`) works only where it is native.
+    The fast gradients need Flax's layout (inputs `[B, ..., C]`, kernels `[..., C, features]`) and a single group; any
+    other call is passed on to JAX. Reverse mode works to any order; forward mode (`jvp`) only where the call is passed
+    on.
+
+    Args:
+      lhs: inputs `[B, H, W, C]`, or with any other number of spatial axes.
+      rhs: kernel `[h, w, C, features]`.
+      window_strides: one stride per spatial axis.
+      padding: "SAME", "VALID", or a pair (low, high) per spatial axis.
+      lhs_dilation: spacing of the input's elements (as in a transposed convolution), 1 by default.
+      rhs_dilation: spacing of the kernel's elements, 1 by default.
+      dimension_numbers: the layout, as in JAX.
+      feature_group_count: as in JAX.
+      batch_group_count: as in JAX.
+      precision: as in JAX.
+      preferred_element_type: as in JAX.
+
+    Returns:
+      `[B, H', W', features]`.
+
+    >>> layout = ("NHWC", "HWIO", "NHWC")
+    >>> images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+    >>> convolution(images, kernel, (2, 2), "SAME", dimension_numbers=layout).shape
+    (2, 4, 4, 4)
     """
-    count = lhs.ndim - 2
+    num_axes = lhs.ndim - 2
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     strides = tuple(window_strides)
-    spread = (1,) * count if lhs_dilation is None else tuple(lhs_dilation)
-    dilation = (1,) * count if rhs_dilation is None else tuple(rhs_dilation)
-    plain = (
-        numbers == _channels_last(count)
+    lhs_dilation = (1,) * num_axes if lhs_dilation is None else tuple(lhs_dilation)
+    rhs_dilation = (1,) * num_axes if rhs_dilation is None else tuple(rhs_dilation)
+    supported = (
+        numbers == _channels_last(num_axes)
         and feature_group_count == batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
-        and not (isinstance(padding, str) and max(spread) > 1)  # JAX refuses this
+        and not (isinstance(padding, str) and max(lhs_dilation) > 1)  # JAX refuses this, with its own message
     )
-    if not plain:
+    if not supported:
         groups = (feature_group_count, batch_group_count)
-        return lax.conv_general_dilated(
-            lhs, rhs, strides, padding, spread, dilation, numbers, *groups, precision, preferred_element_type
-        )
+        arguments = (strides, padding, lhs_dilation, rhs_dilation, numbers, *groups, precision, preferred_element_type)
+        return lax.conv_general_dilated(lhs, rhs, *arguments)
+    # The gradients need padding in numbers: one pair per spatial axis.
     if isinstance(padding, str):
-        window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, dilation)]
+        window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, rhs_dilation)]
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
     pairs = tuple((int(low), int(high)) for low, high in padding)
-    return _convolve(lhs, rhs, Geometry(strides, pairs, spread, dilation, precision))
+    return _convolve(lhs, rhs, Geometry(strides, pairs, lhs_dilation, rhs_dilation, precision))
 
 
 class Geometry(NamedTuple):
-    """What is static about a convolution: one entry per spatial axis."""
+    """The static arguments of a convolution, with one entry per spatial axis."""
 
     strides: Sizes
     padding: tuple[tuple[int, int], ...]
-    spread: Sizes  # dilation of the input
-    dilation: Sizes  # of the kernel
-    precision: Any
+    input_dilation: Sizes
+    kernel_dilation: Sizes
+    precision: lax.PrecisionLike
 
 
-def _channels_last(count: int) -> lax.ConvDimensionNumbers:
-    images = (0, count + 1, *range(1, count + 1))
-    return lax.ConvDimensionNumbers(images, (count + 1, count, *range(count)), images)
+def _channels_last(num_axes: int) -> lax.ConvDimensionNumbers:
+    images = (0, num_axes + 1, *range(1, num_axes + 1))
+    return lax.ConvDimensionNumbers(images, (num_axes + 1, num_axes, *range(num_axes)), images)
 
 
-def _native(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> jax.Array:
-    strides, padding, spread, dilation, precision = geometry
+def _native(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
     numbers = _channels_last(lhs.ndim - 2)
-    return lax.conv_general_dilated(lhs, rhs, strides, padding, spread, dilation, numbers, precision=precision)
+    return lax.conv_general_dilated(lhs, rhs, *geometry[:4], numbers, precision=geometry.precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> jax.Array:
+def _convolve(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
     return _native(lhs, rhs, geometry)
 
 
-def _forward(lhs: jax.Array, rhs: jax.Array, geometry: Geometry) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(lhs: Array, rhs: Array, geometry: Geometry) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(lhs, rhs, geometry), (lhs, rhs)
 
 
-def _backward(
-    geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    def native(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, geometry), lhs, rhs)[1](gradient)
+def _backward(geometry: Geometry, residuals: tuple[Array, Array], output_gradient: Array) -> tuple[Array, Array]:
+    def native(lhs: Array, rhs: Array, output_gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, geometry), lhs, rhs)[1](output_gradient)
 
-    def cpu(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _input_gradient(lhs, rhs, gradient, geometry), _kernel_gradient(lhs, rhs, gradient, geometry)
+    def cpu(lhs: Array, rhs: Array, output_gradient: Array) -> tuple[Array, Array]:
+        arguments = (lhs, rhs, output_gradient, geometry)
+        return _input_gradient(*arguments), _kernel_gradient(*arguments)
 
-    return lax.platform_dependent(*saved, gradient, cpu=cpu, default=native)
-
-
-def _input_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
-    """A convolution of the output gradient with the flipped kernel; strides and input dilation change places."""
-    strides, padding, spread, dilation, _ = geometry
-    pairs = []
-    for axis, (low, _) in enumerate(padding):
-        reach = (rhs.shape[axis] - 1) * dilation[axis]
-        given = (gradient.shape[axis + 1] - 1) * strides[axis] + 1
-        wanted = (lhs.shape[axis + 1] - 1) * spread[axis] + 1
-        pairs.append((reach - low, wanted - given + low))
-    flipped = jnp.flip(rhs, tuple(range(len(strides)))).swapaxes(-1, -2)
-    turned = geometry._replace(strides=spread, padding=tuple(pairs), spread=strides)
-    return _convolve(gradient, flipped, turned)
+    # The platform is known at lowering only, so both versions are traced.
+    return lax.platform_dependent(*residuals, output_gradient, cpu=cpu, default=native)
 
 
-def _kernel_gradient(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
+def _input_gradient(lhs: Array, rhs: Array, output_gradient: Array, geometry: Geometry) -> Array:
+    """Convolves the output gradient with the flipped kernel; strides and input dilation exchange their roles."""
+    padding = []
+    for axis, (low, _) in enumerate(geometry.padding):
+        kernel_reach = (rhs.shape[axis] - 1) * geometry.kernel_dilation[axis]
+        dilated_output = (output_gradient.shape[axis + 1] - 1) * geometry.strides[axis] + 1
+        dilated_input = (lhs.shape[axis + 1] - 1) * geometry.input_dilation[axis] + 1
+        padding.append((kernel_reach - low, dilated_input - dilated_output + low))
+    # Input and output channels of the kernel exchange places too.
+    flipped = jnp.flip(rhs, tuple(range(rhs.ndim - 2))).swapaxes(-1, -2)
+    exchanged = geometry._replace(strides=geometry.input_dilation, input_dilation=geometry.strides)
+    return _convolve(output_gradient, flipped, exchanged._replace(padding=tuple(padding)))
+
+
+def _kernel_gradient(lhs: Array, rhs: Array, output_gradient: Array, geometry: Geometry) -> Array:
     channels, features = rhs.shape[-2:]
-    if max(geometry.strides) == 1 and channels >= 8 and channels * features <= 256:
-        return _by_convolution(lhs, rhs, gradient, geometry)
-    return _by_products(lhs, rhs, gradient, geometry)
+    # Thresholds are measured: with few channels the matrix products are too thin to be fast.
+    few_channels = max(geometry.strides) == 1 and channels >= 8 and channels * features <= 256
+    gradient = _kernel_gradient_by_convolution if few_channels else _kernel_gradient_by_products
+    return gradient(lhs, rhs, output_gradient, geometry)
 
 
-def _by_convolution(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
-    """The input, its batch as channels, convolved with the output gradient, its strides as dilation.
+def _kernel_gradient_by_convolution(lhs: Array, rhs: Array, output_gradient: Array, geometry: Geometry) -> Array:
+    """Convolves the input, its batch as channels, with the output gradient, whose strides become dilation.
 
-    Of thin matrices it saves the copies: a ResNet-20 of width 16 takes 0.8 of the time. With more channels it loses.
+    Saves the copies into thin matrices: a ResNet-20 of width 16 takes 0.8 of the time. With more channels it is slower.
     """
-    strides, padding, spread, dilation, precision = geometry
-    axes, pairs = tuple(range(1, lhs.ndim - 1)), []
-    for axis, (low, _) in enumerate(padding):
-        given = (lhs.shape[axis + 1] - 1) * spread[axis] + 1
-        reach = (gradient.shape[axis + 1] - 1) * strides[axis] + (rhs.shape[axis] - 1) * dilation[axis] + 1
-        pairs.append((low, reach - given - low))
-    images, kernel = lhs.transpose(lhs.ndim - 1, *axes, 0), gradient.transpose(*axes, 0, lhs.ndim - 1)
-    turned = Geometry(dilation, tuple(pairs), spread, strides, precision)
-    return _convolve(images, kernel, turned).transpose(*axes, 0, lhs.ndim - 1).astype(rhs.dtype)
+    strides, geometry_padding, input_dilation, kernel_dilation, precision = geometry
+    axes, padding = tuple(range(1, lhs.ndim - 1)), []
+    for axis, (low, _) in enumerate(geometry_padding):
+        dilated_input = (lhs.shape[axis + 1] - 1) * input_dilation[axis] + 1
+        kernel_reach = (rhs.shape[axis] - 1) * kernel_dilation[axis]
+        reach = (output_gradient.shape[axis + 1] - 1) * strides[axis] + kernel_reach + 1
+        padding.append((low, reach - dilated_input - low))
+    images = lhs.transpose(lhs.ndim - 1, *axes, 0)  # [C, ..., B]
+    kernel = output_gradient.transpose(*axes, 0, lhs.ndim - 1)  # [..., B, features]
+    exchanged = Geometry(kernel_dilation, tuple(padding), input_dilation, strides, precision)
+    return _convolve(images, kernel, exchanged).transpose(*axes, 0, lhs.ndim - 1).astype(rhs.dtype)
 
 
-def _by_products(lhs: jax.Array, rhs: jax.Array, gradient: jax.Array, geometry: Geometry) -> jax.Array:
-    """The input's slice at every kernel offset, a matrix `[positions, channels]`, times the output gradient."""
-    strides, padding, spread, dilation, precision = geometry
-    edges = [(low, high, step - 1) for (low, high), step in zip(padding, spread)]
+def _kernel_gradient_by_products(lhs: Array, rhs: Array, output_gradient: Array, geometry: Geometry) -> Array:
+    """Multiplies the input's slice at every kernel offset, `[positions, C]`, by the output gradient."""
+    strides, padding, input_dilation, kernel_dilation, precision = geometry
+    edges = [(low, high, step - 1) for (low, high), step in zip(padding, input_dilation)]
     padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     channels, features = rhs.shape[-2:]
-    outputs = gradient.reshape(-1, features)
+    outputs = output_gradient.reshape(-1, features)
 
-    def shifted(offset: Sizes) -> jax.Array:
-        start = [index * step for index, step in zip(offset, dilation)]
-        stop = [first + (size - 1) * step + 1 for first, size, step in zip(start, gradient.shape[1:], strides)]
+    def input_slice(offset: Sizes) -> Array:
+        start = [index * step for index, step in zip(offset, kernel_dilation)]
+        lengths = zip(start, output_gradient.shape[1:], strides)
+        stop = [first + (length - 1) * stride + 1 for first, length, stride in lengths]
         return lax.slice(padded, (0, *start, 0), (lhs.shape[0], *stop, channels), (1, *strides, 1))
 
     offsets = list(itertools.product(*(range(size) for size in rhs.shape[:-2])))
-    # Few channels make thin matrices: all offsets go into one product then, else a row of the kernel at a time.
-    together = len(offsets) if len(offsets) * channels <= 128 else rhs.shape[-3]
+    # Few channels make thin matrices, so all offsets share one product; otherwise one product per row of the kernel.
+    group = len(offsets) if len(offsets) * channels <= 128 else rhs.shape[-3]
     products = []
-    for first in range(0, len(offsets), together):
-        patches = jnp.concatenate([shifted(offset) for offset in offsets[first : first + together]], axis=-1)
-        patches = patches.reshape(-1, together * channels)
+    for first in range(0, len(offsets), group):
+        patches = jnp.concatenate([input_slice(offset) for offset in offsets[first : first + group]], axis=-1)
+        # [group * C, positions] @ [positions, features], accumulated in float32
+        patches = patches.reshape(-1, group * channels)
         products.append(jnp.matmul(patches.T, outputs, precision=precision, preferred_element_type=jnp.float32))
     return jnp.concatenate(products).reshape(rhs.shape).astype(rhs.dtype)
 

@@ -1,13 +1,12 @@
-"""What networks of sequences share: tokens and padding at the entrance, segments inside, pooling at the exit.
+"""Parts shared by sequence networks: token embedding, padding and segment masks, and pooling over time.
 
-A mask `[B, T]` says which steps are real: 0 or False is padding. Numbers above 0 are segments: sequences packed into
-one row, each of which is a run of steps with a number of its own.
+A mask `[B, T]` is 0 or False at padding. Numbers above 0 are segment ids: sequences packed into one row, each a run of
+consecutive steps with an id of its own.
 """
 
-from __future__ import annotations
+from typing import Literal
 
-from typing import Any, Literal
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,115 +17,194 @@ from foldax.errors import ConfigError
 Pooling = Literal["last", "mean", "max"]
 
 
-def embedded(
+def embed_inputs(
     module: nn.Module, x: jax.Array, mask: jax.Array | None, vocabulary_size: int | None, width: int
 ) -> jax.Array:
-    """Returns tokens `[B, T]` embedded as `[B, T, width]`, and floats `[B, T, C]` as they are, in the module's scope.
+    """Embeds tokens `[B, T]`, and passes floats `[B, T, C]` through, in the scope of a network.
 
-    What stands in padding is replaced by token 0 or zeros, so it may be anything, -1 and NaN too. An unknown token in
-    compiled code becomes NaN, so that a training run stops at once instead of learning another token.
+    Padding is replaced by token 0 or by zeros first, so it may hold anything, -1 and NaN included. In compiled code,
+    where tokens cannot be checked, the embedding of an unknown token is NaN: training stops instead of silently
+    learning another token.
 
     Args:
-      module: the network, with a `dtype`.
-      x: its inputs.
-      mask: `[B, T]` or None.
-      vocabulary_size: number of tokens, or None if inputs are floats.
-      width: of the embedding.
+      module: the network; it has a `dtype`.
+      x: inputs, int `[B, T]` or float `[B, T, C]`.
+      mask: `[B, T]`, 0 or False at padding; None: no padding.
+      vocabulary_size: number of tokens, or None where inputs are floats.
+      width: size of the embedding.
+
+    Returns:
+      Embedded tokens `[B, T, width]`, or the floats `[B, T, C]`.
 
     Raises:
-      ConfigError: tokens without a vocabulary, floats with one, the wrong number of axes, a mask of another shape, or
-        (outside compiled code) a token that is not in the vocabulary.
+      ConfigError: tokens without a vocabulary, floats with one, a wrong rank, a mask of another shape, or (outside
+        compiled code) a token outside the vocabulary.
     """
     name = type(module).__name__
-    tokens = jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 2
-    if tokens and vocabulary_size is None:
-        raise ConfigError(f"{name}: tokens [B, T] need a vocabulary_size")
-    if not tokens and (x.ndim != 3 or vocabulary_size is not None):
-        wanted = "floats [B, T, C]" if vocabulary_size is None else "integer tokens [B, T]"
-        raise ConfigError(f"{name}: inputs must be {wanted}, got {x.dtype}{list(x.shape)}")
+    is_tokens = jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 2
+    if is_tokens and vocabulary_size is None:
+        raise ConfigError(f"{name}: integer tokens [B, T] need a vocabulary_size")
+    if not is_tokens and (x.ndim != 3 or vocabulary_size is not None):
+        expected = "floats [B, T, C]" if vocabulary_size is None else "integer tokens [B, T]"
+        raise ConfigError(f"{name}: inputs must be {expected}, got {x.dtype}{list(x.shape)}")
     if mask is not None:
         if mask.shape != x.shape[:2]:
-            raise ConfigError(f"{name}: the mask must be {list(x.shape[:2])} as the inputs, got {list(mask.shape)}")
-        x = jnp.where(mask != 0 if tokens else (mask != 0)[..., None], x, 0)
+            raise ConfigError(f"{name}: the mask must be {list(x.shape[:2])} like the inputs, got {list(mask.shape)}")
+        x = jnp.where(mask != 0 if is_tokens else (mask != 0)[..., None], x, 0)
     if vocabulary_size is None:
         return x
     check_tokens(x, vocabulary_size, name)
     x = x.astype(jnp.int32)
-    x = jnp.where(x < 0, vocabulary_size, x)  # taking a row past the end gives NaN, one before the start does not
+    # Indexing past the end of the table gives NaN, but a negative index would wrap around to a valid row.
+    x = jnp.where(x < 0, vocabulary_size, x)
     return nn.Embed(vocabulary_size, width, dtype=module.dtype, name="embedding")(x)
 
 
-def check_tokens(tokens: Any, vocabulary_size: int, name: str) -> None:
-    """Raises a ConfigError where a token is not in 0 to `vocabulary_size` - 1; what is traced goes unseen."""
+def check_tokens(tokens: jax.typing.ArrayLike, vocabulary_size: int, name: str) -> None:
+    """Checks that tokens are in the vocabulary; traced tokens, whose values are unknown, pass.
+
+    Args:
+      tokens: int `[...]`, of any shape.
+      vocabulary_size: tokens must be in 0 to `vocabulary_size` - 1.
+      name: the start of the error message.
+
+    Raises:
+      ConfigError: a token is outside the vocabulary; the message gives the first one and its index.
+
+    >>> check_tokens(np.array([[0, 4]]), 5, "prompt")
+    """
     if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
         return
     tokens = np.asarray(tokens)
-    wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary_size))
-    if len(wrong):
-        where = [int(index) for index in wrong[0]]
-        raise ConfigError(
-            f"{name}: token {tokens[tuple(where)]} at {where} is not in the vocabulary, 0 to {vocabulary_size - 1}"
-        )
+    unknown = np.argwhere((tokens < 0) | (tokens >= vocabulary_size))
+    if len(unknown):
+        index = [int(i) for i in unknown[0]]
+        token = f"token {tokens[tuple(index)]} at {index}"
+        raise ConfigError(f"{name}: {token} is not in the vocabulary, 0 to {vocabulary_size - 1}")
 
 
 def segment_starts(mask: jax.Array) -> jax.Array:
-    """Returns bool `[B, T]`: the first real step of every segment. Padding inside a segment does not end it."""
+    """Marks the first real step of every segment; padding inside a segment does not end it.
+
+    Args:
+      mask: int `[B, T]`, segment ids; 0 is padding.
+
+    Returns:
+      bool `[B, T]`.
+
+    >>> segment_starts(jnp.array([[1, 1, 0, 2, 2]])).astype(int).tolist()
+    [[1, 0, 0, 1, 0]]
+    """
+    chex.assert_rank(mask, 2)
     segments = mask.astype(jnp.int32)
     steps = jnp.arange(segments.shape[1])[None, :]
-    last = jax.lax.cummax(jnp.where(segments != 0, steps, -1), axis=1)  # the last real step so far
-    before = jnp.concatenate([jnp.full_like(last[:, :1], -1), last[:, :-1]], axis=1)
+    # The index of the last real step before each step, -1 if there is none.
+    last_real = jax.lax.cummax(jnp.where(segments != 0, steps, -1), axis=1)
+    before = jnp.concatenate([jnp.full_like(last_real[:, :1], -1), last_real[:, :-1]], axis=1)
     previous = jnp.take_along_axis(segments, jnp.maximum(before, 0), axis=1)
     return (segments != 0) & ((before < 0) | (segments != previous))
 
 
 def segment_positions(mask: jax.Array) -> jax.Array:
-    """Returns int `[B, T]`: how many real steps of its segment come before a step."""
+    """Counts the real steps before each step in its segment: positions that start at 0 in every segment.
+
+    Args:
+      mask: int `[B, T]`, segment ids; 0 is padding.
+
+    Returns:
+      int32 `[B, T]`.
+
+    >>> segment_positions(jnp.array([[1, 1, 2, 2, 2]])).tolist()
+    [[0, 1, 0, 1, 2]]
+    """
+    chex.assert_rank(mask, 2)
+    # Real steps before each step of the row, minus those before its segment.
     count = jnp.cumsum(mask != 0, axis=1, dtype=jnp.int32) - 1
     first = jax.lax.cummax(jnp.where(segment_starts(mask), count, 0), axis=1)
     return jnp.maximum(count - first, 0)
 
 
-def same_segment(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns bool `[B, T, S]`: steps of one segment see each other, and nobody sees padding."""
-    query, key = query.astype(jnp.int32)[:, :, None], key.astype(jnp.int32)[:, None, :]
+def segment_attention_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+    """Allows attention within a segment only, and to no padding.
+
+    Args:
+      query_segments: `[B, T]`, segment ids; 0 is padding.
+      key_segments: `[B, S]`, likewise.
+
+    Returns:
+      bool `[B, T, S]`, True where a query may attend to a key.
+
+    >>> segment_attention_mask(jnp.array([[1, 2, 0]]), jnp.array([[1, 2, 0]])).astype(int).tolist()
+    [[[1, 0, 0], [0, 1, 0], [0, 0, 0]]]
+    """
+    chex.assert_rank([query_segments, key_segments], 2)
+    query, key = query_segments.astype(jnp.int32)[:, :, None], key_segments.astype(jnp.int32)[:, None, :]
     return (query == key) & (key != 0)
 
 
 def check_pooling(kind: Pooling | None) -> None:
-    """Raises a ConfigError for what is no way to pool."""
+    """Checks the name of a pooling over time; raises a ConfigError if it is unknown."""
     if kind not in (None, "last", "mean", "max"):
-        raise ConfigError(f"pooling: {kind!r} is none of None, 'last', 'mean' and 'max'")
+        raise ConfigError(f"pooling: {kind!r} is unknown; choose None, 'last', 'mean' or 'max'")
 
 
 def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
-    """Returns one vector `[B, D]` of every sequence `[B, T, D]`: its last step, or the mean or maximum of its steps.
+    """Reduces every sequence to one vector: its last step, or the mean or maximum over its steps.
 
-    Steps where `mask` `[B, T]` is 0 or False do not count; a sequence without any step gives zeros.
+    Args:
+      x: `[B, T, D]`.
+      kind: "last", "mean" or "max".
+      mask: `[B, T]`, 0 or False at padding, which is left out. None: no padding.
+
+    Returns:
+      `[B, D]`; zeros for a sequence of padding only.
 
     Raises:
-      ConfigError: for any other kind.
+      ConfigError: `kind` is unknown.
+
+    >>> x = jnp.array([[[1.0], [3.0], [9.0]]])
+    >>> pool_sequence(x, "mean", jnp.array([[1, 1, 0]])).tolist()
+    [[2.0]]
     """
     check_pooling(kind)
+    chex.assert_rank(x, 3)
     real = jnp.ones(x.shape[:2], bool) if mask is None else mask != 0
+    chex.assert_shape(real, x.shape[:2])
     if kind == "last":
+        # The index of the last real step
         index = jnp.max(jnp.where(real, jnp.arange(x.shape[1])[None, :], 0), axis=1)
         pooled = jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
     elif kind == "mean":
         count = jnp.maximum(real.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
+        # Summed in float32: in bfloat16, a sum over many steps stops growing.
         pooled = jnp.where(real[..., None], x, 0).sum(axis=1, dtype=jnp.float32) * jnp.reciprocal(count)
         pooled = pooled.astype(x.dtype)
     else:
-        # By index, because the gradient of `max` may find no maximum: see `layers.largest`.
+        # Selected by index: the gradient of `max` may get lost, see `max_with_stable_gradient`.
         index = jnp.where(real[..., None], x, jnp.finfo(x.dtype).min).argmax(axis=1, keepdims=True)
         pooled = jnp.take_along_axis(x, index, axis=1)[:, 0]
     return jnp.where(real.any(axis=1, keepdims=True), pooled, jnp.zeros((), x.dtype))
 
 
-def pool_both_ways(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
-    """Pools outputs of a forward and a backward reader, side by side; the backward one's last step is the first."""
+def pool_bidirectional(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
+    """Pools the concatenated outputs of a forward and a backward layer.
+
+    The last step of the backward layer is the first of the sequence; "mean" and "max" are as in `pool_sequence`.
+
+    Args:
+      x: `[B, T, 2 * D]`, the forward outputs first.
+      kind: "last", "mean" or "max".
+      mask: `[B, T]`, 0 or False at padding.
+
+    Returns:
+      `[B, 2 * D]`.
+
+    >>> pool_bidirectional(jnp.array([[[1.0, 10.0], [2.0, 20.0]]]), "last").tolist()
+    [[2.0, 10.0]]
+    """
     if kind != "last":
         return pool_sequence(x, kind, mask)
     forward, backward = jnp.split(x, 2, axis=-1)
-    flipped = None if mask is None else jnp.flip(mask, 1)
-    ends = pool_sequence(forward, kind, mask), pool_sequence(jnp.flip(backward, 1), kind, flipped)
+    reversed_mask = None if mask is None else jnp.flip(mask, 1)
+    ends = pool_sequence(forward, kind, mask), pool_sequence(jnp.flip(backward, 1), kind, reversed_mask)
     return jnp.concatenate(ends, axis=-1)

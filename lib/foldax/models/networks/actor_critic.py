@@ -1,102 +1,121 @@
-"""The network of policy-gradient learners: what to do, and what to expect."""
-
-from __future__ import annotations
+"""Networks of agents: actor-critic networks, and the separate actors and critics of SAC and TD3."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from foldax.models.layers.activations import Activation, activation
-from foldax.models.layers.building_blocks import Dense
+from foldax.models.distributions import Categorical, Distribution, Normal, SquashedNormal
+from foldax.models.layers import Activation, Dense, activation
+from foldax.models.networks.mlp import MLP
 from foldax.models.networks.recurrent import CellKind, Recurrent
 
 
-class Opinion(NamedTuple):
-    """What an `ActorCritic` says of observations.
+class ActorCriticOutput(NamedTuple):
+    """Output of an actor-critic network for a batch of observations; a pytree.
 
     Attributes:
-      policy: `[B, A]`, logits of A actions, or means of A numbers.
-      log_std: `[B, A]`, log deviations of these numbers, or None for actions that are chosen among A.
-      value: `[B]`, the discounted return that is expected.
+      distribution: over actions, with batch shape `[B]`: `models.Categorical` or `models.Normal`.
+      value: estimates of the expected discounted return, float `[B]`.
     """
 
-    policy: jax.Array
-    log_std: jax.Array | None
+    distribution: Distribution
     value: jax.Array
 
 
 class ActorCritic(nn.Module):
-    """Two networks of dense layers, which share nothing but an encoder if there is one: `[B, ...]` to `Opinion`.
+    """Actor and critic as two MLPs that share nothing but an optional encoder: `[B, ...]` to `ActorCriticOutput`.
 
-    Orthogonal kernels, scaled so that all actions are about equally likely at first (Andrychowicz et al., 2021).
+    Kernels are orthogonal; the small one of the policy's output makes all actions about equally probable at first
+    (Andrychowicz et al., 2021).
 
     Attributes:
-      actions: A.
-      continuous: whether actions are numbers; their deviations do not depend on what is observed.
-      hidden: widths of the hidden layers of both.
-      activation: a name of `ACTIVATIONS` or a function.
-      encoder: any network `[B, ...]` to `[B, D]` that comes before both; None: observations are flattened.
+      num_actions: number of discrete actions, or dimensions of a continuous action.
+      continuous: whether actions are continuous: a `Normal` whose standard deviations do not depend on observations.
+      hidden: widths of the hidden layers of actor and critic.
+      activation: a name in `ACTIVATIONS` or a function.
+      encoder: network from `[B, ...]` to `[B, D]` that actor and critic share; None: observations are flattened.
+
+    >>> model, observations = ActorCritic(num_actions=3, hidden=(8,)), jnp.zeros((5, 4))
+    >>> output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), observations)
+    >>> output.distribution.logits.shape, output.value.shape
+    ((5, 3), (5,))
     """
 
-    actions: int
+    num_actions: int
     continuous: bool = False
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
-    encoder: Any = None
+    encoder: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> Opinion:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> ActorCriticOutput:
+        """Applies the network to observations `[B, ...]`."""
         x = jnp.asarray(x, jnp.float32)
         x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
 
-        def head(kind: str, features: int, scale: float) -> jax.Array:
+        def mlp(kind: str, features: int, scale: float) -> jax.Array:
             y = x
             for index, width in enumerate(self.hidden):
                 y = activation(self.activation)(_dense(width, math.sqrt(2), f"{kind}_{index}")(y))
+            # A small scale makes the first policy nearly uniform.
             return _dense(features, scale, f"{kind}_output")(y)
 
-        policy = head("actor", self.actions, 0.01)
-        return Opinion(policy, _deviations(self, policy), head("critic", 1, 1.0)[:, 0])
+        distribution = _action_distribution(self, mlp("actor", self.num_actions, 0.01))
+        return ActorCriticOutput(distribution, mlp("critic", 1, 1.0)[:, 0])
 
 
 class RecurrentActorCritic(nn.Module):
-    """Dense layers and a recurrent one, shared by actor and critic: `[B, T, ...]` to an `Opinion` of every step.
+    """Dense layers and a recurrent one, shared by actor and critic: `[B, T, ...]` to `ActorCriticOutput` `[B, T]`.
 
-    It also gives the memory after the last step, with which the sequence can go on.
+    It also returns the recurrent state after the last step, from which the sequence can continue.
 
     Attributes:
-      actions: A.
-      continuous: whether actions are numbers; their deviations do not depend on what is observed.
+      num_actions: number of discrete actions, or dimensions of a continuous action.
+      continuous: whether actions are continuous: a `Normal` whose standard deviations do not depend on observations.
       hidden: widths of the dense layers before the recurrent one.
-      width: of the recurrent layer.
+      width: width of the recurrent layer.
       cell: "rnn", "lstm" or "gru".
-      activation: a name of `ACTIVATIONS` or a function.
-      encoder: any network `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
+      activation: a name in `ACTIVATIONS` or a function.
+      encoder: network from `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
+
+    >>> model, observations = RecurrentActorCritic(num_actions=3, hidden=(8,), width=4), jnp.zeros((5, 7, 2))
+    >>> (output, memory), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), observations)
+    >>> output.distribution.logits.shape, output.value.shape
+    ((5, 7, 3), (5, 7))
     """
 
-    actions: int
+    num_actions: int
     continuous: bool = False
     hidden: tuple[int, ...] = (64,)
     width: int = 64
     cell: CellKind = "lstm"
     activation: Activation = "tanh"
-    encoder: Any = None
+    encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, memory: Any = None, starts: jax.Array | None = None, *, train: bool = False
-    ) -> tuple[Opinion, Any]:
-        """Applies the network.
+        self,
+        x: jax.Array,
+        memory: chex.ArrayTree | None = None,
+        episode_starts: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> tuple[ActorCriticOutput, chex.ArrayTree]:
+        """Applies the network to sequences.
 
         Args:
-          x: `[B, T, ...]`.
-          memory: before the first step, as a call or `initial_memory` gave it; None: an episode begins there.
-          starts: bool `[B, T]`, where an episode begins, and so the memory of nothing; None: nowhere. Of the first step
-            it is not asked: what it begins with is `memory`.
-          train: whether an encoder trains.
+          x: observations `[B, T, ...]`.
+          memory: recurrent state before the first step, from a call or `initial_memory`; None: the initial one.
+          episode_starts: bool `[B, T]`, true at the first step of an episode, before which the recurrent state is
+            reset; None: nowhere. The first column is ignored: the first step always starts from `memory`.
+          train: whether the encoder runs in training mode.
+
+        Returns:
+          The outputs, `[B, T]`, and the recurrent state after the last step.
         """
         batch, length = x.shape[:2]
         x = jnp.asarray(x, jnp.float32).reshape(batch * length, *x.shape[2:])
@@ -104,25 +123,106 @@ class RecurrentActorCritic(nn.Module):
         for index, width in enumerate(self.hidden):
             x = activation(self.activation)(_dense(width, math.sqrt(2), f"hidden_{index}")(x))
         carry = self.initial_memory(batch) if memory is None else memory
-        # Episodes are numbered as segments of the sequence: the first one goes on from the memory.
-        mask = None if starts is None else 1 + jnp.cumsum(starts.astype(jnp.int32), axis=1)
+        # Episodes are numbered as segments of the sequence; the first segment continues from `memory`.
+        mask = None if episode_starts is None else 1 + jnp.cumsum(episode_starts.astype(jnp.int32), axis=1)
         recurrent = Recurrent(None, (self.width,), self.cell, name="recurrent")
         x, carry = recurrent(x.reshape(batch, length, -1), mask=mask, carry=carry, train=train)
-        policy = _dense(self.actions, 0.01, "actor_output")(x)
-        return Opinion(policy, _deviations(self, policy), _dense(1, 1.0, "critic_output")(x)[..., 0]), carry
+        distribution = _action_distribution(self, _dense(self.num_actions, 0.01, "actor_output")(x))
+        return ActorCriticOutput(distribution, _dense(1, 1.0, "critic_output")(x)[..., 0]), carry
 
-    def initial_memory(self, batch_size: int) -> Any:
-        """Returns the memory of `batch_size` sequences before their first step."""
+    def initial_memory(self, batch_size: int) -> chex.ArrayTree:
+        """Recurrent state of `batch_size` sequences before their first step."""
         return Recurrent(None, (self.width,), self.cell, parent=None).initial_carry(batch_size)
 
 
-def _dense(features: int, scale: float, name: str) -> Any:
+def _dense(features: int, scale: float, name: str) -> nn.Module:
     return Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
 
 
-def _deviations(module: Any, policy: jax.Array) -> jax.Array | None:
-    """Returns log deviations `[..., A]` that depend on nothing, in the module's scope; None for choices."""
+def _action_distribution(module: ActorCritic | RecurrentActorCritic, outputs: jax.Array) -> Distribution:
+    """Distribution with these logits or means `[..., A]`; its standard deviations are a parameter of the module."""
     if not module.continuous:
-        return None
-    free = module.param("log_std", nn.initializers.zeros, (1, module.actions))
-    return jnp.broadcast_to(free.reshape(*[1] * (policy.ndim - 1), -1), policy.shape)
+        return Categorical(outputs)
+    # Initially 1, the same for all observations
+    log_std = module.param("log_std", nn.initializers.zeros, (1, module.num_actions))
+    return Normal(outputs, jnp.broadcast_to(log_std.reshape(*[1] * (outputs.ndim - 1), -1), outputs.shape))
+
+
+class GaussianActor(nn.Module):
+    """Stochastic policy of SAC (Haarnoja et al., 2018): an MLP from `[B, ...]` to a `SquashedNormal` `[B, A]`.
+
+    Attributes:
+      action_dim: A, dimensions of an action.
+      hidden: widths of the hidden layers.
+      activation: a name in `ACTIVATIONS` or a function.
+      min_log_std: lower bound of the log standard deviations before tanh.
+      max_log_std: upper bound.
+
+    >>> model, observations = GaussianActor(action_dim=2, hidden=(8,)), jnp.zeros((5, 3))
+    >>> policy = model.apply(model.init(jax.random.key(0), observations), observations)
+    >>> policy.mode().shape
+    (5, 2)
+    """
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256)
+    activation: Activation = "relu"
+    min_log_std: float = -5.0
+    max_log_std: float = 2.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> SquashedNormal:
+        """Applies the network to observations `[B, ...]`."""
+        x = jnp.asarray(x, jnp.float32)
+        mean, unbounded = jnp.split(MLP((*self.hidden, 2 * self.action_dim), self.activation)(x), 2, axis=-1)
+        # Bounded by tanh: a clip would have no gradient outside of the bounds.
+        log_std = self.min_log_std + 0.5 * (self.max_log_std - self.min_log_std) * (jnp.tanh(unbounded) + 1.0)
+        return SquashedNormal(mean, log_std)
+
+
+class DeterministicActor(nn.Module):
+    """Deterministic policy of TD3 and DDPG: an MLP from `[B, ...]` to actions `[B, A]` in [-1, 1].
+
+    Attributes:
+      action_dim: A, dimensions of an action.
+      hidden: widths of the hidden layers.
+      activation: a name in `ACTIVATIONS` or a function.
+
+    >>> model, observations = DeterministicActor(action_dim=2, hidden=(8,)), jnp.zeros((5, 3))
+    >>> model.apply(model.init(jax.random.key(0), observations), observations).shape
+    (5, 2)
+    """
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256)
+    activation: Activation = "relu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the network to observations `[B, ...]`."""
+        return jnp.tanh(MLP((*self.hidden, self.action_dim), self.activation)(jnp.asarray(x, jnp.float32)))
+
+
+class TwinCritic(nn.Module):
+    """Two independent Q-networks (Fujimoto et al., 2018): observations `[B, ...]` and actions `[B, A]` to `[B, 2]`.
+
+    Attributes:
+      hidden: widths of the hidden layers of each.
+      activation: a name in `ACTIVATIONS` or a function.
+
+    >>> model, inputs = TwinCritic(hidden=(8,)), (jnp.zeros((5, 3)), jnp.zeros((5, 2)))
+    >>> model.apply(model.init(jax.random.key(0), *inputs), *inputs).shape
+    (5, 2)
+    """
+
+    hidden: tuple[int, ...] = (256, 256)
+    activation: Activation = "relu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, actions: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies both networks to observations `[B, ...]` and actions `[B, A]`."""
+        x = jnp.asarray(x, jnp.float32)
+        x = jnp.concatenate([x.reshape(x.shape[0], -1), actions], axis=-1)
+        # One after the other: on a CPU, one product of stacked kernels is slower than two products.
+        q_values = [MLP((*self.hidden, 1), self.activation, name=name)(x) for name in ("first", "second")]
+        return jnp.concatenate(q_values, axis=-1)

@@ -1,39 +1,47 @@
-"""The masked autoencoder: a Transformer that sees some patches of an image, and a small one that adds the others."""
-
-from __future__ import annotations
+"""Masked autoencoder network (He et al., 2022): a ViT that encodes visible patches, a small one that decodes all."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
-from foldax.models.layers.activations import Activation
-from foldax.models.layers.building_blocks import Dense, repeat
-from foldax.models.layers.initializers import Initializer
+from foldax.models.layers import Activation, Dense, Initializer, repeat
 from foldax.models.networks.transformer import Block
-from foldax.models.networks.vit import patches
+from foldax.models.networks.vit import embed_patches
 
 
-class Masked(NamedTuple):
-    """What a `MaskedAutoencoder` makes of inputs.
+class MaskedAutoencoderOutput(NamedTuple):
+    """Output of a `MaskedAutoencoder`.
 
     Attributes:
-      outputs: `[B, N, size * size * C]`, the pixels of all patches (see `patched`).
-      mask: float32 `[B, N]`, 1 where a patch was hidden.
+      patches: `[B, N, size * size * C]`, predicted pixels of all patches, visible ones included (see `patchify`).
+      mask: float32 `[B, N]`, 1 for masked patches and 0 for visible ones.
     """
 
-    outputs: jax.Array
+    patches: jax.Array
     mask: jax.Array
 
 
-def patched(images: jax.Array, size: int) -> jax.Array:
-    """Returns images `[B, H, W, C]` as their patches' pixels `[B, N, size * size * C]`, by rows.
+def patchify(images: jax.Array, size: int) -> jax.Array:
+    """Cuts images into square patches, row by row.
+
+    Args:
+      images: `[B, H, W, C]`.
+      size: side of a patch in pixels; it divides H and W.
+
+    Returns:
+      `[B, N, size * size * C]` with N = H W / size^2.
 
     Raises:
       ConfigError: the patches do not divide the image.
+
+    >>> patchify(jnp.arange(16).reshape(1, 4, 4, 1), 2)[0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     """
     if images.ndim != 4 or images.shape[1] % size or images.shape[2] % size:
         raise ConfigError(f"patch_size: {size} must divide images [B, H, W, C], got {images.shape}")
@@ -42,105 +50,121 @@ def patched(images: jax.Array, size: int) -> jax.Array:
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 
 
-def unpatched(pixels: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns patches `[B, N, size * size * C]` as images `[B, *shape]`: the opposite of `patched`."""
+def unpatchify(patches: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Reassembles patches `[B, N, size * size * C]` to images `[B, H, W, C]`: the inverse of `patchify`.
+
+    Args:
+      patches: pixels of the patches, row by row.
+      shape: `(H, W, C)`.
+
+    >>> images = jnp.arange(16).reshape(1, 4, 4, 1)
+    >>> bool((unpatchify(patchify(images, 2), (4, 4, 1)) == images).all())
+    True
+    """
+    chex.assert_rank(patches, 3)
     height, width, channels = shape
-    size = round((pixels.shape[-1] / channels) ** 0.5)
-    grid = pixels.reshape(-1, height // size, width // size, size, size, channels)
+    size = round((patches.shape[-1] / channels) ** 0.5)
+    grid = patches.reshape(-1, height // size, width // size, size, size, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *shape)
 
 
-class PatchEncoder(nn.Module):
-    """A ViT without its head, of some patches or of all: images `[B, H, W, C]` to `[B, V, width]`.
+class PatchTransformer(nn.Module):
+    """Settings that the encoder and the decoder share; they are those of `MaskedAutoencoder`."""
 
-    Parameters have the names of a `ViT` with pooling "mean".
+    width: int
+    depth: int
+    num_heads: int
+    activation: Activation
+    dropout: chex.Numeric
+    kernel_init: Initializer
+    dtype: DTypeLike | None
+    scan_layers: bool
 
-    Attributes:
-      those of `MaskedAutoencoder`.
+
+class PatchEncoder(PatchTransformer):
+    """A ViT without its head, on a subset of the patches or on all: images `[B, H, W, C]` to `[B, V, width]`.
+
+    Its parameters have the names of those of a `ViT` with pooling "mean". Its attributes are those of
+    `MaskedAutoencoder`.
     """
 
     patch_size: int
-    width: int
-    depth: int
-    num_heads: int
-    activation: Activation
-    dropout: Any
-    kernel_init: Initializer
-    dtype: Any
-    scan_layers: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, chosen: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Encodes all patches, or those that rows of `chosen` `[B, V, N]`, 1 in one place and else 0, choose."""
-        x = patches(x, self.patch_size, self.width, self.kernel_init, self.dtype)
+    def __call__(self, x: jax.Array, selection: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """Encodes the patches that the one-hot rows of `selection` `[B, V, N]` select, or all N patches."""
+        x = embed_patches(x, self.patch_size, self.width, self.kernel_init, self.dtype)
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
-        # A product and not an index: on the CPU its gradient is several times as fast.
-        x = x if chosen is None else chosen.astype(x.dtype) @ x
-        return blocks(self, x, self.depth, self.num_heads, train)
+        # A matrix product instead of an index: its gradient is several times as fast on the CPU.
+        x = x if selection is None else selection.astype(x.dtype) @ x
+        return transformer_blocks(self, x, train)
 
 
-class PatchDecoder(nn.Module):
-    """What adds hidden patches: `[B, V, D]` and where they belong, `[B, V, N]`, to pixels `[B, N, outputs]`."""
+class PatchDecoder(PatchTransformer):
+    """Predicts the pixels of all patches `[B, N, patch_pixels]` from encoded visible patches `[B, V, D]`."""
 
-    outputs: int
-    width: int
-    depth: int
-    num_heads: int
-    activation: Activation
-    dropout: Any
-    kernel_init: Initializer
-    dtype: Any
-    scan_layers: bool
+    patch_pixels: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, chosen: jax.Array, *, train: bool = False) -> jax.Array:
-        seen = chosen.swapaxes(1, 2).astype(x.dtype)
-        unseen = 1 - seen.sum(axis=2, keepdims=True)
+    def __call__(self, x: jax.Array, selection: jax.Array, *, train: bool = False) -> jax.Array:
+        """Decodes patches `[B, V, D]`, whose positions are the one-hot rows of `selection` `[B, V, N]`."""
+        # [B, N, V]: the position of each visible patch; [B, N, 1]: 1 at masked positions.
+        visible = selection.swapaxes(1, 2).astype(x.dtype)
+        masked = 1 - visible.sum(axis=2, keepdims=True)
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(x.dtype)
-        x = seen @ Dense(self.width, dtype=self.dtype, name="input")(x) + unseen * token
+        # Every position holds its encoded patch, or the mask token where there is none.
+        x = visible @ Dense(self.width, dtype=self.dtype, name="input")(x) + masked * token
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
-        x = blocks(self, x, self.depth, self.num_heads, train)
-        return Dense(self.outputs, dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        x = transformer_blocks(self, x, train)
+        return Dense(self.patch_pixels, dtype=self.dtype, name="output")(x).astype(jnp.float32)
 
 
-def blocks(settings: Any, x: jax.Array, depth: int, num_heads: int, train: bool) -> jax.Array:
-    """Applies Transformer blocks and a last normalisation to `[B, T, width]`, as `ViT` does; in a compact module."""
+def transformer_blocks(settings: PatchTransformer, x: jax.Array, train: bool) -> jax.Array:
+    """Applies Transformer blocks and a final LayerNorm to `[B, T, width]`, as `ViT` does; inside a compact module."""
     options = {name: getattr(settings, name) for name in ("activation", "dropout", "kernel_init", "dtype")}
 
     def block(x: jax.Array) -> jax.Array:
-        return Block(num_heads, **options)(x, train=train)
+        return Block(settings.num_heads, **options)(x, train=train)
 
-    x = repeat(block, x, depth, scan=settings.scan_layers, name="blocks")
+    x = repeat(block, x, settings.depth, scan=settings.scan_layers, name="blocks")
     return nn.LayerNorm(dtype=settings.dtype)(x)
 
 
 class MaskedAutoencoder(nn.Module):
-    """The masked autoencoder (He et al., 2022): images `[B, H, W, C]` to `Masked`.
+    """The masked autoencoder (He et al., 2022): images `[B, H, W, C]` to a `MaskedAutoencoderOutput`.
 
-    The encoder, a ViT without its head, gets `visible` patches, drawn anew for every image, and nothing of the others.
-    The decoder gets what the encoder makes of them, and one learned vector in all other places. With
-    `method=MaskedAutoencoder.encode` all patches are seen, and their mean is the image's features `[B, width]`.
+    The encoder, a ViT without its head, sees `visible_patches` random patches of each image. The decoder sees their
+    encodings, and a learned mask token at all other positions. With `method=MaskedAutoencoder.encode`, the encoder sees
+    all patches, and their mean is the feature vector `[B, width]` of the image.
 
     Attributes:
       shape: `(H, W, C)` of an image.
-      patch_size: sides of a patch; they divide the image.
-      visible: patches that the encoder sees, from 1 to all but one; the paper's are a quarter of all.
-      width: of the encoder's blocks.
-      depth: number of them.
-      num_heads: of their attention.
-      decoder_width: of the decoder's blocks; half the encoder's or less will do.
-      decoder_depth: number of them.
-      decoder_heads: of their attention.
+      patch_size: side of a patch in pixels; it divides H and W.
+      visible_patches: patches that the encoder sees while training, at least 1 and fewer than all; a quarter of all
+        in the paper.
+      width: width of the encoder's blocks.
+      depth: number of the encoder's blocks.
+      num_heads: attention heads of the encoder.
+      decoder_width: width of the decoder's blocks; half the encoder's or less is enough.
+      decoder_depth: number of the decoder's blocks.
+      decoder_heads: attention heads of the decoder.
       activation: of the hidden dense layers: a name of `ACTIVATIONS` or a function.
-      dropout: rate on what attention and dense layers add; may be traced.
+      dropout: dropout rate after attention and dense layers; may be traced.
       kernel_init: a name of `INITIALIZERS` or a function.
-      dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      scan_layers: runs the blocks as a loop, so that compiling takes as long for any depth; parameters are stacked.
+      dtype: type of the computation, such as `jnp.bfloat16`; parameters stay float32.
+      scan_layers: compiles the blocks as one loop, so that compile time does not grow with depth; their parameters are
+        stacked.
+
+    >>> model = MaskedAutoencoder((4, 4, 1), patch_size=2, visible_patches=1, width=8, depth=1)
+    >>> rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    >>> output, _ = jax.eval_shape(model.init_with_output, rngs, jnp.zeros((3, 4, 4, 1)))
+    >>> output.patches.shape, output.mask.shape
+    ((3, 4, 4), (3, 4))
     """
 
     shape: tuple[int, ...]
     patch_size: int = 4
-    visible: int = 12
+    visible_patches: int = 12
     width: int = 128
     depth: int = 4
     num_heads: int = 4
@@ -148,41 +172,42 @@ class MaskedAutoencoder(nn.Module):
     decoder_depth: int = 1
     decoder_heads: int = 4
     activation: Activation = "gelu"
-    dropout: Any = 0.0
+    dropout: chex.Numeric = 0.0
     kernel_init: Initializer = "glorot_uniform"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     scan_layers: bool = False
 
     def setup(self) -> None:
         shared = {n: getattr(self, n) for n in ("activation", "dropout", "kernel_init", "dtype", "scan_layers")}
-        self.encoder = PatchEncoder(self.patch_size, self.width, self.depth, self.num_heads, **shared)
-        pixels = self.patch_size**2 * self.shape[-1]
-        self.decoder = PatchDecoder(pixels, self.decoder_width, self.decoder_depth, self.decoder_heads, **shared)
+        sizes = (self.decoder_width, self.decoder_depth, self.decoder_heads)
+        self.encoder = PatchEncoder(self.width, self.depth, self.num_heads, patch_size=self.patch_size, **shared)
+        self.decoder = PatchDecoder(*sizes, patch_pixels=self.patch_size**2 * self.shape[-1], **shared)
 
-    def __call__(self, x: jax.Array, *, train: bool = False) -> Masked:
-        """Hides all patches but `visible` ones, drawn from the stream "dropout", and makes the pixels of all.
+    def __call__(self, x: jax.Array, *, train: bool = False) -> MaskedAutoencoderOutput:
+        """Masks all but `visible_patches` random patches (random stream "dropout") and predicts the pixels of all.
 
         Raises:
-          ConfigError: images have another shape than was announced, or as many patches as that cannot be visible.
+          ConfigError: `x` does not have the declared shape, or `visible_patches` or `patch_size` does not fit it.
         """
         self._check(x)
         count = math.prod(self.shape[:-1]) // self.patch_size**2
-        if not 1 <= self.visible < count:
-            raise ConfigError(f"visible: {self.visible} must be 1 to {count - 1} of the image's {count} patches")
+        if not 1 <= self.visible_patches < count:
+            allowed = f"1 to {count - 1} of the image's {count} patches"
+            raise ConfigError(f"visible_patches: {self.visible_patches} must be {allowed}")
+        # Random masking: the first `visible_patches` of a random order of all patches, as one-hot rows.
         order = jnp.argsort(jax.random.uniform(self.make_rng("dropout"), (x.shape[0], count)), axis=1)
-        chosen = jax.nn.one_hot(order[:, : self.visible], count)
-        outputs = self.decoder(self.encoder(x, chosen, train=train), chosen, train=train)
-        return Masked(outputs, 1.0 - chosen.sum(axis=1))
+        selection = jax.nn.one_hot(order[:, : self.visible_patches], count)
+        patches = self.decoder(self.encoder(x, selection, train=train), selection, train=train)
+        return MaskedAutoencoderOutput(patches, 1.0 - selection.sum(axis=1))
 
     def encode(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Returns the features `[B, width]` of whole images."""
+        """Computes the features `[B, width]` of whole images `[B, H, W, C]`."""
         self._check(x)
         return self.encoder(x, train=train).mean(axis=1)
 
     def _check(self, x: jax.Array) -> None:
         if x.shape[1:] != tuple(self.shape):
-            raise ConfigError(
-                f"MaskedAutoencoder: inputs must be [B, ...] of shape {tuple(self.shape)}, got {list(x.shape)}"
-            )
+            shapes = f"{tuple(self.shape)}, got {list(x.shape)}"
+            raise ConfigError(f"MaskedAutoencoder: inputs must be [B, ...] of shape {shapes}")
         if any(side % self.patch_size for side in self.shape[:-1]):
             raise ConfigError(f"patch_size: {self.patch_size} must divide images of shape {tuple(self.shape)}")

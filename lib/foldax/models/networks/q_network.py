@@ -1,6 +1,4 @@
-"""The network of value-based learners: what each action is worth."""
-
-from __future__ import annotations
+"""Q-networks for discrete actions, with dueling streams and noisy layers as options."""
 
 import math
 from typing import Any
@@ -10,99 +8,110 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from foldax.errors import ConfigError
-from foldax.models.layers.activations import Activation, activation
-from foldax.models.layers.building_blocks import Dense, Normalization, normalization
+from foldax.models.layers import Activation, Dense, Normalization, activation, normalization
 
 
 class NoisyDense(nn.Module):
-    """A dense layer whose parameters are disturbed by factorised noise, as much as it learns (Fortunato et al., 2018).
+    """Dense layer with factorised Gaussian noise of learned scale on its parameters (Fortunato et al., 2018).
 
-    The noise is drawn from the stream "dropout", once a call, for all examples; without `train` there is none.
+    With `train`, noise is sampled from the stream "dropout" once per call, for all examples; without it there is none.
 
     Attributes:
       features: width of the output.
-      std: of the noise at first, for a layer of one input.
+      initial_std: the paper's sigma_0; the initial standard deviation is this over the root of the number of inputs.
+
+    >>> layer, x = NoisyDense(3), jnp.ones((1, 2))
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> layer.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)}).shape
+    (1, 3)
     """
 
     features: int
-    std: float = 0.5
+    initial_std: float = 0.5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the layer to `[..., D]`."""
         inputs = x.shape[-1]
         bound = 1.0 / math.sqrt(inputs)
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        spread = nn.initializers.constant(self.std * bound)
-        kernel, bias = (
-            self.param("kernel", uniform, (inputs, self.features)),
-            self.param("bias", uniform, (self.features,)),
-        )
-        kernel_std = self.param("kernel_std", spread, (inputs, self.features))
-        bias_std = self.param("bias_std", spread, (self.features,))
+        constant = nn.initializers.constant(self.initial_std * bound)
+        kernel = self.param("kernel", uniform, (inputs, self.features))
+        bias = self.param("bias", uniform, (self.features,))
+        kernel_std = self.param("kernel_std", constant, (inputs, self.features))
+        bias_std = self.param("bias_std", constant, (self.features,))
         if train:
-            # One draw for both sides: a network has many such layers, and each draw takes its time to compile.
+            # One draw for inputs and outputs: a network has many such layers, and every draw takes time to compile.
             noise = jax.random.normal(self.make_rng("dropout"), (inputs + self.features,))
+            # f(x) = sign(x) sqrt(|x|); the noise of a weight is f(e_i) f(e_j)  (equation 10)
             noise = jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
-            left, right = noise[:inputs, None], noise[None, inputs:]
-            kernel, bias = kernel + kernel_std * left * right, bias + bias_std * right[0]
+            input_noise, output_noise = noise[:inputs, None], noise[None, inputs:]
+            kernel, bias = kernel + kernel_std * input_noise * output_noise, bias + bias_std * output_noise[0]
         return x @ kernel + bias[None, :]
 
 
 class QNetwork(nn.Module):
-    """Dense layers to what actions are worth: `[B, ...]` to float32 `[B, actions, width]`.
+    """MLP from observations `[B, ...]` to outputs float32 `[B, A, K]`: K numbers per action that represent its return.
 
     Attributes:
-      actions: number of actions.
-      width: numbers that describe an action's return, see `learners.heads`.
+      num_actions: A, number of actions.
+      num_outputs: K, outputs per action; 1 for a Q-value, more for a `learners.return_distributions`.
       hidden: widths of the hidden layers.
-      dueling: what the state is worth, and what each action adds to it, from hidden layers of their own after the
-        encoder, or without one after the first of them (Wang et al., 2016).
-      noisy: whether all but an encoder are `NoisyDense`.
-      activation: a name of `ACTIVATIONS` or a function.
-      encoder: any network `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
-      normalization: None, "layer" or another of `models.normalization`, of what a hidden layer activates.
+      dueling: whether state value and advantages have streams of hidden layers of their own (Wang et al., 2016). After
+        an encoder all hidden layers are in the streams; without one the first hidden layer is shared.
+      noisy: whether all layers but the encoder's are `NoisyDense`.
+      activation: a name in `ACTIVATIONS` or a function.
+      encoder: network from `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
+      normalization: of the hidden layers before their activation, as in `models.normalization`; None: there is none.
 
     Raises:
-      ConfigError: dueling streams have no hidden layer, so that they would be one linear layer.
+      ConfigError: the dueling streams have no hidden layer, so that they would be one linear layer.
+
+    >>> model, observations = QNetwork(num_actions=3, hidden=(8,)), jnp.zeros((5, 4))
+    >>> model.apply(model.init(jax.random.key(0), observations), observations).shape
+    (5, 3, 1)
     """
 
-    actions: int
-    width: int = 1
+    num_actions: int
+    num_outputs: int = 1
     hidden: tuple[int, ...] = (120, 84)
     dueling: bool = False
     noisy: bool = False
     activation: Activation = "relu"
-    encoder: Any = None
+    encoder: nn.Module | None = None
     normalization: Normalization | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Applies the network to observations `[B, ...]`; with `train`, noisy layers add noise."""
         x = jnp.asarray(x, jnp.float32)
         x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
 
         def dense(x: jax.Array, features: int, name: str) -> jax.Array:
             return NoisyDense(features, name=name)(x, train=train) if self.noisy else Dense(features, name=name)(x)
 
-        def hidden(x: jax.Array, widths: tuple[int, ...], name: str) -> jax.Array:
+        def mlp(x: jax.Array, widths: tuple[int, ...], name: str) -> jax.Array:
             for index, width in enumerate(widths):
                 x = normalization(self.normalization, width, train)(dense(x, width, f"{name}_{index}"))
                 x = activation(self.activation)(x)
             return x
 
+        num_outputs = self.num_actions * self.num_outputs
         if not self.dueling:
-            outputs = dense(hidden(x, self.hidden, "hidden"), self.actions * self.width, "output")
-            return outputs.reshape(-1, self.actions, self.width)
+            outputs = dense(mlp(x, self.hidden, "hidden"), num_outputs, "output")
+            return outputs.reshape(-1, self.num_actions, self.num_outputs)
+        # Dueling: state value V and advantages A from separate streams
         shared = 1 if self.encoder is None else 0
         if len(self.hidden) <= shared:
-            raise ConfigError(
-                f"dueling: hidden {self.hidden} must have a layer for each stream"
-                + (", after the first one, which they share" if shared else "")
-            )
-        x = hidden(x, self.hidden[:shared], "hidden")
-        value = dense(hidden(x, self.hidden[shared:], "value"), self.width, "value_output")
-        gain = dense(hidden(x, self.hidden[shared:], "gain"), self.actions * self.width, "gain_output")
-        gain = gain.reshape(-1, self.actions, self.width)
-        return value[:, None, :] + gain - gain.mean(axis=1, keepdims=True)
+            after = ", after the first one, which they share" if shared else ""
+            raise ConfigError(f"dueling: hidden {self.hidden} must have a layer for each stream{after}")
+        x = mlp(x, self.hidden[:shared], "hidden")
+        value = dense(mlp(x, self.hidden[shared:], "value"), self.num_outputs, "value_output")
+        # The stream keeps the name "gain" in parameter paths, on which the keys of initialisation depend.
+        advantages = dense(mlp(x, self.hidden[shared:], "gain"), num_outputs, "gain_output")
+        advantages = advantages.reshape(-1, self.num_actions, self.num_outputs)
+        # Q = V + A - mean A  (equation 9)
+        return value[:, None, :] + advantages - advantages.mean(axis=1, keepdims=True)

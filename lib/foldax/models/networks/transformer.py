@@ -1,39 +1,38 @@
-"""The Transformer: encoder, decoder, and decoder with cross-attention."""
+"""The Transformer: encoder, decoder, and decoder with cross-attention (Vaswani et al., 2017).
 
-from __future__ import annotations
+Shape suffixes: B batch, T queries, S keys, D width, N query heads, K key-value heads, H features of a head.
+"""
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
-from foldax.models.layers.activations import Activation, activation
-from foldax.models.layers.attention import dot_product_attention
+from foldax.models.layers import Activation, Initializer, activation, dot_product_attention, initializer, sequences
 from foldax.models.layers.building_blocks import Dense, Dropout, flat_dot_general, normalization, repeat
-from foldax.models.layers.initializers import Initializer, initializer
-from foldax.models.layers.sequences import (
-    Pooling,
-    check_pooling,
-    embedded,
-    pool_sequence,
-    same_segment,
-    segment_positions,
-)
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al., 2017): queries `[B, T, D]` over keys and values `[B, S, D]`.
+    """Multi-head attention (Vaswani et al., 2017): queries `[B, T, D]` and a context `[B, S, D]` to `[B, T, D]`.
 
     Attributes:
-      num_heads: of queries; they divide D.
-      num_kv_heads: of keys and values, each shared by `num_heads / num_kv_heads` queries (Ainslie et al., 2023).
-      causal: a step sees only itself and what is before it.
+      num_heads: number of query heads, which divides D.
+      num_kv_heads: number of key-value heads, each shared by `num_heads / num_kv_heads` query heads (grouped-query
+        attention: Ainslie et al., 2023); None: as many as `num_heads`.
+      causal: whether a step attends only to itself and earlier steps.
       use_bias: whether the projections have biases.
       kernel_init: a name of `INITIALIZERS` or a function.
       dtype: type to compute in.
+
+    >>> layer = Attention(num_heads=2)
+    >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.ones((2, 5, 8)))[0].shape
+    (2, 5, 8)
     """
 
     num_heads: int
@@ -41,82 +40,94 @@ class Attention(nn.Module):
     causal: bool = False
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        context: jax.Array | None = None,
+        x: Array,
+        context: Array | None = None,
         *,
-        mask: jax.Array | None = None,
-        angles: jax.Array | None = None,
+        mask: Array | None = None,
+        angles: Array | None = None,
         decode: bool = False,
-    ) -> jax.Array:
-        """Returns `[B, T, D]`.
+    ) -> Array:
+        """Attends to the context, or to `x` itself.
 
         Args:
-          x: `[B, T, D]`.
-          context: what is attended to, `[B, S, D]`; `x` itself if None.
-          mask: bool `[B, T, S]` (or `[B, 1, S]`), who may see whom; None: all. An empty context gives zeros.
-          angles: of the rotary positions, `[B, T, D / num_heads / 2]`; None: no rotation.
-          decode: appends keys and values to the collection "cache", and attends to all that is there.
+          x: queries `[B, T, D]`.
+          context: keys and values `[B, S, D]`; None: self-attention.
+          mask: bool `[B, T, S]` or `[B, 1, S]`, True where a query may attend to a key; None: everywhere. A query
+            without any key in the context gets zeros.
+          angles: angles of the rotary embedding, `[B or 1, T, H / 2]` with H = D / num_heads; None: no rotation.
+          decode: appends keys and values to the collection "cache", and attends to all of it.
+
+        Returns:
+          `[B, T, D]`.
 
         Raises:
-          ConfigError: the heads do not divide.
+          ConfigError: `num_heads` does not divide D, or `num_kv_heads` does not divide `num_heads`.
         """
         width, kv_heads = x.shape[-1], self.num_kv_heads or self.num_heads
         if width % self.num_heads or self.num_heads % kv_heads:
-            raise ConfigError(
-                f"num_heads: {self.num_heads} must divide the width, {width}; num_kv_heads: {kv_heads} must divide them"
-            )
-        size, source = width // self.num_heads, x if context is None else context
-        dense = functools.partial(
-            Dense, use_bias=self.use_bias, kernel_init=initializer(self.kernel_init), dtype=self.dtype
-        )
-        query = dense(width, name="query")(x).reshape(*x.shape[:2], self.num_heads, size)
-        both = dense(2 * kv_heads * size, name="key_value")(source).reshape(*source.shape[:2], 2 * kv_heads, size)
-        key, value = jnp.split(both, 2, axis=2)
+            heads = f"num_heads: {self.num_heads} must divide the width, {width}"
+            raise ConfigError(f"{heads}; num_kv_heads: {kv_heads} must divide them")
+        head_size, source_BSD = width // self.num_heads, x if context is None else context
+        options = dict(use_bias=self.use_bias, kernel_init=initializer(self.kernel_init), dtype=self.dtype)
+        dense = functools.partial(Dense, **options)
+        # 1. Projections to heads
+        query_BTNH = dense(width, name="query")(x).reshape(*x.shape[:2], self.num_heads, head_size)
+        key_value = dense(2 * kv_heads * head_size, name="key_value")(source_BSD)
+        key_value = key_value.reshape(*source_BSD.shape[:2], 2 * kv_heads, head_size)
+        key_BSKH, value_BSKH = jnp.split(key_value, 2, axis=2)
+        # 2. Rotary positions
         if angles is not None:
-            query, key = rotated(query, angles), rotated(key, angles)
+            query_BTNH, key_BSKH = (apply_rotary_embedding(heads, angles) for heads in (query_BTNH, key_BSKH))
+        # 3. Attention, to the cache when decoding
         if decode and context is None:
-            key, value, mask = self._cached(key, value)
+            key_BSKH, value_BSKH, mask = self._append_to_cache(key_BSKH, value_BSKH)
         mask = None if mask is None else mask[:, None]
         causal = self.causal and context is None and not decode
-        outputs = dot_product_attention(query, key, value, mask, causal)
+        outputs_BTNH = dot_product_attention(query_BTNH, key_BSKH, value_BSKH, mask, causal)
         if mask is not None and context is not None:
-            outputs = jnp.where(mask.any(axis=-1)[:, 0, :, None, None], outputs, 0)
-        return dense(width, name="output")(outputs.reshape(*x.shape[:2], width))
+            outputs_BTNH = jnp.where(mask.any(axis=-1)[:, 0, :, None, None], outputs_BTNH, 0)
+        # 4. Output projection
+        return dense(width, name="output")(outputs_BTNH.reshape(*x.shape[:2], width))
 
-    def _cached(self, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Appends to the cache, and returns all of it with who may see what, `[1, T, S]`.
+    def _append_to_cache(self, key: Array, value: Array) -> tuple[Array, Array, Array]:
+        """Appends keys and values to the cache; returns all of it and the causal mask, `[1, T, S]`.
 
-        It has room for as many steps, S, as the inputs had with which it was initialised (as in Flax's attention).
+        The cache has room for S steps, the length of the inputs with which it was initialised (as in Flax).
         """
-        ready = self.has_variable("cache", "key")
+        cache_exists = self.has_variable("cache", "key")
         keys = self.variable("cache", "key", jnp.zeros, key.shape, key.dtype)
         values = self.variable("cache", "value", jnp.zeros, value.shape, value.dtype)
         index = self.variable("cache", "index", jnp.zeros, (), jnp.int32)
         start, length = index.value, key.shape[1]
-        if ready:
+        # While the cache is initialised, the inputs only give its size.
+        if cache_exists:
             keys.value = jax.lax.dynamic_update_slice_in_dim(keys.value, key, start, axis=1)
             values.value = jax.lax.dynamic_update_slice_in_dim(values.value, value, start, axis=1)
             index.value = start + length
-        seen = jnp.arange(keys.value.shape[1])[None, :] <= start + jnp.arange(length)[:, None]
-        return keys.value, values.value, seen[None]
+        causal_mask = jnp.arange(keys.value.shape[1])[None, :] <= start + jnp.arange(length)[:, None]
+        return keys.value, values.value, causal_mask[None]
 
 
 class Block(nn.Module):
-    """A pre-norm block (Xiong et al., 2020): attention, cross-attention if wanted, and a dense layer pair.
+    """Pre-norm Transformer block (Xiong et al., 2020): attention, optional cross-attention, and an MLP; `[B, T, D]`.
 
     Attributes:
-      num_heads: see `Attention`, as the others that are not named here.
-      mlp_width: of the hidden dense layer; None: four times the width.
-      gated: multiplies the hidden layer by another one (Shazeer, 2020).
-      cross_attention: whether it attends to a context too.
-      activation: of the hidden dense layer.
-      dropout: rate after attention and dense layers, on what is added; may be traced.
+      num_heads: as in `Attention`, as are `num_kv_heads`, `causal`, `use_bias`, `kernel_init` and `dtype`.
+      mlp_width: width of the hidden dense layer; None: four times D.
+      gated: multiplies the hidden layer by a second, linear one (Shazeer, 2020).
+      cross_attention: whether the block also attends to a context.
+      activation: activation of the hidden dense layer.
+      dropout: dropout rate of every residual branch, in [0, 1]; may be traced.
       normalization: "layer" or "rms".
+
+    >>> block = Block(num_heads=2, gated=True)
+    >>> jax.eval_shape(block.init_with_output, jax.random.key(0), jnp.ones((2, 5, 8)))[0].shape
+    (2, 5, 8)
     """
 
     num_heads: int
@@ -126,41 +137,43 @@ class Block(nn.Module):
     causal: bool = False
     cross_attention: bool = False
     activation: Activation = "gelu"
-    dropout: Any = 0.0
+    dropout: chex.Numeric = 0.0
     normalization: Literal["layer", "rms"] = "layer"
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Array,
         *,
-        mask: jax.Array | None = None,
-        angles: jax.Array | None = None,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
+        mask: Array | None = None,
+        angles: Array | None = None,
+        context: Array | None = None,
+        context_mask: Array | None = None,
         train: bool = False,
         decode: bool = False,
-    ) -> jax.Array:
+    ) -> Array:
         width = x.shape[-1]
-        init = initializer(self.kernel_init)
-        attend = functools.partial(Attention, self.num_heads, self.num_kv_heads, use_bias=self.use_bias)
-        attend = functools.partial(attend, kernel_init=self.kernel_init, dtype=self.dtype)
-        dense = functools.partial(Dense, use_bias=self.use_bias, kernel_init=init, dtype=self.dtype)
+        options = dict(use_bias=self.use_bias, dtype=self.dtype)
+        attention = functools.partial(Attention, self.num_heads, self.num_kv_heads, kernel_init=self.kernel_init)
+        dense = functools.partial(Dense, kernel_init=initializer(self.kernel_init), **options)
 
-        def normalized(x: jax.Array) -> jax.Array:
+        def normalized(x: Array) -> Array:
             return normalization(self.normalization, width, train, self.dtype)(x)
 
-        def add(x: jax.Array, new: jax.Array) -> jax.Array:
-            return x + Dropout(self.dropout)(new, train=train)
+        def add(x: Array, branch: Array) -> Array:
+            return x + Dropout(self.dropout)(branch, train=train)
 
-        attention = attend(causal=self.causal, name="attention")
-        x = add(x, attention(normalized(x), mask=mask, angles=angles, decode=decode))
+        # 1. Self-attention: x + attention(norm(x))
+        attend = attention(causal=self.causal, name="attention", **options)
+        x = add(x, attend(normalized(x), mask=mask, angles=angles, decode=decode))
+        # 2. Cross-attention: x + attention(norm(x), context)
         if self.cross_attention:
-            attention = attend(name="cross_attention")
-            x = add(x, attention(normalized(x), context, mask=context_mask))
+            attend = attention(name="cross_attention", **options)
+            x = add(x, attend(normalized(x), context, mask=context_mask))
+        # 3. MLP: x + W_out (activation(W_in norm(x)) * W_gate norm(x)), the last factor only if gated
         hidden_width = self.mlp_width or 4 * width
         y = normalized(x)
         hidden = activation(self.activation)(dense(hidden_width, name="mlp_in")(y))
@@ -169,40 +182,48 @@ class Block(nn.Module):
         return add(x, dense(width, name="mlp_out")(hidden))
 
 
-SHARED: tuple[str, ...] = ("num_heads", "num_kv_heads", "mlp_width", "gated", "causal", "cross_attention")
-SHARED += ("activation", "dropout", "normalization", "use_bias", "kernel_init", "dtype")
-"""Settings of a Transformer that are its blocks' too."""
+BLOCK_FIELDS: tuple[str, ...] = ("num_heads", "num_kv_heads", "mlp_width", "gated", "causal", "cross_attention")
+BLOCK_FIELDS += ("activation", "dropout", "normalization", "use_bias", "kernel_init", "dtype")
+"""Attributes that a `Transformer` passes on to its blocks."""
 
 
 class Transformer(nn.Module):
-    """A pre-norm Transformer: `[B, T, C]`, or tokens `[B, T]`, to float32 `[B, T, features]` or `[B, features]`.
+    """Pre-norm Transformer: `[B, T, C]`, or tokens `[B, T]`, to float32 `[B, T, features]` or `[B, features]`.
 
-    An encoder as it is, a decoder with `causal=True`, and with `cross_attention=True` one that reads a context
-    (translation). With `decode=True`, keys and values are kept in the collection "cache" (see `generate`).
+    Vaswani et al. (2017), with normalisation before each layer (Xiong et al., 2020). It is an encoder by default, a
+    decoder with `causal=True`, and with `cross_attention=True` a decoder that reads a context, as for translation. With
+    `decode=True`, keys and values are kept in the collection "cache" (see `generate`).
 
     Attributes:
       features: width of the output; None: no dense layer after the last block.
-      vocabulary_size: of tokens; None where inputs are floats, which a dense layer brings to `width`.
-      width: of the blocks.
+      vocabulary_size: number of tokens; None where inputs are floats, which a dense layer projects to `width`.
+      width: width of the blocks, D.
       depth: number of blocks.
-      num_heads: of the queries; they divide the width.
-      num_kv_heads: of keys and values, shared by groups of queries; None: as many as `num_heads`.
-      mlp_width: of the hidden dense layers; None: four times the width.
-      gated: multiplies the hidden dense layers by others: SwiGLU with activation "silu" (Shazeer, 2020).
-      causal: a step sees only itself and what is before it.
-      cross_attention: whether the blocks attend to a `context` too.
+      num_heads: number of query heads, which divides the width.
+      num_kv_heads: number of key-value heads, shared by groups of query heads (Ainslie et al., 2023); None: as many as
+        `num_heads`.
+      mlp_width: width of the hidden dense layers; None: four times the width.
+      gated: multiplies each hidden dense layer by a second, linear one: SwiGLU with activation "silu" (Shazeer, 2020).
+      causal: whether a step attends only to itself and earlier steps.
+      cross_attention: whether the blocks also attend to a `context`.
       positions: "rotary" (Su et al., 2021), "learned", or None.
-      max_length: of a sequence; learned positions have as many parameters.
-      pooling: "last", "mean" or "max" over time, or None: an output for every step.
-      tie_embeddings: the output layer is the transposed embedding (Press & Wolf, 2017); `features` is the vocabulary.
-      activation: of the hidden dense layers: a name of `ACTIVATIONS` or a function.
-      dropout: rate after the embedding, and on what attention and dense layers add; may be traced.
+      max_length: longest sequence; the number of positions if they are learned.
+      pooling: "last", "mean" or "max" over time; None: one output per step.
+      tie_embeddings: uses the transposed embedding as output layer (Press & Wolf, 2017); `features` is then the
+        vocabulary.
+      activation: activation of the hidden dense layers, a name of `ACTIVATIONS` or a function.
+      dropout: dropout rate after the embedding and of every residual branch, in [0, 1]; may be traced.
       normalization: "layer" or "rms".
       use_bias: whether attention and dense layers have biases.
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      remat: computes each block anew in the backward pass, which saves memory.
-      scan_layers: runs the blocks as a loop, so that compiling takes as long at any depth; parameters are stacked.
+      remat: recomputes each block in the backward pass, which saves memory.
+      scan_layers: runs the blocks as a scan, so that compile time does not depend on the depth; their parameters are
+        stacked.
+
+    >>> model = Transformer(11, vocabulary_size=11, width=8, depth=1, num_heads=2, causal=True)
+    >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((2, 5), int))[0].shape
+    (2, 5, 11)
     """
 
     features: int | None = None
@@ -217,82 +238,83 @@ class Transformer(nn.Module):
     cross_attention: bool = False
     positions: Literal["rotary", "learned"] | None = "rotary"
     max_length: int = 1024
-    pooling: Pooling | None = None
+    pooling: sequences.Pooling | None = None
     tie_embeddings: bool = False
     activation: Activation = "gelu"
-    dropout: Any = 0.0
+    dropout: chex.Numeric = 0.0
     normalization: Literal["layer", "rms"] = "layer"
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     remat: bool = False
     scan_layers: bool = False
 
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Array,
         *,
-        mask: jax.Array | None = None,
-        context: jax.Array | None = None,
-        context_mask: jax.Array | None = None,
+        mask: Array | None = None,
+        context: Array | None = None,
+        context_mask: Array | None = None,
         train: bool = False,
         decode: bool = False,
-    ) -> jax.Array:
+    ) -> Array:
         """Applies the network.
 
         Args:
-          x: `[B, T, C]`, or int `[B, T]` with a `vocabulary_size`.
-          mask: `[B, T]`; 0 or False is padding, which no step sees. Numbers above 0 are segments of packed sequences,
-            which do not see each other and whose positions each start at 0.
+          x: float `[B, T, C]`, or int `[B, T]` with a `vocabulary_size`.
+          mask: `[B, T]`, 0 or False at padding, to which no step attends. Numbers above 0 are segment ids of packed
+            sequences, which do not attend to each other and whose positions each start at 0.
           context: `[B, S, C]`, for cross-attention.
           context_mask: `[B, S]`, 0 or False where the context is padding.
-          train: whether dropout acts.
-          decode: `x` follows what is in the collection "cache", without a mask. Initialised with `decode=True`, the
-            cache has room for as many steps as those inputs; whoever appends more gets wrong outputs.
+          train: whether dropout is active.
+          decode: treats `x` as the continuation of what is in the collection "cache"; without a mask. Initialised with
+            `decode=True`, the cache has room for as many steps as those inputs; past its end, outputs are wrong.
+
+        Returns:
+          float32 `[B, T, features]`, or `[B, features]` with pooling.
 
         Raises:
-          ConfigError: inputs that are neither tokens nor floats as announced, a sequence longer than `max_length`, a
-            cache without `causal`, a context missing, or settings that do not fit each other.
+          ConfigError: inputs that are neither the declared tokens nor floats, a sequence longer than `max_length`, a
+            cache without `causal`, a missing context, or attributes that contradict each other.
         """
         check_settings(self)
-        hidden, positions = self._entrance(x, mask, train, decode)
+        # 1. Embedding and positions
+        hidden, positions = self._embed(x, mask, train, decode)
         self._check_inputs(x, mask, context, context_mask, decode)
         if context is not None and context_mask is not None:
-            context = jnp.where((context_mask != 0)[..., None], context, 0)  # padding may be anything, NaN too
-        inside = dict(
-            mask=None if mask is None else same_segment(mask, mask),
-            angles=rotary_angles(positions, self.width // self.num_heads) if self.positions == "rotary" else None,
-            context=context,
-            context_mask=None if context_mask is None else (context_mask != 0)[:, None, :],
-        )
-        options = {name: getattr(self, name) for name in SHARED}
-        hidden = repeat(
-            lambda x: Block(**options)(x, train=train, decode=decode, **inside),
-            hidden,
-            self.depth,
-            scan=self.scan_layers,
-            remat=self.remat,
-            name="blocks",
-        )
-        return self._exit(normalization(self.normalization, self.width, train, self.dtype)(hidden), mask)
+            context = jnp.where((context_mask != 0)[..., None], context, 0)  # padding may hold anything, NaN included
+        attention_mask = None if mask is None else sequences.segment_attention_mask(mask, mask)
+        angles = rotary_angles(positions, self.width // self.num_heads) if self.positions == "rotary" else None
+        context_mask = None if context_mask is None else (context_mask != 0)[:, None, :]
+        inputs = dict(mask=attention_mask, angles=angles, context=context, context_mask=context_mask)
+        # 2. Blocks
+        options = {name: getattr(self, name) for name in BLOCK_FIELDS}
 
-    def _entrance(self, x: jax.Array, mask: jax.Array | None, train: bool, decode: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns what the first block gets, `[B, T, width]`, and the positions, `[B, T]` or `[1, T]`."""
-        hidden = embedded(self, x, mask, self.vocabulary_size, self.width)
+        def block(x: Array) -> Array:
+            return Block(**options)(x, train=train, decode=decode, **inputs)
+
+        hidden = repeat(block, hidden, self.depth, scan=self.scan_layers, remat=self.remat, name="blocks")
+        # 3. Final normalisation, pooling and output layer
+        return self._output(normalization(self.normalization, self.width, train, self.dtype)(hidden), mask)
+
+    def _embed(self, x: Array, mask: Array | None, train: bool, decode: bool) -> tuple[Array, Array]:
+        """Returns the input of the first block, `[B, T, D]`, and the positions, `[B, T]` or `[1, T]`."""
+        hidden = sequences.embed_inputs(self, x, mask, self.vocabulary_size, self.width)
         if x.shape[1] > self.max_length:
             raise ConfigError(f"Transformer: {x.shape[1]} steps are more than its max_length, {self.max_length}")
         if self.vocabulary_size is None:
             hidden = Dense(self.width, dtype=self.dtype, name="input")(hidden)
-        positions = self._positions(x, mask, decode)
+        positions = self._step_positions(x, mask, decode)
         if self.positions == "learned":
             hidden = hidden + nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")(positions)
         return Dropout(self.dropout)(hidden, train=train), positions
 
-    def _exit(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """Returns the outputs of what the last block gave."""
+    def _output(self, x: Array, mask: Array | None) -> Array:
         if self.pooling is not None:
-            x = pool_sequence(x, self.pooling, mask)
+            x = sequences.pool_sequence(x, self.pooling, mask)
+        # A tied output layer has no bias.
         if self.tie_embeddings:
             x = flat_dot_general(x, self.get_variable("params", "embedding")["embedding"].astype(x.dtype).T)
         elif self.features is not None:
@@ -300,66 +322,89 @@ class Transformer(nn.Module):
         return x.astype(jnp.float32)
 
     def _check_inputs(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        context: jax.Array | None,
-        context_mask: jax.Array | None,
-        decode: bool,
+        self, x: Array, mask: Array | None, context: Array | None, context_mask: Array | None, decode: bool
     ) -> None:
         if decode and (not self.causal or mask is not None):
             raise ConfigError("Transformer: decode needs a causal model, and sequences without a mask")
         if self.cross_attention != (context is not None):
-            said = "needs" if self.cross_attention else "takes no"
-            raise ConfigError(f"Transformer: with cross_attention={self.cross_attention} it {said} context")
+            verb = "needs a" if self.cross_attention else "takes no"
+            raise ConfigError(f"Transformer: with cross_attention={self.cross_attention} it {verb} context")
         if context is None:
             return
         if context.ndim != 3 or context.shape[0] != x.shape[0]:
             raise ConfigError(f"Transformer: the context must be [{x.shape[0]}, S, C], got {list(context.shape)}")
         if context_mask is not None and context_mask.shape != context.shape[:2]:
-            raise ConfigError(
-                f"Transformer: the context's mask must be {list(context.shape[:2])}, got {list(context_mask.shape)}"
-            )
+            shapes = f"{list(context.shape[:2])}, got {list(context_mask.shape)}"
+            raise ConfigError(f"Transformer: the context's mask must be {shapes}")
 
-    def _positions(self, x: jax.Array, mask: jax.Array | None, decode: bool) -> jax.Array:
+    def _step_positions(self, x: Array, mask: Array | None, decode: bool) -> Array:
         """Returns the position of every step in its segment, `[B, T]` or `[1, T]`."""
+        # Positions restart in every segment; when decoding they continue from the cache.
         if mask is not None:
-            return segment_positions(mask)
+            return sequences.segment_positions(mask)
         steps = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
         if decode:
-            ready = self.has_variable("cache", "position")
+            cache_exists = self.has_variable("cache", "position")
             position = self.variable("cache", "position", jnp.zeros, (), jnp.int32)
             steps = steps + position.value
-            if ready:
+            if cache_exists:
                 position.value = position.value + x.shape[1]
         return steps
 
 
 def check_settings(model: Transformer) -> None:
-    """Raises a ConfigError where a Transformer's settings do not fit each other."""
+    """Checks the attributes of a Transformer; raises a ConfigError where they are unknown or contradict each other.
+
+    >>> check_settings(Transformer(width=8, num_heads=2))
+    """
     if model.positions not in ("rotary", "learned", None):
-        raise ConfigError(f"positions: {model.positions!r} is none of None, 'rotary' and 'learned'")
-    if model.normalization not in ("layer", "rms"):  # the others mix steps, padding too
-        raise ConfigError(f"normalization: {model.normalization!r} is neither 'layer' nor 'rms'")
-    check_pooling(model.pooling)
+        raise ConfigError(f"positions: {model.positions!r} is unknown; choose None, 'rotary' or 'learned'")
+    # The other normalisations mix steps, and would let padding influence the outputs.
+    if model.normalization not in ("layer", "rms"):
+        raise ConfigError(f"normalization: {model.normalization!r} is not available here; choose 'layer' or 'rms'")
+    sequences.check_pooling(model.pooling)
     if model.width % model.num_heads:
         raise ConfigError(f"num_heads: {model.num_heads} must divide the width, {model.width}")
     if model.positions == "rotary" and model.width // model.num_heads % 2:
-        raise ConfigError(f"num_heads: rotary positions turn pairs, but {model.width} / {model.num_heads} is odd")
+        raise ConfigError(f"num_heads: rotary positions rotate pairs, but {model.width} / {model.num_heads} is odd")
     if model.tie_embeddings and (model.vocabulary_size is None or model.features not in (None, model.vocabulary_size)):
-        raise ConfigError(
-            f"tie_embeddings: {model.features} features must be the vocabulary's size, {model.vocabulary_size}"
-        )
+        size = f"the vocabulary's size, {model.vocabulary_size}"
+        raise ConfigError(f"tie_embeddings: {model.features} features must be {size}")
 
 
-def rotary_angles(positions: jax.Array, size: int, base: float = 10_000.0) -> jax.Array:
-    """Returns the angles `[B, T, size / 2]` by which pairs of a head's features turn (Su et al., 2021)."""
+def rotary_angles(positions: Array, size: int, base: float = 10_000.0) -> Array:
+    """Computes the angles of the rotary position embedding (Su et al., 2021, equation 15).
+
+    Args:
+      positions: `[B, T]`.
+      size: features of a head, H; even.
+      base: wavelengths range from 2 pi to 2 pi * base.
+
+    Returns:
+      float32 `[B, T, H / 2]`: position times base ** (-2 i / H).
+
+    >>> rotary_angles(jnp.array([[0, 1, 2]]), 4)[0, :, 0].tolist()
+    [0.0, 1.0, 2.0]
+    """
+    chex.assert_rank(positions, 2)
     frequencies = base ** (-jnp.arange(size // 2, dtype=jnp.float32) * 2 / size)
     return positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
 
 
-def rotated(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Returns heads `[B, T, N, size]` turned by angles `[B, T, size / 2]`: feature i pairs with i + size / 2."""
-    cosine, sine = jnp.cos(angles)[:, :, None].astype(x.dtype), jnp.sin(angles)[:, :, None].astype(x.dtype)
-    first, second = jnp.split(x, 2, axis=-1)
+def apply_rotary_embedding(heads: Array, angles: Array) -> Array:
+    """Rotates pairs of features by position-dependent angles (Su et al., 2021); feature i pairs with i + H / 2.
+
+    Args:
+      heads: queries or keys `[B, T, N, H]`.
+      angles: `[B or 1, T, H / 2]`, see `rotary_angles`.
+
+    Returns:
+      `[B, T, N, H]`.
+
+    >>> apply_rotary_embedding(jnp.ones((2, 3, 1, 4)), jnp.zeros((1, 3, 2))).shape
+    (2, 3, 1, 4)
+    """
+    chex.assert_rank([heads, angles], [4, 3])
+    cosine, sine = (f(angles)[:, :, None].astype(heads.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(heads, 2, axis=-1)
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)

@@ -1,6 +1,4 @@
-"""Environments of gymnax (extra `rl`): classic control, MinAtar, bsuite."""
-
-from __future__ import annotations
+"""Adapter to gymnax (extra `rl`): classic control, MinAtar and bsuite on the device."""
 
 from typing import Any
 
@@ -8,53 +6,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError, nearest
+from foldax.errors import ConfigError, did_you_mean
+from foldax.learner import Key
 from foldax.rl import rendering
-from foldax.rl.environment import Box, Discrete, Environment, Step
+from foldax.rl.environment import Box, Discrete, Environment, State, Step
 
 
 def gymnax(name: str, **parameters: Any) -> Environment:
-    """Returns an environment of gymnax (Lange, 2022), such as "CartPole-v1" or "Breakout-MinAtar".
+    """Makes an environment of gymnax (Lange, 2022), such as "CartPole-v1" or "Breakout-MinAtar".
 
-    Classic control and MinAtar have pictures (`render`).
+    Classic control and MinAtar can be rendered.
 
     Args:
       name: one of `gymnax.registered_envs`.
-      **parameters: fields of its parameters, such as `max_steps_in_episode`.
+      **parameters: fields of its `EnvParams`, such as `max_steps_in_episode`.
 
     Raises:
-      ConfigError: gymnax is not installed, or has no such environment, or that has no such parameter.
+      ConfigError: gymnax is not installed, it has no such environment, or the environment has no such parameter.
+
+    >>> environment = gymnax("CartPole-v1", max_steps_in_episode=200)
+    >>> environment.observation_space.shape, environment.action_space
+    ((4,), Discrete(num=2))
     """
     try:
         import gymnax as library
     except ModuleNotFoundError as error:
-        raise ConfigError("environments of gymnax need it: pip install 'foldax[rl]' (Python 3.11)") from error
+        raise ConfigError("rl.gymnax needs gymnax: pip install 'foldax[rl]' (Python 3.11)") from error
     if name not in library.registered_envs:
         known = list(library.registered_envs)
-        raise ConfigError(f"gymnax has no environment {name!r}{nearest(name, known)} (it has {', '.join(known)})")
-    world, settings = library.make(name)
+        raise ConfigError(f"gymnax has no environment {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})")
+    environment, params = library.make(name)
     for field, value in parameters.items():
-        if not hasattr(settings, field):
-            known = list(vars(settings))
-            raise ConfigError(f"{name} has no parameter {field!r}{nearest(field, known)} (it has {', '.join(known)})")
-        settings = settings.replace(**{field: value})
+        if not hasattr(params, field):
+            known = list(vars(params))
+            hint = did_you_mean(field, known)
+            raise ConfigError(f"{name} has no parameter {field!r}{hint} (it has {', '.join(known)})")
+        params = params.replace(**{field: value})
 
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-        observation, state = world.reset_env(key, settings)
+    def reset(key: Key) -> tuple[State, jax.Array]:
+        observation, state = environment.reset_env(key, params)
+        # Some states contain Python numbers, which a scan cannot carry.
         return jax.tree.map(jnp.asarray, state), jnp.asarray(observation, jnp.float32)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
-        observation, after, reward, terminated, _ = world.step_env(key, state, action, settings)
-        after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, state)
-        truncated = world.is_truncated(after, settings)
-        answer = (jnp.asarray(observation, jnp.float32), jnp.asarray(reward, jnp.float32).reshape(()))
-        return after, Step(*answer, jnp.asarray(terminated, bool), jnp.asarray(truncated, bool))
+    def step(key: Key, state: State, action: jax.Array) -> tuple[State, Step]:
+        observation, next_state, reward, terminated, _ = environment.step_env(key, state, action, params)
+        # gymnax changes dtypes from step to step, which a scan does not allow.
+        next_state = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), next_state, state)
+        truncated = environment.is_truncated(next_state, params)
+        observation = jnp.asarray(observation, jnp.float32)
+        reward = jnp.asarray(reward, jnp.float32).reshape(())
+        return next_state, Step(observation, reward, jnp.asarray(terminated, bool), jnp.asarray(truncated, bool))
 
-    with jax.ensure_compile_time_eval():  # learners are made inside of traced programs, and spaces are facts
-        actions = world.action_space(settings)
-        space = Discrete(int(actions.n)) if hasattr(actions, "n") else _box(actions)
-        seen = _box(world.observation_space(settings))
-    return Environment(reset, step, seen, space, name, rendering.of_gymnax(name, world, settings))
+    # Learners are made inside traced programs, but spaces must be known before tracing.
+    with jax.ensure_compile_time_eval():
+        actions = environment.action_space(params)
+        action_space = Discrete(int(actions.n)) if hasattr(actions, "n") else _box(actions)
+        observation_space = _box(environment.observation_space(params))
+    render = rendering.gymnax_renderer(name, environment, params)
+    return Environment(reset, step, observation_space, action_space, name, render)
 
 
 def _box(space: Any) -> Box:

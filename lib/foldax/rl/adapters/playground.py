@@ -1,6 +1,4 @@
-"""Robots: environments of MuJoCo Playground (extra `robotics`), simulated on the device."""
-
-from __future__ import annotations
+"""Adapter to MuJoCo Playground (extra `robotics`): robots, simulated on the device."""
 
 import functools
 import subprocess
@@ -11,100 +9,108 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError, check_counts, nearest
+from foldax.errors import ConfigError, check_positive, did_you_mean
+from foldax.learner import Key
 from foldax.rl import headless
-from foldax.rl.environment import Box, Environment, Step
+from foldax.rl.environment import Box, Environment, State, Step
 from foldax.rl.wrappers import time_limit
 
 
 def playground(name: str, **settings: Any) -> Environment:
-    """Returns an environment of MuJoCo Playground (Zakka et al., 2025), such as "CartpoleBalance" or "CheetahRun".
+    """Makes an environment of MuJoCo Playground (Zakka et al., 2025), such as "CartpoleBalance" or "CheetahRun".
 
-    Actions are numbers from -1 to 1, each done `action_repeat` times (mostly once); rewards of these are summed.
-    Episodes are truncated after `episode_length` steps of the simulation's control (mostly 1000). Where an observation
-    has several parts, it is the one that the robot itself can see ("state"). Pictures (`render`) need OpenGL; without
-    a screen EGL. Robots beside those of the DeepMind Control Suite download their shapes at first use.
+    Actions are in [-1, 1]; each is repeated `action_repeat` times (1 in most environments) and the rewards are summed.
+    Episodes are truncated after `episode_length` control steps (1000 in most). Of observations with several parts,
+    the one that a policy on the robot can measure ("state") is taken. Rendering needs OpenGL, and without a screen EGL.
+    Robots other than those of the DeepMind Control Suite download their meshes at first use.
 
     Args:
       name: one of `mujoco_playground.registry.ALL_ENVS`.
-      **settings: of its configuration, such as `episode_length`. `impl` is "jax" unless said: it runs on every device.
+      **settings: fields of its configuration, such as `episode_length`. `impl` is "jax" by default, which runs on every
+        device.
 
     Raises:
-      ConfigError: the package is not installed, has no such environment, or that has no such setting or no "state" to
-        see; a setting is out of its range; or the shapes cannot be downloaded.
+      ConfigError: the package is not installed, it has no such environment, the environment has no such setting or no
+        observation "state", a setting is out of its range, or the meshes cannot be downloaded.
     """
-    world, size, length, repeat = _loaded(name, settings)
-    import mujoco  # which is there now
+    environment, size, episode_length, action_repeat = _load(name, settings)
+    import mujoco  # installed, since Playground is
 
-    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+    def reset(key: Key) -> tuple[State, jax.Array]:
         with jax.numpy_rank_promotion("allow"):
-            state = world.reset(jax.random.key_data(key))  # kept in the state, where checkpoints want plain numbers
-        return state, _seen(state.obs)
+            # The state keeps the key, and checkpoints store plain numbers.
+            state = environment.reset(jax.random.key_data(key))
+        return state, _policy_observation(state.obs)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Step]:
+    def step(key: Key, state: State, action: jax.Array) -> tuple[State, Step]:
         reward = jnp.float32(0)
-        for _ in range(repeat):
+        for _ in range(action_repeat):
             with jax.numpy_rank_promotion("allow"):
-                state = world.step(state, action)
+                state = environment.step(state, action)
             reward = reward + state.reward
-        over = jnp.asarray(state.done, bool)
-        return state, Step(_seen(state.obs), reward, over, jnp.zeros_like(over))
+        terminated = jnp.asarray(state.done, bool)
+        return state, Step(_policy_observation(state.obs), reward, terminated, jnp.zeros_like(terminated))
 
     @functools.cache
-    def stage() -> tuple[Any, Any]:
-        """Returns what draws, which takes longer to make than a picture, and the bodies."""
+    def renderer_and_data() -> tuple[Any, Any]:
+        # Cached: making a renderer takes longer than rendering an image.
         try:
-            return mujoco.Renderer(world.mj_model), mujoco.MjData(world.mj_model)
-        except Exception as error:  # of many kinds, all of which tell of a screen that is not there
-            raise ConfigError(f"{name} cannot be drawn: {error}") from error
+            return mujoco.Renderer(environment.mj_model), mujoco.MjData(environment.mj_model)
+        except Exception as error:  # of many types, all about a missing screen
+            raise ConfigError(f"{name} cannot be rendered: {error}") from error
 
-    def render(state: Any) -> np.ndarray:
-        drawer, bodies = stage()
+    def render(state: State) -> np.ndarray:
+        renderer, data = renderer_and_data()
         for field in ("qpos", "qvel", "mocap_pos", "mocap_quat", "xfrc_applied"):
-            setattr(bodies, field, getattr(state.data, field))
-        mujoco.mj_forward(world.mj_model, bodies)
-        drawer.update_scene(bodies, camera=0 if world.mj_model.ncam else -1)
-        return drawer.render().copy()
+            setattr(data, field, getattr(state.data, field))
+        mujoco.mj_forward(environment.mj_model, data)
+        renderer.update_scene(data, camera=0 if environment.mj_model.ncam else -1)
+        return renderer.render().copy()
 
-    shape = np.atleast_1d(size)
-    anything, ones = np.full(shape, np.inf, np.float32), np.ones(world.action_size, np.float32)
-    made = Environment(reset, step, Box(-anything, anything), Box(-ones, ones), name, render)
-    return time_limit(made, -(-length // repeat))
+    # Playground does not declare bounds of observations.
+    bounds = np.full(np.atleast_1d(size), np.inf, np.float32), np.ones(environment.action_size, np.float32)
+    observation_space, action_space = (Box(-bound, bound) for bound in bounds)
+    adapted = Environment(reset, step, observation_space, action_space, name, render)
+    return time_limit(adapted, -(-episode_length // action_repeat))
 
 
-def _loaded(name: str, settings: dict[str, Any]) -> tuple[Any, Any, int, int]:
-    """Returns the library's environment, the shape of what it sees, its steps and how often each is done."""
-    headless.prepare()  # MuJoCo asks for it when it is imported
+def _load(name: str, settings: dict[str, Any]) -> tuple[Any, Any, int, int]:
+    """Loads Playground's environment; also returns the shape of its observations, episode length and action repeat."""
+    headless.prepare()  # MuJoCo reads the environment variables when it is imported
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports, which it does not need here
+            warnings.simplefilter("ignore", DeprecationWarning)  # raised by its own imports
             from mujoco_playground import registry
     except ModuleNotFoundError as error:
-        raise ConfigError("environments of MuJoCo Playground need it: pip install 'foldax[robotics]'") from error
+        raise ConfigError("rl.playground needs MuJoCo Playground: pip install 'foldax[robotics]'") from error
     if name not in registry.ALL_ENVS:
         known = list(registry.ALL_ENVS)
-        raise ConfigError(
-            f"MuJoCo Playground has no environment {name!r}{nearest(name, known)} (it has {', '.join(known)})"
-        )
+        hint = did_you_mean(name, known)
+        raise ConfigError(f"MuJoCo Playground has no environment {name!r}{hint} (it has {', '.join(known)})")
     defaults = registry.get_default_config(name)
     for field in settings:
         if field not in defaults:
             known = list(defaults)
-            raise ConfigError(f"{name} has no setting {field!r}{nearest(field, known)} (it has {', '.join(known)})")
-    length, repeat = (settings.get(field, defaults[field]) for field in ("episode_length", "action_repeat"))
-    check_counts(episode_length=length, action_repeat=repeat)
+            hint = did_you_mean(field, known)
+            raise ConfigError(f"{name} has no setting {field!r}{hint} (it has {', '.join(known)})")
+    fields = ("episode_length", "action_repeat")
+    episode_length, action_repeat = (settings.get(field, defaults[field]) for field in fields)
+    check_positive(episode_length=episode_length, action_repeat=action_repeat)
     try:
-        # Learners are made inside of traced programs; the model's arrays are facts.
+        # Learners are made inside traced programs, but the model's arrays must not be traced.
+        # MuJoCo's own code broadcasts ranks.
         with jax.ensure_compile_time_eval(), jax.numpy_rank_promotion("allow"):
-            world = registry.load(name, config_overrides=({"impl": "jax"} if "impl" in defaults else {}) | settings)
-            size = world.observation_size
+            overrides = {"impl": "jax"} if "impl" in defaults else {}
+            environment = registry.load(name, config_overrides=overrides | settings)
+            size = environment.observation_size
     except (subprocess.CalledProcessError, OSError) as error:
-        raise ConfigError(f"{name} needs shapes that cannot be downloaded: {error}") from error
+        raise ConfigError(f"{name} needs meshes that cannot be downloaded: {error}") from error
     if isinstance(size, dict) and "state" not in size:
-        raise ConfigError(f"{name}: observations have no part 'state', only {', '.join(size)}")
-    return world, size["state"] if isinstance(size, dict) else size, length, repeat
+        problem = "observations have no part 'state', which the policy would receive"
+        raise ConfigError(f"{name}: {problem}; they have {', '.join(size)}")
+    return environment, size["state"] if isinstance(size, dict) else size, episode_length, action_repeat
 
 
-def _seen(observation: Any) -> jax.Array:
+def _policy_observation(observation: Any) -> jax.Array:
     part = observation["state"] if isinstance(observation, dict) else observation
     return jnp.asarray(part, jnp.float32)

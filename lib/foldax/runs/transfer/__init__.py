@@ -1,25 +1,25 @@
-"""Transfer learning: parameters of a run, or of a file, as the start of another model, matched by path and shape.
+"""Transfer learning: a run, or a file, gives the initial parameters of another model, matched by path and shape.
 
     foldax run first_year.py --run-dir runs/first
     foldax run second_year.py --init-from runs/first
 
 `--init-from RUN` (`Training.init_from`), or `foldax.train(..., initial=...)`, starts a run from the parameters and
-statistics of another one. What does not fit (a new head) keeps its initialisation and is listed. With the learners'
-`frozen` that is feature extraction, and with `optim.depth_decay` fine-tuning.
+statistics of another one. Arrays that do not fit, such as a new head, keep their initialisation and are listed. With
+`frozen` parameters of a learner this is feature extraction, with `optim.layer_decay` it is fine-tuning.
 
-Continued training on new data is the same experiment, or one with the same model, over other data: parameters,
-running statistics and a moving average go on; step, optimizer, schedule and early stopping start anew. So do the facts
-of the data: `info.standardize` uses the new data's means. Where old and new inputs must be scaled alike, scale them by
-constants of your own.
+To train on with new data, use the same experiment, or one with the same model, over the new data: parameters, running
+statistics and a moving average are kept; step, optimizer, schedule and early stopping start anew. So do the statistics
+of the data: `info.standardize` uses the means of the new data. Where old and new inputs must be scaled alike, scale
+them by constants of your own.
 
-In Python, `transfer.match` shows what would fit, `transfer.renamed` gives paths other names, and
+In Python, `transfer.match` shows which arrays would fit, `transfer.rename` gives paths other names, and
 `transfer.from_safetensors` reads weights of other libraries.
 """
 
 from __future__ import annotations
 
 from foldax.runs.transfer.matching import Match, load_params, match, show, table
-from foldax.runs.transfer.parameters import Source, read, renamed
+from foldax.runs.transfer.parameters import Source, read, rename
 from foldax.runs.transfer.safetensors import from_safetensors, save
 
-__all__ = ["Match", "Source", "from_safetensors", "load_params", "match", "read", "renamed", "save", "show", "table"]
+__all__ = ["Match", "Source", "from_safetensors", "load_params", "match", "read", "rename", "save", "show", "table"]

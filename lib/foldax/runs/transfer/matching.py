@@ -1,179 +1,189 @@
-"""Parameters of one tree put into another one, where path and shape are the same, and a table of what became of all."""
+"""Copies parameters from one tree into another where name and shape are the same, and reports every array."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import numpy as np
 
 from foldax import parameter_paths
 from foldax.errors import RunError
+from foldax.runs import tables
+from foldax.runs.tables import join_first, shape_text
 from foldax.runs.transfer import parameters
-from foldax.runs.transfer.parameters import SHOWN, Rename, Source, label, renamed
+from foldax.runs.transfer.parameters import Rename, Source, display_name
 
-How = Literal["matched", "shape differs", "missing there", "left over"]
-HOWS: tuple[How, ...] = ("matched", "shape differs", "missing there", "left over")
+Status = Literal["matched", "shape differs", "missing in source", "unused"]
+STATUSES: tuple[Status, ...] = ("matched", "shape differs", "missing in source", "unused")
 
 
 class Row(NamedTuple):
-    """What became of one array.
+    """Outcome of the match for one array.
 
     Attributes:
-      name: as in the target; of what is left over, as in the source after renaming.
-      here: shape and dtype in the target, or None.
-      there: likewise in the source.
-      how: "matched"; "shape differs" (or the dtype); "missing there"; "left over": the target has no such array.
+      name: its name in the target; for an unused array its name in the source, after renaming.
+      target: shape and dtype in the target, or None.
+      source: shape and dtype in the source, or None.
+      status: "matched"; "shape differs" (or the dtype does); "missing in source"; "unused": the target has no such
+        array.
     """
 
     name: str
-    here: Any
-    there: Any
-    how: How
+    target: jax.ShapeDtypeStruct | None
+    source: jax.ShapeDtypeStruct | None
+    status: Status
 
 
 class Match(NamedTuple):
-    """Parameters put into a tree.
+    """A tree with the parameters of a source in it.
 
     Attributes:
-      tree: the target, with what fits in place of its own.
+      tree: the target, with every array that fits replaced by the source's.
       rows: one for every parameter and statistic of either side.
-      source: where they are from.
+      source: the source.
     """
 
-    tree: Any
+    tree: chex.ArrayTree
     rows: tuple[Row, ...]
     source: Source
 
-    def count(self, how: How) -> int:
-        """Returns how many arrays came out so."""
-        return sum(row.how == how for row in self.rows)
+    def count(self, status: Status) -> int:
+        """Counts the arrays with a status."""
+        return sum(row.status == status for row in self.rows)
 
     def __str__(self) -> str:
-        return f"{self.source}: " + ", ".join(f"{self.count(how)} {how}" for how in HOWS if self.count(how))
+        return f"{self.source}: " + ", ".join(f"{self.count(one)} {one}" for one in STATUSES if self.count(one))
 
 
-def match(target: Any, source: Any, *, rename: Rename = (), strict: bool = False) -> Match:
-    """Puts a source's parameters and statistics into a target, where path and shape are the same.
+def match(target: chex.ArrayTree, source: Any, *, rename: Rename = (), strict: bool = False) -> Match:
+    """Copies parameters and statistics of a source into a target where name and shape are the same.
 
     Args:
       target: a learner's state, Flax's variables, parameters, or arrays by path. Optimizer states stay as they are; a
         moving average of parameters starts as a copy of them.
-      source: a run folder, a safetensors file, a `Result`, or a tree as the target.
-      rename: regular expressions of paths in the source and what replaces them, as `{r"MLP_0/(.*)": r"encoder/\\1"}`.
-        One that matches a path up to a "/" replaces that part: `{"MLP_0": "encoder"}` does the same.
-      strict: whether every array must fit, on both sides.
+      source: a run folder, a safetensors file, a `Result`, or a tree like the target.
+      rename: regular expressions for paths in the source, and their replacements; see `rename`.
+      strict: requires every array of both sides to fit.
+
+    Returns:
+      The target with the source's arrays in it, and a report.
 
     Raises:
       ConfigError: `rename` does not fit the source's paths.
-      RunError: nothing fits, or with `strict` not all; names the first ten paths, with both shapes. Or the source
-        cannot be read.
+      RunError: nothing fits, or with `strict` not everything does; names the first ten arrays, with both shapes. Or the
+        source cannot be read.
+
+    >>> print(match({"body": np.zeros(2), "head": np.zeros(3)}, {"body": np.ones(2), "head": np.ones(5)}))
+    Python: 1 matched, 1 shape differs
     """
-    origin = renamed(source, rename)
+    # 1. Names of both sides; random keys in a state are no parameters.
+    origin = parameters.rename(source, rename)
     arrays = origin.arrays
     leaves = parameter_paths.leaves_by_path(target)
     leaves = {path: leaf for path, leaf in leaves.items() if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}
-    names, rows = parameters.names(leaves), dict[str, Row]()
+    names, rows = parameters.parameter_names(leaves), dict[str, Row]()
+    # 2. One row per array of either side
     for path, name in names.items():
-        here, there = _abstract(leaves[path]), arrays.get(name)
-        how: How = "missing there" if there is None else "matched" if _fits(here, there) else "shape differs"
-        rows[name] = Row(name, here, None if there is None else _abstract(there), how)
-    rows |= {n: Row(n, None, _abstract(array), "left over") for n, array in arrays.items() if n not in rows}
-    found = Match(target, tuple(rows.values()), origin)
-    _check(found, strict)
+        own, other = _spec(leaves[path]), _spec(arrays[name]) if name in arrays else None
+        status: Status = "missing in source" if other is None else "matched" if _fits(own, other) else "shape differs"
+        rows[name] = Row(name, own, other, status)
+    # Arrays of the source that the target has no place for.
+    rows |= {name: Row(name, None, _spec(array), "unused") for name, array in arrays.items() if name not in rows}
+    # 3. Copy, in the dtype of the target
+    result = Match(target, tuple(rows.values()), origin)
+    _check(result, strict)
 
-    def taken(path: Any, leaf: Any) -> Any:
-        name = names.get(parameter_paths.name_of(path))
-        fits = name is not None and rows[name].how == "matched"
+    def replace(path: Any, leaf: Any) -> Any:
+        name = names.get(parameter_paths.path_name(path))
+        fits = name is not None and rows[name].status == "matched"
         return np.asarray(arrays[name], leaf.dtype) if name is not None and fits else leaf
 
-    return found._replace(tree=jax.tree_util.tree_map_with_path(taken, target))
+    return result._replace(tree=jax.tree_util.tree_map_with_path(replace, target))
 
 
-def load_params(target: Any, source: Any, *, rename: Rename = (), strict: bool = True) -> Any:
-    """Returns a target with the parameters of a source in it; see `match`. All of them must fit, unless not `strict`.
+def load_params(target: chex.ArrayTree, source: Any, *, rename: Rename = (), strict: bool = True) -> chex.ArrayTree:
+    """Copies the parameters of a source into a target; all of them must fit, unless `strict` is False.
+
+    Args:
+      target: as in `match`.
+      source: as in `match`.
+      rename: as in `match`.
+      strict: requires every array of both sides to fit.
 
     Raises:
       ConfigError: `rename` does not fit the source's paths.
-      RunError: something does not fit, or the source cannot be read.
+      RunError: an array does not fit, or the source cannot be read.
+
+    >>> load_params({"w": np.zeros(2)}, {"w": np.ones(2)})
+    {'w': array([1., 1.])}
     """
     return match(target, source, rename=rename, strict=strict).tree
 
 
-def _abstract(array: Any) -> jax.ShapeDtypeStruct:
+def _spec(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
 
 
-def _fits(here: jax.ShapeDtypeStruct, there: Any) -> bool:
-    floats = all(jax.numpy.issubdtype(one.dtype, jax.numpy.floating) for one in (here, there))
-    return here.shape == there.shape and (floats or np.can_cast(there.dtype, here.dtype, "same_kind"))
+def _fits(own: jax.ShapeDtypeStruct, other: jax.ShapeDtypeStruct) -> bool:
+    # Floats of any precision convert to each other; other types only within their kind.
+    both_float = all(jax.numpy.issubdtype(side.dtype, jax.numpy.floating) for side in (own, other))
+    return own.shape == other.shape and (both_float or np.can_cast(other.dtype, own.dtype, "same_kind"))
 
 
-def _check(found: Match, strict: bool) -> None:
-    """Raises a RunError if nothing fits, or not all that must."""
-    rows = found.rows
-    if not found.count("matched"):
-        here, there = ([label(row.name) for row in rows if row[side] is not None] for side in (1, 2))
+def _check(result: Match, strict: bool) -> None:
+    """Raises a RunError if nothing fits, or with `strict` if an array does not fit."""
+    rows = result.rows
+    if not result.count("matched"):
+        own, other = ([display_name(row.name) for row in rows if row[side] is not None] for side in (1, 2))
         raise RunError(
-            f"none of the parameters from {found.source} fits this model. Here: {listed(here)}. "
-            f"There: {listed(there)}. Rename theirs: foldax.train(..., initial=foldax.transfer.renamed(run, names))"
+            f"none of the parameters from {result.source} fits this model. The model has {join_first(own)}. "
+            f"The source has {join_first(other)}. Rename those of the source: "
+            "foldax.train(..., initial=foldax.transfer.rename(run, patterns))"
         )
-    odd = [row for row in rows if row.how != "matched"]
+    odd = [f"{display_name(row.name)} ({_difference(row)})" for row in rows if row.status != "matched"]
     if strict and odd:
-        told = listed([f"{label(row.name)} ({_shapes(row)})" for row in odd])
-        raise RunError(f"{len(odd)} of {len(rows)} arrays do not fit, from {found.source}: {told}")
+        raise RunError(f"{len(odd)} of {len(rows)} arrays do not fit, from {result.source}: {join_first(odd)}")
 
 
-def _shapes(row: Row) -> str:
-    if row.here is None:
-        return f"left over there, {shape(row.there)}"
-    if row.there is None:
-        return f"missing there, {shape(row.here)} here"
-    kinds = row.here.shape == row.there.shape
-    return " ".join(
-        f"{shape(side)}{' ' + str(side.dtype) if kinds else ''} {where}"
-        for side, where in ((row.here, "here,"), (row.there, "there"))
-    )
+def _difference(row: Row) -> str:
+    sides = {"model": row.target, "source": row.source}
+    specs = {side: spec for side, spec in sides.items() if spec is not None}
+    same_shape = len(specs) == 2 and row.target.shape == row.source.shape  # type: ignore[union-attr]
+    texts = [
+        f"{shape_text(spec.shape)}{f' {spec.dtype}' if same_shape else ''} in the {side}"
+        for side, spec in specs.items()
+    ]
+    return ", ".join(texts if len(specs) == 2 else [row.status, *texts])
 
 
-def shape(array: Any) -> str:
-    """Returns a shape as text, as 3x3x16x32."""
-    return "x".join(map(str, array.shape)) or "scalar"
+def show(result: Match) -> None:
+    """Prints the table of a match."""
+    tables.print_table(table(result))
 
 
-def listed(texts: list[str]) -> str:
-    """Returns the first ten of some texts."""
-    return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "") or "nothing"
-
-
-def show(found: Match) -> None:
-    """Prints what matched and what did not."""
-    from rich.console import Console
-
-    Console().print(table(found))
-
-
-def table(found: Match) -> Any:
-    """Returns a table of what matched and what did not, the first ten arrays of each kind."""
+def table(result: Match) -> Any:
+    """Makes a table of all arrays by status, the first ten of each, for `rich`."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table()
-    for column in ("array", "here", "there", "how"):
-        made.add_column(column, justify="right" if column in ("here", "there") else "left", overflow="fold")
-    for how in HOWS:
-        rows = [row for row in found.rows if row.how == how]
-        for row in rows[:SHOWN]:
-            sides = [shape(side) if side is not None else "" for side in (row.here, row.there)]
-            made.add_row(Text(label(row.name)), *sides, how)
-        if len(rows) > SHOWN:
-            made.add_row(f"and {len(rows) - SHOWN:,} more", "", "", how)
+    lines = Table()
+    for column in ("array", "model", "source", "status"):
+        lines.add_column(column, justify="right" if column in ("model", "source") else "left", overflow="fold")
+    for status in STATUSES:
+        rows = [row for row in result.rows if row.status == status]
+        for row in rows[: tables.MAX_LISTED]:
+            shapes = [shape_text(side.shape) if side is not None else "" for side in (row.target, row.source)]
+            lines.add_row(Text(display_name(row.name)), *shapes, status)
+        if len(rows) > tables.MAX_LISTED:
+            lines.add_row(f"and {len(rows) - tables.MAX_LISTED:,} more", "", "", status)
         if rows:
-            made.add_section()
-    here = [row for row in found.rows if row.here is not None]
-    taken = [row for row in here if row.how == "matched"]
-    numbers = [sum(int(np.prod(row.here.shape)) for row in rows) for rows in (taken, here)]
-    rest = "" if len(taken) == len(here) else "; the others keep their initialisation"
-    caption = f"{len(taken)} of {len(here)} arrays, {numbers[0]:,} of {numbers[1]:,} numbers are from there{rest}"
-    return Group(Text(f"Parameters from {found.source}", style="bold"), made, Text(caption))
+            lines.add_section()
+    sizes = [(int(np.prod(row.target.shape)), row.status == "matched") for row in result.rows if row.target is not None]
+    matched = [size for size, is_matched in sizes if is_matched]
+    values = f"{sum(matched):,} of {sum(size for size, _ in sizes):,} values"
+    rest = "" if len(matched) == len(sizes) else "; the others keep their initialisation"
+    caption = f"{len(matched)} of {len(sizes)} arrays, {values} are from the source{rest}"
+    return Group(Text(f"Parameters from {result.source}", style="bold"), lines, Text(caption))

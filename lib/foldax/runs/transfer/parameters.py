@@ -1,4 +1,4 @@
-"""Parameters by name, wherever they are kept: in a learner's state, a run folder, or a safetensors file.
+"""Parameters by name, wherever they are stored: in a learner's state, a run folder or a safetensors file.
 
 Names are those of Flax's variables, joined by "/": "params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean".
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from foldax import parameter_paths
@@ -18,130 +19,158 @@ from foldax.engine import checkpoint
 from foldax.errors import ConfigError, RunError
 from foldax.runs import folder, tables
 
-FIELDS = ("params", "ema_params", "model_state", "batch_stats")  # of a state: what is learned, and what goes with it
-OTHERS = ("optimizer_state", "opt_state")  # what is below these is no parameter, whatever its name
-SHOWN = 10  # paths that a message or a table names of each kind
+FIELDS = ("params", "ema_params", "model_state", "batch_stats")  # fields of a state that hold parameters or statistics
+OPTIMIZER_FIELDS = ("optimizer_state", "opt_state")  # moments have the paths of parameters, but are none
 
 Arrays = dict[str, np.ndarray]
 Rename = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class Source(NamedTuple):
-    """Parameters to start from.
+    """Parameters that another model starts from.
 
     Attributes:
-      arrays: by name.
-      facts: where they are from, as a manifest records it: path, experiment, state ("best" or "last"), step, sha256.
+      arrays: the arrays by name.
+      provenance: where they come from, as a manifest records it: path, experiment, state ("best" or "last"), step,
+        sha256.
+
+    >>> str(Source({}, {"path": "runs/first", "state": "best", "step": 300}))
+    'runs/first (best state, step 300)'
     """
 
     arrays: Arrays
-    facts: dict[str, Any]
+    provenance: dict[str, Any]
 
     def __str__(self) -> str:
-        path, state, step = (self.facts.get(name) for name in ("path", "state", "step"))
-        where = "Python" if path is None else tables.shown(Path(path))
-        return where if state is None else f"{where} ({state} state, step {step})"
+        path, state, step = (self.provenance.get(name) for name in ("path", "state", "step"))
+        origin = "Python" if path is None else tables.display_path(Path(path))
+        return origin if state is None else f"{origin} ({state} state, step {step})"
 
 
-def names(all_paths: Iterable[str]) -> dict[str, str]:
-    """Returns the names of those paths of a state's leaves that are parameters or statistics, by path.
+def parameter_names(paths: Iterable[str]) -> dict[str, str]:
+    """Names the parameters and statistics among the leaves of a state.
 
-    These are below fields called `params`, `model_state`, `batch_stats`, and `ema_params`: an average of the parameters
-    has their names, because it is what they are evaluated with. A state without such fields is taken whole. What is
-    before the fields, as of a learner that wraps another one, counts only if it tells some from others.
+    They are the leaves below fields called `params`, `model_state`, `batch_stats` and `ema_params`. A moving average of
+    the parameters gets their names, because the model is evaluated with it. A state without such fields is taken as
+    parameters as a whole. Outer fields, such as those of a wrapped learner, enter names only if there are several.
+
+    Args:
+      paths: paths of all leaves of a state, joined by "/".
+
+    Returns:
+      Names by path. Where two paths have one name, the average comes last.
+
+    >>> parameter_names(["state/params/Dense_0/bias", "state/opt_state/mu/params/Dense_0/bias", "step"])
+    {'state/params/Dense_0/bias': 'params/Dense_0/bias'}
     """
-    split = [path.split("/") for path in all_paths]
-    if not any(part in FIELDS[:3] for parts in split for part in parts):
-        return {"/".join(parts): _below("", parts, parts[0] == "batch_stats") for parts in split}
-    found: dict[str, tuple[str, list[str]]] = {}
-    for parts in split:
-        index = next((i for i, part in enumerate(parts) if part in (*FIELDS, *OTHERS)), None)
+    # A state without the known fields is taken as parameters as a whole.
+    split_paths = [path.split("/") for path in paths]
+    if not any(part in FIELDS[:3] for parts in split_paths for part in parts):
+        return {
+            "/".join(parts): "/".join(parts if parts[0] == "batch_stats" else ["params", *parts])
+            for parts in split_paths
+        }
+    located: dict[str, tuple[str, list[str]]] = {}
+    # The first known field of a path decides: a `params` below `opt_state` holds moments, no parameters.
+    for parts in split_paths:
+        index = next((i for i, part in enumerate(parts) if part in (*FIELDS, *OPTIMIZER_FIELDS)), None)
         if index is not None and parts[index] in FIELDS:
-            found["/".join(parts)] = "/".join(parts[:index]), parts[index:]
-    one = len({prefix for prefix, _ in found.values()}) == 1
-    made = {}
-    averages_last = sorted(found.items(), key=lambda item: item[1][1][0] == "ema_params")  # so that they win
-    for path, (prefix, (field, *rest)) in averages_last:
-        statistics = field in ("model_state", "batch_stats")
-        rest = ["batch_stats", *rest] if field == "batch_stats" else rest
-        made[path] = _below("" if one else f"{prefix}/", rest, statistics)
-    return made
-
-
-def _below(prefix: str, parts: list[str], statistics: bool) -> str:
-    return prefix + "/".join(parts if statistics else ["params", *parts])
+            located["/".join(parts)] = "/".join(parts[:index]), parts[index:]
+    is_single = len({prefix for prefix, _ in located.values()}) == 1
+    names = {}
+    # Averages last: in a dict by name they replace the parameters.
+    for path, (prefix, (field, *rest)) in sorted(located.items(), key=lambda item: item[1][1][0] == "ema_params"):
+        collection = {"model_state": [], "batch_stats": ["batch_stats"]}.get(field, ["params"])
+        names[path] = "/".join([*([] if is_single else [prefix]), *collection, *rest])
+    return names
 
 
 def module_path(name: str) -> tuple[str, str]:
-    """Splits "params/Dense_0/kernel" into the collection and the path in it, which patterns are of."""
+    """Splits a name into the collection and the path in it, which patterns of `rename` match.
+
+    >>> module_path("params/Dense_0/kernel")
+    ('params', 'Dense_0/kernel')
+    """
     parts = name.split("/")
     end = 1 + next((i for i, part in enumerate(parts) if part in ("params", "batch_stats")), 0)
     return "/".join(parts[:end]), "/".join(parts[end:])
 
 
-def label(name: str) -> str:
-    """Returns a name as it is shown to people: parameters without "params/"."""
+def display_name(name: str) -> str:
+    """Shortens a name for tables and messages: parameters lose "params/".
+
+    >>> display_name("params/Dense_0/kernel")
+    'Dense_0/kernel'
+    """
     return name.removeprefix("params/") or "the state"
 
 
-def of(tree: Any) -> dict[str, Any]:
-    """Returns the parameters and statistics of a state, of Flax's variables, or of arrays by path, by name."""
+def parameters_of(tree: chex.ArrayTree) -> dict[str, Any]:
+    """Returns the parameters and statistics of a state, of Flax's variables or of arrays by path, by name.
+
+    >>> parameters_of({"params": {"w": 1.0}, "opt_state": {"w": 0.5}, "step": 3})
+    {'params/w': 1.0}
+    """
     leaves = parameter_paths.leaves_by_path(tree)
-    return {name: leaves[path] for path, name in names(leaves).items()}
+    return {name: leaves[path] for path, name in parameter_names(leaves).items()}
 
 
-def given(value: Any) -> Source:
-    """Returns parameters that were given in Python: a run's result, a state, a tree or arrays by path, or a path.
+def as_source(value: Any) -> Source:
+    """Converts a `Result`, a state, a tree, arrays by path, a path or a `Source` to a `Source`.
 
     Raises:
-      RunError: see `read`; or there is no array in it.
+      RunError: the path cannot be read, or there is no array in the value.
+
+    >>> as_source({"w": np.zeros(2)}).arrays
+    {'params/w': array([0., 0.])}
     """
     if isinstance(value, Source):
         return value
     if isinstance(value, str | Path):
         return read(value)
-    arrays = {name: np.asarray(leaf) for name, leaf in of(getattr(value, "state", value)).items()}
+    arrays = {name: np.asarray(leaf) for name, leaf in parameters_of(getattr(value, "state", value)).items()}
     if not arrays:
-        raise RunError(f"there are no parameters in the {type(value).__name__} that was given")
+        raise RunError(f"there are no parameters in the {type(value).__name__} to start from")
     return Source(arrays, {"path": None, "sha256": checkpoint.state_digest(arrays)})
 
 
 def read(path: str | Path) -> Source:
-    """Reads the parameters of a run folder (of the state that was tested), an exported one, or a safetensors file.
+    """Reads the parameters of a run folder, an export folder or a safetensors file, without the experiment file.
 
-    The run's experiment file is not needed. Of a run that is not finished it is the best state so far, or the last.
+    A run folder gives the state that was tested; an unfinished run gives its best state so far, or the last one.
 
     Raises:
-      RunError: there is no such folder or file, it has no checkpoint, or is damaged.
+      RunError: there is no such folder or file, it has no checkpoint, or it is damaged.
     """
-    path, known = Path(path), dict[str, Any]()
+    path = Path(path)
+    # A folder of `foldax export` holds one file of parameters.
     if path.is_dir() and not (path / "manifest.json").exists() and (path / "params.safetensors").is_file():
         path = path / "params.safetensors"
+    origin: dict[str, Any]
     if path.is_file():
-        arrays, facts = load_safetensors(path)
-        by_name = {name: arrays[key] for key, name in names(arrays).items()}
-        known = {"experiment": facts.get("experiment")}
+        arrays, metadata = load_safetensors(path)
+        origin = {"experiment": metadata.get("experiment")}
     else:
-        found = read_run(path, lambda name: not any(f".{other}." in name for other in OTHERS))
-        states = of_state(found.arrays, found.state)
-        by_name = {name: states[key] for key, name in names(states).items()}
-        known = {"experiment": found.manifest["experiment"], "state": found.state, "step": found.step}
+        # Optimizer states are often twice as large as the parameters and are not needed.
+        saved = read_run(path, lambda name: not any(f".{field}." in name for field in OPTIMIZER_FIELDS))
+        arrays = state_arrays(saved.arrays, saved.state)
+        origin = {"experiment": saved.manifest["experiment"], "state": saved.state, "step": saved.step}
+    by_name = {name: arrays[key] for key, name in parameter_names(arrays).items()}
     if not by_name:
         raise RunError(f"there are no parameters in {path}")
-    digest = checkpoint.state_digest(by_name)
-    return Source(by_name, {"path": str(path.resolve()), **known, "sha256": digest})
+    return Source(by_name, {"path": str(path.resolve()), **origin, "sha256": checkpoint.state_digest(by_name)})
 
 
-class Saved(NamedTuple):
-    """What a run folder holds.
+class SavedRun(NamedTuple):
+    """Content of a run folder.
 
     Attributes:
-      arrays: of its newest checkpoint, by path: "0.state..." of the last state, "1.state..." of the best one.
-      state: "best" or "last": which of them was, or would be, tested.
-      step: its step.
-      meta: of the checkpoint.
-      manifest: how the run was made.
-      result: `result.json`, or None of a run that is not finished.
+      arrays: arrays of the newest checkpoint by path: "0.state..." of the last state, "1.state..." of the best one.
+      state: "best" or "last": the state that was tested, or would be.
+      step: the step of that state.
+      meta: metadata of the checkpoint.
+      manifest: `manifest.json`.
+      result: `result.json`, or None if the run is not finished.
     """
 
     arrays: Arrays
@@ -152,34 +181,44 @@ class Saved(NamedTuple):
     result: dict[str, Any] | None
 
 
-def read_run(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Saved:
-    """Reads what is wanted of a run's newest checkpoint; names are as `0.state.params.Dense_0.kernel`.
+def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -> SavedRun:
+    """Reads the newest checkpoint of a run, and the JSON files beside it.
+
+    Args:
+      path: the run folder.
+      is_needed: whether to read the array of a name such as "0.state.params.Dense_0.kernel".
 
     Raises:
-      RunError: it is no run folder, has no checkpoint, or is damaged.
+      RunError: it is no run folder, it has no checkpoint, or it is damaged.
     """
     check_run_folder(path)
     manifest = folder.read_json(path / "manifest.json")
-    found = checkpoint.read(path / "checkpoints", lambda name: name in ("0.step", "1.step") or wanted(name))
-    if found is None:
+    content = checkpoint.read_arrays(path / "checkpoints", lambda name: name in ("0.step", "1.step") or is_needed(name))
+    if content is None:
         status = f"its status is {manifest['status']!r}"
         raise RunError(f"{path} has no checkpoint ({status}); `foldax resume {path}` goes on with the run")
-    arrays, meta = found
+    arrays, meta = content
     result = folder.read_json(path / "result.json") if (path / "result.json").exists() else None
     if result is not None and meta["step"] != result["steps"]:
         raise RunError(
             f"{path / 'checkpoints'}: the checkpoint of the last step, {result['steps']}, is missing or damaged "
             f"(the newest that can be read is of step {meta['step']}); train the run again in another folder"
         )
+    # Index 0 of a checkpoint is the last state, index 1 the best one; its step is negative if there is none.
     best_step = int(arrays["1.step"])
     has_best = best_step >= 0 and any(name.startswith("1.state") for name in meta["checksums"])
-    best = has_best if result is None else result["tested"] == "best"
-    step = best_step if best else int(meta["step"])
-    return Saved(arrays, "best" if best else "last", step, meta, manifest, result)
+    # A finished run says which state it tested.
+    is_best = has_best if result is None else result["tested"] == "best"
+    step = best_step if is_best else int(meta["step"])
+    return SavedRun(arrays, "best" if is_best else "last", step, meta, manifest, result)
 
 
-def of_state(arrays: Arrays, state: str) -> Arrays:
-    """Returns the arrays of the "best" or the "last" state in a checkpoint by their paths in it, joined by "/"."""
+def state_arrays(arrays: Arrays, state: str) -> Arrays:
+    """Selects the "best" or the "last" state of a checkpoint; its paths are joined by "/".
+
+    >>> state_arrays({"0.state.params.w": np.ones(1), "0.step": np.array(3)}, "last")
+    {'params/w': array([1.])}
+    """
     prefix = "1.state" if state == "best" else "0.state"
     return {
         name[len(prefix) :].lstrip(".").replace(".", "/"): array
@@ -189,33 +228,34 @@ def of_state(arrays: Arrays, state: str) -> Arrays:
 
 
 def check_run_folder(path: Path) -> None:
-    """Checks that a folder is one of a lone run.
+    """Checks that a folder is the run folder of a single run.
 
     Raises:
-      RunError: it is not; says what it is.
+      RunError: it is missing, the folder of a sweep, or no run folder.
     """
     if not path.is_dir():
         raise RunError(f"there is no run folder or .safetensors file {str(path)!r}")
     if folder.is_sweep(path):
-        raise RunError(f"{path} is the folder of a sweep, which keeps no parameters of its members; {_alone(path)}")
+        advice = _best_member_command(path)
+        raise RunError(f"{path} is the folder of a sweep, which keeps no parameters of its members; {advice}")
     if not (path / "manifest.json").exists():
-        runs = sorted((one for one in path.glob("*/manifest.json")), key=lambda one: one.stat().st_mtime)
+        runs = sorted(path.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime)
         hint = f"; the newest run in it is {runs[-1].parent}" if runs else ""
         raise RunError(f"{path} is not a run folder: it has no manifest.json{hint}")
 
 
-def _alone(path: Path) -> str:
-    """Returns how to train the best member of a sweep alone."""
-    facts = folder.read_json(path / "sweep.json")
-    best = facts.get("best_member")
-    if best is None or facts["file"] is None:
+def _best_member_command(path: Path) -> str:
+    """Advises how to train the best member of a sweep as a single run."""
+    metadata = folder.read_json(path / "sweep.json")
+    best = metadata.get("best_member")
+    if best is None or metadata["file"] is None:
         return "train one of them alone, with `foldax run` or `foldax.train`"
-    command = f"foldax run {tables.shown(Path(facts['file']))} {best['options']}"
+    command = f"foldax run {tables.display_path(Path(metadata['file']))} {best['options']}"
     return f"train its best member by {best['metric']} alone: {command}"
 
 
 def load_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Returns the arrays of a safetensors file by the names that they have there, and its metadata.
+    """Reads a safetensors file: its arrays, by the names they have there, and its metadata.
 
     Raises:
       RunError: there is no such file, or it is damaged.
@@ -234,15 +274,22 @@ def load_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, Any]) -> None:
-    """Writes arrays by name, and texts or JSON values about them, whole or not at all.
+    """Writes a safetensors file, completely or not at all.
+
+    Args:
+      path: the file.
+      arrays: the arrays by name.
+      metadata: strings or JSON values.
 
     Raises:
-      RunError: it cannot be written.
+      RunError: the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
+    # Metadata of safetensors are strings; other values become JSON.
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    # Renamed when complete, so that no reader sees half a file.
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, texts))
@@ -251,31 +298,41 @@ def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, Any]) -
         raise RunError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
-def renamed(source: Any, rename: Rename) -> Source:
-    """Returns a source (see `given`) with other names.
+def rename(source: Any, patterns: Rename) -> Source:
+    """Renames parameters, so that they match those of another model.
 
     Args:
-      source: a run folder, a safetensors file, a `Result`, or a tree.
-      rename: regular expressions and what replaces them (`\\1` is the first group), the first that matches. One is of
-        a path such as "MLP_0/Dense_0/kernel", or of a part of it that ends before a "/", as "MLP_0".
+      source: a run folder, a safetensors file, a `Result`, a state or a tree.
+      patterns: regular expressions and their replacements (`\\1` is the first group); the first that matches counts.
+        An expression matches a path such as "MLP_0/Dense_0/kernel", or its beginning up to a "/", such as "MLP_0".
+
+    Returns:
+      The same arrays under their new names.
 
     Raises:
       ConfigError: a pattern matches no path or is no regular expression, or two arrays would have one name.
       RunError: the source cannot be read.
+
+    >>> list(rename({"MLP_0": {"kernel": np.ones(2)}}, {"MLP_0": "encoder"}).arrays)
+    ['params/encoder/kernel']
     """
-    origin = given(source)
-    pairs = list(rename.items() if isinstance(rename, Mapping) else rename)
-    parts = {name: module_path(name) for name in origin.arrays}
-    parameter_paths.check_patterns([pattern for pattern, _ in pairs], [path for _, path in parts.values()], "rename")
+    original = as_source(source)
+    pairs = list(patterns.items() if isinstance(patterns, Mapping) else patterns)
+    split_names = {name: module_path(name) for name in original.arrays}
+    parameter_paths.check_patterns(
+        [pattern for pattern, _ in pairs], [path for _, path in split_names.values()], "rename"
+    )
     arrays: Arrays = {}
-    came_from: dict[str, str] = {}
-    for name, (collection, path) in parts.items():
+    old_names: dict[str, str] = {}
+    for name, (collection, path) in split_names.items():
+        # The first pattern that matches counts; it may replace only the beginning of a path.
         for pattern, replacement in pairs:
             if match := re.match(rf"(?:{pattern})(?=/|$)", path):
                 path = (match.expand(replacement) + path[match.end() :]).strip("/")
                 break
         new = f"{collection}/{path}"
         if new in arrays:
-            raise ConfigError(f"rename: {label(came_from[new])} and {label(name)} would both be named {label(new)}")
-        arrays[new], came_from[new] = origin.arrays[name], name
-    return Source(arrays, origin.facts | ({"rename": [list(pair) for pair in pairs]} if pairs else {}))
+            both = f"{display_name(old_names[new])} and {display_name(name)}"
+            raise ConfigError(f"rename: {both} would both be named {display_name(new)}")
+        arrays[new], old_names[new] = original.arrays[name], name
+    return Source(arrays, original.provenance | ({"rename": [list(pair) for pair in pairs]} if pairs else {}))

@@ -1,1 +1,1 @@
-"""Backends that run a sweep's members past one machine, one a file."""
+"""Launchers: backends that train the members of a sweep on other machines, one per file."""

@@ -1,95 +1,64 @@
-"""Sweeps past one machine: members go to workers on a Ray cluster, or as jobs of Slurm; what comes of them is gathered.
+"""Sweeps past one machine: workers on a Ray cluster or in Slurm jobs train slices of a sweep's members.
 
-The scheduler is theirs. Ours is to cut groups into slices, to send a slice again when its worker is lost, and to keep
-what came back.
+Scheduling is Ray's or Slurm's. This module cuts groups into slices, submits a slice again when its worker is lost, and
+collects the results.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
-import json
 import math
-import os
-import signal
-import socket
-import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypeAlias
 
 from foldax import errors
 from foldax.configuration import to_json
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file
-from foldax.sweeps.exact import Outcome
-from foldax.sweeps.groups import Watch
-from foldax.sweeps.launchers.worker import Event, fingerprint, work
+from foldax.sweeps.exact import MemberResult
+from foldax.sweeps.groups import SweepCallbacks
+from foldax.sweeps.launchers.pool import Handle, WorkerPool
+from foldax.sweeps.launchers.ray import Ray, ray_pool
+from foldax.sweeps.launchers.slurm import Slurm, slurm_pool
+from foldax.sweeps.launchers.worker import Event, Job
 from foldax.sweeps.plan import Plan
+from foldax.sweeps.populations import PBT, SuccessiveHalving
+from foldax.sweeps.search import Search
+from foldax.sweeps.space import Config
 
-TRIES = 3  # of a slice whose workers are lost before a member of it is done
+Launcher: TypeAlias = Ray | Slurm
+LAUNCHERS: dict[str, type[Launcher]] = {"ray": Ray, "slurm": Slurm}
+MAX_ATTEMPTS = 3  # of a slice whose workers are lost before one of its members ends
 POLL_SECONDS = 0.1
-ANSWER_SECONDS = 5.0  # that a Ray cluster may take to accept a connection
-STOP_SECONDS = 10.0  # that workers have to save what they are at
+STOP_SECONDS = 10.0  # time that workers have to save and stop before they are killed
 
 
-class Ray(NamedTuple):
-    """Workers on a Ray cluster (Moritz et al., 2018), or on one that is started here for the sweep.
-
-    Attributes:
-      workers: most slices at a time; by default as many as the cluster has room for.
-      cpus: processors of a worker, each a device of its own where there is no GPU.
-      gpus: of a worker.
-      address: of the cluster, as "10.0.0.1:6379" or "ray://10.0.0.1:10001"; by default `RAY_ADDRESS`, else a local one.
-    """
-
-    workers: int | None = None
-    cpus: int = 1
-    gpus: float = 0
-    address: str | None = None
-
-
-class Slurm(NamedTuple):
-    """Workers as Slurm jobs, submitted by submitit; they answer through the sweep folder, which all must see.
-
-    Attributes:
-      workers: most jobs at a time.
-      cpus: processors of a job, each a device of its own where there is no GPU.
-      gpus: of a job.
-      partition: where to submit to; the cluster's default if None.
-      minutes: time limit of a job.
-      cluster: "slurm", or "local" for processes on this machine, to try it out.
-    """
-
-    workers: int = 4
-    cpus: int = 1
-    gpus: int = 0
-    partition: str | None = None
-    minutes: int = 60
-    cluster: str = "slurm"
-
-
-def check_launcher(launcher: Any, experiment: Experiment, search: Any, save: bool) -> None:
-    """Checks that a sweep can be launched so.
+def check_launcher(launcher: Launcher, experiment: Experiment, search: Search | None, save: bool) -> None:
+    """Checks that a sweep can be launched.
 
     Raises:
-      ConfigError: it cannot; says why.
+      ConfigError: an option is not allowed, or the sweep cannot run on workers.
+
+    >>> import foldax
+    >>> check_launcher(Slurm(workers=0), foldax.Experiment(foldax.Training, None), None, True)
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: launcher: workers is 0; it must be at least 1
     """
     if not isinstance(launcher, (Ray, Slurm)):
         raise ConfigError(f"launcher: {launcher!r} is neither foldax.Ray() nor foldax.Slurm()")
-    for name, least in (("workers", 1), ("cpus", 1), ("minutes", 1), ("gpus", 0)):
+    for name, minimum in (("workers", 1), ("cpus", 1), ("minutes", 1), ("gpus", 0)):
         value = getattr(launcher, name, None)
-        if value is not None and value < least:
-            raise ConfigError(f"launcher: {name} is {value}; it must be at least {least}")
+        if value is not None and value < minimum:
+            raise ConfigError(f"launcher: {name} is {value}; it must be at least {minimum}")
     if isinstance(launcher, Slurm) and launcher.cluster not in ("slurm", "local"):
         raise ConfigError(f"launcher: cluster {launcher.cluster!r} is neither 'slurm' nor 'local'")
     if isinstance(launcher, Slurm) and not save:
         raise ConfigError("launcher: Slurm's workers answer through the sweep folder, and save=False makes none")
-    if search is not None and type(search).__name__ in ("Halving", "PBT"):
+    if isinstance(search, SuccessiveHalving | PBT):
         raise ConfigError(
-            f"launcher: {type(search).__name__} compares members on their way, so they must stay together"
+            f"launcher: {type(search).__name__} compares members while they train, so they must stay in one process"
         )
     if experiment_file(experiment) is None:
         raise ConfigError(
@@ -97,284 +66,152 @@ def check_launcher(launcher: Any, experiment: Experiment, search: Any, save: boo
         )
 
 
-def launch(experiment: Experiment, made: Plan, launcher: Ray | Slurm, watch: Watch, path: Path | None) -> None:
-    """Has workers fold all members that are not done yet.
+def launch(
+    experiment: Experiment, plan: Plan, launcher: Launcher, callbacks: SweepCallbacks, path: Path | None
+) -> None:
+    """Trains all members of a plan that have no result yet on the launcher's workers.
+
+    Args:
+      experiment: the experiment that all members run; it must have a file.
+      plan: the members.
+      launcher: which workers.
+      callbacks: take steps and results.
+      path: the sweep folder, or None.
 
     Raises:
-      FoldaxError: the launcher's package is missing, or a worker failed at something that would fail again.
-      RunError: the cluster does not answer, workers were lost again and again, or one has other data.
+      FoldaxError: the launcher's package is missing, or a worker raised an error that would be raised again.
+      RunError: the cluster does not answer, workers are lost again and again, or one has other data.
     """
-    data = {m.number: fingerprint(m) for group in made.groups for m in group.members}
-    with _ray(launcher) if isinstance(launcher, Ray) else _slurm(launcher, path) as workers:
-        waiting = collections.deque(jobs(experiment, made, launcher.cpus, workers, watch, path))
-        running: list[tuple[dict[str, Any], Any]] = []
-        lost: collections.Counter[int] = collections.Counter()  # workers in turn, by slice
+    fingerprints = {member.number: member.data_fingerprint for group in plan.groups for member in group.members}
+    with ray_pool(launcher) if isinstance(launcher, Ray) else slurm_pool(launcher, path) as pool:
+        # 1. Cut what is left of the plan into jobs.
+        waiting = collections.deque(make_jobs(experiment, plan, launcher.cpus, pool, callbacks, path))
+        running: list[tuple[Job, Handle]] = []
+        failed_attempts: collections.Counter[int] = collections.Counter()  # in a row, by slice
         try:
-            while (waiting or running) and not watch.interrupted():
-                while waiting and len(running) < workers.count:
-                    running.append((waiting[0], workers.submit(waiting.popleft())))
+            while (waiting or running) and not callbacks.stop_requested():
+                # 2. Keep every worker busy.
+                while waiting and len(running) < pool.count:
+                    running.append((waiting[0], pool.submit(waiting.popleft())))
+                # 3. Collect results; what a lost worker leaves behind is submitted again, first.
                 for job, handle in list(running):
-                    events, reason = workers.take(handle)
+                    events, end_reason = pool.poll(handle)
                     for event in events:
-                        take(event, job, data, watch)
-                    if reason is not None:
+                        handle_event(event, job, fingerprints, callbacks)
+                    if end_reason is not None:
                         running.remove((job, handle))
-                        waiting.extendleft(_again(job, reason, lost, watch))
+                        waiting.extendleft(_remaining_jobs(job, end_reason, failed_attempts, callbacks))
                 time.sleep(POLL_SECONDS)
         finally:
-            _stop(workers, running, watch)
+            _stop(pool, [handle for _, handle in running], callbacks)
 
 
-def _again(job: dict[str, Any], reason: str, lost: collections.Counter[int], watch: Watch) -> list[dict[str, Any]]:
-    """Returns what is left of a job that is over.
+def _remaining_jobs(
+    job: Job, end_reason: str, failed_attempts: collections.Counter[int], callbacks: SweepCallbacks
+) -> list[Job]:
+    """Makes a job of the members that have no result although their job has ended; none if all have one.
 
     Raises:
-      RunError: it comes to nothing again and again.
+      RunError: the slice made no progress in `MAX_ATTEMPTS` attempts.
     """
-    left = [one for one in job["members"] if one[0] not in watch.records.outcomes]
-    lost[job["slice"]] = 1 if len(left) < len(job["members"]) else lost[job["slice"]] + 1
-    if left and lost[job["slice"]] == TRIES:
-        numbers = ", ".join(str(number) for number, _ in left[:8]) + (", ..." if len(left) > 8 else "")
-        raise RunError(f"{TRIES} workers in turn were lost with the members {numbers}; the last: {reason}")
-    return [{**job, "members": left if job["way"] == "exact" else job["members"]}] if left else []
+    # A vmapped slice is submitted whole, since the bits of its members depend on its size.
+    remaining = [(number, config) for number, config in job["members"] if number not in callbacks.store.results]
+    progressed = len(remaining) < len(job["members"])
+    failed_attempts[job["slice"]] = 1 if progressed else failed_attempts[job["slice"]] + 1
+    if remaining and failed_attempts[job["slice"]] == MAX_ATTEMPTS:
+        numbers = ", ".join(str(number) for number, _ in remaining[:8]) + (", ..." if len(remaining) > 8 else "")
+        raise RunError(f"{MAX_ATTEMPTS} workers in turn were lost with the members {numbers}; the last: {end_reason}")
+    return [{**job, "members": remaining if job["execution"] == "exact" else job["members"]}] if remaining else []
 
 
-def _stop(workers: Any, running: list[tuple[dict[str, Any], Any]], watch: Watch) -> None:
-    """Has the jobs that are still running save and stop, and takes what they have done."""
-    for _, handle in running:
-        workers.stop(handle)
-    until, handles = time.monotonic() + STOP_SECONDS, [handle for _, handle in running]
-    while handles and time.monotonic() < until:
+def _stop(pool: WorkerPool, handles: list[Handle], callbacks: SweepCallbacks) -> None:
+    """Asks running jobs to save and stop, takes their last results, and kills those that do not stop in time."""
+    for handle in handles:
+        pool.stop(handle)
+    deadline = time.monotonic() + STOP_SECONDS
+    while handles and time.monotonic() < deadline:
         for handle in list(handles):
-            events, reason = workers.take(handle)
+            events, end_reason = pool.poll(handle)
+            # Errors and steps no longer matter: the sweep is ending anyway.
             for kind, *values in events:
-                if kind == "done":
-                    watch.done(Outcome(**values[0]))
-            if reason is not None:
+                if kind == "result":
+                    callbacks.on_result(MemberResult(**values[0]))
+            if end_reason is not None:
                 handles.remove(handle)
         time.sleep(POLL_SECONDS)
     for handle in handles:
-        workers.cancel(handle)
+        pool.cancel(handle)
 
 
-def jobs(
-    experiment: Experiment, made: Plan, cpus: int, workers: Any, watch: Watch, path: Path | None
-) -> Iterator[dict[str, Any]]:
-    """Yields what is left of a sweep in slices of at most one group each, as JSON objects that `worker.work` takes."""
+def make_jobs(
+    experiment: Experiment, plan: Plan, cpus: int, pool: WorkerPool, callbacks: SweepCallbacks, path: Path | None
+) -> Iterator[Job]:
+    """Yields jobs for the members that have no result yet, each a slice of one group.
+
+    Args:
+      experiment: the experiment that all members run; it must have a file.
+      plan: the members.
+      cpus: CPU devices of a worker.
+      pool: the workers, whose number determines the size of slices.
+      callbacks: hold the results so far.
+      path: the sweep folder, or None.
+    """
     file = experiment_file(experiment)
     assert file is not None
-    known = watch.records.outcomes
-    total = sum(len(group.members) for group in made.groups)
-    for group in made.groups:
-        if group.way == "exact":
-            members = [member for member in group.members if member.number not in known]
-            size = math.ceil(total / (workers.slices * workers.count))
-        else:  # what is beside a member counts for its last bits, so slices do not depend on what is done
-            members, size = group.members, min(group.at_once, math.ceil(len(group.members) / workers.count))
+    results = callbacks.store.results
+    total = sum(len(group.members) for group in plan.groups)
+    for group in plan.groups:
+        if group.execution == "exact":
+            members = [member for member in group.members if member.number not in results]
+            # Several slices per worker balance the load, at the price of starting each.
+            size = math.ceil(total / (pool.slices_per_worker * pool.count))
+        else:
+            # The bits of a vmapped member depend on its batch, so slices must not depend on the results so far.
+            members, size = group.members, min(group.max_concurrent, math.ceil(len(group.members) / pool.count))
         for first in range(0, len(members), size):
-            some = members[first : first + size]
-            if all(member.number in known for member in some):
+            part = members[first : first + size]
+            if all(member.number in results for member in part):
                 continue
             yield {
-                "slice": some[0].number,
+                "slice": part[0].number,
                 "file": str(file),
                 "source": file.read_text(),
-                "members": [(member.number, _plain(member.config)) for member in some],
+                "members": [(member.number, _config_as_json(member.config)) for member in part],
                 "group": group.members[0].group,
-                "way": group.way,
-                "at_once": min(cpus, group.at_once) if group.way == "exact" else len(some),
+                "execution": group.execution,
+                "max_concurrent": min(cpus, group.max_concurrent) if group.execution == "exact" else len(part),
                 "devices": cpus,
                 "folder": None if path is None else str(path.resolve()),
             }
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """Returns a config as JSON values, its one path such that a worker finds it from its own working directory."""
+def _config_as_json(config: Config) -> dict[str, object]:
+    """Converts a config to JSON values, with an absolute `init_from`, for workers have other working directories."""
     values = to_json(config)
     return values | ({"init_from": str(Path(config.init_from).resolve())} if config.init_from else {})
 
 
-def take(event: Event, job: dict[str, Any], data: dict[int, str | None], watch: Watch) -> None:
-    """Takes what a worker tells.
+def handle_event(event: Event, job: Job, fingerprints: dict[int, str | None], callbacks: SweepCallbacks) -> None:
+    """Passes an event of a worker to the sweep's callbacks.
+
+    Args:
+      event: see `worker.Event`.
+      job: the job of the worker.
+      fingerprints: fingerprint of the dataset by member number.
+      callbacks: take steps and results.
 
     Raises:
-      FoldaxError: what stopped the worker.
+      FoldaxError: the error that the worker raised.
+      RunError: the worker has other data.
     """
     kind, *values = event
     if kind == "steps":
         for number, step in values[0]:
-            watch.step(number, step)
-    elif kind == "done":
-        watch.done(Outcome(**values[0]))
-    elif kind == "data" and values[0] != data[job["members"][0][0]]:
+            callbacks.on_steps([number], step)
+    elif kind == "result":
+        callbacks.on_result(MemberResult(**values[0]))
+    elif kind == "data" and values[0] != fingerprints[job["members"][0][0]]:
         raise RunError("a worker loaded other data than is here: their fingerprints differ; see its FOLDAX_CACHE")
     elif kind == "error":
+        # The worker's own class of error, so that the exit code and message are those of a local sweep.
         raise getattr(errors, values[0], FoldaxError)(values[1])
-
-
-class _RayWorkers:
-    """Slices as streaming tasks of Ray, which keeps worker processes, and with them compiled programs, alive."""
-
-    slices = 4  # of each worker: fewer wait longer for the slowest, more begin more often
-
-    def __init__(self, ray: Any, launcher: Ray) -> None:
-        self._ray, there = ray, ray.cluster_resources()
-        room = [there.get("CPU", 0) // launcher.cpus]
-        room += [there.get("GPU", 0) // launcher.gpus] if launcher.gpus else []
-        self.count = launcher.workers or int(min(room))
-        if min(room) < 1:
-            there = {name: there.get(name, 0) for name in ("CPU", "GPU")}
-            raise ConfigError(f"launcher: no worker of {launcher.cpus} cpus and {launcher.gpus} gpus fits into {there}")
-        options = dict(num_cpus=launcher.cpus, num_gpus=launcher.gpus, max_retries=0, num_returns="streaming")
-        self._work = ray.remote(**options)(work)
-
-    def submit(self, job: dict[str, Any]) -> Any:
-        """Hands a slice to Ray."""
-        return self._work.remote(job)
-
-    def stop(self, handle: Any) -> None:
-        """Asks a task to save and stop."""
-        self._ray.cancel(handle)
-
-    def cancel(self, handle: Any) -> None:
-        """Ends a task at once."""
-        self._ray.cancel(handle, force=True)
-
-    def take(self, handle: Any) -> tuple[list[Event], str | None]:
-        """Returns the events that have come, and why there will be no more."""
-        events: list[Event] = []
-        try:
-            while self._ray.wait([handle], timeout=0)[0]:
-                events.append(self._ray.get(next(handle)))
-        except StopIteration:
-            return events, "it ended"
-        except self._ray.exceptions.RayError as error:
-            return events, (str(error).strip() or type(error).__name__).splitlines()[0]
-        return events, None
-
-
-@contextlib.contextmanager
-def _ray(launcher: Ray) -> Iterator[_RayWorkers]:
-    try:
-        import ray
-    except ImportError:
-        raise FoldaxError("Ray is not installed: pip install 'foldax[ray]'") from None
-    if ray.is_initialized():
-        yield _RayWorkers(ray, launcher)
-        return
-    address = launcher.address or os.environ.get("RAY_ADDRESS")
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    options: dict[str, Any] = dict(address=address)
-    if address is None or address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options = dict(address="local", include_dashboard=False)
-        if launcher.workers:
-            options |= dict(num_cpus=launcher.workers * launcher.cpus)
-    elif address != "auto":
-        _check_answers(address)
-    try:
-        with _forking():
-            ray.init(log_to_driver=False, configure_logging=False, **options)
-    except Exception as error:
-        raise RunError(f"launcher: cannot use Ray at {address or 'this machine'}: {error}") from error
-    try:
-        for number, handler in before.items() if main else ():
-            signal.signal(number, handler)  # Ray puts its own in their place
-        yield _RayWorkers(ray, launcher)
-    finally:
-        ray.shutdown()  # tasks that are still running end with it
-
-
-def _check_answers(address: str) -> None:
-    """Connects to "host:port" or "ray://host:port".
-
-    Raises:
-      ConfigError: it is not of that form.
-      RunError: nothing answers there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"launcher: the Ray address {address!r} is not of the form host:port or ray://host:port")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise RunError(f"launcher: no Ray cluster answers at {address}: {error}; start one with `ray start`") from error
-
-
-class _SlurmJob:
-    """A submitted job, and how far its answers have been read."""
-
-    def __init__(self, job: Any, file: Path) -> None:
-        self.job, self.file, self.read = job, file, 0
-
-
-class _SlurmWorkers:
-    """Slices as Slurm jobs, each writing its events as lines of JSON into a file of its own."""
-
-    slices = 1  # of each worker: every one is a new process
-
-    def __init__(self, submitit: Any, launcher: Slurm, folder: Path) -> None:
-        self.count, self._folder = launcher.workers, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._executor = submitit.AutoExecutor(folder=folder / "logs", cluster=launcher.cluster)
-        options = dict(name="foldax", timeout_min=launcher.minutes, cpus_per_task=launcher.cpus)
-        options |= dict(gpus_per_node=int(launcher.gpus)) if launcher.gpus else {}
-        options |= dict(slurm_partition=launcher.partition) if launcher.partition else {}
-        self._executor.update_parameters(**options)
-
-    def submit(self, job: dict[str, Any]) -> _SlurmJob:
-        """Submits a slice."""
-        file = self._folder / f"{job['slice']}-{time.time_ns()}.jsonl"
-        with _forking():
-            return _SlurmJob(self._executor.submit(write_events, job, str(file)), file)
-
-    def stop(self, handle: _SlurmJob) -> None:
-        """Asks a job to save and stop."""
-        handle.file.with_suffix(".stop").touch()
-
-    def cancel(self, handle: _SlurmJob) -> None:
-        """Ends a job at once."""
-        handle.job.cancel(check=False)
-
-    def take(self, handle: _SlurmJob) -> tuple[list[Event], str | None]:
-        """Returns the events that have come, and why there will be no more."""
-        over = handle.job.done()  # asked before the file is read: then nothing comes after
-        lines = handle.file.read_bytes()[handle.read :].splitlines(keepends=True) if handle.file.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        handle.read += sum(map(len, whole))
-        return [
-            tuple(json.loads(line)) for line in whole
-        ], f"job {handle.job.job_id} {handle.job.state}" if over else None
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """Lets processes be started without JAX's warning: what is forked runs another program at once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        yield
-
-
-def write_events(job: dict[str, Any], file: str) -> None:
-    """Does a job and writes its events into a file, line by line, until it is done or a stop file is beside it."""
-    with Path(file).open("w") as lines, contextlib.closing(work(job)) as events:
-        for event in events:
-            lines.write(json.dumps(event) + "\n")
-            lines.flush()
-            if Path(file).with_suffix(".stop").exists():
-                return
-
-
-@contextlib.contextmanager
-def _slurm(launcher: Slurm, path: Path | None) -> Iterator[_SlurmWorkers]:
-    try:
-        import submitit
-    except ImportError:
-        raise FoldaxError("submitit is not installed: pip install 'foldax[slurm]'") from None
-    assert path is not None
-    try:
-        workers = _SlurmWorkers(submitit, launcher, path.resolve() / "jobs")
-    except RuntimeError as error:  # what submitit raises where there is no `srun`
-        raise RunError(f"launcher: cannot submit to Slurm from here: {error}") from error
-    yield workers

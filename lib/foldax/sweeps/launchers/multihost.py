@@ -1,62 +1,82 @@
-"""A sweep on a JAX runtime of several processes (a TPU pod): each folds a share of the members on its own devices.
+"""Sweeps on a JAX runtime of several processes (a TPU pod): each trains its own members on its own devices.
 
-Members need nothing of each other, so nothing crosses the network but what came of them, at the end.
+Members are independent, so only their results cross the network, at the end.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
 
 import jax
 import numpy as np
 
 from foldax.errors import ConfigError
-from foldax.sweeps.exact import Outcome
+from foldax.sweeps.exact import MemberResult
+from foldax.sweeps.launchers.launch import Launcher
 from foldax.sweeps.plan import Plan
+from foldax.sweeps.search import Search
 
 
-def check(search: Any, launcher: Any) -> None:
-    """Checks that several processes can do a sweep.
+def check_single_process(search: Search | None, launcher: Launcher | None) -> None:
+    """Checks that a search or launcher, if there is one, runs in a single process.
 
     Raises:
-      ConfigError: it has a search or a launcher.
+      ConfigError: the JAX runtime has several processes.
+
+    >>> check_single_process(None, None)
     """
     for name, value in (("search", search), ("launcher", launcher)):
         if value is not None and jax.process_count() > 1:
             raise ConfigError(f"{name}: {type(value).__name__} runs in one process, and this is a runtime of several")
 
 
-def share(made: Plan) -> Plan:
-    """Returns the plan with this process's share of every group."""
+def process_shard(plan: Plan) -> Plan:
+    """The part of a plan that this process trains: every n-th member of each group, for n processes.
+
+    >>> process_shard(Plan([], [], [])).groups
+    []
+    """
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
-        return made
-    groups = [dataclasses.replace(group, members=group.members[index::count]) for group in made.groups]
-    return made._replace(groups=[group for group in groups if group.members])
+        return plan
+    # Interleaved, because neighbouring members often take equally long.
+    groups = [dataclasses.replace(group, members=group.members[index::count]) for group in plan.groups]
+    return plan._replace(groups=[group for group in groups if group.members])
 
 
-def agree(text: str) -> str:
-    """Returns the first process's text in every process."""
-    return _gathered(text)[0]
+def broadcast_text(text: str) -> str:
+    """Sends the text of process 0 to all processes; every process must call it.
+
+    >>> broadcast_text("runs/line")
+    'runs/line'
+    """
+    return _all_gather(text)[0]
 
 
-def gather(outcomes: dict[int, Outcome]) -> list[Outcome]:
-    """Returns the outcomes that other processes have and this one has not; every process must call it."""
-    texts = _gathered(json.dumps([found._asdict() for found in outcomes.values()]))
-    others = [Outcome(**one) for text in texts for one in json.loads(text)]
-    return [found for found in others if found.number not in outcomes]
+def gather_results(results: dict[int, MemberResult]) -> list[MemberResult]:
+    """Collects the results that other processes have and this one lacks; every process must call it.
+
+    Args:
+      results: this process's results, by member number.
+
+    >>> gather_results({})
+    []
+    """
+    texts = _all_gather(json.dumps([result._asdict() for result in results.values()]))
+    gathered = [MemberResult(**fields) for text in texts for fields in json.loads(text)]
+    return [result for result in gathered if result.number not in results]
 
 
-def _gathered(text: str) -> list[str]:
-    """Returns every process's text, in the order of the processes."""
+def _all_gather(text: str) -> list[str]:
+    """Collects the texts of all processes, in their order."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
 
-    mine = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(mine.size, np.int32))
-    padded = np.pad(mine, (0, int(sizes.max()) - mine.size))
+    # Arrays of all processes must have one shape: bytes are padded to the longest.
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size, np.int32))
+    padded = np.pad(own, (0, int(sizes.max()) - own.size))
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist())]

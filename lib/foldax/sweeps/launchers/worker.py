@@ -1,4 +1,4 @@
-"""What a worker does with its share of a sweep: loads the experiment, folds the members, tells what comes of them."""
+"""The worker of a launched sweep: loads the experiment, trains its members, and yields events for the launcher."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import queue
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
@@ -17,63 +17,78 @@ from foldax.configuration import from_json
 from foldax.engine import compiled
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
-from foldax.sweeps import groups
-from foldax.sweeps.exact import Member, Outcome
-from foldax.sweeps.plan import Datasets, Group
-from foldax.sweeps.records import Records
+from foldax.runs.progress import Progress
+from foldax.sweeps.exact import Member, MemberResult
+from foldax.sweeps.groups import SweepCallbacks, fold_exact, fold_fast
+from foldax.sweeps.plan import DatasetCache, Group
+from foldax.sweeps.records import ResultStore
 
-PERIOD = 0.5  # seconds between two reports of steps
+STEPS_INTERVAL = 0.5  # seconds between two events of steps
 
-Event = tuple[Any, ...]
-"""("data", fingerprint), ("steps", [(number, step), ...]), ("done", fields of an Outcome),
-("error", class name, text) and, at the end, ("over",): plain values, so that they pass as JSON."""
+Event: TypeAlias = tuple[Any, ...]
+"""`("data", fingerprint)`, `("steps", [(number, step), ...])`, `("result", fields of a MemberResult)`, and at the end
+`("error", class name, message)` or `("end",)`: plain values, so that they pass as JSON."""
+
+Job: TypeAlias = dict[str, Any]
+"""A slice of a group as JSON values: slice (its first member), file and source of the experiment, members
+`[(number, config), ...]`, group, execution, max_concurrent, devices, and folder of the sweep or None."""
 
 
-class Watch(groups.Watch):
-    """A `Watch` on a worker: what members tell is told on."""
+class ForwardingCallbacks(SweepCallbacks):
+    """Callbacks of a worker: forwards member events to the launcher."""
 
     def __init__(
-        self, path: Path | None, count: int, tell: Callable[[Event], None], interrupted: Callable[[], bool]
+        self, path: Path | None, count: int, send: Callable[[Event], None], stop_requested: Callable[[], bool]
     ) -> None:
-        super().__init__(path, Records(None, count), None, interrupted)
-        self._tell, self._newest, self._lock = tell, dict[int, int](), threading.Lock()
+        """Creates the callbacks of one job.
 
-    def steps(self, numbers: list[int], step: int) -> None:
-        """Takes how far members are."""
+        Args:
+          path: the sweep folder, or None where the worker cannot see it.
+          count: number of members of the job.
+          send: takes the events.
+          stop_requested: whether to save and stop.
+        """
+        super().__init__(path, ResultStore(None, count), Progress("", 0, shown=False), stop_requested)
+        self._send, self._new_steps, self._lock = send, dict[int, int](), threading.Lock()
+
+    def on_steps(self, numbers: Sequence[int], step: int) -> None:
+        """Takes the step that members have reached, for the next `pop_steps`."""
         with self._lock:
-            self._newest.update(dict.fromkeys(numbers, step))
+            self._new_steps.update(dict.fromkeys(numbers, step))
 
-    def newest(self) -> list[tuple[int, int]]:
-        """Returns how far members are that have moved since the last call."""
+    def pop_steps(self) -> list[tuple[int, int]]:
+        """Returns `(number, step)` of the members that have advanced since the last call."""
         with self._lock:
-            moved, self._newest = self._newest, {}
-        return list(moved.items())
+            steps, self._new_steps = self._new_steps, {}
+        return list(steps.items())
 
-    def done(self, found: Outcome) -> None:
-        """Tells what came of a member."""
-        self._tell(("done", found._asdict()))
+    def on_result(self, result: MemberResult) -> None:
+        """Sends a member's result."""
+        self._send(("result", result._asdict()))
 
 
-def work(job: dict[str, Any]) -> Generator[Event, None, None]:
-    """Folds the members of a job, as `launch.jobs` makes them, and yields events; an error is the last of them.
+def run_job(job: Job) -> Generator[Event, None, None]:
+    """Trains the members of a job and yields events; an error is the last of them.
 
-    What is put into `members/` of the sweep folder, where the worker can see it, is what a lost job goes on from.
+    Checkpoints go to `members/` of the sweep folder, where the worker can see it; a lost job is resumed from them.
     """
     _make_devices(job["devices"])
     events, stop = queue.SimpleQueue[Event](), threading.Event()
+    # Without a folder that the worker can see, it keeps no checkpoints.
     path = Path(job["folder"]) if job["folder"] and Path(job["folder"], "sweep.json").exists() else None
-    watch = Watch(path, len(job["members"]), events.put, stop.is_set)
-    thread = threading.Thread(target=_fold, args=(job, watch, events.put), name="foldax-job", daemon=True)
+    callbacks = ForwardingCallbacks(path, len(job["members"]), events.put, stop.is_set)
+    # A thread trains, and this generator yields: Ray and submitit see events while members train.
+    thread = threading.Thread(target=_train, args=(job, callbacks, events.put), name="foldax-job", daemon=True)
     thread.start()
     try:
         event: Event = ()
-        while not event or event[0] not in ("over", "error"):
+        while not event or event[0] not in ("end", "error"):
             try:
-                event = events.get(timeout=PERIOD)
+                event = events.get(timeout=STEPS_INTERVAL)
                 yield event
             except queue.Empty:
-                yield "steps", watch.newest()
-    finally:  # also when nobody listens any more: stop at the next boundary and save
+                yield "steps", callbacks.pop_steps()
+    finally:  # also when the generator is closed early: save and stop at the next chunk boundary
         stop.set()
         thread.join()
 
@@ -87,36 +102,36 @@ def _make_devices(count: int) -> None:
             return
 
 
-def _fold(job: dict[str, Any], watch: Watch, tell: Callable[[Event], None]) -> None:
+def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], None]) -> None:
     try:
-        compiled.make_room()
-        experiment, datasets = _loaded(job["file"], job["source"])
+        # A worker outlives its jobs, and so do its compiled programs.
+        compiled.drop_programs_near_map_limit()
+        experiment, datasets = _load_experiment(job["file"], job["source"])
         members = []
         for number, values in job["members"]:
             config = from_json(experiment.config, values)
             members.append(Member(number, job["group"], config, datasets(config)))
-        tell(("data", fingerprint(members[0])))
-        group = Group(members, job["way"], job["at_once"], 0)
-        fold = groups.fold_exact if job["way"] == "exact" else groups.fold_fast
-        fold(experiment, group, watch)
-        tell(("over",))
+        send(("data", members[0].data_fingerprint))
+        group = Group(members, job["execution"], job["max_concurrent"], 0)
+        fold = fold_exact if job["execution"] == "exact" else fold_fast
+        fold(experiment, group, callbacks)
+        send(("end",))
     except FoldaxError as error:
-        tell(("error", type(error).__name__, str(error)))
+        send(("error", type(error).__name__, str(error)))
     except BaseException:
-        tell(("error", "FoldaxError", "a worker failed:\n" + traceback.format_exc().rstrip()))
-
-
-def fingerprint(member: Member) -> str | None:
-    """Returns the fingerprint of a member's data, or None without any."""
-    return getattr(getattr(member.dataset, "info", None), "fingerprint", None)
+        send(("error", "FoldaxError", "a worker failed:\n" + traceback.format_exc().rstrip()))
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(file: str, source: str) -> tuple[Experiment, Datasets]:
-    """Returns the experiment in a file, once per process, so that its programs are traced once; or in its copy."""
+def _load_experiment(file: str, source: str) -> tuple[Experiment, DatasetCache]:
+    """Loads an experiment from its file, or from a copy of its source where the worker cannot see the file.
+
+    Once per process, so that all jobs of a worker share its compiled programs.
+    """
     path = Path(file)
-    if not path.is_file() or path.read_text() != source:  # a worker without our file system
+    # The file may also have changed since the sweep was started; its source at that time counts.
+    if not path.is_file() or path.read_text() != source:
         path = Path(tempfile.mkdtemp(prefix="foldax-")) / path.name
         path.write_text(source)
     experiment = load_experiment(path)
-    return experiment, Datasets(experiment)
+    return experiment, DatasetCache(experiment)

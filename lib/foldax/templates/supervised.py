@@ -13,6 +13,8 @@ from foldax import data, learners, models
 
 @foldax.config
 class Config(foldax.Training):  # steps, seed, log_every, evaluate_every, patience, ...: `foldax run FILE --help`
+    """Hyperparameters of the network and its training."""
+
     steps: int = 1_000
     batch_size: int = 64
     """Examples per step."""
@@ -23,11 +25,13 @@ class Config(foldax.Training):  # steps, seed, log_every, evaluate_every, patien
 
 
 def dataset(config: Config) -> data.Dataset:
+    """Loads the data, split at random into training, validation and test examples."""
     # digits, breast_cancer, wine, iris, diabetes, fashion_mnist, any TFDS name, or data.from_arrays(...)
     return data.load("digits", batch_size=config.batch_size)
 
 
 def learner(config: Config, info: data.Info) -> foldax.Learner:
+    """Builds a classifier with an MLP."""
     # Called while the program is traced: the config's floats are arrays here, `info` holds static facts
     # of the training split (num_classes, shapes, mean, std, ...).
     model = models.MLP((*config.hidden, info.num_classes))

@@ -1,0 +1,56 @@
+"""Settings of the tests and of the library's examples: strict JAX, one compilation cache, one data cache."""
+
+import ctypes
+import gc
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
+os.environ.setdefault("FOLDAX_CACHE", str(CACHE / "data"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for library in ("OMP", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # tests run in parallel processes, one per core
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest
+
+from foldax.engine import compiled
+
+# Packages of extras that examples in docstrings need, by the call that needs them.
+EXTRAS = {r"rl\.gymnax\(": "gymnax", r"rl\.gymnasium\(|import gymnasium": "gymnasium"}
+
+
+MAX_MEMORY = 2.5e9  # bytes of a worker, above which it drops its programs
+
+
+@pytest.fixture(autouse=True)
+def drop_programs() -> Iterator[None]:
+    """Drops the programs of earlier tests before they fill the memory or the process's memory mappings."""
+    yield
+    compiled.drop_programs_near_map_limit()
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MAX_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        # XLA's compiler leaves most of its memory in glibc's arenas, which only a trim gives back.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips examples whose extra is not installed."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            source = "".join(example.source for example in item.dtest.examples)
+            for pattern, package in EXTRAS.items():
+                if re.search(pattern, source) and importlib.util.find_spec(package) is None:
+                    item.add_marker(pytest.mark.skip(reason=f"{package} is not installed"))

@@ -1,0 +1,147 @@
+"""Distributions over actions, as pytrees: batches of independent distributions with axis `[B]` first."""
+
+import math
+from typing import NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class Distribution(Protocol):
+    """Distribution over actions, as policy-gradient losses use it; a pytree of arrays with leading axis `[B]`."""
+
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
+        """Draws actions `[B, ...]`."""
+        ...
+
+    def mode(self) -> jax.Array:
+        """Most probable actions `[B, ...]`."""
+        ...
+
+    def log_prob(self, actions: jax.Array) -> jax.Array:
+        """Log-probabilities, or log-densities, of actions `[B, ...]`, in nats `[B]`."""
+        ...
+
+    def entropy(self) -> jax.Array:
+        """Entropies in nats `[B]`."""
+        ...
+
+
+class Categorical(NamedTuple):
+    """Categorical distribution over A discrete actions.
+
+    Attributes:
+      logits: unnormalised log-probabilities, float `[B, A]`.
+
+    >>> distribution = Categorical(jnp.log(jnp.array([[0.25, 0.75]])))
+    >>> distribution.mode()
+    Array([1], dtype=int32)
+    >>> print(jnp.exp(distribution.log_prob(jnp.array([0]))))
+    [0.25]
+    """
+
+    logits: jax.Array
+
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
+        """Draws one action for each distribution, int32 `[B]`."""
+        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+
+    def mode(self) -> jax.Array:
+        """Most probable actions, int32 `[B]`."""
+        return self.logits.argmax(axis=-1).astype(jnp.int32)
+
+    def log_prob(self, actions: jax.Array) -> jax.Array:
+        """Log-probabilities of actions int `[B]`, in nats `[B]`."""
+        chex.assert_rank(self.logits, actions.ndim + 1)
+        selected = jax.nn.one_hot(actions, self.logits.shape[-1])
+        return (jax.nn.log_softmax(self.logits) * selected).sum(axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Entropies in nats `[B]`, between 0 and log A."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+
+
+class Normal(NamedTuple):
+    """Normal distribution over A continuous action dimensions, with diagonal covariance.
+
+    Attributes:
+      mean: float `[B, A]`.
+      log_std: log standard deviations, float `[B, A]`.
+
+    >>> distribution = Normal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    >>> distribution.mode().shape
+    (1, 2)
+    >>> print(distribution.log_prob(jnp.zeros((1, 2))).round(3))  # -log(2 pi)
+    [-1.838]
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
+        """Draws one action for each distribution, `[B, A]`."""
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def mode(self) -> jax.Array:
+        """Most probable actions `[B, A]`, which are the means."""
+        return self.mean
+
+    def log_prob(self, actions: jax.Array) -> jax.Array:
+        """Log-densities of actions `[B, A]`, in nats `[B]`."""
+        chex.assert_equal_shape([actions, self.mean])
+        standardized = (actions - self.mean) * jnp.exp(-self.log_std)
+        return -(0.5 * jnp.square(standardized) + self.log_std + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Differential entropies in nats `[B]`."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=-1)
+
+
+class SquashedNormal(NamedTuple):
+    """Normal distribution whose samples pass through tanh into (-1, 1) (Haarnoja et al., 2018, appendix C).
+
+    Its entropy has no closed form; the mean of `-log_probs` of its samples estimates it.
+
+    Attributes:
+      mean: of the normal distribution before tanh, float `[B, A]`.
+      log_std: its log standard deviations, float `[B, A]`.
+
+    >>> distribution = SquashedNormal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
+    >>> actions, log_probs = distribution.sample_and_log_prob(jax.random.key(0))
+    >>> actions.shape, log_probs.shape
+    ((1, 2), (1,))
+    """
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, key: chex.PRNGKey) -> jax.Array:
+        """Draws one action for each distribution, `[B, A]`."""
+        return jnp.tanh(Normal(self.mean, self.log_std).sample(key))
+
+    def sample_and_log_prob(self, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
+        """Draws actions `[B, A]` with their log-densities in nats `[B]`.
+
+        Both come from the sample before tanh: near -1 and 1 its inverse, and with it `log_prob`, is inexact.
+        """
+        normal = Normal(self.mean, self.log_std)
+        unsquashed = normal.sample(key)
+        # Computed before tanh: the order of these operations fixes the order of summation in the gradient.
+        log_slope = _log_slope_of_tanh(unsquashed)
+        return jnp.tanh(unsquashed), normal.log_prob(unsquashed) - log_slope.sum(axis=-1)
+
+    def log_prob(self, actions: jax.Array) -> jax.Array:
+        """Log-densities of actions `[B, A]` in (-1, 1), in nats `[B]`; inexact within 1e-6 of the bounds."""
+        unsquashed = jnp.arctanh(jnp.clip(actions, -1 + 1e-6, 1 - 1e-6))
+        return Normal(self.mean, self.log_std).log_prob(unsquashed) - _log_slope_of_tanh(unsquashed).sum(axis=-1)
+
+    def mode(self) -> jax.Array:
+        """Actions `[B, A]` at the mean of the normal distribution."""
+        return jnp.tanh(self.mean)
+
+
+def _log_slope_of_tanh(x: jax.Array) -> jax.Array:
+    # log(1 - tanh(x)^2) in a form whose difference does not round to log(0)
+    return 2 * (math.log(2) - x - jax.nn.softplus(-2 * x))

@@ -1,0 +1,41 @@
+"""The pages: their links exist, their commands are real, and their Python runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from foldax import cli
+from tests.conftest import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "research").rglob("*.md")])
+PROGRAMS = [page for page in (ROOT / "docs").rglob("*.md") if "```python" in page.read_text()]
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_of_a_page_exist(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_reference_lists_the_commands_that_exist(capsys) -> None:
+    assert cli.main([]) == 0
+    commands = set(re.findall(r"^    (\w+)\s", capsys.readouterr().out, re.M))
+    assert set(re.findall(r"^\| `foldax (\w+)", (ROOT / "docs/reference/commands.md").read_text(), re.M)) == commands
+
+
+def test_the_reference_lists_every_experiment() -> None:
+    page = (ROOT / "docs/reference/experiments.md").read_text()
+    for path in (ROOT / "experiments").rglob("*.py"):
+        assert f"{path.relative_to(ROOT)})" in page, path.name
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=page_name)
+def test_python_of_a_page_runs(page: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+    exec(compile(source, page.name, "exec"), {"__name__": "page"})  # the blocks of a page build on one another
