@@ -9,11 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxlib.version
+
 CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
 os.environ.setdefault("FOLDAX_CACHE", str(CACHE / "data"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+if os.environ.get("FOLDAX_TEST_OPTIMIZED") != "1":
+    # Compiling is most of the tests' time: without optimizations and MLIR's emitters of kernels it takes a third.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if jaxlib.version.__version_info__ < (0, 11):  # newer ones do not know the flag
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for library in ("OMP", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # tests run in parallel processes, one per core
@@ -23,6 +30,13 @@ import jax
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Calls of these functions are checked against the shapes and dtypes in their annotations.
+ANNOTATED = ["learners.losses", "learners.generative.noise_schedule", "learners.rl.return_distributions"]
+ANNOTATED += ["learners.self_supervised.views", "models.distributions", "rl.priorities", "rl.returns"]
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, too
+install_import_hook([f"foldax.{module}" for module in ANNOTATED], CHECKER)
 
 from foldax.engine import compiled
 

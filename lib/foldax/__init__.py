@@ -3,6 +3,7 @@
 Import what you use: `import foldax` is light; datasets, checkpoints and plots are loaded when needed.
 """
 
+import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -70,12 +71,10 @@ def _use_cores_as_devices() -> None:
     """Makes each core of the CPU a device, unless the user has set their number or JAX has already started."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    try:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if getattr(jax.config, "jax_num_cpu_devices", None) in (None, -1):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if getattr(jax.config, "jax_num_cpu_devices", None) in (None, -1):
+        with contextlib.suppress(RuntimeError):  # JAX has already started, and its devices cannot change any more
             jax.config.update("jax_num_cpu_devices", min(cores, 64))
-    except RuntimeError:  # JAX has already started, and its devices cannot change any more
-        pass
 
 
 _use_cores_as_devices()

@@ -1,7 +1,5 @@
 """The command line: `foldax run`, `sweep`, `resume`, `show`, `export`, ...; `foldax --help` lists all."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _exit_code(lambda: _run_command(command))
 
 
-def _run_command(command: argparse.Namespace) -> int:
+def _run_command(command: argparse.Namespace) -> int | None:
     if not command.takes_options:
         _reject(command.options)
     return command.run(command)
@@ -61,10 +59,10 @@ def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = Non
     sys.exit(_exit_code(lambda: _train(experiment, options)))
 
 
-def _exit_code(command: Callable[[], int]) -> int:
-    """Runs a command and prints its error as one message."""
+def _exit_code(command: Callable[[], int | None]) -> int:
+    """Runs a command, which returns its exit code or None for 0, and prints its error as one message."""
     try:
-        return command()
+        return command() or 0
     except FoldaxError as error:
         print(f"foldax: {error}", file=sys.stderr)
         if os.environ.get("FOLDAX_TRACEBACK"):
@@ -78,13 +76,12 @@ def _exit_code(command: Callable[[], int]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="foldax", description="Train, sweep, resume, reproduce, check and use experiments."
-    )
+    description = "Train, sweep, resume, reproduce, check and use experiments."
+    parser = argparse.ArgumentParser(prog="foldax", description=description)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], int], help: str, *names: str, takes_options: bool = False
+        name: str, run: Callable[[argparse.Namespace], int | None], help: str, *names: str, takes_options: bool = False
     ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         for argument in names:
@@ -93,9 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     # Experiments and runs
-    add("list", _list, "list the experiments under a folder, one line each").add_argument(
-        "folder", nargs="?", type=Path, default=Path(), help="default: the working directory"
-    )
+    list_ = add("list", _list, "list the experiments under a folder, one line each")
+    list_.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working directory")
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
     add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR")
@@ -142,9 +138,8 @@ def _add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None
     play = add("play", _use_run, "play episodes with a run's agent: an animation, a film strip, and returns", "RUN_DIR")
     play.add_argument("--episodes", type=int, default=1, metavar="N", help="number of episodes (default: 1)")
     play.add_argument("--seed", type=int, default=0, metavar="N", help="seed of environment and policy (default: 0)")
-    play.add_argument(
-        "--steps", type=int, default=1000, metavar="N", help="maximum steps of an episode (default: 1000)"
-    )
+    help = "maximum steps of an episode (default: 1000)"
+    play.add_argument("--steps", type=int, default=1000, metavar="N", help=help)
     play.add_argument("--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: play.gif in the run folder)")
     play.add_argument("--fps", type=int, default=30, metavar="N", help="frames per second (default: 30)")
     play.epilog = (
@@ -154,7 +149,7 @@ def _add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None
     )
 
 
-def _list(command: argparse.Namespace) -> int:
+def _list(command: argparse.Namespace) -> None:
     if not command.folder.is_dir():
         raise RunError(f"there is no folder {str(command.folder)!r}")
     count = 0
@@ -170,21 +165,19 @@ def _list(command: argparse.Namespace) -> int:
                 count += 1
     if not count:
         print(f"no experiment files under {command.folder}; `foldax new NAME` writes one", file=sys.stderr)
-    return 0
 
 
-def _run(command: argparse.Namespace) -> int:
-    return _train(load_experiment(command.file), command.options)
+def _run(command: argparse.Namespace) -> None:
+    _train(load_experiment(command.file), command.options)
 
 
-def _train(experiment: Experiment, options: list[str]) -> int:
+def _train(experiment: Experiment, options: list[str]) -> None:
     from foldax.runs.train import train
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run-dir", type=Path)
     known, fields = parser.parse_known_args(options)
     train(experiment, parse_config(experiment, fields), run_dir=known.run_dir)
-    return 0
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -193,12 +186,11 @@ def _sweep(command: argparse.Namespace) -> int:
     return sweep_command.run(load_experiment(command.file), command.file, command.options)
 
 
-def _report(command: argparse.Namespace) -> int:
+def _report(command: argparse.Namespace) -> None:
     from foldax.runs.tables import display_path
     from foldax.sweeps.report import write_report
 
     print(f"report: {display_path(write_report(command.sweep_dir))}")
-    return 0
 
 
 def _resume(command: argparse.Namespace) -> int:
@@ -230,23 +222,20 @@ def _reproduce(command: argparse.Namespace) -> int:
     return 0 if reproduce(command.run_dir, experiment, config) else FAILED
 
 
-def _show(command: argparse.Namespace) -> int:
+def _show(command: argparse.Namespace) -> None:
     from foldax.runs import folder
     from foldax.runs.show import show
     from foldax.sweeps import statistics
 
     (statistics.show if folder.is_sweep(command.run_dir) else show)(command.run_dir)
-    return 0
 
 
-def _use_run(command: argparse.Namespace) -> int:
+def _use_run(command: argparse.Namespace) -> None:
     """Calls the function of `foldax.inference` that has the name of the command, with the command's options."""
     module = importlib.import_module(f"foldax.inference.{command.name}")
-    options = {
-        k: v for k, v in vars(command).items() if k not in ("name", "run", "takes_options", "options", "run_dir")
-    }
+    others = ("name", "run", "takes_options", "options", "run_dir")
+    options = {name: value for name, value in vars(command).items() if name not in others}
     getattr(module, command.name)(command.run_dir, **options)
-    return 0
 
 
 def _size(text: str) -> int | str:
@@ -273,7 +262,9 @@ def _check(command: argparse.Namespace) -> int:
     return FAILED if broken else 0
 
 
-def _new(command: argparse.Namespace) -> int:
+def _new(command: argparse.Namespace) -> None:
+    from foldax.runs.folder import write_errors
+
     path = Path(command.file_name)
     path = path if path.suffix == ".py" else path.with_name(path.name + ".py")
     if not path.stem.isidentifier():
@@ -281,12 +272,9 @@ def _new(command: argparse.Namespace) -> int:
     if path.exists():
         raise RunError(f"{path} exists already; choose another name")
     text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text()
-    try:
+    with write_errors(path):
         path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)))
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path}; try: foldax run {path}")
-    return 0
 
 
 def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
@@ -369,10 +357,9 @@ def _error_message(text: str) -> str:
     # The message stands between two rules of dashes; the usage of the option may follow.
     lines = [line.strip() for line in text.splitlines()]
     rules = [i for i, line in enumerate(lines) if line.startswith("---") and not line.strip("-")]
-    message = " ".join(lines[rules[0] + 1 : rules[1]]) if len(rules) > 1 else " ".join(filter(None, lines))
-    usage = (
-        next((line for line in lines[rules[1] :] if line.startswith("--") and line.strip("-")), "") if rules[1:] else ""
-    )
+    first, second = rules[:2] if len(rules) > 1 else (-1, len(lines))
+    message = " ".join(filter(None, lines[first + 1 : second]))
+    usage = next((line for line in lines[second:] if line.startswith("--") and line.strip("-")), "")
     message = re.sub(r"^Error parsing \w+: (?=\w+\.)", "", message)
     return f"{message} (usage: {usage})" if usage else message
 

@@ -5,8 +5,6 @@ them into float32 arrays, so a new value never recompiles. *Driver* fields steer
 the learner. All others are *structural*: a new value is a new program.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -86,7 +84,11 @@ def config(cls: type[T]) -> type[T]:
 
     def __init__(self: Any, **values: Any) -> None:
         # A dataclass would raise a TypeError without a suggestion.
-        _check_names(type(self), values)
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in values:
+            if name not in names:
+                problem = f"has no field {name!r}{did_you_mean(name, names)}"
+                raise ConfigError(f"{type(self).__name__} {problem} (fields: {', '.join(names)})")
         init(self, **values)
 
     cls.__init__ = __init__  # type: ignore[method-assign]
@@ -191,9 +193,8 @@ def parse_interval(every: int | str) -> tuple[int, float]:
     try:
         return (int(every), math.inf) if every.isdigit() else (0, float(every[:-1]) * units[every[-1:]])
     except (KeyError, ValueError):
-        raise ConfigError(
-            f"checkpoint_every: {every!r} is neither a number of steps (500) nor a time ('30s', '5m', '1h')"
-        ) from None
+        allowed = "a number of steps (500) nor a time ('30s', '5m', '1h')"
+        raise ConfigError(f"checkpoint_every: {every!r} is neither {allowed}") from None
 
 
 def _inherit_kinds(cls: type) -> None:
@@ -236,20 +237,9 @@ def _register(cls: type) -> None:
 
 def _is_traced(hint: Any) -> bool:
     # `float | None` is traced: None has no leaves, so the structure distinguishes the two.
-    if is_union(hint):
-        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm is not Ellipsis)
+    if is_union(hint) or typing.get_origin(hint) is tuple:
+        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm not in (type(None), Ellipsis))
     return hint is float or is_config(hint)
-
-
-def _check_names(cls: type, values: dict[str, Any]) -> None:
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in values:
-        if name not in names:
-            raise ConfigError(
-                f"{cls.__name__} has no field {name!r}{did_you_mean(name, names)} (fields: {', '.join(names)})"
-            )
 
 
 @config
@@ -338,10 +328,9 @@ class RLTraining(LoopConfig):
     def __post_init__(self) -> None:
         check_at_least(self, environment_steps=1, learning_starts=0, num_envs=1, rollout_steps=1)
         if self.steps < 1:
-            raise ConfigError(
-                f"{type(self).__name__}.environment_steps: {self.environment_steps} is too small; an update takes "
-                f"{self.num_envs} x {self.rollout_steps}, after {self.learning_starts} at the start"
-            )
+            update = f"{self.num_envs} x {self.rollout_steps}, after {self.learning_starts} at the start"
+            problem = f"{self.environment_steps} is too small; an update takes {update}"
+            raise ConfigError(f"{type(self).__name__}.environment_steps: {problem}")
 
     @property
     def steps(self) -> int:
@@ -356,14 +345,12 @@ class RLTraining(LoopConfig):
         """
         counted = EnvironmentSteps(self.learning_starts, self.num_envs * self.rollout_steps)
         if taken != counted:
-            host_hint = "; for host environments it is 0, and `learning_starts` of the learner is a field of its own"
-            raise ConfigError(
-                f"{type(self).__name__}: the learner takes {taken.per_update} environment steps per update and "
-                f"{taken.before_first_update} before the first, but the config counts {counted.per_update} (num_envs "
-                f"{self.num_envs} x rollout_steps {self.rollout_steps}) and {counted.before_first_update} "
-                f"(learning_starts{host_hint if counted.before_first_update else ''}). Build the learner with the "
-                "config's values"
-            )
+            hint = "; for host environments it is 0, and `learning_starts` of the learner is a field of its own"
+            steps = f"{taken.per_update} environment steps per update and {taken.before_first_update} before the first"
+            per_update = f"{counted.per_update} (num_envs {self.num_envs} x rollout_steps {self.rollout_steps})"
+            before = f"{counted.before_first_update} (learning_starts{hint if counted.before_first_update else ''})"
+            problem = f"the learner takes {steps}, but the config counts {per_update} and {before}"
+            raise ConfigError(f"{type(self).__name__}: {problem}. Build the learner with the config's values")
 
     def environment_steps_after(self, steps: int) -> int:
         """Number of environment steps after a number of updates.

@@ -1,7 +1,5 @@
 """An experiment: a config class, a learner built from a config, and the data it learns from."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import sys
@@ -97,10 +95,8 @@ def load_experiment(path: str | Path) -> Experiment:
         raise ExperimentError(f"{path.name} failed while it was imported:\n{user_traceback(error, path)}") from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
-        raise ExperimentError(
-            f"{path.name} has no `experiment`: end it with "
-            "`experiment = foldax.Experiment(Config, learner, dataset)` (`foldax new NAME` writes a template)"
-        )
+        remedy = "end it with `experiment = foldax.Experiment(Config, learner, dataset)`"
+        raise ExperimentError(f"{path.name} has no `experiment`: {remedy} (`foldax new NAME` writes a template)")
     return experiment
 
 

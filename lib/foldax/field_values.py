@@ -1,7 +1,5 @@
 """Values of config fields: checked against the field's type, and converted to it or to JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -96,9 +94,8 @@ def coerce_value(value: Any, hint: Any, where: str) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
-    return hint is Any or (
-        isinstance(value, typing.get_origin(hint) or hint) and (hint is not int or not isinstance(value, bool))
-    )
+    is_bool_as_int = hint is int and isinstance(value, bool)
+    return hint is Any or (isinstance(value, typing.get_origin(hint) or hint) and not is_bool_as_int)
 
 
 def type_name(hint: Any) -> str:

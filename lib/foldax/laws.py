@@ -4,8 +4,6 @@ A law takes a `Subject`. It returns None if it holds, returns a sentence if it d
 with the reason otherwise. Laws train the experiment for a few steps of its own config, with the engine's own programs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import tempfile
@@ -27,7 +25,7 @@ from foldax.engine.policy import CurrentPolicy
 from foldax.engine.state import Hooks, Run
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
-from foldax.learner import Batch, Key, Learner, State, as_average, as_evaluation
+from foldax.learner import Batch, Key, Learner, State, as_average
 from foldax.runs.transfer import initial_parameters
 from foldax.sweeps.exact import DeviceWorkers, Member, worker_devices
 from foldax.sweeps.vmapped import VmappedMembers
@@ -80,10 +78,16 @@ def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | 
 
 def purity(subject: Subject) -> str | None:
     """The same seed gives the same bits, also when every function is traced again."""
-    run = subject.start_run()
+    config = dataclasses.replace(subject.config, dispatch="loop")
+    run = setup.start_run(subject.experiment, config, Hooks(), subject.dataset)
     loop.fetch_data_block(run)
-    # Traced twice, because Python-level randomness would be frozen into a single trace.
-    first, second = (_retrace_and_train(run, STEPS) for _ in range(2))
+    end = STEPS if run.block.end is None else min(STEPS, run.block.end)
+    # Traced again, because Python-level randomness would be frozen into a single trace.
+    initial_fold, advance = compiled.jit_fold()
+    with compiled.user_errors(run.program, **run.arguments):
+        fold = initial_fold(run.program, **run.arguments)
+    retraced = dataclasses.replace(run, fold=fold, compiled=run.compiled._replace(advance=advance))
+    first, second = (_train(r, [end]) for r in (run, retraced))
     reason = "the learner draws random numbers from something other than its key"
     _check_same_bits(first, second, "two runs with the same seed differ", reason)
     return None
@@ -130,8 +134,7 @@ def sweep(subject: Subject) -> str | None:
         return reason
     config = dataclasses.replace(subject.config, log_every=STEPS, evaluate_every=0)
     # Another value for every traced field, no power of two, and another seed.
-    leaves, treedef = jax.tree_util.tree_flatten(config)
-    scaled = jax.tree.unflatten(treedef, [float(leaf) * 1.1 for leaf in leaves])
+    scaled = jax.tree.map(lambda leaf: float(leaf) * 1.1, config)
     configs = [config, dataclasses.replace(scaled, seed=config.seed + 1)]
     members = [Member(number, 0, one, subject.dataset) for number, one in enumerate(configs)]
     lone_runs = [_lone_run(subject, one) for one in configs]
@@ -154,8 +157,8 @@ def _check_exact_sweep(subject: Subject, members: list[Member], lone_runs: list[
     workers, states = DeviceWorkers(subject.experiment, worker_devices()), {}
 
     def train(member: Member, device: Any) -> None:
-        dataset = None if member.dataset is None else member.dataset.to(device)
-        run = workers.start_run(member._replace(dataset=dataset), device, _hooks(member.config))
+        member = workers.on_device(member, device)
+        run = workers.start_run(member, device, _hooks(member.config))
         with contextlib.closing(run.blocks):
             workers.fold(member, run, device, Hooks(), STEPS)
         states[member.number] = host_arrays(run.fold.state)
@@ -175,10 +178,9 @@ def _check_vmapped_sweep(subject: Subject, members: list[Member], lone_runs: lis
             other = vmapped.histories[number][-1][name]
             # vmap batches matrix products, whose sums are rounded in another order.
             if name != "split" and not np.allclose(other, value, rtol=VMAP_TOLERANCE, atol=VMAP_TOLERANCE):
-                raise LawBroken(
-                    f"metric {name!r} of member {number} under vmap is {other:.6g} over {STEPS} steps, and {value:.6g} "
-                    "alone: more than rounding (does the learner call back to the host?)"
-                )
+                difference = f"under vmap is {other:.6g} over {STEPS} steps, and {value:.6g} alone"
+                problem = f"{difference}: more than rounding (does the learner call back to the host?)"
+                raise LawBroken(f"metric {name!r} of member {number} {problem}")
 
 
 def sharding(subject: Subject) -> str | None:
@@ -199,11 +201,10 @@ def sharding(subject: Subject) -> str | None:
         error, distance = (float(np.linalg.norm(array - other[name])) for other in (several, initial))
         # Written so that NaN breaks the law.
         if not error <= SHARDING_TOLERANCE * distance:
-            raise LawBroken(
-                f"after {SHARDING_STEPS} steps on {count} devices, `{name}` differs from one device's by "
-                f"{error / max(distance, 1e-30):.1%} of the distance it moved: more than rounding (the learner depends "
-                "on how a batch is divided, or amplifies rounding)"
-            )
+            difference = f"{error / max(distance, 1e-30):.1%} of the distance it moved: more than rounding"
+            causes = "the learner depends on how a batch is divided, or amplifies rounding"
+            problem = f"`{name}` differs from one device's by {difference} ({causes})"
+            raise LawBroken(f"after {SHARDING_STEPS} steps on {count} devices, {problem}")
     return None
 
 
@@ -212,11 +213,10 @@ def tracing(subject: Subject) -> str | None:
     # The first run may compile; the ones after it must not.
     _train(subject.start_run(), [1])
     config = subject.config
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
-    changed = jax.tree.unflatten(treedef, [float(leaf) * 0.7 + 0.01 for _, leaf in leaves])
+    changed = jax.tree.map(lambda leaf: float(leaf) * 0.7 + 0.01, config)
     changed = dataclasses.replace(changed, seed=config.seed + 1, log_every=config.log_every + 1)
     # A config that already holds weakly typed JAX arrays must not recompile either.
-    weakly_typed = jax.tree.unflatten(treedef, [jnp.asarray(leaf) for _, leaf in leaves])
+    weakly_typed = jax.tree.map(jnp.asarray, config)
     before = dict(compiled.trace_counts)
     for other in (changed, weakly_typed):
         _train(setup.start_run(subject.experiment, other, Hooks(), subject.dataset), [1])
@@ -248,24 +248,21 @@ def coverage(subject: Subject) -> str | None:
 def _check_independent_examples(run: Run, block: EvaluationBlock) -> None:
     """Checks that the values of an example stay when its neighbours in the batch change."""
     program, config, seed, state = run.program, run.arguments["config"], run.arguments["seed"], run.fold.state
-    learner, key = folds.make_learner(program, config), jax.random.fold_in(folds.key_streams(seed).evaluate, 0)
 
-    @jax.jit
-    def evaluate(state: State, batch: Batch, key: Key) -> dict[str, Any]:
-        return as_evaluation(learner.evaluate(state, batch, key)).values
+    def values(batches: Batch) -> dict[str, np.ndarray]:
+        _, values = compiled.evaluate(program, config, seed, state, batches, block.mask, jnp.int32(0), collect=True)
+        return leaves_by_path(jax.device_get(values))
 
-    _, values = compiled.evaluate(program, config, seed, state, block.batches, block.mask, jnp.int32(0), collect=True)
-    expected = leaves_by_path(jax.device_get(values))
-    # A batch in which the first example has other neighbours: copies of itself.
-    first_repeated = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x[0])[:1], x.shape[1:]), block.batches)
-    for name, value in leaves_by_path(jax.device_get(evaluate(state, first_repeated, key))).items():
+    # Batches in which the first example has other neighbours: copies of itself.
+    repeated = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x)[:, :1], x.shape), block.batches)
+    expected = values(block.batches)
+    for name, value in values(repeated).items():
         if not np.issubdtype(value.dtype, np.floating) or block.mask.shape[1] == 1:
             continue
-        if not np.allclose(value[0], expected[name][0, 0], rtol=1e-3, atol=1e-4):
-            raise LawBroken(
-                f"evaluate's {name!r} of an example depends on the other examples of its batch "
-                "(batch statistics instead of running ones?), so padding would change it"
-            )
+        if not np.allclose(value[0, 0], expected[name][0, 0], rtol=1e-3, atol=1e-4):
+            cause = "batch statistics instead of running ones?"
+            problem = f"evaluate's {name!r} of an example depends on the other examples of its batch ({cause})"
+            raise LawBroken(f"{problem}, so padding would change it")
 
 
 def learning(subject: Subject) -> str | None:
@@ -283,10 +280,9 @@ def learning(subject: Subject) -> str | None:
     before, after = float(losses[:5].mean()), float(losses[-5:].mean())
     # Means of five losses, because dropout and views make single ones noisy.
     if not after < before:
-        raise LawBroken(
-            f"the loss on one batch went from {before:.4g} to {after:.4g} in {len(losses)} updates on it: it does not "
-            "learn (a wrong sign, a stopped gradient, or a learning rate that is zero or far too high)"
-        )
+        change = f"the loss on one batch went from {before:.4g} to {after:.4g} in {len(losses)} updates on it"
+        causes = "a wrong sign, a stopped gradient, or a learning rate that is zero or far too high"
+        raise LawBroken(f"{change}: it does not learn ({causes})")
     return None
 
 
@@ -352,22 +348,6 @@ def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
                 stop = end if run.block.end is None else min(end, run.block.end)
                 loop.dispatch_chunk(run, Hooks(), stop)
     return host_arrays(run.fold.state)
-
-
-def _retrace_and_train(run: Run, end: int) -> dict[str, np.ndarray]:
-    """Trains up to `end` within the first block with programs that are traced again; the state's arrays by path."""
-    end = end if run.block.end is None else min(end, run.block.end)
-    program, arguments = run.program, run.arguments
-
-    # A new closure: JAX's cache of traces does not know it.
-    @jax.jit
-    def train(config: Any, seed: jax.Array, examples: Batch, data: Batch) -> State:
-        fold, zero = folds.initial_fold(program, config, seed, examples, data), jnp.int32(0)
-        bounds = dict(block_start=zero, until=jnp.int32(end), log_every=jnp.int32(STEPS + 1))
-        return folds.advance(program, config, seed, fold, jnp.bool_(False), data, **bounds)[0].state
-
-    with compiled.user_errors(program, **arguments):
-        return host_arrays(train(**arguments))
 
 
 def _check_same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], difference: str, reason: str) -> None:

@@ -1,7 +1,5 @@
 """The vocabulary of learning: a `Learner` is a few pure functions, the same four for every kind of learning."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -72,7 +70,7 @@ class Evaluation(NamedTuple):
 
     def with_values(
         self, *, metrics: Mapping[str, jax.Array | Average] | None = None, outputs: Mapping[str, Any] | None = None
-    ) -> Evaluation:
+    ) -> "Evaluation":
         """Copies the evaluation with further metrics and outputs, for a learner that wraps another."""
         return Evaluation({**self.metrics, **(metrics or {})}, {**self.outputs, **(outputs or {})})
 

@@ -1,7 +1,5 @@
 """Parameters by path: "Dense_0/kernel" names a leaf of a tree, regular expressions name groups of leaves."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -290,8 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures["strengths"] = draw_strengths(members, results)
     options.save({"results": results}, figures)
     print(f"\n{readme_table(results, 'accuracy')}\n\n{readme_table(results, 'loss')}\n")
-    lost, steps = (members["status"] == statistics.NOT_FINITE).sum(), members["steps_done"].sum()
-    print(f"{len(members):,} members ({lost:,} not finite), {steps:,} steps; table and figures: {options.output_dir}")
+    not_finite, steps = (members["status"] == statistics.NOT_FINITE).sum(), members["steps_done"].sum()
+    counts = f"{len(members):,} members ({not_finite:,} not finite), {steps:,} steps"
+    print(f"{counts}; table and figures: {options.output_dir}")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def measure_replay() -> dict[str, Any]:
 
 def measure_compile() -> dict[str, Any]:
     """Seconds that XLA needs to compile one update of every experiment's learner, without its cache."""
-    found = {}
+    seconds_by_experiment = {}
     jax.config.update("jax_enable_compilation_cache", False)
     for file in sorted(AGENTS.glob("*.py")):
         experiment = foldax.load_experiment(file)
@@ -177,9 +177,9 @@ def measure_compile() -> dict[str, Any]:
         lowered = jax.jit(learner.update).lower(state, None, key)
         began = time.perf_counter()
         lowered.compile()
-        found[file.stem] = time.perf_counter() - began
-        CONSOLE.print(f"{file.stem}: an update compiles in {found[file.stem]:.1f} s")
-    return found
+        seconds_by_experiment[file.stem] = time.perf_counter() - began
+        CONSOLE.print(f"{file.stem}: an update compiles in {seconds_by_experiment[file.stem]:.1f} s")
+    return seconds_by_experiment
 
 
 def main() -> None:
@@ -195,9 +195,9 @@ def main() -> None:
     version = f"stable-baselines3 {stable_baselines3.__version__}" if stable_baselines3 else missing
     load = os.getloadavg()[0]
     CONSOLE.print(f"{CORES} cores (load {load:.1f}), {jax.devices()[0].platform}, jax {jax.__version__}, {version}")
-    found = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
+    results = {name: measure() for name, measure in sections.items() if name in (chosen.sections or sections)}
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+        chosen.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

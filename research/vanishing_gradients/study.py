@@ -351,9 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     options.save({"results": results, "gradients": gradients, "ratios": ratios}, figures)
     print(f"\n{readme_table(results, ratios, grid)}\n")
-    lost = (members["status"] == statistics.NOT_FINITE).sum()
+    not_finite = (members["status"] == statistics.NOT_FINITE).sum()
     steps = members["steps_done"].sum()
-    counts = f"{len(members):,} members ({lost:,} not finite) of {programs} programs, {steps:,} steps"
+    counts = f"{len(members):,} members ({not_finite:,} not finite) of {programs} programs, {steps:,} steps"
     print(f"{counts}; see {options.output_dir}")
 
 

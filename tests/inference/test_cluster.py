@@ -14,7 +14,8 @@ import foldax
 from foldax import cli, data
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, DataError, ExperimentError
-from foldax.inference.cluster import EVALUATION_BATCH, METHODS, cluster, silhouette
+from foldax.inference.cluster import METHODS, cluster, silhouette
+from foldax.inference.inputs import MAX_BATCH
 from tests.conftest import Config, tiny
 
 CORNERS = np.float32([[0, 0, 0, 0], [9, 0, 0, 0], [0, 9, 0, 0]])
@@ -100,7 +101,7 @@ def test_the_default_representation_is_the_first_available(outputs, representati
 
 
 def test_the_clusters_of_a_clustering_run_are_kept(tmp_path) -> None:
-    result = run_result(blobs(2 * EVALUATION_BATCH + 60), some_of("assignments"))  # more than two batches
+    result = run_result(blobs(2 * MAX_BATCH + 60), some_of("assignments"))  # more than two batches
     clustering = cluster(result, out=tmp_path, verbose=False)
     np.testing.assert_array_equal(clustering.assignments, result.examples("test")["inputs"][:, 0] > 4)
     assert 0 < clustering.scores["adjusted_rand_index"] < 1

@@ -15,8 +15,8 @@ import foldax
 from foldax import data
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, DataError, ExperimentError, RunError
-from foldax.inference.inputs import input_specs, read_inputs
-from foldax.inference.predict import MAX_BATCH, class_probabilities, predict
+from foldax.inference.inputs import MAX_BATCH, input_specs, read_inputs
+from foldax.inference.predict import class_probabilities, predict
 from tests.conftest import Config, tiny
 
 

@@ -19,7 +19,9 @@ BINARY = np.arange(50) % 2
 
 def test_softmax_cross_entropy_is_log_loss():
     expected = metrics.log_loss(CLASSES, np.exp(log_softmax(LOGITS.astype(float), axis=1)))
-    assert losses.softmax_cross_entropy(LOGITS, CLASSES).mean() == pytest.approx(expected, rel=1e-5)
+    assert losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(CLASSES)).mean() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_label_smoothing_of_softmax_is_its_closed_form():
@@ -45,7 +47,9 @@ def test_softmax_cross_entropy_of_soft_labels_is_the_weighted_mean_over_classes(
     loss = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(probabilities))
     assert loss.mean() == pytest.approx(sum(each), rel=1e-5)
     hard = losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.eye(4)[CLASSES], 0.2)
-    np.testing.assert_allclose(hard, losses.softmax_cross_entropy(LOGITS, CLASSES, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(
+        hard, losses.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(CLASSES), 0.2), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -71,7 +75,7 @@ def test_gaussian_nll_is_finite_for_extreme_standard_deviations():
 @pytest.mark.parametrize("shape", [(50,), (50, 1)])
 def test_sigmoid_cross_entropy_is_log_loss(shape):
     expected = metrics.log_loss(BINARY, expit(LOGITS[:, 0].astype(float)))
-    loss = losses.sigmoid_cross_entropy(jnp.asarray(LOGITS[:, 0]).reshape(shape), BINARY)
+    loss = losses.sigmoid_cross_entropy(jnp.asarray(LOGITS[:, 0]).reshape(shape), jnp.asarray(BINARY))
     assert loss.shape == (50,)
     assert loss.mean() == pytest.approx(expected, rel=1e-5)
 

@@ -1,7 +1,5 @@
 """The type of an augmentation, and augmentations of any inputs: `chain`, `random_apply`, `gaussian_noise`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -9,11 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 from chex import Numeric
+from jax import Array
 
 from foldax.errors import ConfigError, ExperimentError
 
 Batch: TypeAlias = dict[str, Any]  # arrays `[B, ...]` by name: "inputs", "targets", "mask", ...
-Augmentation: TypeAlias = Callable[[jax.Array, Batch], Batch]  # (key, batch) -> batch
+Augmentation: TypeAlias = Callable[[Array, Batch], Batch]  # (key, batch) -> batch
 
 
 def chain(*augmentations: Augmentation | None) -> Augmentation:
@@ -29,7 +28,7 @@ def chain(*augmentations: Augmentation | None) -> Augmentation:
 
     present = [augmentation for augmentation in augmentations if augmentation is not None]
 
-    def apply(key: jax.Array, batch: Batch) -> Batch:
+    def apply(key: Array, batch: Batch) -> Batch:
         for index, augmentation in enumerate(present):
             # Folding in the index keeps the keys of the first augmentations when others are appended.
             batch = augmentation(jax.random.fold_in(key, index), batch)
@@ -55,23 +54,21 @@ def random_apply(augmentation: Augmentation, probability: Numeric = 0.5) -> Augm
     """
     check_fraction("random_apply", probability=probability)
 
-    def apply(key: jax.Array, batch: Batch) -> Batch:
+    def apply(key: Array, batch: Batch) -> Batch:
         choice_key, augment_key = jax.random.split(key)
         # Both versions are computed: examples of one program cannot take different branches.
         augmented = augmentation(augment_key, batch)
         chosen = materialize(jax.random.bernoulli(choice_key, probability, batch["inputs"].shape[:1]))
 
-        def select(new: jax.Array, old: jax.Array) -> jax.Array:
-            old = jnp.asarray(old)
+        def select(new: Array, old: Array) -> Array:
             # `where` would broadcast or promote in silence.
             if (new.shape, new.dtype) != (old.shape, old.dtype):
-                raise ExperimentError(
-                    f"random_apply: {old.dtype}{list(old.shape)} became {new.dtype}{list(new.shape)}, but examples "
-                    "that are not chosen must stay; put augment.soft_targets(num_classes) before it to mix classes"
-                )
+                change = f"{old.dtype}{list(old.shape)} became {new.dtype}{list(new.shape)}"
+                remedy = "put augment.soft_targets(num_classes) before it to mix classes"
+                raise ExperimentError(f"random_apply: {change}, but examples that are not chosen must stay; {remedy}")
             return jnp.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return {name: select(jnp.asarray(augmented[name]), leaf) for name, leaf in batch.items()}
+        return {name: select(jnp.asarray(augmented[name]), jnp.asarray(leaf)) for name, leaf in batch.items()}
 
     return apply
 
@@ -88,15 +85,13 @@ def gaussian_noise(std: chex.Array | float) -> Augmentation:
     '0.10'
     """
 
-    def change(key: jax.Array, x: jax.Array) -> jax.Array:
+    def change(key: Array, x: Array) -> Array:
         return apply_in_float32(lambda x: x + std * jax.random.normal(key, x.shape), x)
 
     return input_augmentation("gaussian_noise", change)
 
 
-def input_augmentation(
-    name: str, change: Callable[[jax.Array, jax.Array], jax.Array], axes: str = "[B, ...]"
-) -> Augmentation:
+def input_augmentation(name: str, change: Callable[[Array, Array], Array], axes: str = "[B, ...]") -> Augmentation:
     """Builds an augmentation of the inputs alone.
 
     Args:
@@ -109,13 +104,13 @@ def input_augmentation(
     [[1.0, 1.0]]
     """
 
-    def apply(key: jax.Array, batch: Batch) -> Batch:
+    def apply(key: Array, batch: Batch) -> Batch:
         return {**batch, "inputs": change(key, batch_inputs(name, batch, axes))}
 
     return apply
 
 
-def batch_inputs(name: str, batch: Batch, axes: str = "[B, ...]") -> jax.Array:
+def batch_inputs(name: str, batch: Batch, axes: str = "[B, ...]") -> Array:
     """Returns the inputs of a batch, checked.
 
     Raises:
@@ -123,17 +118,15 @@ def batch_inputs(name: str, batch: Batch, axes: str = "[B, ...]") -> jax.Array:
     """
     inputs = jnp.asarray(batch["inputs"])
     # "[B, H, W, C]" has three commas, so four axes.
-    rank = axes.count(",") + 1
-    if inputs.ndim < 2 or ("..." not in axes and inputs.ndim != rank):
+    if inputs.ndim < 2 or ("..." not in axes and inputs.ndim != axes.count(",") + 1):
         raise ExperimentError(f"{name}: the inputs must be {axes}, and are {list(inputs.shape)}")
     if inputs.ndim == 2 and not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise ExperimentError(
-            f"{name}: the inputs {inputs.dtype}{list(inputs.shape)} are tokens; only continuous inputs can be augmented"
-        )
+        tokens = f"{inputs.dtype}{list(inputs.shape)} are tokens"
+        raise ExperimentError(f"{name}: the inputs {tokens}; only continuous inputs can be augmented")
     return inputs
 
 
-def apply_in_float32(change: Callable[[jax.Array], jax.Array], inputs: jax.Array) -> jax.Array:
+def apply_in_float32(change: Callable[[Array], Array], inputs: Array) -> Array:
     """Computes `change(inputs)` in float32 and converts back; integers are rounded and clipped to their range.
 
     >>> apply_in_float32(lambda x: 1.3 * x, jnp.array([10, 250], jnp.uint8))
@@ -147,7 +140,7 @@ def apply_in_float32(change: Callable[[jax.Array], jax.Array], inputs: jax.Array
     return jnp.clip(jnp.round(changed), limits.min, limits.max).astype(inputs.dtype)
 
 
-def materialize(samples: jax.Array) -> jax.Array:
+def materialize(samples: Array) -> Array:
     """Returns random samples unchanged, computed once instead of once per pixel.
 
     XLA's CPU compiler fuses the generation of samples `[B]` into the loop over pixels that uses them, and so generates

@@ -1,7 +1,5 @@
 """Augmentations of images `[B, H, W, C]`; `fill` is the value outside of an image, in the units of its pixels."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import chex
@@ -31,9 +29,8 @@ def random_crop(padding: int, *, mode: Padding = "constant", fill: float = 0) ->
     """
 
     def change(key: jax.Array, x: jax.Array) -> jax.Array:
-        augmentation.check_size(
-            "random_crop", "padding", padding, min(x.shape[1:3]), f"images {x.shape[1]} x {x.shape[2]}"
-        )
+        height, width = x.shape[1:3]
+        augmentation.check_size("random_crop", "padding", padding, min(height, width), f"images {height} x {width}")
         return random_translation(key, x, padding, mode, fill)
 
     return augmentation.input_augmentation("random_crop", change, _IMAGES)
@@ -42,10 +39,9 @@ def random_crop(padding: int, *, mode: Padding = "constant", fill: float = 0) ->
 def random_translation(key: jax.Array, x: jax.Array, max_offset: int, mode: Padding, fill: float) -> jax.Array:
     """Translates each example of `[B, ..., C]` by whole positions, up to `max_offset` along each inner axis."""
     axes = x.ndim - 2
-    pads = [(0, 0), *[(max_offset, max_offset)] * axes, (0, 0)]
     options: dict[str, Any] = {"constant_values": jnp.asarray(fill, x.dtype)} if mode == "constant" else {}
     # Padded once for the whole batch; every example then takes its own window.
-    padded = jnp.pad(x, pads, mode=mode, **options)
+    padded = jnp.pad(x, [(0, 0), *[(max_offset, max_offset)] * axes, (0, 0)], mode=mode, **options)
     # Offset `max_offset` leaves an image where it was.
     starts = augmentation.materialize(jax.random.randint(key, (x.shape[0], axes), 0, 2 * max_offset + 1))
 
@@ -129,9 +125,8 @@ def random_affine(
         # Each output pixel looks up its source position, so that the inverse transformation is applied.
         inverse = [cosine, sine, -sine - slope * cosine, cosine - slope * sine]
         shifts = [translation * height * samples[3], translation * width * samples[4]]
-        a, b, c, d, down, right = augmentation.materialize(
-            jnp.stack([inverse_scale * entry for entry in inverse] + shifts)
-        )
+        parameters = jnp.stack([inverse_scale * entry for entry in inverse] + shifts)
+        a, b, c, d, down, right = augmentation.materialize(parameters)
         # Coordinates relative to the centre, about which images rotate.
         center = ((height - 1) / 2, (width - 1) / 2)
         row = jnp.arange(height, dtype=jnp.float32)[None, :, None] - center[0] - down
@@ -253,10 +248,8 @@ def cutout(size: int, *, fill: float = 0) -> Augmentation:
         # Centres are uniform over the pixels, so that squares may reach beyond the border.
         sides = jnp.asarray(x.shape[1:3])[:, None, None]
         centers = augmentation.materialize(jax.random.randint(key, (2, x.shape[0], 1), 0, sides))
-        rows, columns = (
-            (jnp.arange(side)[None, :] >= start) & (jnp.arange(side)[None, :] < start + size)
-            for side, start in zip(x.shape[1:3], centers - size // 2)
-        )
+        offsets = (jnp.arange(side)[None, :] - start for side, start in zip(x.shape[1:3], centers - size // 2))
+        rows, columns = ((offset >= 0) & (offset < size) for offset in offsets)
         # A pixel is covered if both its row and its column are.
         covered = rows[:, :, None, None] & columns[:, None, :, None]
         return jnp.where(covered, jnp.asarray(fill, x.dtype), x)

@@ -1,7 +1,5 @@
 """Augmentations that mix examples and their classes: targets become soft labels, float32 `[B, num_classes]`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -140,19 +138,15 @@ def _soft_labels(name: str, batch: Batch, num_classes: int) -> jax.Array:
     if len(shape) == 2 and shape[1] == num_classes and jnp.issubdtype(dtype, jnp.floating):
         return jnp.asarray(targets, jnp.float32)
     if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
-        raise ExperimentError(
-            f"{name}: the targets must be integer classes [B] or float probabilities [B, {num_classes}], and are "
-            f"{dtype}{list(shape)}"
-        )
+        allowed = f"integer classes [B] or float probabilities [B, {num_classes}]"
+        raise ExperimentError(f"{name}: the targets must be {allowed}, and are {dtype}{list(shape)}")
     if not isinstance(targets, jax.core.Tracer) and np.size(targets):
         classes = np.asarray(targets)
         # Concrete targets can be checked now, before any step is taken.
         low, high = int(classes.min()), int(classes.max())
         if low < 0 or high >= num_classes:
-            raise DataError(
-                f"{name}: classes must be from 0 to {num_classes - 1} (num_classes={num_classes}), but the batch has "
-                f"class {low if low < 0 else high}"
-            )
+            allowed = f"from 0 to {num_classes - 1} (num_classes={num_classes})"
+            raise DataError(f"{name}: classes must be {allowed}, but the batch has class {low if low < 0 else high}")
     # In a compiled program an unknown class cannot raise: NaN makes the loss non-finite, which stops the run.
     targets = jnp.asarray(targets)
     known = ((targets >= 0) & (targets < num_classes))[:, None]

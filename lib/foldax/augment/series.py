@@ -1,7 +1,5 @@
 """Augmentations of time series `[B, T, C]`; `gaussian_noise` (jitter) fits them too."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from chex import Numeric

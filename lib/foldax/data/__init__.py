@@ -12,18 +12,9 @@ from foldax.data.text import BPE, Bytes, Characters, hold_out, python_help_text,
 __all__ = ["Dataset", "Info", "load", "from_arrays", "from_splits", "disk_cached"]
 # Sources and their blocks
 __all__ += ["DeviceSource", "StreamSource", "Split", "DataBlock", "EvaluationBlock"]
-# Text and sequences
-__all__ += [
-    "Bytes",
-    "Characters",
-    "BPE",
-    "hold_out",
-    "python_help_topics",
-    "python_help_text",
-    "token_windows",
-    "pad_sequences",
-    "pack_sequences",
-    "PackedSequences",
-]
+# Text
+__all__ += ["Bytes", "Characters", "BPE", "hold_out", "python_help_topics", "python_help_text"]
+# Sequences
+__all__ += ["token_windows", "pad_sequences", "pack_sequences", "PackedSequences"]
 # Time series
 __all__ += ["Series", "ucr", "co2", "sunspots", "forecast_splits", "rolling_windows", "rolling_origins"]

@@ -1,7 +1,5 @@
 """Validation of a user's arrays: one dtype per key, the splits concatenated."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -33,23 +31,17 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     """
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or "train" not in splits:
-        what = (
-            f"there is no split {unknown[0]!r}{did_you_mean(str(unknown[0]), SPLITS)}"
-            if unknown
-            else "'train' is missing"
-        )
+        what = "'train' is missing"
+        if unknown:
+            what = f"there is no split {unknown[0]!r}{did_you_mean(str(unknown[0]), SPLITS)}"
         raise DataError(f"{name}: {what}; the splits are {SPLITS}, of which 'train' is needed")
-    parts = {
-        split: _validated_split(splits[split], name, _split_suffix(splits, split))
-        for split in SPLITS
-        if split in splits
-    }
+    parts = {split: _validated_split(splits, split, name) for split in SPLITS if split in splits}
     # From here on, the training split stands for all of them.
     _check_agreement(parts, name)
     train = parts["train"]
-    labels = None
+    labels, targets = None, train.get("targets")
     # Integer targets [N] are classes; everything else is left as it is.
-    if _has_class_targets(train):
+    if targets is not None and targets.ndim == 1 and targets.dtype.kind == "i":
         names = names._replace(num_classes=_count_classes(parts, name, names.num_classes, names.class_names))
         labels = np.concatenate([arrays["targets"] for arrays in parts.values()])
     elif names.num_classes is not None or names.class_names is not None:
@@ -64,7 +56,7 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in train} if len(parts) > 1 else train
     # Part of the fingerprint, by which a resumed run recognises its data.
     digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in joined.items()}
-    sizes = {split: _length(arrays) for split, arrays in parts.items()}
+    sizes = {split: len(next(iter(arrays.values()))) for split, arrays in parts.items()}
     return RawDataset(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
 
 
@@ -73,17 +65,10 @@ def _split_suffix(splits: Mapping[str, Any], split: str) -> str:
     return f" of split {split!r}" if len(splits) > 1 else ""
 
 
-def _length(arrays: Arrays) -> int:
-    return len(next(iter(arrays.values())))
-
-
-def _has_class_targets(arrays: Arrays) -> bool:
-    return "targets" in arrays and arrays["targets"].ndim == 1 and arrays["targets"].dtype.kind == "i"
-
-
-def _validated_split(arrays: Mapping[str, Any], name: str, place: str) -> Arrays:
+def _validated_split(splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Arrays:
     """Converts the arrays of one split to JAX's dtypes."""
-    checked = {key: _validated_array(key, value, place) for key, value in arrays.items()}
+    place = _split_suffix(splits, split)
+    checked = {key: _validated_array(key, value, place) for key, value in splits[split].items()}
     lengths = {key: len(array) for key, array in checked.items()}
     if len(set(lengths.values())) != 1:
         counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
@@ -94,9 +79,8 @@ def _validated_split(arrays: Mapping[str, Any], name: str, place: str) -> Arrays
 def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
     array = np.asarray(value)
     if array.ndim == 0 or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{key!r}{place} must be an array of numbers [N, ...], not {array.dtype} of shape {array.shape}"
-        )
+        given = f"{array.dtype} of shape {array.shape}"
+        raise DataError(f"{key!r}{place} must be an array of numbers [N, ...], not {given}")
     # JAX would wrap large 64-bit integers around in silence.
     if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:
         least, most, range_ = array.min(), array.max(), np.iinfo(jax_dtype(array.dtype))
@@ -110,9 +94,8 @@ def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         # The first bad example is the most useful thing to report.
         bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-        raise DataError(
-            f"{key!r}{place} has values that are not finite, first in example {bad}; leave it out or fill it in"
-        )
+        remedy = "leave it out or fill it in"
+        raise DataError(f"{key!r}{place} has values that are not finite, first in example {bad}; {remedy}")
     return array
 
 
@@ -121,27 +104,21 @@ def _check_agreement(parts: dict[str, Arrays], name: str) -> None:
     train = parts["train"]
     for split, arrays in parts.items():
         if arrays.keys() != train.keys():
-            raise DataError(
-                f"{name}: split {split!r} has the keys {sorted(arrays)}, but 'train' has {sorted(train)}; "
-                "all splits must have the same"
-            )
-        for key, array in arrays.items():
-            if (array.dtype, array.shape[1:]) != (train[key].dtype, train[key].shape[1:]):
-                raise DataError(
-                    f"{name}: examples of {key!r} are {array.dtype}{list(array.shape[1:])} in split {split!r}, but "
-                    f"{train[key].dtype}{list(train[key].shape[1:])} in 'train'; all splits must have the same"
-                )
+            keys = f"{sorted(arrays)}, but 'train' has {sorted(train)}"
+            raise DataError(f"{name}: split {split!r} has the keys {keys}; all splits must have the same")
+        for key in arrays:
+            own, other = (f"{part[key].dtype}{list(part[key].shape[1:])}" for part in (arrays, train))
+            if own != other:
+                problem = f"examples of {key!r} are {own} in split {split!r}, but {other} in 'train'"
+                raise DataError(f"{name}: {problem}; all splits must have the same")
 
 
 def _count_classes(
     parts: dict[str, Arrays], name: str, num_classes: int | None, class_names: tuple[str, ...] | None
 ) -> int:
     """Returns the given number of classes, or the largest label of any split plus one."""
-    ranges = {
-        split: (int(arrays["targets"].min()), int(arrays["targets"].max()))
-        for split, arrays in parts.items()
-        if _length(arrays)
-    }
+    targets = {split: arrays["targets"] for split, arrays in parts.items() if len(arrays["targets"])}
+    ranges = {split: (int(classes.min()), int(classes.max())) for split, classes in targets.items()}
     # Over all splits: a class may be absent from "train".
     largest = max((most for _, most in ranges.values()), default=-1)
     count = num_classes if num_classes is not None else len(class_names) if class_names is not None else largest + 1
@@ -149,10 +126,8 @@ def _count_classes(
         raise DataError(f"num_classes={count}, but there are {len(class_names)} class_names")
     for split, (least, most) in ranges.items():
         if least < 0 or most >= count:
-            raise DataError(
-                f"{name}: 'targets'{_split_suffix(parts, split)} must be classes 0 to {count - 1}, "
-                f"but they go from {least} to {most}"
-            )
+            range_ = f"classes 0 to {count - 1}, but they go from {least} to {most}"
+            raise DataError(f"{name}: 'targets'{_split_suffix(parts, split)} must be {range_}")
     return count
 
 
@@ -166,7 +141,6 @@ def _check_tokens(parts: dict[str, Arrays], name: str, vocabulary_size: int) -> 
         # An index outside of an embedding would be clamped in silence.
         bad = np.argwhere((inputs < 0) | (inputs >= vocabulary_size))
         if len(bad):
-            raise DataError(
-                f"{name}: 'inputs'{_split_suffix(parts, split)} have the unknown token {inputs[tuple(bad[0])]}, "
-                f"first in example {bad[0][0]}; vocabulary_size={vocabulary_size} allows 0 to {vocabulary_size - 1}"
-            )
+            allowed = f"vocabulary_size={vocabulary_size} allows 0 to {vocabulary_size - 1}"
+            problem = f"have the unknown token {inputs[tuple(bad[0])]}, first in example {bad[0][0]}"
+            raise DataError(f"{name}: 'inputs'{_split_suffix(parts, split)} {problem}; {allowed}")

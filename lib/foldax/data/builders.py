@@ -4,8 +4,6 @@ Imported only to prepare or stream a dataset, because importing TFDS takes secon
 so that worker processes can unpickle them.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Iterator
 from pathlib import Path

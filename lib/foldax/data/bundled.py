@@ -1,7 +1,5 @@
 """Datasets that need no download: names and locations."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

@@ -1,7 +1,5 @@
 """The cache folder of prepared datasets, shared between processes."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

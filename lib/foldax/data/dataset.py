@@ -1,7 +1,5 @@
 """Datasets by name or from arrays, split into training, validation and test data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +33,7 @@ class Dataset(NamedTuple):
     train: DeviceSource | StreamSource
     splits: dict[str, Split]
 
-    def to(self, device: Any) -> Dataset:
+    def to(self, device: Any) -> "Dataset":
         """Returns the same dataset on another device, or sharded over several."""
         splits = {name: on_device(split, device) for name, split in self.splits.items()}
         return Dataset(self.info, on_device(self.train, device), splits)
@@ -53,7 +51,7 @@ class DatasetOptions(NamedTuple):
     evaluate_batch_size: int | None = None
     workers: int = 0
 
-    def check(self) -> DatasetOptions:
+    def check(self) -> "DatasetOptions":
         check_fractions(self.validation, self.test)
         if self.source not in SOURCES:
             raise DataError(f"source={self.source!r} is none of {SOURCES}{did_you_mean(str(self.source), SOURCES)}")
@@ -189,9 +187,8 @@ def _dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
         parts["train"] = stratified_subset(raw.name, parts["train"], raw.labels, train_examples, seed=seed)
     train = parts["train"]
     if batch_size > len(train):
-        raise DataError(
-            f"batch_size={batch_size} is larger than the training split of {raw.name}, which has {len(train)} examples"
-        )
+        available = f"the training split of {raw.name}, which has {len(train)} examples"
+        raise DataError(f"batch_size={batch_size} is larger than {available}")
     # 2. Facts of the training split, and where the data are kept
     info, whole = _info(raw, parts, batch_size), choose_source(source, raw.examples) == "device"
     splits = {

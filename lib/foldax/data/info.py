@@ -1,7 +1,5 @@
 """Static facts of a dataset: shapes, classes, counts, mean and standard deviation."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterator

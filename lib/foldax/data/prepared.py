@@ -1,7 +1,5 @@
 """Datasets by name: prepared by TFDS once, then cached as decoded arrays where they fit into memory."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -92,10 +90,9 @@ def open_dataset(name: str, source: str) -> RawDataset:
       DataError: there is no such dataset, it cannot be downloaded, or its inputs cannot be batched.
     """
     arrays = cache.cache_folder() / "arrays"
-    if name in bundled_names() and source != "stream":  # skips the import of TFDS, which takes seconds
-        raw = _open(name, arrays / name / BUNDLED_VERSION)
-        if raw is not None:
-            return raw
+    # Skips the import of TFDS, which takes seconds.
+    if name in bundled_names() and source != "stream" and (raw := _open(name, arrays / name / BUNDLED_VERSION)):
+        return raw
     # 1. The files of TFDS
     builder = _prepare(name, cache.cache_folder() / "datasets")
     folder = arrays / Path(builder.data_dir).relative_to(builder.data_dir_root)
@@ -131,10 +128,8 @@ def _prepare(name: str, folder: Path) -> Any:
                     builder.download_and_prepare()
             except Exception as error:
                 reason = (str(error).strip().splitlines() or [""])[0]
-                raise DataError(
-                    f"dataset {name!r} could not be prepared in {folder}: {type(error).__name__}: {reason} "
-                    f"(without a download: {', '.join(bundled_names())})"
-                ) from error
+                failure = f"{type(error).__name__}: {reason} (without a download: {', '.join(bundled_names())})"
+                raise DataError(f"dataset {name!r} could not be prepared in {folder}: {failure}") from error
     return _make(name, folder)  # a new builder reads the prepared info
 
 
@@ -151,10 +146,8 @@ def _make(name: str, folder: Path) -> Any:
     # Without community datasets, whose list is downloaded.
     names = tfds.list_builders(with_community_datasets=False)
     if re.split("[/:]", name)[0] not in names:
-        raise DataError(
-            f"there is no dataset {name!r}{did_you_mean(name, [*names, *bundled_names()])} "
-            f"(without a download: {', '.join(bundled_names())}; the others are those of TensorFlow Datasets)"
-        )
+        hint = f"without a download: {', '.join(bundled_names())}; the others are those of TensorFlow Datasets"
+        raise DataError(f"there is no dataset {name!r}{did_you_mean(name, [*names, *bundled_names()])} ({hint})")
     try:
         return tfds.builder(name, **options)
     except (ValueError, AssertionError) as error:  # no such config or version
@@ -194,10 +187,8 @@ def _fields(name: str, builder: Any) -> dict[str, tuple[str, jax.ShapeDtypeStruc
         fields[key] = (feature, jax.ShapeDtypeStruct(info.shape, dtype))
     if not fields or (inputs and "inputs" not in fields):
         what = f"its inputs ({inputs!r}: {infos[inputs]})" if inputs else f"its features ({', '.join(infos)})"
-        raise DataError(
-            f"dataset {name!r} cannot be batched: {what} are no numeric arrays of one shape; make them so "
-            "and use data.from_arrays"
-        )
+        remedy = "make them so and use data.from_arrays"
+        raise DataError(f"dataset {name!r} cannot be batched: {what} are no numeric arrays of one shape; {remedy}")
     return fields
 
 
@@ -249,16 +240,14 @@ def _open(name: str, folder: Path, streamed: Examples | None = None) -> RawDatas
     facts = cache.read_json(folder / "dataset.json")
     if facts is None:
         return None
-    arrays = {}
-    for key, (dtype, shape) in facts["specs"].items():
-        if streamed is None or key == "targets":
-            try:
-                arrays[key] = np.load(_file(folder, key), mmap_mode="r")
-            except (OSError, ValueError, EOFError):
-                return None
-            # A damaged file is as good as none: the caller writes it again.
-            if [arrays[key].dtype.str, list(arrays[key].shape)] != [dtype, shape]:
-                return None
+    specs = {key: spec for key, spec in facts["specs"].items() if streamed is None or key == "targets"}
+    # A damaged file is as good as none: the caller writes it again.
+    try:
+        arrays = {key: np.load(_file(folder, key), mmap_mode="r") for key in specs}
+    except (OSError, ValueError, EOFError):
+        return None
+    if {key: [array.dtype.str, list(array.shape)] for key, array in arrays.items()} != specs:
+        return None
     labels = np.asarray(arrays["targets"]) if facts["names"]["num_classes"] else None
     examples = streamed or ArrayExamples(arrays)
     return RawDataset(name, examples, labels, facts["sizes"], facts["digests"], facts["names"], folder)

@@ -3,8 +3,6 @@
 `data.load` and `rl.from_vector_env` make such datasets; any object with these attributes is one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -124,5 +122,5 @@ class Dataset(Protocol):
     def splits(self) -> Mapping[str, EvaluationSource]:
         """Evaluation splits, "validation" and "test"; an empty split is absent."""
 
-    def to(self, device: jax.Device | jax.sharding.Sharding) -> Dataset:
+    def to(self, device: jax.Device | jax.sharding.Sharding) -> "Dataset":
         """Copies the dataset to another device, or to a sharding over several."""

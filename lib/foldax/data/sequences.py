@@ -3,8 +3,6 @@
 A "mask" `[N, T]` is 0 at padding and otherwise holds segment ids: 1, 2, ... for the sequences of a row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,9 +42,8 @@ def token_windows(tokens: ArrayLike, length: int, stride: int | None = None) -> 
     if tokens.dtype.kind not in "iu":
         raise DataError(f"tokens must be integers, not {tokens.dtype}")
     if tokens.ndim != 1 or len(tokens) < 2:
-        raise DataError(
-            f"tokens must be an array [T] of at least 2, one to predict the other, not {list(tokens.shape)}"
-        )
+        needed = "an array [T] of at least 2, one to predict the other"
+        raise DataError(f"tokens must be {needed}, not {list(tokens.shape)}")
     if length < 1:
         raise DataError(f"length={length} is too small; it must be at least 1")
     if not 1 <= stride <= length:
@@ -172,10 +169,8 @@ def _as_arrays(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
         raise DataError("there are no sequences")
     for i, array in enumerate(arrays):
         if array.ndim not in (1, 2) or array.shape[1:] != arrays[0].shape[1:]:
-            raise DataError(
-                f"sequence {i} has the shape {list(array.shape)}, but sequence 0 has {list(arrays[0].shape)}; "
-                "all must be [T], or [T, C] of the same C"
-            )
+            shapes = f"the shape {list(array.shape)}, but sequence 0 has {list(arrays[0].shape)}"
+            raise DataError(f"sequence {i} has {shapes}; all must be [T], or [T, C] of the same C")
         if not len(array):
             raise DataError(f"sequence {i} is empty; leave it out")
     # One dtype for all sequences, by NumPy's promotion.
@@ -197,8 +192,7 @@ def _limit_length(
         return [array[start : start + length] for array in arrays for start in range(0, len(array), length)]
     long = [i for i, array in enumerate(arrays) if len(array) > length]
     if long and too_long == "error":
-        raise DataError(
-            f"sequence {long[0]} has {len(arrays[long[0]])} steps, but length={length} ({len(long)} of {len(arrays)} "
-            f"are too long); increase length, or choose too_long from {allowed[1:]}"
-        )
+        lengths = f"{len(arrays[long[0]])} steps, but length={length} ({len(long)} of {len(arrays)} are too long)"
+        remedy = f"increase length, or choose too_long from {allowed[1:]}"
+        raise DataError(f"sequence {long[0]} has {lengths}; {remedy}")
     return [array[:length] for array in arrays]

@@ -3,8 +3,6 @@
 `co2` and `sunspots` need statsmodels, and `ucr` needs aeon: `pip install 'foldax[series]'`. None needs a network.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +132,8 @@ def rolling_origins(end: int, context: int, horizon: int, *, start: int = 0, str
     # The first origin has `context` steps before it and is not before `start`.
     first = max(start, context)
     if first + horizon > end:
-        raise DataError(
-            f"context={context} and horizon={horizon} leave no origin in steps {start} to {end - 1}: from step "
-            f"{first} on there are {max(0, end - first)}; decrease them, or enlarge the split"
-        )
+        problem = f"leave no origin in steps {start} to {end - 1}: from step {first} on there are {max(0, end - first)}"
+        raise DataError(f"context={context} and horizon={horizon} {problem}; decrease them, or enlarge the split")
     return np.arange(first, end - horizon + 1, stride)
 
 
@@ -261,7 +257,6 @@ def _as_channels(series: ArrayLike) -> np.ndarray:
     values = values[:, None] if values.ndim == 1 else values
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
-        raise DataError(
-            f"the series has values that are not finite, first in step {bad[0]}; fill them in, or leave that part out"
-        )
+        remedy = "fill them in, or leave that part out"
+        raise DataError(f"the series has values that are not finite, first in step {bad[0]}; {remedy}")
     return values

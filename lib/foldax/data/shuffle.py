@@ -1,7 +1,5 @@
 """Shuffling without sorting: a keyed pseudorandom permutation, evaluated only at the positions of a batch."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,7 +1,5 @@
 """Sources of batches: splits that fit are kept on the device, larger ones are streamed."""
 
-from __future__ import annotations
-
 import atexit
 import copy
 import weakref
@@ -34,7 +32,6 @@ class DeviceFeed(NamedTuple):
         The order depends only on the key and the epoch, so a resumed run needs no iterator state. An incomplete last
         batch of an epoch is dropped.
         """
-        del start
         # Integer division drops the incomplete last batch.
         steps_per_epoch = self.num_examples // self.batch_size
         epoch, position = step // steps_per_epoch, step % steps_per_epoch
@@ -68,7 +65,6 @@ class DeviceSource:
 
     def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Iterator[DataBlock]:
         """Yields the one block that serves every step."""
-        del seed, step, cursor
         yield DataBlock(self._data, 0, None, None)
 
 
@@ -79,7 +75,6 @@ class StreamFeed(NamedTuple):
 
     def batch(self, data: Batch, key: jax.Array, step: jax.Array, start: jax.Array) -> Batch:
         """Selects the batch `[B, ...]` of a step from a block `[K, B, ...]` that begins at step `start`."""
-        del key
         return {name: jax.lax.dynamic_index_in_dim(array, step - start, keepdims=False) for name, array in data.items()}
 
 
@@ -175,7 +170,6 @@ class Split:
 
     def blocks(self, policy: Any = None) -> Iterator[EvaluationBlock]:
         """Yields blocks of one shape that hold every example exactly once, in order; padding repeats the first one."""
-        del policy
         starts = range(0, self.num_examples, self._batches * self.batch_size)
         yield from [self._first] if len(starts) == 1 else map(self._block, starts)
 

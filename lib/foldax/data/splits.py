@@ -1,7 +1,5 @@
 """Stratified train, validation and test splits; a name and a seed always give the same split."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np
@@ -19,9 +17,8 @@ def check_fractions(validation: float, test: float) -> None:
         if not 0.0 <= value < 1.0:
             raise DataError(f"{name}={value!r}: a split's fraction must be at least 0 and below 1")
     if validation + test >= 1.0:
-        raise DataError(
-            f"validation={validation!r} and test={test!r} leave nothing to train on; their sum must be below 1"
-        )
+        rule = "their sum must be below 1"
+        raise DataError(f"validation={validation!r} and test={test!r} leave nothing to train on; {rule}")
 
 
 def split_indices(
@@ -104,9 +101,8 @@ def stratified_subset(
     (4,)
     """
     if count > len(indices):
-        raise DataError(
-            f"train_examples={count} is more than the training split of {name} has: {len(indices)} examples"
-        )
+        available = f"the training split of {name} has: {len(indices)} examples"
+        raise DataError(f"train_examples={count} is more than {available}")
     random = _random(f"{name}:{seed}:train_examples")
     # Within a class, examples are ranked at random.
     order = random.permutation(len(indices))

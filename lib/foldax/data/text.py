@@ -5,8 +5,6 @@ A tokenizer has `encode(text)`, int32 `[T]`; `decode(tokens)`, the text; `vocabu
 byte. `decode(encode(text)) == text` for every text that `encode` accepts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from functools import cached_property
@@ -89,7 +87,7 @@ class Characters:
     unknown: bool = False
 
     @staticmethod
-    def from_text(text: str, *, unknown: bool = False) -> Characters:
+    def from_text(text: str, *, unknown: bool = False) -> "Characters":
         """Builds the tokenizer of all characters of a text, ordered by code point."""
         return Characters("".join(sorted(set(text))), unknown)
 
@@ -117,10 +115,9 @@ class Characters:
         tokens = [self._tokens.get(character, -1) for character in text]
         if not self.unknown and -1 in tokens:
             position = tokens.index(-1)
-            raise DataError(
-                f"character {text[position]!r} at position {position} is none of the {len(self.characters)} that this "
-                "tokenizer knows; build it from more text, or with unknown=True"
-            )
+            known = f"the {len(self.characters)} that this tokenizer knows"
+            remedy = "build it from more text, or with unknown=True"
+            raise DataError(f"character {text[position]!r} at position {position} is none of {known}; {remedy}")
         # The unknown token comes last.
         array = np.array(tokens, np.int32)
         return np.where(array < 0, np.int32(len(self.characters)), array)
@@ -151,7 +148,7 @@ class BPE:
     special_tokens: tuple[str, ...] = ()
 
     @staticmethod
-    def train(texts: str | Iterable[str], vocabulary_size: int, special_tokens: tuple[str, ...] = ()) -> BPE:
+    def train(texts: str | Iterable[str], vocabulary_size: int, special_tokens: tuple[str, ...] = ()) -> "BPE":
         """Learns the merges from one or several texts; the same texts give the same tokenizer.
 
         Args:
@@ -188,7 +185,7 @@ class BPE:
         return BPE(tokenizer.to_str(), tuple(special_tokens))
 
     @staticmethod
-    def load(path: str | Path) -> BPE:
+    def load(path: str | Path) -> "BPE":
         """Reads a JSON file written by `save`, or another byte-level tokenizer saved by `tokenizers`.
 
         Raises:

@@ -1,7 +1,5 @@
 """Checkpoints on disk: written by Orbax in the background, atomically, and verified by checksums when they are read."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import hashlib
@@ -57,13 +55,12 @@ def tree_from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
     3
     """
 
-    def device_leaf(array: np.ndarray, like: Any) -> jax.Array:
-        if _is_key(like):
-            return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(like))
-        return jax.numpy.asarray(array)
+    def device_leaf(name: str, like: Any) -> jax.Array:
+        array = jax.numpy.asarray(arrays[name])
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
 
-    likes = leaves_by_path(like)
-    return jax.tree.unflatten(jax.tree.structure(like), [device_leaf(arrays[name], likes[name]) for name in likes])
+    leaves = [device_leaf(name, leaf) for name, leaf in leaves_by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def state_digest(state: Any) -> str:
@@ -170,21 +167,18 @@ class Checkpoints:
         Raises:
           RunError: there are checkpoints, but none can be used.
         """
-        with _ORBAX_LOCK:
-            return self._restore_newest(like)
-
-    def _restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         _silence_late_reads()
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                return self._restore(step, like)
-            except Exception as error:
-                # Damaged: set aside, and go on with the one before.
-                reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
-                self._manager.reload()
+        with _ORBAX_LOCK:
+            steps = sorted(self._manager.all_steps(), reverse=True)
+            for step in steps:
+                try:
+                    return self._restore(step, like)
+                except Exception as error:
+                    # Damaged: set aside, and go on with the one before.
+                    reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+                    self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
+                    (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                    self._manager.reload()
         if steps:
             raise RunError(f"none of the checkpoints in {self.folder} can be read; start the run anew")
         return None
@@ -196,8 +190,7 @@ class Checkpoints:
         meta = restored.meta
         like = like(meta) if callable(like) else like
         shapes = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
-        if set(shapes) != set(meta["checksums"]):
-            different = sorted(set(shapes) ^ set(meta["checksums"]))
+        if different := sorted(shapes.keys() ^ meta["checksums"].keys()):
             raise RunError(f"it holds other arrays than this experiment's state ({', '.join(different[:5])})")
         # 2. Arrays, as NumPy: `tree_from_arrays` puts them onto devices.
         nonempty = {name: shape for name, shape in shapes.items() if shape.size}
@@ -282,7 +275,7 @@ def _silence_late_reads() -> None:
     """Hides tracebacks of reads that are still running when another array of a damaged checkpoint has failed."""
     report = sys.unraisablehook
 
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             report(unraisable)
 

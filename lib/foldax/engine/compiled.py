@@ -1,7 +1,5 @@
 """The functions of the fold, compiled once per structure; and errors of users' code that appear while it is traced."""
 
-from __future__ import annotations
-
 import functools
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ import numpy as np
 
 from foldax.configuration import traced_config
 from foldax.engine import fold as folds
-from foldax.engine.flops import count_flops
+from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
 from foldax.errors import ExperimentError, FoldaxError
 from foldax.experiment import Experiment, experiment_file, user_traceback
@@ -38,9 +36,15 @@ def count_traces(name: str, function: Callable[P, R]) -> Callable[P, R]:
     return counting
 
 
-# Folds are donated: the new one takes the memory of the old one.
-initial_fold = jax.jit(count_traces("initial_fold", folds.initial_fold), static_argnames="program")
-advance = jax.jit(count_traces("advance", folds.advance), static_argnames="program", donate_argnames="fold")
+def jit_fold() -> tuple[Callable[..., Fold], Callable[..., tuple[Fold, folds.ChunkReport]]]:
+    """Jits `initial_fold` and `advance`; jitted anew, they are traced again also for a known program."""
+    initial_fold = jax.jit(count_traces("initial_fold", folds.initial_fold), static_argnames="program")
+    # Folds are donated: the new one takes the memory of the old one.
+    counted = count_traces("advance", folds.advance)
+    return initial_fold, jax.jit(counted, static_argnames="program", donate_argnames="fold")
+
+
+initial_fold, advance = jit_fold()
 advance_one_step = jax.jit(folds.advance_one_step, static_argnames="program", donate_argnames="fold")
 reset_metric_sums = jax.jit(folds.reset_metric_sums, donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
@@ -117,11 +121,10 @@ def user_errors(program: Program, config: Any, seed: jax.Array, examples: Batch,
     except FoldaxError:
         raise
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise ExperimentError(
-                f"out of device memory: use a smaller batch_size or model ({str(error).splitlines()[0]})"
-            ) from error
-        raise
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ExperimentError(f"out of device memory: use a smaller batch_size or model ({reason})") from error
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         # A Python branch on a traced value: find the fields that cause it.
         names = untraceable_fields(program, config, seed, examples, data)
@@ -157,8 +160,7 @@ def user_code_errors(experiment: Experiment) -> Iterator[None]:
 
 
 def _user_error(experiment: Experiment, error: Exception) -> ExperimentError:
-    file = experiment_file(experiment)
-    return ExperimentError(f"the experiment's own code failed:\n{user_traceback(error, file)}")
+    return ExperimentError(f"the experiment's own code failed:\n{user_traceback(error, experiment_file(experiment))}")
 
 
 def untraceable_fields(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> list[str]:
@@ -203,22 +205,23 @@ def state_bytes(state: State) -> int:
 def update_bytes(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> int:
     """Bounds the bytes of a run from above: its state, the best state, and all intermediate arrays of an update."""
     fold = jax.eval_shape(functools.partial(folds.initial_fold, program), config, seed, examples, data)
-    step = functools.partial(folds.advance_one_step, program)
-    jaxpr = jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0))
     # Three states: before the update, after it, and the best one. Intermediates count as if none was freed or fused.
-    return 3 * state_bytes(fold.state) + _intermediate_bytes(jaxpr.jaxpr)
+    return 3 * state_bytes(fold.state) + _intermediate_bytes(_update_jaxpr(program, config, seed, fold, data))
 
 
 def _intermediate_bytes(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size"))
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            total += _intermediate_bytes(inner) if hasattr(inner, "eqns") else 0
+        total += sum(map(_intermediate_bytes, inner_jaxprs(equation)))
     return total
 
 
 def update_flops(program: Program, config: Any, seed: jax.Array, fold: Fold, data: Batch) -> float:
     """Counts the floating-point operations of one update's matrix products and convolutions."""
+    return count_flops(_update_jaxpr(program, config, seed, fold, data))
+
+
+def _update_jaxpr(program: Program, config: Any, seed: jax.Array, fold: Fold, data: Batch) -> Any:
     step = functools.partial(folds.advance_one_step, program)
-    return count_flops(jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0)).jaxpr)
+    return jax.make_jaxpr(step)(config, seed, fold, data, np.int32(0)).jaxpr

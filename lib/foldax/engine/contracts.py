@@ -1,7 +1,5 @@
 """The promises of a `Learner` to the engine, checked once while its functions are traced."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -26,17 +24,15 @@ def check_update(state: State, result: Any) -> Metrics:
     2.0
     """
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise ExperimentError(
-            f"`update` must return (state, metrics), where metrics is a dict; it returned {type(result).__name__}"
-        )
-    # Leaves by path, so that the error can name the one that changed.
-    before, after = (
-        {
-            jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
-            for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (jax.eval_shape(lambda: state), result[0])
-    )
+        found = type(result).__name__
+        raise ExperimentError(f"`update` must return (state, metrics), where metrics is a dict; it returned {found}")
+
+    def specs(tree: Any) -> dict[str, str]:
+        # Leaves by path, so that the error can name the one that changed.
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+    before, after = specs(jax.eval_shape(lambda: state)), specs(result[0])
     for path in before | after:
         if before.get(path) != after.get(path):
             was, now = before.get(path, "nothing"), after.get(path, "nothing")
@@ -68,9 +64,8 @@ def check_evaluation(result: Any, batch_size: int | None) -> Evaluation:
     foldax.errors.ExperimentError: `evaluate`: metric 'loss' is float32[], expected float[16] or an Average of it: ...
     """
     if not isinstance(result, (Evaluation, dict)):
-        raise ExperimentError(
-            f"`evaluate` must return a foldax.Evaluation or a dict of metrics; it returned {type(result).__name__}"
-        )
+        kind = type(result).__name__
+        raise ExperimentError(f"`evaluate` must return a foldax.Evaluation or a dict of metrics; it returned {kind}")
     evaluation = as_evaluation(result)
     # 1. Names: `summarize` receives metrics and outputs in one dict.
     if twice := sorted(set(evaluation.metrics) & set(evaluation.outputs)):

@@ -1,20 +1,15 @@
-"""Evaluation of a split, on the host's side: each example once, sums merged over blocks, means at the end."""
+"""Evaluation of a split, on the host's side: sums over examples become means, blocks the values of every example."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.data.protocol import Dataset
 from foldax.engine import compiled
 from foldax.engine.fold import Program
-from foldax.engine.policy import CurrentPolicy
 from foldax.errors import ConfigError, did_you_mean
-from foldax.learner import Average, State
+from foldax.learner import Average
 
 
 class SplitEvaluation(NamedTuple):
@@ -29,48 +24,6 @@ class SplitEvaluation(NamedTuple):
     metric_sums: dict[str, Average]
     blocks: list[dict[str, Any]]
     masks: list[Any]
-
-
-def dispatch(
-    program: Program,
-    config: Any,
-    seed: jax.Array,
-    state: State,
-    dataset: Dataset | None,
-    split: str,
-    collect: bool,
-    evaluate: Callable[..., Any] = compiled.evaluate,
-) -> SplitEvaluation:
-    """Dispatches the evaluation of a split, block by block, without waiting for it.
-
-    Without a dataset there is one call, with the split's own random key.
-
-    Args:
-      program: the static part of the run.
-      config: the traced config.
-      seed: uint32 [], of the run.
-      state: the learner's state.
-      dataset: the data, or None.
-      split: "validation" or "test".
-      collect: whether to keep the values of every example.
-      evaluate: the compiled `fold.evaluate`, or the same mapped over the members of a sweep.
-    """
-    if dataset is None:
-        index = jnp.int32(("validation", "test").index(split))
-        sums, values = evaluate(program, config, seed, state, None, None, index, collect=collect)
-        return SplitEvaluation(sums, [values] if collect else [], [None] if collect else [])
-    sums, blocks, masks = None, [], []
-    policy = CurrentPolicy(program, config, seed, state, "evaluate")
-    # Nothing waits here: the device evaluates one block while the host prepares the next.
-    for index, block in enumerate(dataset.splits[split].blocks(policy)):
-        block_sums, values = evaluate(
-            program, config, seed, state, block.batches, block.mask, jnp.int32(index), collect=collect
-        )
-        sums = block_sums if sums is None else jax.tree.map(jnp.add, sums, block_sums)
-        if collect:
-            blocks.append(values)
-            masks.append(block.mask)
-    return SplitEvaluation(sums or {}, blocks, masks)
 
 
 def collect_values(evaluation: SplitEvaluation) -> dict[str, np.ndarray]:
@@ -161,8 +114,6 @@ def monitored_metric(
         return jnp.stack([monitored_metric(program, member, monitor) for member in members])
     metrics = split_metrics(program, evaluation)
     if monitor not in metrics:
-        raise ConfigError(
-            f"monitor: there is no validation metric {monitor!r}{did_you_mean(monitor, metrics)} "
-            f"(there are: {', '.join(metrics) or 'none'})"
-        )
+        hint, names = did_you_mean(monitor, metrics), ", ".join(metrics) or "none"
+        raise ConfigError(f"monitor: there is no validation metric {monitor!r}{hint} (there are: {names})")
     return jnp.float32(metrics[monitor])

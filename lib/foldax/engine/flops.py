@@ -1,7 +1,5 @@
 """Floating-point operations of a traced program, before XLA optimises it."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -30,13 +28,14 @@ def count_flops(jaxpr: Any) -> float:
             numbers, kernel = settings["dimension_numbers"], equation.invars[1].aval.shape
             weights_per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * weights_per_output
-        inner = [leaf for leaf in jax.tree.leaves(list(settings.values()), is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
-        counts = [count_flops(getattr(leaf, "jaxpr", leaf)) for leaf in inner]
+        counts = [count_flops(inner) for inner in inner_jaxprs(equation)]
         # A `cond` runs one of its branches, at most the largest; an equation with several programs of another kind,
         # such as `custom_vjp`, runs the first.
         total += (max(counts[:1] if name != "cond" else counts, default=0.0)) * settings.get("length", 1)
     return total
 
 
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+def inner_jaxprs(equation: Any) -> list[Any]:
+    """Lists the jaxprs among the settings of an equation, such as the body of a loop."""
+    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns"))
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]

@@ -4,8 +4,6 @@ Everything here is traced. `Program` holds what is static; seed, config, data an
 so one compiled program serves any seed, any chunk size and any value of a traced config field.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -294,8 +292,7 @@ def evaluate(
 
 def initial_best(state: State | None) -> BestState:
     """Creates the `BestState` before any evaluation, on the host; with a state, the best state will be kept."""
-    value, step, evaluations, stopped = map(np.asarray, (np.float32(0), np.int32(-1), np.int32(0), np.bool_(False)))
-    return BestState(value, step, evaluations, stopped, state)  # type: ignore[arg-type]
+    return BestState(np.array(0, np.float32), np.array(-1, np.int32), np.array(0, np.int32), np.array(False), state)  # type: ignore[arg-type]
 
 
 def update_best(

@@ -4,9 +4,8 @@ save, stop.
 A chunk is dispatched before the previous one is read, so the device never waits for the host.
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -185,9 +184,31 @@ def log_lines(
 
 
 def evaluate_split(run: Run, state: State, split: str) -> SplitEvaluation:
-    """Dispatches the evaluation of a split with a state, which need not be the run's current one."""
-    config, seed, collect = run.arguments["config"], run.arguments["seed"], collects_values(run.program)
-    return evaluation.dispatch(run.program, config, seed, state, run.dataset, split, collect, run.compiled.evaluate)
+    """Dispatches the evaluation of a split, block by block, without waiting for it.
+
+    Without a dataset there is one call, with the split's own random key.
+
+    Args:
+      run: the run; the values of every example are kept where its experiment needs them.
+      state: the learner's state, which need not be the run's current one.
+      split: "validation" or "test".
+    """
+    program, config, seed = run.program, run.arguments["config"], run.arguments["seed"]
+    collect = collects_values(program)
+    evaluate = functools.partial(run.compiled.evaluate, program, config, seed, state, collect=collect)
+    if run.dataset is None:
+        sums, values = evaluate(None, None, jnp.int32(("validation", "test").index(split)))
+        return SplitEvaluation(sums, [values] if collect else [], [None] if collect else [])
+    sums, blocks, masks = None, [], []
+    policy = CurrentPolicy(program, config, seed, state, "evaluate")
+    # Nothing waits here: the device evaluates one block while the host prepares the next.
+    for index, block in enumerate(run.dataset.splits[split].blocks(policy)):
+        block_sums, values = evaluate(block.batches, block.mask, jnp.int32(index))
+        sums = block_sums if sums is None else jax.tree.map(jnp.add, sums, block_sums)
+        if collect:
+            blocks.append(values)
+            masks.append(block.mask)
+    return SplitEvaluation(sums or {}, blocks, masks)
 
 
 def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor: dict[str, Any] | None) -> None:
@@ -299,12 +320,11 @@ def _next_due(run: Run) -> int:
 
 
 def _save_is_due(run: Run, hooks: Hooks) -> bool:
-    every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
     if hooks.checkpoints is None:
         return False
-    if _is_due(run.step, every_steps):
-        return True
-    return time.perf_counter() - run.last_save_time >= every_seconds and not hooks.checkpoints.is_saving()
+    every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
+    overdue = time.perf_counter() - run.last_save_time >= every_seconds
+    return _is_due(run.step, every_steps) or (overdue and not hooks.checkpoints.is_saving())
 
 
 def _seconds_per_step(run: Run) -> float:

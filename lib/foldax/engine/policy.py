@@ -1,7 +1,5 @@
 """The current policy: a learner's `predict` with its state of this moment, for data that depends on the learner."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

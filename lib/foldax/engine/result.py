@@ -1,7 +1,5 @@
 """The result of a run: the trained state and its metrics."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The start of a run: its program, its first fold or the newest checkpoint, and its first block of data."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from typing import Any
 
@@ -36,8 +34,8 @@ def start_run(
     started_at = Timestamp.now()
     if not isinstance(config, experiment.config):
         raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
-    if dataset is None and experiment.dataset is not None:
-        dataset = _load_dataset(experiment, config)
+    if dataset is None:
+        dataset = load_dataset(experiment, config)
     if nonresumable_reason(dataset) is not None and getattr(config, "learning_starts", None):
         raise ConfigError(
             f"learning_starts: {config.learning_starts} must be 0 where environments are on the host: there, random "
@@ -161,8 +159,14 @@ def data_blocks(
         yield from dataset.train.blocks(seed, step, cursor)
 
 
-def _load_dataset(experiment: Experiment, config: Any) -> Dataset:
-    assert experiment.dataset is not None
+def load_dataset(experiment: Experiment, config: Any) -> Dataset | None:
+    """Loads the dataset of a config; None where the experiment has none.
+
+    Raises:
+      ExperimentError: `Experiment.dataset` failed, or returned no dataset.
+    """
+    if experiment.dataset is None:
+        return None
     with compiled.user_code_errors(experiment):
         dataset = experiment.dataset(config)
     if not hasattr(dataset, "splits"):

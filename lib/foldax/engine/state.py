@@ -1,7 +1,5 @@
 """The state of a run on the host, and the hooks through which its driver talks to the outside."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Generator
@@ -54,7 +52,7 @@ class Hooks(NamedTuple):
     progress: Callable[[int], None] = lambda step: None
     stop_requested: Callable[[], bool] = lambda: False
     load_history: Callable[[int], list[dict[str, Any]]] = lambda step: []
-    on_start: Callable[[Run], None] = lambda run: None
+    on_start: "Callable[[Run], None]" = lambda run: None
     replace_initial_state: Callable[[State], State] | None = None
     checkpoints: CheckpointStore | None = None
     profile_dir: Path | None = None
@@ -82,7 +80,7 @@ class Timestamp(NamedTuple):
     compile_seconds: float
 
     @classmethod
-    def now(cls, step: int = 0) -> Timestamp:
+    def now(cls, step: int = 0) -> "Timestamp":
         """Takes the time.
 
         >>> Timestamp.now(7).step

@@ -1,10 +1,7 @@
 """`foldax cluster`: clusters the examples of a trained run, by one of its representations or by the raw inputs."""
 
-from __future__ import annotations
-
-import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +12,25 @@ import numpy as np
 from foldax import plots
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, DataError, ExperimentError, RunError, did_you_mean
+from foldax.errors import ConfigError, DataError, ExperimentError, did_you_mean
 from foldax.experiment import experiment_name
+from foldax.inference.inputs import map_in_batches
+from foldax.inference.outputs import output_path, write_csv
 from foldax.learner import Batch, Key, State, as_evaluation
 from foldax.learners.clustering import kmeans, mixture
 from foldax.plots.style import Figure
 from foldax.runs import tables
+from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
 
 REPRESENTATIONS = ("projections", "features", "latents", "assignments")  # defaults, in order of preference
-EVALUATION_BATCH = 256
 MAX_FULL_COVARIANCE_DIM = 128
 MAX_HIERARCHICAL_POINTS = 20_000  # whose distances between all pairs fit into memory
 MAX_SILHOUETTE_POINTS = 2_000
 
 Examples = dict[str, np.ndarray]
+Method = Callable[[np.ndarray, int, int], np.ndarray]
+"""`(points [N, D], number of clusters, seed) -> assignments [N]`."""
 
 
 class Clustering(NamedTuple):
@@ -80,9 +81,7 @@ def cluster(
       RunError: the run cannot be loaded, or the folder cannot be written.
     """
     if method is not None and method not in METHODS:
-        raise ConfigError(
-            f"--method: there is no {method!r}{did_you_mean(method, METHODS)} (there are {', '.join(METHODS)})"
-        )
+        raise ConfigError(f"--method: there is no {_with_suggestion(method, METHODS)}")
     # 1. Points: a representation of every example of the split.
     result = run if isinstance(run, Result) else load_run(run)
     examples = _examples(result, split)
@@ -90,10 +89,8 @@ def cluster(
     values = examples["inputs"] if name == "inputs" else evaluate_output(result, examples, name)
     own_clusters = name == "assignments"
     if own_clusters and (num_clusters is not None or method is not None):
-        raise ConfigError(
-            "--representation assignments: these are the run's own clusters, so --num-clusters and --method do not "
-            "apply; use --representation inputs to cluster anew"
-        )
+        problem = "these are the run's own clusters, so --num-clusters and --method do not apply"
+        raise ConfigError(f"--representation assignments: {problem}; use --representation inputs to cluster anew")
     points = _points(examples["inputs"] if own_clusters else values, "inputs" if own_clusters else name, normalize)
     # 2. Clusters
     classes = examples.get("targets") if result.info.num_classes is not None else None
@@ -108,9 +105,16 @@ def cluster(
         scores = kmeans.clustering_scores({"targets": classes, "assignments": assignments}) | scores
     # 4. Files and figures
     label = name if own_clusters else f"{name}-{method or 'kmeans'}"
-    folder = _folder(result, out, f"{split}-{label}")
+    folder = output_path(result, out, f"clusters/{split}-{label}")
     class_names = result.info.class_names or [str(label) for label in range(result.info.num_classes or 0)]
-    _write(folder, assignments, classes, class_names, scores | {"num_clusters": count})
+    columns: dict[str, Any] = {"row": range(len(assignments)), "cluster": assignments}
+    if classes is not None:
+        columns["class"] = [class_names[label] for label in classes]
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "assignments.csv", columns)
+        np.save(folder / "assignments.npy", assignments, allow_pickle=False)
+        (folder / "scores.json").write_text(json.dumps(scores | {"num_clusters": count}, indent=2) + "\n")
     for figure_name, figure in _figures(points, assignments, classes, class_names, examples["inputs"]).items():
         figure.savefig(folder / f"{figure_name}.png", dpi=120)
     if verbose:
@@ -130,8 +134,7 @@ def _examples(result: Result, split: str) -> Examples:
         raise ExperimentError("this experiment has no dataset, so there is nothing to cluster")
     splits = ("train", *result.dataset.splits)
     if split not in splits:
-        hint = f"{did_you_mean(split, splits)} (there are {', '.join(splits)})"
-        raise DataError(f"--split: there is no split {split!r}{hint}")
+        raise DataError(f"--split: there is no split {_with_suggestion(split, splits)}")
     if split != "train":
         return result.examples(split)
     examples = jax.device_get(result.dataset.train.examples())
@@ -160,15 +163,16 @@ def _representation_name(result: Result, examples: Examples, name: str | None) -
         name = next((default for default in REPRESENTATIONS if default in allowed), None)
         if name is None:
             alternatives = f"; or choose one of {', '.join(allowed)}" if allowed else ""
-            raise ExperimentError(
-                f"`evaluate` of this run returns none of {', '.join(REPRESENTATIONS)}: use --representation inputs to "
-                f"cluster the raw inputs{alternatives}"
-            )
+            remedy = f"use --representation inputs to cluster the raw inputs{alternatives}"
+            raise ExperimentError(f"`evaluate` of this run returns none of {', '.join(REPRESENTATIONS)}: {remedy}")
     if name not in allowed:
-        allowed = [*allowed, "inputs"]
-        hint = f"{did_you_mean(name, allowed)} (there are {', '.join(allowed)})"
-        raise ConfigError(f"--representation: this run has no representation {name!r}{hint}")
+        described = _with_suggestion(name, [*allowed, "inputs"])
+        raise ConfigError(f"--representation: this run has no representation {described}")
     return name
+
+
+def _with_suggestion(name: str, allowed: Iterable[str]) -> str:
+    return f"{name!r}{did_you_mean(name, allowed)} (there are {', '.join(allowed)})"
 
 
 def _evaluate(result: Result) -> Callable[[State, Batch, Key], dict[str, Any]]:
@@ -178,15 +182,8 @@ def _evaluate(result: Result) -> Callable[[State, Batch, Key], dict[str, Any]]:
 def evaluate_output(result: Result, examples: Examples, name: str) -> np.ndarray:
     """Computes one metric or output of the learner's `evaluate` for all examples, `[N, ...]`."""
     evaluate = jax.jit(lambda state, batch, key: _evaluate(result)(state, batch, key)[name])
-    count, parts = len(examples["inputs"]), []
-    size = min(count, EVALUATION_BATCH)
-    for index, first in enumerate(range(0, count, size)):
-        # The last batch repeats the last example, so that all batches share one compiled program.
-        rows = np.minimum(np.arange(first, first + size), count - 1)
-        batch = {key: array[rows] for key, array in examples.items()}
-        with compiled.user_code_errors(result.experiment):
-            parts.append(np.asarray(evaluate(result.state, batch, jax.random.key(index)))[: count - first])
-    return np.concatenate(parts)
+    with compiled.user_code_errors(result.experiment):
+        return map_in_batches(lambda batch, seed: evaluate(result.state, batch, jax.random.key(seed)), examples)
 
 
 def _points(values: np.ndarray, name: str, normalize: bool) -> np.ndarray:
@@ -243,20 +240,14 @@ def _mixture(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
 def _hierarchical(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:
     """Agglomerative clustering by Ward's criterion (1963): merges the two clusters that add the least inertia."""
     if len(points) > MAX_HIERARCHICAL_POINTS:
-        raise ConfigError(
-            f"--method hierarchical: it compares all pairs of examples, so it takes at most "
-            f"{MAX_HIERARCHICAL_POINTS:,} of them, got {len(points):,}; use kmeans or mixture"
-        )
+        limit = f"it compares all pairs of examples, so it takes at most {MAX_HIERARCHICAL_POINTS:,} of them"
+        raise ConfigError(f"--method hierarchical: {limit}, got {len(points):,}; use kmeans or mixture")
     from sklearn.cluster import AgglomerativeClustering
 
     return AgglomerativeClustering(num_clusters).fit_predict(points) if len(points) > 1 else np.zeros(1, np.int64)
 
 
-METHODS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
-    "kmeans": _kmeans,
-    "mixture": _mixture,
-    "hierarchical": _hierarchical,
-}
+METHODS: dict[str, Method] = {"kmeans": _kmeans, "mixture": _mixture, "hierarchical": _hierarchical}
 
 
 # -- scores, files and figures ---------------------------------------------------------------------
@@ -298,46 +289,12 @@ def _figures(
     return figures
 
 
-def _folder(result: Result, out: str | Path | None, name: str) -> Path:
-    if out is None and result.run_dir is None:
-        raise ConfigError("out: the run has no folder, so name the folder to write to")
-    folder = Path(out) if out is not None else Path(str(result.run_dir)) / "clusters" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
-    return folder
-
-
-def _write(
-    folder: Path, assignments: np.ndarray, classes: np.ndarray | None, names: Sequence[str], scores: dict[str, Any]
-) -> None:
-    columns: dict[str, Any] = {"row": range(len(assignments)), "cluster": assignments.tolist()}
-    if classes is not None:
-        columns["class"] = [names[label] for label in classes]
-    try:
-        with (folder / "assignments.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values()))
-        np.save(folder / "assignments.npy", assignments, allow_pickle=False)
-        (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}") from error
-
-
 def _print_table(
     assignments: np.ndarray, classes: np.ndarray | None, class_names: Sequence[str], scores: dict[str, float]
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("cluster", justify="right")
-    table.add_column("examples", justify="right")
+    columns, rows = ["cluster", "examples"], []
     if classes is not None:
-        table.add_column("most frequent classes")
+        columns.append("most frequent classes")
     for label, count in zip(*np.unique(assignments, return_counts=True)):
         row = [str(label), f"{count:,}"]
         if classes is not None:
@@ -345,7 +302,6 @@ def _print_table(
             top = np.argsort(-counts, kind="stable")[:4]
             dots = " ..." if len(present) > 4 else ""
             row.append(", ".join(f"{class_names[present[i]]} {counts[i]:,}" for i in top) + dots)
-        table.add_row(*map(Text, row))
-    console = Console()
-    console.print(table)
-    console.print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False)
+        rows.append(row)
+    tables.print_table(tables.text_table(columns, rows, left=columns[2:]))
+    print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -4,8 +4,6 @@ The program is the learner's `predict`, exported by `jax.export` as StableHLO fo
 are its argument, which keeps it small. It takes raw inputs, as the dataset yields them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -23,6 +21,7 @@ from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import experiment_name
 from foldax.inference.inputs import InputSpecs, example_inputs, input_specs, list_text, predict_argument
+from foldax.inference.outputs import output_path
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
@@ -86,9 +85,7 @@ def export(
     if batch_size not in (None, "symbolic") and not (isinstance(batch_size, int) and batch_size > 0):
         raise ConfigError(f"batch_size: {batch_size!r} is neither a number above 0 nor 'symbolic'")
     result = run if isinstance(run, Result) else load_run(run)
-    if out is None and result.run_dir is None:
-        raise ConfigError("out: the run has no folder, so name the folder to write to")
-    folder = Path(out) if out is not None else Path(str(result.run_dir)) / "export"
+    folder = output_path(result, out, "export")
     existing = [name for name in FILES if (folder / name).exists()]
     if existing and "signature.json" not in existing:
         raise RunError(f"{folder} holds a {existing[0]} that is not an exported one; choose another folder (--out)")
@@ -280,7 +277,8 @@ def example_script(signature: dict[str, Any]) -> str:
     }
     by_name = ", ".join(f'"{name}": {constant}' for name, constant in constants.items())
     test = ", ".join(f"{name} {value:.4g}" for name, value in signature["test"].items())
-    return EXAMPLE.format(
+    template = Path(__file__).with_name("export_example.txt").read_text(encoding="utf-8")
+    return template.format(
         experiment=signature["experiment"],
         test=f" (test: {test})" if test else "",
         file="INPUTS.npy" if is_array else "INPUTS.npz",
@@ -296,46 +294,16 @@ def _by_name(specs: dict[str, Any]) -> dict[str, Any]:
     return {"inputs": specs} if "shape" in specs else specs
 
 
-EXAMPLE = '''"""Predicts with {experiment}{test}; see signature.json. pip install jax flatbuffers safetensors
-
-    python example.py {file}    # {arrays}, {dtypes}; without a file: constants
-"""
-
-import json
-import sys
-from pathlib import Path
-
-import jax
-import numpy as np
-from jax import export
-from safetensors.numpy import load_file
-
-here = Path(__file__).parent
-signature = json.loads((here / "signature.json").read_text())
-weights = load_file(here / "params.safetensors")
-program = export.deserialize(bytearray((here / "predict.jax").read_bytes()))
-weights = {{name: weights[name] for name in signature["parameters"]}}
-inputs = {load} if len(sys.argv) > 1 else {constants}
-outputs = jax.jit(program.call)(weights, inputs{seed})
-print(outputs)
-'''
-
-
 def _print_summary(folder: Path, signature: dict[str, Any], comparison: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     run = f"{signature['experiment']}, {signature['status']}"
-    table = Table(title=f"{run}: {signature['state']} state, step {signature['step']}")
-    for column in ("", "name", "shape", "dtype"):
-        table.add_column(column)
-    for side in ("inputs", "outputs"):
-        for name, spec in _by_name(signature[side]).items():
-            shape = Text(list_text(spec["shape"]))
-            table.add_row(side, "" if "shape" in signature[side] else name, shape, spec["dtype"])
-    console = Console()
-    console.print(table)
-    console.print(f"platforms: {', '.join(signature['platforms'])}; {comparison}", highlight=False)
+    columns = ("", "name", "shape", "dtype")
+    rows = [
+        (side, "" if "shape" in signature[side] else name, list_text(spec["shape"]), spec["dtype"])
+        for side in ("inputs", "outputs")
+        for name, spec in _by_name(signature[side]).items()
+    ]
+    title = f"{run}: {signature['state']} state, step {signature['step']}"
+    tables.print_table(tables.text_table(columns, rows, left=columns, title=title))
+    print(f"platforms: {', '.join(signature['platforms'])}; {comparison}")
     for name in FILES:
         print(f"{tables.display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")

@@ -1,7 +1,5 @@
 """Inputs of a learner's `predict`: their shapes and dtypes in the run's dataset, and how files are read into them."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -9,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import chex
+import jax
 import numpy as np
 
 from foldax.engine.result import Result
@@ -18,6 +18,7 @@ Shape = tuple[Any, ...]
 InputSpecs = dict[str, tuple[Shape, np.dtype]]
 """Shape and dtype of one example's "inputs" and, where sequences are masked, of its "mask"."""
 Arrays = dict[str, np.ndarray]
+MAX_BATCH = 256  # examples per call of a learner's function
 
 
 def input_specs(result: Result) -> InputSpecs:
@@ -39,6 +40,29 @@ def predict_argument(arrays: dict[str, Any]) -> Any:
     ([1, 2], {'inputs': [1, 2], 'mask': [1, 0]})
     """
     return arrays["inputs"] if list(arrays) == ["inputs"] else arrays
+
+
+def map_in_batches(function: Callable[[Arrays, int], chex.ArrayTree], arrays: Arrays) -> Any:
+    """Applies a function to all examples, batch by batch.
+
+    Args:
+      function: `(arrays of a batch by name, number of the batch) -> outputs [B, ...]`.
+      arrays: arrays `[N, ...]` by name, among them "inputs".
+
+    Returns:
+      Outputs `[N, ...]` as NumPy arrays.
+
+    >>> map_in_batches(lambda batch, number: 2 * batch["inputs"], {"inputs": np.array([1, 2])})
+    array([2, 4])
+    """
+    count = len(arrays["inputs"])
+    size, outputs = min(count, MAX_BATCH), []
+    for number, start in enumerate(range(0, count, size)):
+        # The last batch repeats its last example, so that one compiled program serves all batches.
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        output = jax.device_get(function({name: array[rows] for name, array in arrays.items()}, number))
+        outputs.append(jax.tree.map(lambda x, rest=count - start: x[:rest], output))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 def example_inputs(result: Result, count: int, specs: InputSpecs) -> Any:

@@ -1,7 +1,5 @@
 """`foldax play`: episodes of a trained agent as an animation and a film strip."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import subprocess
@@ -16,8 +14,9 @@ from PIL import Image
 from foldax import rl
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, ExperimentError, RunError
+from foldax.errors import ConfigError, ExperimentError, RunError, check_positive
 from foldax.experiment import Experiment
+from foldax.inference.outputs import output_path
 from foldax.inference.rollout import Episode, decompress_image, rollout_on_device, rollout_on_host
 from foldax.plots import agents
 from foldax.runs import tables
@@ -82,9 +81,7 @@ def play(
     _check_options(episodes, seed, steps, fps, out)
     result = run if isinstance(run, Result) else load_run(run)
     scene = _scene(result)
-    if out is None and result.run_dir is None:
-        raise ConfigError("out: the run has no folder, so name the file to write")
-    path = Path(out) if out is not None else Path(str(result.run_dir)) / "play.gif"
+    path = output_path(result, out, "play.gif", kind="file to write")
     # 1. Rollout
     with compiled.user_code_errors(result.experiment):
         played = scene.rollout(episodes, seed, steps)
@@ -121,9 +118,7 @@ def play(
 
 
 def _check_options(episodes: int, seed: int, steps: int, fps: int, out: str | Path | None) -> None:
-    for name, value in (("episodes", episodes), ("steps", steps)):
-        if value < 1:
-            raise ConfigError(f"--{name}: {value} must be 1 or more")
+    check_positive(**{"--episodes": episodes, "--steps": steps})
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed: {seed} must be from 0 to {2**32 - 1}")
     suffix = ".gif" if out is None else Path(out).suffix.lower()
@@ -146,10 +141,8 @@ def _scene(result: Result) -> Scene:
         host = result.dataset
         return Scene(host.info.name, _host_render(host), functools.partial(rollout_on_host, result, host))
     if result.experiment.environment is None:
-        raise ConfigError(
-            "this experiment has no `environment` to play in: "
-            "foldax.Experiment(..., environment=a function of the config that returns an rl.Environment)"
-        )
+        remedy = "environment=a function of the config that returns an rl.Environment"
+        raise ConfigError(f"this experiment has no `environment` to play in: foldax.Experiment(..., {remedy})")
     with compiled.user_code_errors(result.experiment):
         environment = result.experiment.environment(result.config)
     if not isinstance(environment, rl.Environment):
@@ -201,10 +194,8 @@ def _render(experiment: Experiment, scene: Scene, states: list[Any]) -> Iterator
             image = np.asarray(scene.render(state))  # type: ignore[misc]  # it is not None
         shape = shape or image.shape
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.shape != shape:
-            raise ExperimentError(
-                f"{scene.name}: `render` must return uint8 [H, W, 3], all of one size, "
-                f"got {image.dtype} {list(image.shape)}"
-            )
+            images = "uint8 [H, W, 3], all of one size"
+            raise ExperimentError(f"{scene.name}: `render` must return {images}, got {image.dtype} {list(image.shape)}")
         factor = max(1, MIN_SIDE // min(shape[:2]))
         yield image.repeat(factor, axis=0).repeat(factor, axis=1)
 

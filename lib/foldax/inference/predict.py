@@ -1,28 +1,24 @@
 """`foldax predict`: predictions of a trained run for a file or an evaluation split."""
 
-from __future__ import annotations
-
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import chex
-import jax
 import numpy as np
 
 from foldax import parameter_paths
 from foldax.engine import compiled
 from foldax.engine.result import Result
 from foldax.errors import ConfigError
-from foldax.inference.inputs import Arrays, predict_argument, read_inputs
+from foldax.inference.inputs import Arrays, map_in_batches, predict_argument, read_inputs
+from foldax.inference.outputs import write_csv
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
 
 MAX_ROWS = 20  # printed rows
 MAX_COLUMNS = 8  # printed columns
-MAX_BATCH = 256  # examples per call of `predict`
 SUFFIXES = (".npy", ".npz", ".csv", ".json")
 
 
@@ -64,16 +60,8 @@ def predict(run: Result | str | Path, source: str, out: str | Path | None = None
 
 def predict_in_batches(result: Result, inputs: Arrays) -> chex.ArrayTree:
     """Computes the outputs for inputs (and mask) by name, `[B, ...]`; each batch has its own seed."""
-    count = len(inputs["inputs"])
-    size, batches = min(count, MAX_BATCH), []
-    for seed, start in enumerate(range(0, count, size)):
-        # The last batch repeats its last example, so that one compiled program serves all batches.
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        with compiled.user_code_errors(result.experiment):
-            batch = predict_argument({name: array[rows] for name, array in inputs.items()})
-            outputs = jax.device_get(result.predict(batch, seed=seed))
-        batches.append(jax.tree.map(lambda x, rest=count - start: x[:rest], outputs))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+    with compiled.user_code_errors(result.experiment):
+        return map_in_batches(lambda batch, seed: result.predict(predict_argument(batch), seed=seed), inputs)
 
 
 def class_probabilities(result: Result, outputs: chex.ArrayTree) -> np.ndarray | None:
@@ -157,20 +145,10 @@ def _class_columns(result: Result, probabilities: np.ndarray) -> dict[str, Any]:
 
 
 def _print_columns(columns: dict[str, list[str]], count: int, caption: str = "") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for name in columns:
-        is_text = name in ("class", "next", "target", "output")
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
-    for row in zip(*columns.values()):
-        table.add_row(*map(Text, row))
-    console = Console()
-    console.print(table)
+    left = ("class", "next", "target", "output")
+    tables.print_table(tables.text_table(columns, zip(*columns.values()), left))
     more = f"and {count - MAX_ROWS:,} more rows" if count > MAX_ROWS else ""
-    console.print(*filter(None, (more, caption)), sep="; ", highlight=False)
+    print(*filter(None, (more, caption)), sep="; ")
 
 
 def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) -> None:
@@ -193,8 +171,4 @@ def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) 
             plain = {name: np.asarray(value).tolist() for name, value in (classes or by_path).items()}
             path.write_text(json.dumps(plain[""] if list(plain) == [""] else plain) + "\n")
         else:
-            columns = classes or output_columns(outputs)
-            with path.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values())))
+            write_csv(path, classes or output_columns(outputs))

@@ -1,7 +1,5 @@
 """Rollouts of a trained agent, on the device or on the host: whole episodes with states, observations and rewards."""
 
-from __future__ import annotations
-
 import contextlib
 import zlib
 from collections.abc import Callable, Iterator

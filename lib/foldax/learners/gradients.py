@@ -4,7 +4,7 @@ A learner keeps a `TrainState` from `init_train_state` and passes it with a `Los
 adds microbatches, frozen parameters and an exponential moving average (EMA) to one step of an Optax optimizer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ from chex import Numeric
 
 from foldax import parameter_paths
 from foldax.errors import ExperimentError
-from foldax.learner import Batch, Key, Params, State
+from foldax.learner import Batch, Key, Model, Params, State, Variables
 
 LossAndAux: TypeAlias = tuple[jax.Array, tuple[State, dict[str, jax.Array]]]  # loss [], new model state, metrics
 LossFunction = Callable[[Params, State, Batch, Key], LossAndAux]
@@ -40,6 +40,11 @@ class TrainState(NamedTuple):
     def evaluation_params(self) -> Params:
         """The parameters to evaluate with: their moving average where there is one."""
         return self.params if self.ema_params is None else self.ema_params
+
+    @property
+    def evaluation_variables(self) -> Variables:
+        """The model's variables to evaluate with: `evaluation_params` and the other collections."""
+        return {"params": self.evaluation_params, **self.model_state}
 
 
 def init_train_state(
@@ -71,6 +76,25 @@ def init_train_state(
     # A copy, because the engine donates the state: no buffer may stand in it twice.
     ema_params = None if ema_decay is None else jax.tree.map(jnp.copy, params)
     return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), ema_params)
+
+
+def init_network(
+    key: Key, model: Model, optimizer: Any, inputs: Any, kwargs: Mapping[str, Any] = {}, **options: Any
+) -> TrainState:
+    """Initialises a network, with a random stream "dropout" too, and creates its state before the first gradient step.
+
+    Args:
+      key: random key.
+      model: the network.
+      optimizer: Optax optimizer.
+      inputs: of the network, `[B, ...]`; only their shapes matter.
+      kwargs: further arguments of the network by keyword.
+      **options: `ema_decay` and `frozen` of `init_train_state`.
+    """
+    rngs = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+    model_state = dict(model.init(rngs, inputs, train=False, **kwargs))
+    params = model_state.pop("params")
+    return init_train_state(params, optimizer, model_state, **options)
 
 
 def gradient_step(

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import Numeric
+from jaxtyping import Array, Float, Num, Shaped
 
 from foldax.errors import ExperimentError
 
+Outputs = Num[Array, " B *outputs"]
+Targets = Shaped[Array, "..."]
+Losses = Float[Array, " B"]
 
-def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Numeric | None = None) -> jax.Array:
+
+def softmax_cross_entropy(logits: Outputs, targets: Targets, label_smoothing: Numeric | None = None) -> Losses:
     """Cross-entropy of a softmax over C classes, in nats.
 
     Args:
@@ -41,7 +46,7 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing
     return (1.0 - label_smoothing) * loss + label_smoothing * uniform
 
 
-def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: Numeric | None = None) -> jax.Array:
+def sigmoid_cross_entropy(logits: Outputs, targets: Targets, label_smoothing: Numeric | None = None) -> Losses:
     """Binary cross-entropy in nats, averaged over K labels.
 
     Args:
@@ -64,7 +69,7 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
-def hinge(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def hinge(logits: Outputs, targets: Targets) -> Losses:
     """Hinge loss of two classes, or of many: the margin to the best wrong class (Crammer & Singer, 2001).
 
     Args:
@@ -88,7 +93,7 @@ def hinge(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.hinge_loss(logits, jnp.where(targets > 0, 1.0, -1.0)).mean(axis=-1)
 
 
-def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def squared_error(predictions: Outputs, targets: Targets) -> Losses:
     """Squared error `[B]`, averaged over outputs; predictions and targets are `[B]` or `[B, O]`.
 
     Raises:
@@ -101,7 +106,7 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.squared_error(predictions, targets).mean(axis=-1)
 
 
-def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def absolute_error(predictions: Outputs, targets: Targets) -> Losses:
     """Absolute error `[B]`, averaged over outputs; predictions and targets are `[B]` or `[B, O]`.
 
     Raises:
@@ -114,7 +119,7 @@ def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.abs(predictions - targets).mean(axis=-1)
 
 
-def huber(predictions: jax.Array, targets: jax.Array, delta: Numeric = 1.0) -> jax.Array:
+def huber(predictions: Outputs, targets: Targets, delta: Numeric = 1.0) -> Losses:
     """Huber loss `[B]` (Huber, 1964), averaged over outputs: quadratic up to an error of `delta`, then linear.
 
     Args:
@@ -132,7 +137,7 @@ def huber(predictions: jax.Array, targets: jax.Array, delta: Numeric = 1.0) -> j
     return optax.huber_loss(predictions, targets, delta=delta).mean(axis=-1)
 
 
-def mean_and_log_std(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mean_and_log_std(outputs: Float[Array, "B ..."]) -> tuple[Float[Array, "B O"], Float[Array, "B O"]]:
     """Splits outputs `[B, 2 * O]` into means and log standard deviations `[B, O]`, the latter clipped to [-7, 7].
 
     Raises:
@@ -150,7 +155,7 @@ def mean_and_log_std(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.clip(log_std, -7.0, 7.0)
 
 
-def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def gaussian_nll(outputs: Float[Array, "B ..."], targets: Targets) -> Losses:
     """Negative log-likelihood of a normal distribution in nats (Nix & Weigend, 1994), averaged over outputs.
 
     Args:
@@ -173,7 +178,7 @@ def gaussian_nll(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return (0.5 * jnp.square(standardized) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
 
 
-def as_columns(values: jax.Array) -> jax.Array:
+def as_columns(values: Shaped[Array, " B *outputs"]) -> Shaped[Array, " B *columns"]:
     """Reshapes `[B]` to `[B, 1]`; leaves `[B, O]` alone.
 
     >>> as_columns(jnp.zeros(3)).shape, as_columns(jnp.zeros((3, 2))).shape
@@ -182,7 +187,7 @@ def as_columns(values: jax.Array) -> jax.Array:
     return values[:, None] if values.ndim == 1 else values
 
 
-def flatten(x: jax.Array) -> jax.Array:
+def flatten(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B D"]:
     """Flattens every example: `[B, ...]` to `[B, D]`.
 
     >>> flatten(jnp.zeros((2, 3, 4))).shape
@@ -191,7 +196,7 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
+def l2_normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Divides each row of `[B, D]` by its L2 norm; rows of zeros stay.
 
     >>> [round(float(value), 3) for value in l2_normalize(jnp.array([[3.0, 4.0]]))[0]]
@@ -201,7 +206,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
 
 
-def _match(name: str, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _match(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
     """Converts outputs and targets of equal shapes to `[B, O]` of the outputs' dtype."""
     outputs_BO, targets_BO = as_columns(outputs), as_columns(targets)
     if outputs_BO.ndim != 2 or outputs_BO.shape != targets_BO.shape:
@@ -212,7 +217,7 @@ def _match(name: str, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array
     return outputs_BO, targets_BO.astype(outputs_BO.dtype)
 
 
-def _check_labels(name: str, logits: jax.Array, targets: jax.Array) -> None:
+def _check_labels(name: str, logits: Array, targets: Array) -> None:
     if logits.ndim != 2 or logits.shape[1] < 2:
         expected = f"logits [B, classes] for two classes or more, got {logits.shape}"
         remedy = "one logit goes with losses.sigmoid_cross_entropy"

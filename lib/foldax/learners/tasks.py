@@ -20,7 +20,7 @@ import optax
 
 from foldax.errors import ExperimentError
 from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params
-from foldax.learners.gradients import TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import TrainState, gradient_step, init_network
 from foldax.optim import decay_mask
 
 Batch: TypeAlias = dict[str, jax.Array]  # fields `[B, ...]` by name
@@ -130,10 +130,8 @@ def network_learner(
     def init(key: Key, examples: chex.ArrayTree) -> TrainState:
         # One example suffices to learn shapes.
         first = task.prepare({name: leaf[:1] for name, leaf in require_fields(examples, task.fields).items()})
-        rngs = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        model_state = dict(model.init(rngs, task.inputs(first), train=False, **task.model_kwargs(first)))
-        params = model_state.pop("params")
-        return init_train_state(params, optimizer, model_state, ema_decay=ema_decay, frozen=frozen)
+        inputs, kwargs = task.inputs(first), task.model_kwargs(first)
+        return init_network(key, model, optimizer, inputs, kwargs, ema_decay=ema_decay, frozen=frozen)
 
     def loss(params: Params, model_state: dict[str, Any], batch: Batch, key: Key) -> tuple[jax.Array, tuple]:
         variables, kwargs = {"params": params, **model_state}, task.model_kwargs(batch)
@@ -153,15 +151,13 @@ def network_learner(
         if augment is not None:
             key, augment_key = jax.random.split(key)
             batch = augment(augment_key, batch)
-        microbatches = options.get("microbatches", 1)
-        settings: dict[str, Any] = dict(microbatches=microbatches, ema_decay=ema_decay, frozen=frozen)
+        settings: dict[str, Any] = dict(microbatches=options.get("microbatches", 1), ema_decay=ema_decay, frozen=frozen)
         state, metrics = gradient_step(state, loss, optimizer, task.prepare(batch), key, **settings)
         return state, {**metrics}
 
     def outputs_of(state: TrainState, batch: Batch, key: Key) -> Outputs:
-        variables = {"params": state.evaluation_params, **state.model_state}
-        kwargs = task.model_kwargs(batch)
-        return model.apply(variables, task.inputs(batch), train=False, rngs={"dropout": key}, **kwargs)
+        kwargs = dict(train=False, rngs={"dropout": key}, **task.model_kwargs(batch))
+        return model.apply(state.evaluation_variables, task.inputs(batch), **kwargs)
 
     def evaluate(state: TrainState, batch: chex.ArrayTree, key: Key) -> Evaluation | Metrics:
         batch = task.prepare(require_fields(batch, task.fields))
@@ -213,6 +209,11 @@ def input_function(model: Model | None = None, preprocess: Preprocess | None = N
         return jnp.asarray(batch["inputs"], dtype) if preprocess is None else preprocess(batch["inputs"])
 
     return inputs
+
+
+def target_outputs(batch: Batch) -> dict[str, jax.Array]:
+    """Returns the targets of a batch as the output "targets" int32 of an evaluation, or no output if it has none."""
+    return {"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {}
 
 
 def require_fields(batch: chex.ArrayTree, fields: tuple[str, ...]) -> Batch:

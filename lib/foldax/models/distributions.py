@@ -6,24 +6,25 @@ from typing import NamedTuple, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Num
 
 
 class Distribution(Protocol):
     """Distribution over actions, as policy-gradient losses use it; a pytree of arrays with leading axis `[B]`."""
 
-    def sample(self, key: chex.PRNGKey) -> jax.Array:
+    def sample(self, key: chex.PRNGKey) -> Num[Array, "..."]:
         """Draws actions `[B, ...]`."""
         ...
 
-    def mode(self) -> jax.Array:
+    def mode(self) -> Num[Array, "..."]:
         """Most probable actions `[B, ...]`."""
         ...
 
-    def log_prob(self, actions: jax.Array) -> jax.Array:
+    def log_prob(self, actions: Num[Array, "..."]) -> Float[Array, "*B"]:
         """Log-probabilities, or log-densities, of actions `[B, ...]`, in nats `[B]`."""
         ...
 
-    def entropy(self) -> jax.Array:
+    def entropy(self) -> Float[Array, "*B"]:
         """Entropies in nats `[B]`."""
         ...
 
@@ -41,23 +42,23 @@ class Categorical(NamedTuple):
     [0.25]
     """
 
-    logits: jax.Array
+    logits: Float[Array, "*B A"]
 
-    def sample(self, key: chex.PRNGKey) -> jax.Array:
+    def sample(self, key: chex.PRNGKey) -> Integer[Array, "*B"]:
         """Draws one action for each distribution, int32 `[B]`."""
         return jax.random.categorical(key, self.logits).astype(jnp.int32)
 
-    def mode(self) -> jax.Array:
+    def mode(self) -> Integer[Array, "*B"]:
         """Most probable actions, int32 `[B]`."""
         return self.logits.argmax(axis=-1).astype(jnp.int32)
 
-    def log_prob(self, actions: jax.Array) -> jax.Array:
+    def log_prob(self, actions: Integer[Array, "*B"]) -> Float[Array, "*B"]:
         """Log-probabilities of actions int `[B]`, in nats `[B]`."""
         chex.assert_rank(self.logits, actions.ndim + 1)
         selected = jax.nn.one_hot(actions, self.logits.shape[-1])
         return (jax.nn.log_softmax(self.logits) * selected).sum(axis=-1)
 
-    def entropy(self) -> jax.Array:
+    def entropy(self) -> Float[Array, "*B"]:
         """Entropies in nats `[B]`, between 0 and log A."""
         log_probs = jax.nn.log_softmax(self.logits)
         return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
@@ -77,24 +78,24 @@ class Normal(NamedTuple):
     [-1.838]
     """
 
-    mean: jax.Array
-    log_std: jax.Array
+    mean: Float[Array, "*B A"]
+    log_std: Float[Array, "*B A"]
 
-    def sample(self, key: chex.PRNGKey) -> jax.Array:
+    def sample(self, key: chex.PRNGKey) -> Float[Array, "*B A"]:
         """Draws one action for each distribution, `[B, A]`."""
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
 
-    def mode(self) -> jax.Array:
+    def mode(self) -> Float[Array, "*B A"]:
         """Most probable actions `[B, A]`, which are the means."""
         return self.mean
 
-    def log_prob(self, actions: jax.Array) -> jax.Array:
+    def log_prob(self, actions: Float[Array, "*B A"]) -> Float[Array, "*B"]:
         """Log-densities of actions `[B, A]`, in nats `[B]`."""
         chex.assert_equal_shape([actions, self.mean])
         standardized = (actions - self.mean) * jnp.exp(-self.log_std)
         return -(0.5 * jnp.square(standardized) + self.log_std + 0.5 * math.log(2 * math.pi)).sum(axis=-1)
 
-    def entropy(self) -> jax.Array:
+    def entropy(self) -> Float[Array, "*B"]:
         """Differential entropies in nats `[B]`."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=-1)
 
@@ -114,14 +115,14 @@ class SquashedNormal(NamedTuple):
     ((1, 2), (1,))
     """
 
-    mean: jax.Array
-    log_std: jax.Array
+    mean: Float[Array, "*B A"]
+    log_std: Float[Array, "*B A"]
 
-    def sample(self, key: chex.PRNGKey) -> jax.Array:
+    def sample(self, key: chex.PRNGKey) -> Float[Array, "*B A"]:
         """Draws one action for each distribution, `[B, A]`."""
         return jnp.tanh(Normal(self.mean, self.log_std).sample(key))
 
-    def sample_and_log_prob(self, key: chex.PRNGKey) -> tuple[jax.Array, jax.Array]:
+    def sample_and_log_prob(self, key: chex.PRNGKey) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
         """Draws actions `[B, A]` with their log-densities in nats `[B]`.
 
         Both come from the sample before tanh: near -1 and 1 its inverse, and with it `log_prob`, is inexact.
@@ -132,12 +133,12 @@ class SquashedNormal(NamedTuple):
         log_slope = _log_slope_of_tanh(unsquashed)
         return jnp.tanh(unsquashed), normal.log_prob(unsquashed) - log_slope.sum(axis=-1)
 
-    def log_prob(self, actions: jax.Array) -> jax.Array:
+    def log_prob(self, actions: Float[Array, "*B A"]) -> Float[Array, "*B"]:
         """Log-densities of actions `[B, A]` in (-1, 1), in nats `[B]`; inexact within 1e-6 of the bounds."""
         unsquashed = jnp.arctanh(jnp.clip(actions, -1 + 1e-6, 1 - 1e-6))
         return Normal(self.mean, self.log_std).log_prob(unsquashed) - _log_slope_of_tanh(unsquashed).sum(axis=-1)
 
-    def mode(self) -> jax.Array:
+    def mode(self) -> Float[Array, "*B A"]:
         """Actions `[B, A]` at the mean of the normal distribution."""
         return jnp.tanh(self.mean)
 

@@ -5,9 +5,11 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from chex import Numeric
 from flax.typing import VariableDict
 
 from foldax.errors import ConfigError
+from foldax.learner import Key
 from foldax.models.layers.sequences import check_tokens
 from foldax.models.networks.recurrent import Recurrent
 from foldax.models.networks.transformer import Transformer
@@ -19,12 +21,12 @@ def generate(
     model: LanguageModel,
     variables: VariableDict,
     prompt: jax.Array,
-    key: chex.PRNGKey,
+    key: Key,
     *,
     num_tokens: int,
-    temperature: chex.Numeric = 1.0,
+    temperature: Numeric = 1.0,
     top_k: int | None = None,
-    top_p: chex.Numeric | None = None,
+    top_p: Numeric | None = None,
     context: jax.Array | None = None,
     context_mask: jax.Array | None = None,
     use_cache: bool = True,
@@ -90,7 +92,7 @@ def _check_model_and_prompt(model: LanguageModel, prompt: jax.Array, num_tokens:
     return model.features or model.vocabulary_size
 
 
-def _check_sampling(temperature: chex.Numeric, top_k: int | None, top_p: chex.Numeric | None, num_logits: int) -> None:
+def _check_sampling(temperature: Numeric, top_k: int | None, top_p: Numeric | None, num_logits: int) -> None:
     """Checks settings that are Python numbers; traced ones, whose values are unknown, pass."""
     if isinstance(temperature, (int, float)) and temperature < 0:
         raise ConfigError(f"temperature: {temperature} must be 0 or more")
@@ -105,12 +107,12 @@ def _generate(
     model: LanguageModel,
     variables: VariableDict,
     prompt: jax.Array,
-    key: chex.PRNGKey,
+    key: Key,
     inputs: dict[str, jax.Array],
     num_tokens: int,
-    temperature: chex.Numeric,
+    temperature: Numeric,
     top_k: int | None,
-    top_p: chex.Numeric | None,
+    top_p: Numeric | None,
     use_cache: bool,
 ) -> jax.Array:
     sample = functools.partial(sample_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -118,13 +120,13 @@ def _generate(
     padded = jnp.pad(prompt, [(0, 0), (0, num_tokens)])
     Carry = tuple[jax.Array, chex.ArrayTree]
 
-    def cached_step(carry: Carry, key: chex.PRNGKey) -> tuple[Carry, jax.Array]:
+    def cached_step(carry: Carry, key: Key) -> tuple[Carry, jax.Array]:
         tokens, cache = carry
         logits, changed = model.apply({**variables, "cache": cache}, tokens, decode=True, mutable=["cache"], **inputs)
         token = sample(key, logits[:, -1])
         return (token[:, None], changed["cache"]), token
 
-    def uncached_step(carry: Carry, key: chex.PRNGKey) -> tuple[Carry, jax.Array]:
+    def uncached_step(carry: Carry, key: Key) -> tuple[Carry, jax.Array]:
         tokens, length = carry
         logits = model.apply(variables, tokens, **inputs)
         token = sample(key, jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False))
@@ -144,12 +146,7 @@ def _generate(
 
 
 def sample_tokens(
-    key: chex.PRNGKey,
-    logits: jax.Array,
-    *,
-    temperature: chex.Numeric = 1.0,
-    top_k: int | None = None,
-    top_p: chex.Numeric | None = None,
+    key: Key, logits: jax.Array, *, temperature: Numeric = 1.0, top_k: int | None = None, top_p: Numeric | None = None
 ) -> jax.Array:
     """Samples tokens from logits, with temperature, top-k (Fan et al., 2018) and top-p (Holtzman et al., 2020).
 

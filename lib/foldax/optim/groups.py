@@ -1,7 +1,5 @@
 """Parameter groups by path: a learning rate, an optimizer or no update at all for each."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -51,9 +49,8 @@ def parameter_groups(
     for pattern, treatment in {**groups, "": default}.items():
         labels[pattern] = FROZEN if treatment is None or isinstance(treatment, str) else "rate"
         if isinstance(treatment, str) and treatment != FROZEN:
-            raise ConfigError(
-                f"parameter_groups: {pattern!r} is {treatment!r}, neither a rate, an optimizer nor {FROZEN!r}"
-            )
+            allowed = f"neither a rate, an optimizer nor {FROZEN!r}"
+            raise ConfigError(f"parameter_groups: {pattern!r} is {treatment!r}, {allowed}")
         # An optimizer of its own has its own label, hence its own state.
         if hasattr(treatment, "init"):
             labels[pattern] = f"pattern {pattern}"

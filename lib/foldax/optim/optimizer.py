@@ -1,8 +1,7 @@
 """Optimizers as configs: a name chooses the Optax optimizer, floats may be traced, so that sweeps share a program."""
 
-from __future__ import annotations
-
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -90,18 +89,15 @@ class Optimizer:
             for number in value if isinstance(value, tuple) else (value,):
                 # A traced value is unknown; it was checked when the config was created.
                 if isinstance(number, (int, float)) and not low <= number <= high:
-                    allowed = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+                    allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
                     raise ConfigError(f"Optimizer.{name}: {number} is out of range; it must be {allowed}")
 
 
 # Closed ranges of the fields, checked when a config is created.
-_RANGES = {
-    "learning_rate": (0.0, float("inf")),
-    **dict.fromkeys(("warmup_fraction", "milestones", "cooldown_fraction", "momentum", "beta1", "beta2"), (0.0, 1.0)),
-    **dict.fromkeys(("final_fraction", "power", "factor", "cycle_growth"), (0.0, float("inf"))),
-    **dict.fromkeys(("weight_decay", "epsilon", "clip_norm", "clip_value"), (0.0, float("inf"))),
-    **dict.fromkeys(("num_cycles", "accumulate_steps"), (1, float("inf"))),
-}
+_FRACTIONS = ("warmup_fraction", "milestones", "cooldown_fraction", "momentum", "beta1", "beta2")
+_RANGES = dict.fromkeys(_FRACTIONS, (0.0, 1.0)) | dict.fromkeys(("num_cycles", "accumulate_steps"), (1, math.inf))
+_RANGES |= dict.fromkeys(("learning_rate", "final_fraction", "power", "factor", "cycle_growth"), (0.0, math.inf))
+_RANGES |= dict.fromkeys(("weight_decay", "epsilon", "clip_norm", "clip_value"), (0.0, math.inf))
 
 
 def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
@@ -206,14 +202,16 @@ class Rule(NamedTuple):
 
 # Fields of `Optimizer` and the arguments of Optax that they set.
 _MOMENTUM = {"momentum": "momentum"}
+_MOMENTUM_AND_EPSILON = {**_MOMENTUM, "epsilon": "eps"}
 _BETAS = {"beta1": "b1", "beta2": "b2"}
 _ADAM = {**_BETAS, "epsilon": "eps"}
+_MUON = {"momentum": "beta", "beta1": "adam_b1", "beta2": "adam_b2", "epsilon": "eps"}
 
 RULES: dict[str, Rule] = {
     "sgd": Rule(optax.sgd),
     "momentum": Rule(partial(optax.sgd, momentum=0.9), _MOMENTUM),
     "nesterov": Rule(partial(optax.sgd, momentum=0.9, nesterov=True), _MOMENTUM),
-    "rmsprop": Rule(optax.rmsprop, {**_MOMENTUM, "beta2": "decay", "epsilon": "eps"}),
+    "rmsprop": Rule(optax.rmsprop, {**_MOMENTUM_AND_EPSILON, "beta2": "decay"}),
     "adagrad": Rule(optax.adagrad, {"epsilon": "eps"}),
     "adadelta": Rule(optax.adadelta, {"beta2": "rho", "epsilon": "eps"}),
     "adam": Rule(optax.adam, _ADAM),
@@ -229,40 +227,18 @@ RULES: dict[str, Rule] = {
     "adan": Rule(optax.adan, _ADAM, "weight_decay"),
     "lion": Rule(optax.lion, _BETAS, "weight_decay"),
     "lamb": Rule(optax.lamb, _ADAM, "weight_decay"),
-    "lars": Rule(
-        optax.lars, {**_MOMENTUM, "epsilon": "eps"}, "weight_decay", ("weight_decay_mask", "trust_ratio_mask")
-    ),
-    "muon": Rule(
-        contrib.muon,
-        {"momentum": "beta", "beta1": "adam_b1", "beta2": "adam_b2", "epsilon": "eps"},
-        "weight_decay",
-        ("weight_decay_mask",),
-    ),
-    "adafactor": Rule(optax.adafactor, {**_MOMENTUM, "epsilon": "eps"}, "weight_decay_rate", ("weight_decay_mask",)),
+    "lars": Rule(optax.lars, _MOMENTUM_AND_EPSILON, "weight_decay", ("weight_decay_mask", "trust_ratio_mask")),
+    "muon": Rule(contrib.muon, _MUON, "weight_decay", ("weight_decay_mask",)),
+    "adafactor": Rule(optax.adafactor, _MOMENTUM_AND_EPSILON, "weight_decay_rate", ("weight_decay_mask",)),
 }
 """Update rules by name, with Optax's defaults but for momentum, 0.9."""
 
-SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
-    "constant": schedules.warmup_constant,
-    "linear": schedules.warmup_linear,
-    "cosine": schedules.warmup_cosine,
-    "polynomial": schedules.warmup_polynomial,
-    "exponential": schedules.warmup_exponential,
-    "piecewise": schedules.warmup_piecewise,
-    "inverse_sqrt": schedules.warmup_inverse_sqrt,
-    "stable_decay": schedules.warmup_stable_decay,
-    "restarts": schedules.warmup_restarts,
-    "one_cycle": schedules.one_cycle,
-}
-_SCHEDULE_FIELDS: tuple[str, ...] = (
-    "warmup_fraction",
-    "final_fraction",
-    "cooldown_fraction",
-    "milestones",
-    "power",
-    "factor",
-)
-_SCHEDULE_FIELDS += ("num_cycles", "cycle_growth")
+_SCHEDULES = [schedules.warmup_constant, schedules.warmup_linear, schedules.warmup_cosine, schedules.warmup_polynomial]
+_SCHEDULES += [schedules.warmup_exponential, schedules.warmup_piecewise, schedules.warmup_inverse_sqrt]
+_SCHEDULES += [schedules.warmup_stable_decay, schedules.warmup_restarts, schedules.one_cycle]
+SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {f.__name__.removeprefix("warmup_"): f for f in _SCHEDULES}
+_SCHEDULE_FIELDS: tuple[str, ...] = ("warmup_fraction", "final_fraction", "cooldown_fraction", "milestones")
+_SCHEDULE_FIELDS += ("power", "factor", "num_cycles", "cycle_growth")
 
 
 def _arguments(config: Optimizer, names: Mapping[str, str], fields: tuple[str, ...], where: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Figures of agents: returns over seeds with their statistics (Agarwal et al., 2021), and single episodes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from foldax.errors import ConfigError
 from foldax.evaluation.agents import Interval, bootstrap_interval, interquartile_mean, performance_profile
-from foldax.plots.style import CYCLE, Axes, Figure, grid_and_legend, new_figure, single_axis
+from foldax.plots.style import CYCLE, Figure, grid_and_legend, new_figure, single_axis
 
 AGENT_COLORS = (*CYCLE, "#E69F00", "#56B4E9", "#5A5A5A", "#8C564B")
 STYLES = ("-", "--", "-.", ":")  # they distinguish curves in grey too
@@ -54,16 +55,17 @@ def returns_by_seed(
     >>> returns_by_seed({"DQN": [history, history]}, resamples=10).axes[0].get_ylabel()
     'return'
     """
+    from matplotlib.ticker import EngFormatter
+
     figure, axis = single_axis(width=width, height=height)
     if not agents:
         raise ConfigError("agents: there is none to draw")
     if reference is not None:
         axis.axhline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
-    for number, (name, histories) in enumerate(agents.items()):
+    for (name, histories), color, style in zip(agents.items(), cycle(AGENT_COLORS), cycle(STYLES)):
         after = environment_steps.get(name) if isinstance(environment_steps, Mapping) else environment_steps
         curves = [_curve(history, metric, split, after, f"{name}, run {i}") for i, history in enumerate(histories)]
         steps, values = _interpolate(curves, name)
-        color = AGENT_COLORS[number % len(AGENT_COLORS)]
         # Every seed thinly, then the interval and the interquartile mean on top.
         for value in values:
             axis.plot(steps, value, color=color, lw=0.5, alpha=0.3)
@@ -72,11 +74,10 @@ def returns_by_seed(
             _, low, high = bootstrap_interval(values.T[:, :, None], **options)
             axis.fill_between(steps, low, high, color=color, alpha=0.22, lw=0)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
-        style = STYLES[number % len(STYLES)]
         axis.plot(steps, mean, color=color, lw=1.8, ls=style, label=f"{name} ({seeds})")
     axis.set(xlabel="updates" if environment_steps is None else "environment steps", ylabel=metric.replace("_", " "))
     axis.set_title(title)
-    _short_thousands(axis)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # short thousands
     grid_and_legend(axis, fontsize=8)
     return figure
 
@@ -117,10 +118,9 @@ def performance_profiles(
         margin = 0.03 * (highest - lowest) or 1.0
         thresholds = np.linspace(lowest - margin, highest + margin, CURVE_POINTS)
     figure, axis = single_axis(width=width, height=height)
-    for number, (name, scores) in enumerate(agents.items()):
+    for (name, scores), color, style in zip(agents.items(), cycle(AGENT_COLORS), cycle(STYLES)):
         # Equal thresholds for all agents, so that their curves compare.
         fraction, low, high = performance_profile(scores, thresholds, **options)
-        color, style = AGENT_COLORS[number % len(AGENT_COLORS)], STYLES[number % len(STYLES)]
         axis.fill_between(thresholds, low, high, color=color, alpha=0.2, lw=0)
         axis.plot(thresholds, fraction, color=color, lw=1.6, ls=style, label=name)
     axis.set(xlabel=f"{label} τ", ylabel="fraction of runs above τ", ylim=(-0.02, 1.02), title=title)
@@ -200,10 +200,9 @@ def episode_curves(observations: np.ndarray, rewards: np.ndarray, title: str = "
     upper, lower = axes[:, 0]
     upper.margins(x=0.02)
     if values.shape[1] <= MAX_CURVES:
-        for index, curve in enumerate(values.T):
-            color = AGENT_COLORS[index % len(AGENT_COLORS)]
-            marker = "." if len(values) == 1 else ""
-            upper.plot(curve, color=color, lw=1.2, ls=STYLES[index % len(STYLES)], label=str(index), marker=marker)
+        marker = "." if len(values) == 1 else ""
+        for index, (curve, color, style) in enumerate(zip(values.T, cycle(AGENT_COLORS), cycle(STYLES))):
+            upper.plot(curve, color=color, lw=1.2, ls=style, label=str(index), marker=marker)
         upper.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         upper.grid(alpha=0.25)
         upper.set(ylabel="observation")
@@ -277,9 +276,3 @@ def _interpolate(curves: Sequence[tuple[np.ndarray, np.ndarray]], name: str) -> 
     if len(steps) > CURVE_POINTS:
         steps = np.linspace(first, last, CURVE_POINTS)
     return steps, np.stack([np.interp(steps, *curve) for curve in curves])
-
-
-def _short_thousands(axis: Axes) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))

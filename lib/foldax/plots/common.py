@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from foldax.plots.style import COLORS, Axes, Figure, new_figure
+from foldax.plots.style import COLORS, Axes, Figure, grid_and_legend, new_figure
 
 MAX_POINTS = 2_000  # of an embedding: t-SNE takes time, and more points hide each other
 
@@ -40,8 +40,7 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
         if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
             axis.set_yscale("log")
         axis.set(xlabel="step", title=name.replace("_", " "))
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
+        grid_and_legend(axis)
     return figure
 
 

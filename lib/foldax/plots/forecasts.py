@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import chex
 import numpy as np
 
-from foldax.plots.style import COLORS, CYCLE, Figure, grid_and_legend, new_figure, single_axis
+from foldax.plots.style import COLORS, CYCLE, Figure, grid_and_legend, single_axis
 
 Forecast = tuple[int, np.ndarray, np.ndarray]  # first step, means [H], standard deviations [H]
 
@@ -31,12 +31,11 @@ def prediction_intervals(
     order = np.argsort(mean, kind="stable")
     targets, mean, half_width = targets[order], mean[order], interval_half_width(probability) * std[order]
     inside, ranks = np.abs(targets - mean) <= half_width, np.arange(len(mean))
-    figure, axes = new_figure(width=7.0, height=3.6)
-    axis, bad = axes[0, 0], COLORS["validation"]
+    figure, axis = single_axis(width=7.0, height=3.6)
     axis.fill_between(ranks, mean - half_width, mean + half_width, color=COLORS["train"], alpha=0.2, lw=0)
     axis.plot(ranks, mean, color=COLORS["train"], lw=1.3, label=f"prediction with {probability:.0%} interval")
     axis.plot(ranks[inside], targets[inside], "o", ms=3, color=COLORS["test"], label=f"inside: {inside.sum()}")
-    axis.plot(ranks[~inside], targets[~inside], "X", ms=5, color=bad, label=f"outside: {sum(~inside)}")
+    axis.plot(ranks[~inside], targets[~inside], "X", ms=5, color=COLORS["validation"], label=f"outside: {sum(~inside)}")
     title = f"{inside.mean():.1%} of {len(mean)} targets inside"
     axis.set(xlabel="examples, sorted by prediction", ylabel=unit, title=title)
     grid_and_legend(axis, fontsize=8)

@@ -8,10 +8,12 @@ from foldax.rl.environment import (
     Box,
     Discrete,
     Environment,
+    EnvironmentLike,
     EnvironmentState,
     EpisodeStatistics,
     ExplorationRequest,
     HostRollout,
+    HostSpec,
     Policy,
     Step,
     Transition,
@@ -23,9 +25,7 @@ from foldax.rl.environment import (
     step_environments,
 )
 from foldax.rl.host_environment import (
-    EnvironmentLike,
     HostEnvironment,
-    HostSpec,
     VectorEnvironment,
     check_device_environment,
     check_environment,

@@ -1,5 +1,6 @@
 """Environments as pure functions of state, action and key, and rollouts of a policy in many of them at once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.errors import ConfigError
 from foldax.learner import Average, Key
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
 Observation: TypeAlias = Any  # an array; with `with_policy_memory` a pair of an array and a tree of arrays
 Action: TypeAlias = Any  # likewise
+Render: TypeAlias = Callable[[State], np.ndarray]  # on the host; uint8 [H, W, 3]
 Episodes: TypeAlias = dict[str, jax.Array]  # "return", "length" and "finished" [N]
 
 
@@ -87,7 +90,7 @@ class Environment(NamedTuple):
     observation_space: Box
     action_space: Discrete | Box
     name: str = "environment"
-    render: Callable[[State], np.ndarray] | None = None
+    render: Render | None = None
 
 
 class EnvironmentState(NamedTuple):
@@ -140,6 +143,52 @@ class EpisodeStatistics(NamedTuple):
     episode_length: Average
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostSpec:
+    """Specification of environments on the host, from which a learner is made in place of an `Environment`.
+
+    Two are equal if all their values are, so that equal experiments share a compiled program.
+
+    Attributes:
+      name: name of the environment.
+      observation_space: space of one observation.
+      action_space: space of one action.
+      dtype: dtype of observations: uint8 for images, else float32.
+      num_envs: number of parallel environments.
+      rollout_steps: steps of each environment in an update.
+      fingerprint: None; a dataset has one to recognise its examples.
+    """
+
+    name: str
+    observation_space: Box
+    action_space: Discrete | Box
+    dtype: np.dtype
+    num_envs: int
+    rollout_steps: int
+    fingerprint: None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Leading axis of a batch, which is time."""
+        return self.rollout_steps
+
+    def _identity(self) -> tuple[Any, ...]:
+        # Arrays cannot be hashed; their bytes can.
+        bounds = jax.tree.map(lambda x: np.asarray(x).tobytes(), (self.observation_space, self.action_space))
+        shapes = self.observation_space.shape, type(self.action_space), np.shape(self.action_space[0])
+        return self.name, bounds, shapes, self.dtype, self.num_envs, self.rollout_steps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostSpec) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+
+EnvironmentLike: TypeAlias = Environment | HostSpec
+"""The environment to act in, or its specification when it runs on the host."""
+
+
 class HostRollout(NamedTuple):
     """A rollout collected on the host by the learner's own policy; the batch of `update` for host environments.
 
@@ -168,6 +217,20 @@ class ExplorationRequest(NamedTuple):
 
 Policy: TypeAlias = Callable[[Observation, Key], tuple[Action, dict[str, jax.Array]]]
 """`(observation [N, ...], key) -> (action [N, ...], extras by name)`."""
+
+
+def space_of(space: Any, name: str, kind: str) -> Discrete | Box:
+    """Converts a space of Gymnasium; `kind`, "observations" or "actions", is for the error.
+
+    Raises:
+      ConfigError: it is neither Box nor Discrete.
+    """
+    space_type = type(space).__name__
+    if space_type == "Discrete":
+        return Discrete(int(space.n))
+    if space_type == "Box":
+        return Box(*(np.asarray(bound, np.float32) for bound in (space.low, space.high)))
+    raise ConfigError(f"{name}: {kind} are {space}; only Box and Discrete are supported (Gymnasium has wrappers)")
 
 
 def reset_environments(environment: Environment, key: Key, num_envs: int) -> EnvironmentState:

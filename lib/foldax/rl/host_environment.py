@@ -20,61 +20,18 @@ from foldax.rl.environment import (
     Box,
     Discrete,
     Environment,
+    EnvironmentLike,
     EpisodeStatistics,
     ExplorationRequest,
     HostRollout,
+    HostSpec,
     Transition,
+    space_of,
 )
 
 MakeVectorEnv: TypeAlias = Callable[[int], Any]
 """`num_envs -> gymnasium.vector.VectorEnv`."""
 MAX_SEED = 2**31 - 2**16  # each environment adds its index to the seed, and some accept 31 bits
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class HostSpec:
-    """Specification of environments on the host, from which a learner is made in place of an `Environment`.
-
-    Two are equal if all their values are, so that equal experiments share a compiled program.
-
-    Attributes:
-      name: name of the environment.
-      observation_space: space of one observation.
-      action_space: space of one action.
-      dtype: dtype of observations: uint8 for images, else float32.
-      num_envs: number of parallel environments.
-      rollout_steps: steps of each environment in an update.
-      fingerprint: None; a dataset has one to recognise its examples.
-    """
-
-    name: str
-    observation_space: Box
-    action_space: Discrete | Box
-    dtype: np.dtype
-    num_envs: int
-    rollout_steps: int
-    fingerprint: None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Leading axis of a batch, which is time."""
-        return self.rollout_steps
-
-    def _identity(self) -> tuple[Any, ...]:
-        # Arrays cannot be hashed; their bytes can.
-        bounds = jax.tree.map(lambda x: np.asarray(x).tobytes(), (self.observation_space, self.action_space))
-        shapes = self.observation_space.shape, type(self.action_space), np.shape(self.action_space[0])
-        return self.name, bounds, shapes, self.dtype, self.num_envs, self.rollout_steps
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, HostSpec) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-
-EnvironmentLike: TypeAlias = Environment | HostSpec
-"""The environment to act in, or its specification when it runs on the host."""
 
 
 def check_environment(
@@ -144,11 +101,7 @@ class RolloutFeed(NamedTuple):
 
     def batch(self, data: HostRollout, key: Key, step: jax.Array, start: jax.Array) -> HostRollout:
         """Returns the block."""
-        del key, step, start
         return data
-
-
-FEED = RolloutFeed()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +120,7 @@ class RolloutSource:
     info: HostSpec
     first_observation: np.ndarray
     device: Any = None
-    feed: RolloutFeed = FEED
+    feed = RolloutFeed()
 
     def examples(self) -> jax.Array:
         """Observations `[N, ...]` for `Learner.init`, all of them equal."""
@@ -181,7 +134,6 @@ class RolloutSource:
         Each is collected by the policy that was sent for it. The environments are reset at first, with a seed that
         depends on the run's seed and on `step`, so that a resumed run does not repeat the first episodes.
         """
-        del cursor
         spec = self.info
         policy = yield DataBlock(jax.device_put(_empty_rollout(spec), self.device), step, step)
         make_seed = _seed(seed, 0, step)
@@ -240,9 +192,8 @@ class EpisodeSource:
                 if not running.any():
                     break
         # One batch of all episodes
-        values = {"return": returns, "length": lengths, "finished": (~running).astype(np.float32)}
-        batches = {name: value[None] for name, value in values.items()}
-        yield EvaluationBlock(batches, np.ones((1, self.num_examples), bool))
+        values = {"return": returns[None], "length": lengths[None], "finished": (~running)[None].astype(np.float32)}
+        yield EvaluationBlock(values, np.ones((1, self.num_examples), bool))
 
 
 class VectorEnvironment:
@@ -274,7 +225,8 @@ class VectorEnvironment:
         self._space = space_of(vector_env.single_action_space, name, "actions")
         self._first_action = int(getattr(vector_env.single_action_space, "start", 0))
         self._action_dtype = vector_env.single_action_space.dtype
-        self._dtype = _dtype(vector_env.single_observation_space)
+        # Images stay uint8, to save memory.
+        self._dtype = np.dtype(np.uint8 if vector_env.single_observation_space.dtype == np.uint8 else np.float32)
         self.observation: Any = self._copy(vector_env.reset(seed=seed)[0])
         self._return, self._length = (np.zeros(vector_env.num_envs, np.float32) for _ in range(2))
 
@@ -386,40 +338,19 @@ def from_vector_env(
     # Without this mode Gymnasium has nothing to render.
     if "rgb_array" not in (vector_env.metadata.get("render_modes") or ()):
         make_for_rendering = None
-    make_for_evaluation = make_for_evaluation or make
-    splits = {
-        split: EpisodeSource(
-            make_for_evaluation, name, evaluation_episodes, evaluation_steps, number, greedy_evaluation
-        )
-        for number, split in enumerate(("validation", "test"))
-    }
+    # The number of a split gives it random keys of its own.
+    validation = EpisodeSource(
+        make_for_evaluation or make, name, evaluation_episodes, evaluation_steps, number=0, greedy=greedy_evaluation
+    )
+    splits = {"validation": validation, "test": dataclasses.replace(validation, number=1)}
     consequence = "a resumed run starts new ones, and has other bits"
     reason = f"{name} runs on the host, where episodes cannot be saved: {consequence}"
     return HostEnvironment(spec, RolloutSource(make, spec, first_observation), splits, reason, make_for_rendering)
 
 
-def space_of(space: Any, name: str, kind: str) -> Discrete | Box:
-    """Converts a space of Gymnasium; `kind`, "observations" or "actions", is for the error.
-
-    Raises:
-      ConfigError: it is neither Box nor Discrete.
-    """
-    space_type = type(space).__name__
-    if space_type == "Discrete":
-        return Discrete(int(space.n))
-    if space_type == "Box":
-        return Box(*(np.asarray(bound, np.float32) for bound in (space.low, space.high)))
-    raise ConfigError(f"{name}: {kind} are {space}; only Box and Discrete are supported (Gymnasium has wrappers)")
-
-
 def _seed(*numbers: int) -> int:
     """A seed for environments, which count up from it; different numbers give distant seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % MAX_SEED
-
-
-def _dtype(space: Any) -> np.dtype:
-    """The dtype in which observations are kept: uint8 for images, to save memory, else float32."""
-    return np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
 
 
 def _empty_rollout(spec: HostSpec) -> HostRollout:

@@ -8,9 +8,10 @@ sum of its children.
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
 
 
-def init(size: int) -> jax.Array:
+def init(size: int) -> Float[Array, " nodes"]:
     """Creates a tree with at least `size` leaves, all of priority 0.
 
     >>> init(3).shape  # rounded up to 4 leaves
@@ -19,7 +20,9 @@ def init(size: int) -> jax.Array:
     return jnp.zeros(2 * (1 << max(0, size - 1).bit_length()))
 
 
-def update(tree: jax.Array, indices: jax.Array, priorities: jax.Array) -> jax.Array:
+def update(
+    tree: Float[Array, " nodes"], indices: Integer[Array, " B"], priorities: Float[Array, " B"]
+) -> Float[Array, " nodes"]:
     """Sets the priorities of some leaves, and the sums above them.
 
     Args:
@@ -37,7 +40,7 @@ def update(tree: jax.Array, indices: jax.Array, priorities: jax.Array) -> jax.Ar
     nodes = indices + len(tree) // 2
 
     # Level by level from the leaves to the root; repeated parents are written with the same sum.
-    def update_parents(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def update_parents(_: jax.Array, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         tree, nodes = level
         nodes = nodes // 2
         return tree.at[nodes].set(tree[2 * nodes] + tree[2 * nodes + 1]), nodes
@@ -45,7 +48,7 @@ def update(tree: jax.Array, indices: jax.Array, priorities: jax.Array) -> jax.Ar
     return jax.lax.fori_loop(0, _depth(tree), update_parents, (tree.at[nodes].set(priorities), nodes))[0]
 
 
-def sample(tree: jax.Array, key: jax.Array, batch_size: int) -> jax.Array:
+def sample(tree: Float[Array, " nodes"], key: chex.PRNGKey, batch_size: int) -> Integer[Array, " {batch_size}"]:
     """Samples leaves in proportion to their priorities, stratified over equal parts of the sum.
 
     Args:
@@ -64,7 +67,7 @@ def sample(tree: jax.Array, key: jax.Array, batch_size: int) -> jax.Array:
     parts = jnp.arange(batch_size, dtype=jnp.float32)
     fractions = (parts + jax.random.uniform(key, (batch_size,))) * (1.0 / batch_size)
 
-    def descend(_: int, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def descend(_: jax.Array, level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         remainder, nodes = level
         left = tree[2 * nodes]
         # Rounding could lead into a subtree whose priorities are all 0, so such a subtree is never entered.
@@ -75,7 +78,7 @@ def sample(tree: jax.Array, key: jax.Array, batch_size: int) -> jax.Array:
     return jax.lax.fori_loop(0, _depth(tree), descend, root)[1] - len(tree) // 2
 
 
-def probabilities(tree: jax.Array, indices: jax.Array) -> jax.Array:
+def probabilities(tree: Float[Array, " nodes"], indices: Integer[Array, " B"]) -> Float[Array, " B"]:
     """Computes the probabilities float32 `[B]` of sampling the leaves int `[B]`.
 
     >>> probabilities(update(init(4), jnp.array([0, 2]), jnp.array([1.0, 3.0])), jnp.array([0, 1, 2])).tolist()

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from foldax.rl.environment import State
+from foldax.rl.environment import Render, State
 
 IMAGE_SIZE = 240  # pixels
 SUPERSAMPLING = 4  # images are painted so many times larger and averaged, against jagged edges
@@ -20,7 +20,6 @@ CHANNEL_COLORS = (
 )  # fmt: skip
 BACKGROUND, GRID_LINE = (38, 38, 42), (26, 26, 29)
 
-Render: TypeAlias = Callable[[State], np.ndarray]
 Point: TypeAlias = tuple[float, float]
 Shape: TypeAlias = tuple[str, Sequence[Point], str, float]
 """Kind ("line", "polygon" or "disc"), its points, its colour, and the width of a line or the radius of a disc."""

@@ -137,11 +137,8 @@ def newest_frame(observation: jax.Array, stack: FrameStack) -> jax.Array:
     if stack.num_frames == 1:
         return observation
     rank = observation.ndim - 1
-    if (
-        stack.num_frames < 1
-        or not -rank <= stack.axis < rank
-        or observation.shape[_stack_axis(observation, stack)] % stack.num_frames
-    ):
+    has_axis = stack.num_frames >= 1 and -rank <= stack.axis < rank
+    if not has_axis or observation.shape[_stack_axis(observation, stack)] % stack.num_frames:
         described = f"axis {stack.axis} of observations {observation.shape[1:]}"
         raise ConfigError(f"replay: cannot split {described} into {stack.num_frames} frames")
     axis = _stack_axis(observation, stack)

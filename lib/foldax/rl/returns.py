@@ -7,10 +7,13 @@ import chex
 import jax
 import jax.numpy as jnp
 from chex import Numeric
-from jax import Array
+from jaxtyping import Array, Bool, Float
+
+Values = Float[Array, " T *E"]
+Flags = Bool[Array, " T *E"]
 
 
-def one_step_targets(rewards: Array, next_values: Array, terminated: Array, discount: Numeric) -> Array:
+def one_step_targets(rewards: Values, next_values: Values, terminated: Flags, discount: Numeric) -> Values:
     """TD(0) targets `reward + discount * next value`, without the next value where the episode terminated.
 
     Args:
@@ -30,14 +33,14 @@ def one_step_targets(rewards: Array, next_values: Array, terminated: Array, disc
 
 
 def generalized_advantages(
-    rewards: Array,
-    values: Array,
-    next_values: Array,
-    terminated: Array,
-    truncated: Array,
+    rewards: Values,
+    values: Values,
+    next_values: Values,
+    terminated: Flags,
+    truncated: Flags,
     discount: Numeric,
     gae_lambda: Numeric,
-) -> Array:
+) -> Values:
     """Generalised advantage estimates, GAE (Schulman et al., 2016).
 
     Args:
@@ -70,8 +73,8 @@ def generalized_advantages(
 
 
 def n_step_targets(
-    rewards: Array, next_values: Array, terminated: Array, truncated: Array, discount: Numeric, steps: int
-) -> Array:
+    rewards: Values, next_values: Values, terminated: Flags, truncated: Flags, discount: Numeric, steps: int
+) -> Values:
     """N-step returns: up to `steps` discounted rewards, then the value of the last observation, `[T, ...]`.
 
     Fewer rewards are summed where the episode, or the sequence, ends before. Source: Sutton & Barto (2018), chapter 7.
@@ -102,8 +105,8 @@ def n_step_targets(
 
 
 def lambda_returns(
-    rewards: Array, next_values: Array, terminated: Array, truncated: Array, discount: Numeric, lambda_: Numeric
-) -> Array:
+    rewards: Values, next_values: Values, terminated: Flags, truncated: Flags, discount: Numeric, lambda_: Numeric
+) -> Values:
     """Lambda-returns: exponentially weighted means of the n-step returns of all n (Watkins, 1989; Daley & Amato, 2019).
 
     With `next_values` of the greedy actions these are the targets of Peng's Q(lambda) (Peng & Williams, 1994), which

@@ -4,7 +4,6 @@ Normalisation of observations is no wrapper, because its statistics are of many 
 of the learner's state, so that an evaluation uses those of training and leaves them unchanged.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -14,11 +13,9 @@ import numpy as np
 
 from foldax.errors import ConfigError
 from foldax.learner import Key
-from foldax.rl.environment import Action, Box, Environment, Observation, State, Step
+from foldax.rl.environment import Action, Box, Environment, Observation, Render, State, Step
 
 UNBOUNDED = 1e30  # bounds beyond count as infinite: some environments declare the largest float32
-
-Render = Callable[[State], np.ndarray]
 
 
 def time_limit(environment: Environment, max_steps: int) -> Environment:

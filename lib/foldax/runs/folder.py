@@ -1,7 +1,5 @@
 """The run folder: creates it, locks it, and reads and writes its JSON files."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import fcntl
@@ -108,9 +106,8 @@ def lock(folder: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
-        raise RunError(
-            f"{folder} is in use by process {owner}; wait for it or choose another folder (--run-dir, --sweep-dir)"
-        ) from None
+        remedy = "wait for it or choose another folder (--run-dir, --sweep-dir)"
+        raise RunError(f"{folder} is in use by process {owner}; {remedy}") from None
     # For the message of the next process that wants the folder.
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -219,17 +216,15 @@ def load(folder: Path, manifest: str = "manifest.json", call: str | None = None)
 
 
 def _version(name: str) -> str | None:
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return None
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         # Outside of a repository, or without git, there is no commit to record.

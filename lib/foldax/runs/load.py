@@ -1,7 +1,5 @@
 """`foldax.load_run`: reads a run folder back as the `Result` of `foldax.train`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path
@@ -51,10 +49,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
         config = from_json(experiment.config, folder.read_json(path / "config.json"))
     saved = parameters.read_run(path)
     # 2. The structure of the state, from the program that the experiment file makes now.
-    dataset = None
-    if experiment.dataset is not None:
-        with compiled.user_code_errors(experiment):
-            dataset = experiment.dataset(config)
+    dataset = setup.load_dataset(experiment, config)
     program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
     with compiled.user_errors(program, *arguments):
         like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
@@ -89,10 +84,8 @@ def _restore_state(arrays: parameters.Arrays, which: str, like: Any, path: Path)
     """Returns the "best" or the "last" state with the structure of `like`."""
     specs = leaves_by_path(like)
     names = {name.replace("/", "."): name for name in specs}  # keys of a state may contain "/"
-    saved = {}
-    for name, array in parameters.state_arrays(arrays, which).items():
-        dotted = name.replace("/", ".")
-        saved[names.get(dotted, dotted)] = array
+    dotted = {name.replace("/", "."): array for name, array in parameters.state_arrays(arrays, which).items()}
+    saved = {names.get(name, name): array for name, array in dotted.items()}
     # Empty arrays are not saved.
     saved |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in specs.items() if not leaf.size}
     odd = [
@@ -101,7 +94,6 @@ def _restore_state(arrays: parameters.Arrays, which: str, like: Any, path: Path)
         if name not in saved or name not in specs or saved[name].shape != specs[name].shape
     ]
     if odd:
-        raise RunError(
-            f"{path} does not fit its experiment file, which has changed; these arrays differ: {join_first(odd)}"
-        )
+        problem = "does not fit its experiment file, which has changed"
+        raise RunError(f"{path} {problem}; these arrays differ: {join_first(odd)}")
     return tree_from_arrays(saved, like)

@@ -1,7 +1,5 @@
 """The log of a run: `metrics.jsonl` and TensorBoard events."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time
@@ -94,7 +92,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     >>> read_log(Path("nowhere"))
     []
     """
-    path = folder / "metrics.jsonl"
+    return read_json_lines(folder / "metrics.jsonl")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads the objects of a JSON-lines file, up to the first damaged line; none if there is no file.
+
+    >>> read_json_lines(Path("no-such-file.jsonl"))
+    []
+    """
     lines: list[dict[str, Any]] = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -1,7 +1,5 @@
 """Progress of a run on stderr: a bar in a terminal, a plain line every two seconds elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """`foldax reproduce`: trains a finished run again and compares all bits."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from pathlib import Path

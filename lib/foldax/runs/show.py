@@ -1,7 +1,5 @@
 """`foldax show`: prints a run folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from foldax.errors import RunError
@@ -16,26 +14,23 @@ def show(path: Path) -> None:
     Raises:
       RunError: `path` is no run folder.
     """
-    from rich.console import Console
-
     if not path.is_dir():
         raise RunError(f"there is no run folder {str(path)!r}")
     manifest, config = folder.read_json(path / "manifest.json"), folder.read_json(path / "config.json")
-    console = Console()
-    console.print(f"[bold]{manifest['experiment']}[/bold]  {manifest['status']}, started {manifest['started']}")
-    console.print(f"command: {manifest['command']}", markup=False)
-    console.print("config:  " + "  ".join(f"{k}={v}" for k, v in config.items()), markup=False, highlight=False)
+    print(f"{manifest['experiment']}  {manifest['status']}, started {manifest['started']}")
+    print(f"command: {manifest['command']}")
+    print("config:  " + "  ".join(f"{k}={v}" for k, v in config.items()))
     history = read_log(path)
     if (path / "result.json").exists():
         result = folder.read_json(path / "result.json")
         metrics = {split: result[split] for split in ("train", "validation", "test") if split in result}
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
-        console.print(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
+        print(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
     else:
         newest = {line["split"]: line for line in history}
         metrics = {split: {k: v for k, v in newest[split].items() if k not in ("step", "split")} for split in newest}
         title = f"newest metrics, step {history[-1]['step'] if history else 0}; `foldax resume` goes on"
-    console.print(tables.metrics_table(title, metrics))
+    tables.print_table(tables.metrics_table(title, metrics))
     # Redrawn, because an unfinished run has none and a resumed one has old ones.
     if history:
         (path / "figures").mkdir(exist_ok=True)

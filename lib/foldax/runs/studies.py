@@ -4,19 +4,16 @@ A study runs sweeps, which it resumes when it is started again, and writes table
 file. With `--quick` it does all of it once, small, in a folder of its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import matplotlib.figure
+import pandas
 
 from foldax.errors import FoldaxError
-
-if TYPE_CHECKING:
-    import matplotlib.figure
-    import pandas
 
 
 class StudyOptions(NamedTuple):

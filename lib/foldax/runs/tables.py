@@ -1,8 +1,6 @@
 """Tables and short texts for the terminal."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,15 @@ MAX_LISTED = 10  # names in a message
 
 def model_table(run: Run) -> Any:
     """Makes a table of a run's model: its arrays, number of parameters, FLOPs of one update, bytes of the state."""
-    from rich.table import Table
-
     state = run.fold.state
     all_leaves = leaves_by_path(state)
     # Learners that wrap others, or hold environments, have `params` at any depth.
     leaves = {name: leaf for name, leaf in all_leaves.items() if "params" in name.split(".")} or all_leaves
-    table = Table(title="Model", caption_justify="left")
-    for column in ("array", "shape", "size"):
-        table.add_column(column, justify="left" if column == "array" else "right")
-    for name, leaf in list(leaves.items())[:MAX_ARRAYS]:
-        short_name = ".".join(part for part in name.split(".") if part != "params")
-        table.add_row(short_name, shape_text(leaf.shape), f"{leaf.size:,}")
+    rows = [
+        (".".join(part for part in name.split(".") if part != "params"), shape_text(leaf.shape), f"{leaf.size:,}")
+        for name, leaf in list(leaves.items())[:MAX_ARRAYS]
+    ]
+    table = text_table(("array", "shape", "size"), rows, left=("array",), title="Model")
     if len(leaves) > MAX_ARRAYS:
         table.add_row(f"... and {len(leaves) - MAX_ARRAYS} more", "", "")
     flops = compiled.update_flops(run.program, run.arguments["config"], run.arguments["seed"], run.fold, run.block.data)
@@ -44,14 +39,33 @@ def metrics_table(title: str, by_split: dict[str, dict[str, float]]) -> Any:
     >>> metrics_table("digits", {"validation": {"loss": 0.25}, "test": {"loss": 0.5, "accuracy": 0.9}}).row_count
     2
     """
+    names = dict.fromkeys(name for values in by_split.values() for name in values)
+    rows = [(name, *(f"{v[name]:.4f}" if name in v else "" for v in by_split.values())) for name in names]
+    return text_table(("metric", *by_split), rows, left=("metric",), title=title)
+
+
+def text_table(
+    columns: Iterable[str], rows: Iterable[Iterable[str]] = (), left: Collection[str] = (), title: str | None = None
+) -> Any:
+    """Makes a table of plain texts for `rich`.
+
+    Args:
+      columns: names of the columns.
+      rows: texts of each row, one per column.
+      left: columns whose texts are aligned to the left; the others are aligned to the right.
+      title: of the table.
+
+    >>> text_table(("row", "class"), [("0", "cat")], left=("class",)).row_count
+    1
+    """
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title)
-    table.add_column("metric")
-    for split in by_split:
-        table.add_column(split, justify="right")
-    for name in dict.fromkeys(name for values in by_split.values() for name in values):
-        table.add_row(name, *(f"{v[name]:.4f}" if name in v else "" for v in by_split.values()))
+    for name in columns:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -87,7 +101,5 @@ def display_path(path: Path) -> str:
     >>> display_path(Path.cwd() / "runs" / "first")
     'runs/first'
     """
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    absolute, here = path.resolve(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)

@@ -1,7 +1,5 @@
 """`foldax.train`: trains an experiment with a run folder, a progress bar and signals."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import signal
@@ -159,13 +157,8 @@ def _hooks(
         if verbose:
             matching.show(match)
 
-    return Hooks(
-        log=write_metrics,
-        progress=progress.step,
-        stop_requested=stop_requested,
-        on_start=on_start,
-        replace_initial_state=initial_parameters.initial_state_hook(source, on_match),
-    )
+    hooks = Hooks(log=write_metrics, progress=progress.step, stop_requested=stop_requested, on_start=on_start)
+    return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """`foldax sweep` and `foldax resume` of a sweep: parses the command line into a base config and a search space."""
 
-from __future__ import annotations
-
 import argparse
-import importlib.util
+import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from foldax.configuration import field_kinds, field_types
 from foldax.errors import ConfigError, FoldaxError
 from foldax.experiment import Experiment
 from foldax.field_values import is_config, type_name
-from foldax.runs import folder
+from foldax.runs import folder, tables
 from foldax.sweeps.launchers.launch import LAUNCHERS
 from foldax.sweeps.plan import Plan, make_plan
 from foldax.sweeps.search import SEARCHES
@@ -202,15 +200,10 @@ def _read_space(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--space: there is no file {str(path)!r}")
     if path.suffix == ".py":
-        spec = importlib.util.spec_from_file_location("foldax_space", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            space = runpy.run_path(str(path), run_name="foldax_space").get("space")
         except Exception as error:
             raise ConfigError(f"--space: {path} failed: {type(error).__name__}: {error}") from error
-        space = getattr(module, "space", None)
     else:
         try:
             space = folder.read_json(path)
@@ -223,7 +216,6 @@ def _read_space(path: Path) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     """Prints the groups of a plan: members, programs, memory, and the fields that make programs differ."""
-    from rich.console import Console
     from rich.table import Table
 
     structures = [structural_values(group.members[0].config) for group in plan.groups]
@@ -235,7 +227,7 @@ def print_plan(plan: Plan) -> None:
         size = f"{group.member_bytes / 2**20:,.2f}"
         cells = [str(values[name]) for name in differing]
         table.add_row(str(index), str(len(group.members)), group.execution, str(group.max_concurrent), size, *cells)
-    Console().print(table)
+    tables.print_table(table)
     steps = sum(config.steps for config in plan.configs)
     print(f"{steps:,} member-steps; each program is traced once and compiled once for each device it runs on")
     if differing:

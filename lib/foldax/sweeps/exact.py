@@ -5,26 +5,22 @@ which is compiled once per device. A loop over members inside one program would 
 with them fused multiply-adds, by the code that surrounds the training loop.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 
+from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
 from foldax.engine.checkpoint import state_digest
 from foldax.engine.state import NEVER, Hooks, Run
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
 from foldax.sweeps.space import Config
-
-if TYPE_CHECKING:
-    from foldax.data.protocol import Dataset
 
 Item = TypeVar("Item")
 Device: TypeAlias = jax.Device | None  # None is JAX's default device, whose programs single runs share
@@ -95,6 +91,7 @@ class DeviceWorkers:
           stop_requested: whether to save and stop at the next chunk boundary.
         """
         self.experiment, self.devices = experiment, list(devices)
+        self._placed: dict[tuple[int, Device], Dataset] = {}
         self._stop_requested, self._failed = stop_requested, threading.Event()
         self._compile_lock, self._compiled = threading.Lock(), set[tuple[int, Device]]()
         self._seconds_per_step: dict[int, float] = {}
@@ -128,6 +125,15 @@ class DeviceWorkers:
                 pass
         for future in futures:
             future.result()
+
+    def on_device(self, member: Member, device: Device) -> Member:
+        """Gives a member the copy of its dataset on a device, which all members there share."""
+        if member.dataset is None:
+            return member
+        key = (id(member.dataset), device)
+        if key not in self._placed:
+            self._placed[key] = member.dataset.to(device)
+        return member._replace(dataset=self._placed[key])
 
     def start_run(self, member: Member, device: Device, hooks: Hooks) -> Run:
         """Starts or resumes a member's run on a device that already holds its dataset."""
@@ -182,12 +188,9 @@ def member_result(member: Member, run: Run, status: str) -> MemberResult:
       run: its run.
       status: see `MemberResult`.
     """
-    if status == "not finite":
-        result = loop.finish_run(run, "interrupted")
-        return MemberResult(member.number, status, run.step, None, {}, run.history, None, result.seconds)
+    finite = status != "not finite"
     with compiled.user_errors(run.program, **run.arguments):
-        result = loop.finish_run(run, status)
-    digest = state_digest(result.final_state)
-    return MemberResult(
-        member.number, status, run.step, result.best_step, result.metrics, run.history, digest, result.seconds
-    )
+        # An interrupted run is not evaluated.
+        result = loop.finish_run(run, status if finite else "interrupted")
+    best_step, digest = (result.best_step, state_digest(result.final_state)) if finite else (None, None)
+    return MemberResult(member.number, status, run.step, best_step, result.metrics, run.history, digest, result.seconds)

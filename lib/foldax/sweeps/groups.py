@@ -1,9 +1,6 @@
 """Runs the groups of a sweep on the devices of this process."""
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +8,7 @@ from typing import Any
 
 import jax
 
-from foldax.engine import compiled
+from foldax.engine import compiled, loop
 from foldax.engine.state import Hooks
 from foldax.experiment import Experiment
 from foldax.learner import State
@@ -20,23 +17,21 @@ from foldax.runs.progress import Progress
 from foldax.runs.train import warn
 from foldax.runs.transfer import initial_parameters, matching, parameters
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, member_result, worker_devices
-from foldax.sweeps.plan import Group, Plan
+from foldax.sweeps.plan import Group
 from foldax.sweeps.records import MemberCheckpoints, ResultStore
 from foldax.sweeps.space import Config
 from foldax.sweeps.vmapped import fold_vmapped
 
 
-def fold_groups(experiment: Experiment, plan: Plan, callbacks: SweepCallbacks) -> None:
-    """Trains all members of a plan that have no result yet, group after group."""
-    for group in plan.groups:
-        waiting = [member for member in group.members if member.number not in callbacks.store.results]
+def fold_groups(experiment: Experiment, groups: Sequence[Group], callbacks: "SweepCallbacks") -> None:
+    """Trains all members that have no result yet, group after group."""
+    for group in groups:
+        waiting = any(member.number not in callbacks.store.results for member in group.members)
         if waiting and not callbacks.stop_requested():
-            # Programs of earlier groups stay compiled until memory mappings run out.
+            # Programs of earlier groups, or of a worker's earlier jobs, stay compiled until memory mappings run out.
             compiled.drop_programs_near_map_limit()
-            if group.execution == "exact":
-                fold_exact(experiment, dataclasses.replace(group, members=waiting), callbacks)
-            else:
-                fold_fast(experiment, group, callbacks)
+            fold = fold_exact if group.execution == "exact" else fold_fast
+            fold(experiment, group, callbacks)
 
 
 class SweepCallbacks:
@@ -120,30 +115,26 @@ class SweepCallbacks:
 
 
 def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:
-    """Trains the members of a group one after another on each device."""
-    # Every device gets its own copy of the dataset, and one thread.
-    devices = worker_devices()[: group.max_concurrent]
-    dataset = group.members[0].dataset
-    placed = {device: None if dataset is None else dataset.to(device) for device in devices}
-    workers = DeviceWorkers(experiment, devices, callbacks.stop_requested)
+    """Trains the members of a group that have no result yet, one after another on each device."""
+    workers = DeviceWorkers(experiment, worker_devices()[: group.max_concurrent], callbacks.stop_requested)
 
     def work(member: Member, device: Device) -> None:
-        member = member._replace(dataset=placed[device])
+        member = workers.on_device(member, device)
         with callbacks.run_hooks([member]) as (hooks, checkpoints):
             hooks = hooks._replace(stop_requested=workers.stop_requested)
             run = workers.start_run(member, device, hooks)
             with contextlib.closing(run.blocks):
                 # An interrupted member is saved; one that has ended needs its checkpoints no longer.
                 status = workers.fold(member, run, device, hooks)
-                if status != "interrupted":
-                    callbacks.on_result(member_result(member, run, status))
-                elif checkpoints is not None:
-                    checkpoints.save_interrupted(run)
+                if status == "interrupted":
+                    loop.save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
                     return
+                callbacks.on_result(member_result(member, run, status))
             if checkpoints is not None:
                 checkpoints.delete()
 
-    workers.run_all(group.members, work)
+    waiting = [member for member in group.members if member.number not in callbacks.store.results]
+    workers.run_all(waiting, work)
 
 
 def fold_fast(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:

@@ -1,24 +1,20 @@
 """The plan of a sweep: its members, in groups that share one program and one dataset."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from foldax.configuration import field_kinds
-from foldax.engine import compiled
-from foldax.errors import ConfigError, ExperimentError
+from foldax.data.protocol import Dataset
+from foldax.engine import setup
+from foldax.errors import ConfigError
 from foldax.experiment import Experiment
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space
 from foldax.sweeps.vmapped import can_be_sharded, memory_estimate
-
-if TYPE_CHECKING:
-    from foldax.data.protocol import Dataset
 
 EXECUTIONS = ("exact", "fast")
 
@@ -161,7 +157,7 @@ class DatasetCache:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._cache: list[tuple[dict[str, Any], Dataset]] = []
+        self._cache: list[tuple[dict[str, Any], Dataset | None]] = []
 
     def __call__(self, config: Config) -> Dataset | None:
         """Loads a config's dataset, or returns the one already loaded; None where the experiment has none.
@@ -169,17 +165,12 @@ class DatasetCache:
         Raises:
           ExperimentError: `Experiment.dataset` failed, or returned no dataset.
         """
-        if self._experiment.dataset is None:
-            return None
         for fields, dataset in self._cache:
             if all(getattr(config, name) == value for name, value in fields.items()):
                 return dataset
         # Which fields the dataset depends on is observed, not declared: fields that it reads.
         tracked, read = _track_reads(config)
-        with compiled.user_code_errors(self._experiment):
-            dataset = self._experiment.dataset(tracked)
-        if not hasattr(dataset, "splits"):
-            raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")
+        dataset = setup.load_dataset(self._experiment, tracked)
         self._cache.append(({name: getattr(config, name) for name in read}, dataset))
         return dataset
 

@@ -4,12 +4,10 @@ Between two decisions, members train as in an exact sweep, by the program of a s
 copies states and changes traced fields, so that nothing is compiled for it.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -22,7 +20,7 @@ from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine.fold import BestState, Fold
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
-from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, OnResult, member_result
+from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.records import MemberCheckpoints
 from foldax.sweeps.space import traced_names
@@ -76,7 +74,6 @@ class Population:
         self,
         members: Sequence[Member],
         workers: DeviceWorkers,
-        on_device: Callable[[Member, Device], Member],
         callbacks: SweepCallbacks,
         checkpoints: MemberCheckpoints | None,
     ) -> None:
@@ -85,15 +82,14 @@ class Population:
         Args:
           members: all members of the search.
           workers: threads that train members, one per device.
-          on_device: `(member, device)`, the member with its dataset on the device.
-          callbacks: take steps, and give initial parameters.
+          callbacks: take steps and results, and give initial parameters.
           checkpoints: where to save and restore, or None.
         """
         self.members = {member.number: member for member in members}
         self.runs: dict[int, Run] = {}
         self.ended: dict[int, str] = {}
         self.round = 0
-        self._workers, self._on_device, self._callbacks, self._checkpoints = workers, on_device, callbacks, checkpoints
+        self._workers, self._callbacks, self._checkpoints = workers, callbacks, checkpoints
         self._last_save_time, self._saves = time.perf_counter(), 0
 
     def _hooks(self, number: int) -> Hooks:
@@ -104,13 +100,12 @@ class Population:
         """Trains members up to step `until` or their end; returns False if they were interrupted."""
 
         def work(number: int, device: Device) -> None:
-            member, hooks = self._on_device(self.members[number], device), self._hooks(number)
+            member, hooks = self._workers.on_device(self.members[number], device), self._hooks(number)
             # A paused run goes on where a device is free, which may be another one than before.
             if number in self.runs:
                 setup.move_run(self.runs[number], member.dataset, device)
             else:
-                replace_initial_state = self._callbacks.replace_initial_state(member.config)
-                first = hooks._replace(replace_initial_state=replace_initial_state)
+                first = hooks._replace(replace_initial_state=self._callbacks.replace_initial_state(member.config))
                 self.runs[number] = self._workers.start_run(member, device, first)
             status = self._workers.fold(member, self.runs[number], device, hooks, until)
             if status not in ("paused", "interrupted"):
@@ -128,10 +123,11 @@ class Population:
         value = evaluation.monitored_metric(run.program, evaluated, run.config.monitor)
         return float(value) * (-1 if run.config.mode == "max" else 1)
 
-    def finish(self, numbers: Iterable[int], status: str = "finished") -> list[MemberResult]:
-        """Removes members and returns their results; `status` is that of members whose runs have not ended."""
-        ended = {number: self.ended.get(number) or status for number in numbers}
-        return [member_result(self.members[number], self.runs.pop(number), how) for number, how in ended.items()]
+    def finish(self, numbers: Iterable[int], status: str = "finished") -> None:
+        """Removes members, and passes on their results; `status` is that of members whose runs have not ended."""
+        for number in numbers:
+            how = self.ended.get(number) or status
+            self._callbacks.on_result(member_result(self.members[number], self.runs.pop(number), how))
 
     def save(self, now: bool = False) -> None:
         """Starts writing a checkpoint of all runs, if it is due or `now`."""
@@ -162,7 +158,7 @@ class Population:
             # All runs are restored onto the first device; `fold` moves them.
             first = self._workers.devices[0]
             for number in meta["numbers"]:
-                member = self._on_device(self.members[number], first)
+                member = self._workers.on_device(self.members[number], first)
                 self.runs[number] = self._workers.start_run(member, first, self._hooks(number))
             return [(self.runs[number].fold, self.runs[number].best) for number in meta["numbers"]]
 
@@ -214,16 +210,13 @@ def rungs(steps: int, num_configs: int, search: SuccessiveHalving) -> list[int]:
     return [step for step in decisions if step >= (min_steps or 1)] + [steps]
 
 
-def successive_halving(
-    population: Population, configs: Sequence[Sequence[int]], search: SuccessiveHalving, on_result: OnResult
-) -> bool:
+def successive_halving(population: Population, configs: Sequence[Sequence[int]], search: SuccessiveHalving) -> bool:
     """Runs successive halving (Jamieson & Talwalkar, 2016), or goes on with it.
 
     Args:
       population: all members.
       configs: for each config the numbers of its members, one per seed; configs are ranked by the mean over seeds.
       search: the settings.
-      on_result: takes the result of each member.
 
     Returns:
       False if the search was interrupted before its end.
@@ -245,14 +238,12 @@ def successive_halving(
             # 3. Promote the best 1 / reduction_factor, and stop the others.
             num_promoted = max(1, len(survivors) // search.reduction_factor)
             for stopped in order[num_promoted:]:
-                for result in population.finish(survivors[stopped], STOPPED):
-                    on_result(result)
+                population.finish(survivors[stopped], STOPPED)
             survivors = [survivors[i] for i in sorted(order[:num_promoted])]
             population.round += 1
             population.save()
     # 4. The survivors have trained to the end.
-    for result in population.finish(sorted(population.runs)):
-        on_result(result)
+    population.finish(sorted(population.runs))
     return True
 
 
@@ -300,9 +291,7 @@ def exploit_and_explore(
     return parents, jnp.where(is_perturbed, scaled, values[parents])
 
 
-def population_based_training(
-    population: Population, search: PBT, searched: Sequence[bool], seed: int, on_result: Callable[[MemberResult], None]
-) -> bool:
+def population_based_training(population: Population, search: PBT, searched: Sequence[bool], seed: int) -> bool:
     """Runs population-based training (Jaderberg et al., 2017, algorithm 1), or goes on with it.
 
     All members reach a decision before it is taken, so that a resumed search takes the same decisions.
@@ -312,7 +301,6 @@ def population_based_training(
       search: the settings.
       searched: for each traced field `[F]`, in the order of the config's leaves, whether it may be perturbed.
       seed: seed of the decisions.
-      on_result: takes the result of each member.
 
     Returns:
       False if the search was interrupted before its end.
@@ -339,8 +327,7 @@ def population_based_training(
             copy_from_parents(population, numbers, parents, values, searched)
             population.round += 1
             population.save()
-    for result in population.finish(numbers):
-        on_result(result)
+    population.finish(numbers)
     return True
 
 

@@ -1,7 +1,5 @@
 """Files of a sweep's members: final results, one JSON line each, and checkpoints of members that are still running."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading
@@ -9,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foldax.engine import loop
 from foldax.engine.checkpoint import Checkpoints
-from foldax.engine.state import Hooks, Run
 from foldax.learner import State
 from foldax.runs.folder import write_errors
+from foldax.runs.log import read_json_lines
 from foldax.sweeps.exact import MemberResult
 
 
@@ -77,21 +74,6 @@ class ResultStore:
             self._file.close()
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the objects of a JSON-lines file, up to the first damaged line; none if there is no file.
-
-    >>> read_json_lines(Path("no-such-file.jsonl"))
-    []
-    """
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
 class MemberCheckpoints:
     """Checkpoints of running members, each with the log lines so far; the folder is created by the first one."""
 
@@ -123,10 +105,6 @@ class MemberCheckpoints:
         restored = None if self._checkpoints is None else self._checkpoints.restore(like)
         self._lines = [] if restored is None else restored[1]["lines"]
         return restored
-
-    def save_interrupted(self, run: Run) -> None:
-        """Saves a run that is stopped before its end."""
-        loop.save_checkpoint(run, Hooks(checkpoints=self), (run.fold, run.best), run.block.cursor)
 
     def wait(self) -> None:
         """Waits until all checkpoints are written."""

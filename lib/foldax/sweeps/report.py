@@ -1,7 +1,5 @@
 """The report of a sweep: one HTML page that works offline, with interactive plots, tables and their provenance."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Iterable
@@ -64,7 +62,7 @@ def write_report(path: Path) -> Path:
     return path / "report.html"
 
 
-def _page_data(metadata: Json, results: DataFrame, curves: DataFrame | None, metric: str) -> Json:
+def _page_data(metadata: Json, results: "DataFrame", curves: "DataFrame | None", metric: str) -> Json:
     """Computes all data of the page; configs are numbered by rank, and 0 is the best."""
     import pandas
 
@@ -97,7 +95,7 @@ def _page_data(metadata: Json, results: DataFrame, curves: DataFrame | None, met
     }
 
 
-def _field_levels(name: str, values: Series) -> Json:
+def _field_levels(name: str, values: "Series") -> Json:
     """Levels of a field: "codes", the level of each config, and "at", the place of each level on an axis."""
     import pandas
 
@@ -122,7 +120,7 @@ def _field_levels(name: str, values: Series) -> Json:
     }  # fmt: skip
 
 
-def _main_effect(results: DataFrame, codes: Series, metric: str, num_levels: int) -> Json:
+def _main_effect(results: "DataFrame", codes: "Series", metric: str, num_levels: int) -> Json:
     """Main effect of a field: for each level the mean over configs, then its mean and interval over seeds."""
     # Configs are averaged before seeds: the interval is then over independent repetitions.
     by_seed = statistics.finite_values(results, metric).groupby([codes, results["seed"]]).mean()
@@ -132,7 +130,7 @@ def _main_effect(results: DataFrame, codes: Series, metric: str, num_levels: int
     return {"mean": _as_json(means), "low": _as_json(low), "high": _as_json(high)}
 
 
-def _mean_curves(curves: DataFrame, rank_of: Series) -> dict[str, dict[int, Json]]:
+def _mean_curves(curves: "DataFrame", rank_of: "Series") -> dict[str, dict[int, Json]]:
     """Mean, minimum and maximum over seeds, by metric and rank of the config; `rank_of` maps members to ranks."""
     # The page stays small: few configs, and few points per curve.
     others = range(BEST_CURVES, int(rank_of.max()) + 1)
@@ -150,7 +148,7 @@ def _mean_curves(curves: DataFrame, rank_of: Series) -> dict[str, dict[int, Json
     return by_metric
 
 
-def _configs_table(results: DataFrame, ranks: Series, configs: DataFrame, metric: str, names: list[str]) -> Json:
+def _configs_table(results: "DataFrame", ranks: "Series", configs: "DataFrame", metric: str, names: list[str]) -> Json:
     shown = [metric, *(name for name in names if not name.startswith("train/") and name != metric)]
     tables = {name: statistics.seed_statistics(results, ranks, name) for name in shown}
     columns: list[Any] = [range(1, len(configs) + 1), *(configs[name] for name in configs)]
@@ -163,7 +161,7 @@ def _configs_table(results: DataFrame, ranks: Series, configs: DataFrame, metric
     return {"columns": ["rank", *configs, *shown, "n", "not finite"], "rows": list(rows)}
 
 
-def _members_table(results: DataFrame, ranks: Series, fields: list[str], names: list[str]) -> Json:
+def _members_table(results: "DataFrame", ranks: "Series", fields: list[str], names: list[str]) -> Json:
     own = [name for name in ("seed", "status", "steps_done", "best_step", "seconds") if name in {*results} - {*fields}]
     columns = ["member", *fields, *own, *names]
     rows = zip(_as_json(ranks + 1), *(_as_json(results[name]) for name in columns), strict=True)

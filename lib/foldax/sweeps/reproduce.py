@@ -1,14 +1,12 @@
 """`foldax reproduce SWEEP --member K`: trains a member of a sweep as a single run and compares all bits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from foldax.errors import ConfigError, RunError
 from foldax.runs import folder
+from foldax.runs.log import read_json_lines
 from foldax.runs.reproduce import run_and_compare
 from foldax.runs.transfer import initial_parameters
-from foldax.sweeps.records import read_json_lines
 from foldax.sweeps.space import enumerate_overrides, member_configs, parse_space
 
 

@@ -1,7 +1,5 @@
 """Adaptive searches as sweeps: successive halving, population-based training, and Optuna's samplers."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ import numpy as np
 
 from foldax.errors import ConfigError, FoldaxError
 from foldax.runs.train import warn
-from foldax.sweeps.exact import Device, DeviceWorkers, Member, worker_devices
+from foldax.sweeps.exact import DeviceWorkers, worker_devices
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.plan import Plan, Planner
 from foldax.sweeps.populations import PBT, Population, SuccessiveHalving, population_based_training, successive_halving
@@ -20,8 +18,6 @@ from foldax.sweeps.space import Config, Overrides, Range, Space, field_type, tra
 
 if TYPE_CHECKING:
     import optuna
-
-    from foldax.data.protocol import Dataset
 
 
 class Optuna(NamedTuple):
@@ -38,7 +34,7 @@ class Optuna(NamedTuple):
 
     num_trials: int = 64
     batch_size: int = 16
-    sampler: optuna.samplers.BaseSampler | None = None
+    sampler: "optuna.samplers.BaseSampler | None" = None
 
 
 Search: TypeAlias = SuccessiveHalving | PBT | Optuna
@@ -100,31 +96,19 @@ def fold_population(
             raise ConfigError("search: it decides on the validation split, and this dataset has none")
         if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
             raise ConfigError('search: members must pause, so the data must be on the device (source="device")')
-    placed: dict[tuple[int, Device], Dataset] = {}
-
-    def on_device(member: Member, device: Device) -> Member:
-        if member.dataset is None:
-            return member
-        key = (id(member.dataset), device)
-        if key not in placed:
-            placed[key] = member.dataset.to(device)
-        return member._replace(dataset=placed[key])
-
     # Members train in exact execution, so that a paused run can move between devices.
     workers = DeviceWorkers(planner.experiment, worker_devices(), callbacks.stop_requested)
     opened = None if path is None else contextlib.closing(MemberCheckpoints(path / "members" / "population", warn))
     with opened or contextlib.nullcontext() as checkpoints:
-        population = Population(members, workers, on_device, callbacks, checkpoints)
+        population = Population(members, workers, callbacks, checkpoints)
         population.restore()
         if isinstance(search, SuccessiveHalving):
             # The members of a config are consecutive, one per seed.
-            first_members = range(0, len(members), planner.seeds)
-            configs = [list(range(first, first + planner.seeds)) for first in first_members]
-            finished = successive_halving(population, configs, search, callbacks.on_result)
+            configs = [list(range(first, first + planner.seeds)) for first in range(0, len(members), planner.seeds)]
+            finished = successive_halving(population, configs, search)
         else:
             searched = [name in plan.fields for name in traced_names(members[0].config)]
-            seed = members[0].config.seed
-            finished = population_based_training(population, search, searched, seed, callbacks.on_result)
+            finished = population_based_training(population, search, searched, members[0].config.seed)
         if finished and checkpoints is not None:
             checkpoints.delete()
 

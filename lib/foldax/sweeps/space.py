@@ -1,7 +1,5 @@
 """Search spaces: lists or ranges of config fields, and the configs of a sweep's members."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses
@@ -9,7 +7,7 @@ import itertools
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -136,14 +134,13 @@ def field_type(cls: type, name: str) -> tuple[str, Any]:
     ('structural', <class 'int'>)
     """
     head, dot, rest = name.partition(".")
-    if head not in field_kinds(cls) or (dot and not rest):
-        names = ", ".join(field_kinds(cls))
-        raise ConfigError(
-            f"{cls.__name__} has no field {name!r}{did_you_mean(head, field_kinds(cls))} (fields: {names})"
-        )
+    kinds = field_kinds(cls)
+    if head not in kinds or (dot and not rest):
+        hint, names = did_you_mean(head, kinds), ", ".join(kinds)
+        raise ConfigError(f"{cls.__name__} has no field {name!r}{hint} (fields: {names})")
     hint = field_types(cls)[head]
     if not rest:
-        return field_kinds(cls)[head], hint
+        return kinds[head], hint
     inner = [arm for arm in (hint, *typing.get_args(hint)) if is_config(arm)]
     if not inner:
         raise ConfigError(f"{cls.__name__}.{head} is no nested config, so there is no field {name!r}")
@@ -294,13 +291,11 @@ def flat_values(config: Config) -> dict[str, Any]:
     5
     """
 
-    def flatten(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-        cells: dict[str, Any] = {}
+    def cells(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in values.items():
             if isinstance(value, dict):
-                cells |= flatten(f"{prefix}{name}.", value)
+                yield from cells(f"{prefix}{name}.", value)
             else:
-                cells[prefix + name] = json.dumps(value) if isinstance(value, list) else value
-        return cells
+                yield prefix + name, json.dumps(value) if isinstance(value, list) else value
 
-    return flatten("", to_json(config))
+    return dict(cells("", to_json(config)))

@@ -1,7 +1,5 @@
 """Statistics of a sweep: means and intervals over seeds, and the tables of `foldax show`."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +29,8 @@ class SweepFolder(NamedTuple):
     """
 
     metadata: dict[str, Any]
-    results: DataFrame | None
-    curves: DataFrame | None
+    results: "DataFrame | None"
+    curves: "DataFrame | None"
 
 
 def read(path: Path) -> SweepFolder:
@@ -48,7 +46,7 @@ def read(path: Path) -> SweepFolder:
     return SweepFolder(defaults | metadata, *(_read_table(path / f"{name}.parquet") for name in ("results", "curves")))
 
 
-def metric_names(results: DataFrame) -> list[str]:
+def metric_names(results: "DataFrame") -> list[str]:
     """Names of the columns that are metrics ("split/metric"): validation first, then test, then train.
 
     >>> import pandas
@@ -61,7 +59,7 @@ def metric_names(results: DataFrame) -> list[str]:
     return sorted(names, key=lambda n: (splits.index(s) if (s := n.split("/")[0]) in splits else len(splits), n))
 
 
-def default_metric(metadata: dict[str, Any], results: DataFrame | None) -> str | None:
+def default_metric(metadata: dict[str, Any], results: "DataFrame | None") -> str | None:
     """Chooses the metric by which configs are compared.
 
     The monitored metric on the validation split; without it the one on the training split, then any other. Metrics of
@@ -87,7 +85,7 @@ def default_metric(metadata: dict[str, Any], results: DataFrame | None) -> str |
     return next((name for name in names if finite_values(results, name).notna().any()), names[0] if names else None)
 
 
-def config_ids(results: DataFrame, fields: Sequence[str]) -> Series:
+def config_ids(results: "DataFrame", fields: Sequence[str]) -> "Series":
     """Numbers the configs of members from 0 in order of appearance; members that differ only in the seed share one.
 
     Args:
@@ -101,7 +99,7 @@ def config_ids(results: DataFrame, fields: Sequence[str]) -> Series:
     return results.groupby(list(fields) or (lambda _: 0), sort=False, dropna=False).ngroup()
 
 
-def finite_values(results: DataFrame, metric: str) -> Series:
+def finite_values(results: "DataFrame", metric: str) -> "Series":
     """Values of a metric by member; NaN where it is missing or infinite, or the member became not finite.
 
     >>> import pandas
@@ -147,7 +145,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(limits.low), float(limits.high)
 
 
-def summarize(results: DataFrame, fields: Sequence[str], metric: str, mode: str = "min") -> DataFrame:
+def summarize(results: "DataFrame", fields: Sequence[str], metric: str, mode: str = "min") -> "DataFrame":
     """Summarises members by config, best config first.
 
     Args:
@@ -180,7 +178,7 @@ def summarize(results: DataFrame, fields: Sequence[str], metric: str, mode: str 
     return table.sort_values("mean", ascending=mode == "min", kind="stable")
 
 
-def seed_statistics(results: DataFrame, ids: Series, metric: str) -> DataFrame:
+def seed_statistics(results: "DataFrame", ids: "Series", metric: str) -> "DataFrame":
     """Statistics of a metric over the seeds of each config.
 
     Args:
@@ -234,7 +232,7 @@ def _option_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple | np.ndarray) else str(value)
 
 
-def best_member(metadata: dict[str, Any], results: DataFrame | None) -> dict[str, str] | None:
+def best_member(metadata: dict[str, Any], results: "DataFrame | None") -> dict[str, str] | None:
     """Finds the best member.
 
     Args:
@@ -262,7 +260,7 @@ def best_member(metadata: dict[str, Any], results: DataFrame | None) -> dict[str
     return {"metric": metric, "options": options}
 
 
-def caveats(results: DataFrame) -> list[str]:
+def caveats(results: "DataFrame") -> list[str]:
     """Counts the members that are excluded from means or trained for fewer steps, one sentence per kind.
 
     >>> import pandas
@@ -280,29 +278,24 @@ def show(path: Path) -> None:
     Raises:
       RunError: `path` is no sweep folder, or a file in it is damaged.
     """
-    from rich.console import Console
-    from rich.markup import escape
-
     metadata, results, _ = read(path)
-    console = Console()
-    title = f"[bold]{escape(metadata['experiment'])}[/bold]  sweep ({metadata['search']}), {escape(metadata['status'])}"
-    console.print(f"{title}, started {metadata['started']}", highlight=False)
-    console.print(f"command: {metadata['command']}", markup=False, highlight=False)
-    overview = "  ".join(f"{name}: {value}" for name, value in counts_and_speed(metadata, results).items())
-    console.print(overview, highlight=False)
+    status = f"sweep ({metadata['search']}), {metadata['status']}, started {metadata['started']}"
+    print(f"{metadata['experiment']}  {status}")
+    print(f"command: {metadata['command']}")
+    print("  ".join(f"{name}: {value}" for name, value in counts_and_speed(metadata, results).items()))
     if metadata["groups"]:
-        console.print(_groups_table(metadata["groups"]))
+        tables.print_table(_groups_table(metadata["groups"]))
     metric = default_metric(metadata, results)
     if results is not None and metric is not None:
-        console.print(_configs_table(metadata, results, metric))
+        tables.print_table(_configs_table(metadata, results, metric))
     else:
-        console.print(f"no member is done yet: there is no metric in {tables.display_path(path / 'results.parquet')}")
+        print(f"no member is done yet: there is no metric in {tables.display_path(path / 'results.parquet')}")
     for name in ("report.html", "results.parquet", "curves.parquet", "sweep.json"):
         if (path / name).exists():
             print(tables.display_path(path / name))
 
 
-def counts_and_speed(metadata: dict[str, Any], results: DataFrame | None) -> dict[str, str]:
+def counts_and_speed(metadata: dict[str, Any], results: "DataFrame | None") -> dict[str, str]:
     """Members, configs, seeds, programs, speed and time of a sweep by label, as far as they exist yet.
 
     >>> counts_and_speed({"groups": [{"members": 4}], "seeds": 2, "seconds": 1.25}, None)
@@ -339,7 +332,7 @@ def differing_fields(groups: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({format_field(group["structural"].get(name)) for group in groups}) > 1]
 
 
-def _read_table(path: Path) -> DataFrame | None:
+def _read_table(path: Path) -> "DataFrame | None":
     import pandas
 
     if not path.exists():
@@ -350,22 +343,20 @@ def _read_table(path: Path) -> DataFrame | None:
         raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _groups_table(groups: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Groups: one program each")
+def _groups_table(groups: list[dict[str, Any]]) -> "Table":
     names = differing_fields(groups)
-    for name in (*names, "members", "execution"):
-        table.add_column(name, justify="right" if name == "members" else "left")
-    for group in groups[:SHOWN]:
-        values = (format_field(group["structural"].get(name)) for name in names)
-        table.add_row(*values, f"{group['members']:,}", group["execution"])
+    rows = [
+        (*(format_field(group["structural"].get(name)) for name in names), f"{group['members']:,}", group["execution"])
+        for group in groups[:SHOWN]
+    ]
+    columns = (*names, "members", "execution")
+    table = tables.text_table(columns, rows, left={*columns} - {"members"}, title="Groups: one program each")
     if len(groups) > SHOWN:
         table.caption = f"and {len(groups) - SHOWN} more"
     return table
 
 
-def _configs_table(metadata: dict[str, Any], results: DataFrame, metric: str) -> Table:
+def _configs_table(metadata: dict[str, Any], results: "DataFrame", metric: str) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,7 +1,5 @@
 """`foldax.sweep`: trains a grid, random sample or search of configs with several seeds, and tabulates the results."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -29,7 +27,7 @@ from foldax.sweeps.launchers.launch import LAUNCHERS, Launcher, check_launcher, 
 from foldax.sweeps.plan import Plan, Planner
 from foldax.sweeps.records import ResultStore
 from foldax.sweeps.search import SEARCHES, Optuna, Search, check_search, fold_optuna, fold_population
-from foldax.sweeps.space import Config, Range, Space, enumerate_overrides, flat_values, parse_space
+from foldax.sweeps.space import Config, Range, enumerate_overrides, flat_values, parse_space
 
 if TYPE_CHECKING:
     import pandas
@@ -49,8 +47,8 @@ class SweepResult:
       path: the sweep folder, or None if nothing was saved.
     """
 
-    results: pandas.DataFrame
-    curves: pandas.DataFrame
+    results: "pandas.DataFrame"
+    curves: "pandas.DataFrame"
     metadata: dict[str, Any]
     configs: list[Config]
     path: Path | None
@@ -58,7 +56,7 @@ class SweepResult:
     def __repr__(self) -> str:
         return f"<SweepResult: {self.metadata['status']}, {len(self.configs)} members  path={self.path or None!s}>"
 
-    def summary(self, metric: str | None = None, mode: str | None = None) -> pandas.DataFrame:
+    def summary(self, metric: str | None = None, mode: str | None = None) -> "pandas.DataFrame":
         """Summarises members by config: mean over seeds, 95% interval and number of seeds, best config first.
 
         Args:
@@ -154,7 +152,9 @@ def sweep(
     plan = planner.plan([] if isinstance(search, Optuna) else enumerate_overrides(parsed, samples, config.seed))
     request = _request(planner, samples, search, launcher)
     if not resume:
-        request["init_from"] = _initial_parameter_facts(config, parsed)
+        # The sources of all members' initial parameters: a broken one is an error before any member starts.
+        paths: Any = parsed.get("init_from", [config.init_from])
+        request["init_from"] = [parameters.read(path).provenance for path in paths if path is not None]
     # 3. Train, in a locked folder unless nothing is saved.
     if not save:
         return _run(None, planner, plan, search, launcher, verbose)
@@ -194,12 +194,6 @@ def _request(planner: Planner, samples: int | None, search: Search | None, launc
     return request
 
 
-def _initial_parameter_facts(config: Config, space: Space) -> list[dict[str, Any]]:
-    """Reads the sources of all members' initial parameters: a broken one is an error before any member starts."""
-    paths: Any = space.get("init_from", [config.init_from])
-    return [parameters.read(path).provenance for path in paths if path is not None]
-
-
 def _create_or_check_folder(
     path: Path, experiment: Experiment, config: Config, request: dict[str, Any], resume: bool
 ) -> None:
@@ -210,10 +204,9 @@ def _create_or_check_folder(
         folder.write_json(path / "sweep.json", manifest | request)
         return
     before = folder.read_json(path / "sweep.json")
-    if before["experiment"] != experiment_name(experiment):
-        raise RunError(
-            f"{path} is a sweep of another experiment, {before['experiment']!r}, not of {experiment_name(experiment)!r}"
-        )
+    owner, name = before["experiment"], experiment_name(experiment)
+    if owner != name:
+        raise RunError(f"{path} is a sweep of another experiment, {owner!r}, not of {name!r}")
     names = ("search", "space", "seeds", "samples", "execution", "config")
     # As text, because tuples come back from JSON as lists.
     differing = [name for name in names if json.dumps(before.get(name)) != json.dumps(request[name])]
@@ -243,7 +236,7 @@ def _run(
 
         def fold(plan: Plan) -> None:
             if launcher is None:
-                fold_groups(experiment, multihost.process_shard(plan), callbacks)
+                fold_groups(experiment, multihost.process_shard(plan).groups, callbacks)
             else:
                 launch(experiment, plan, launcher, callbacks, path)
 
@@ -267,11 +260,9 @@ def _run(
     }
     swept = _save(path, config, plan, done, measured)
     if swept.metadata["status"] == "interrupted":
-        command = (
-            f"foldax resume {tables.display_path(path)}" if path is not None and experiment_file(experiment) else ""
-        )
-        call = f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)" if path is not None else ""
-        hint = f"; go on with: {command or call}" if path is not None else ""
+        call = f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)"
+        command = f"foldax resume {tables.display_path(path)}" if path and experiment_file(experiment) else call
+        hint = f"; go on with: {command}" if path else ""
         raise Interrupted(f"stopped with {len(done)} of {count} members done{hint}")
     if verbose and path is not None and jax.process_index() == 0:
         statistics.show(path)
@@ -303,7 +294,7 @@ def _save(
     return SweepResult(frame, curves, metadata, plan.configs, path)
 
 
-def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple["pandas.DataFrame", "pandas.DataFrame"]:
     """Tabulates the members that have ended.
 
     Args:
@@ -336,7 +327,7 @@ def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple[pandas.Da
     return frame, pandas.DataFrame(points, columns=["member", "step", "split", "metric", "value"])
 
 
-def write_tables(path: Path, results: pandas.DataFrame, curves: pandas.DataFrame) -> None:
+def write_tables(path: Path, results: "pandas.DataFrame", curves: "pandas.DataFrame") -> None:
     """Writes `results.parquet` and `curves.parquet`, each whole or not at all.
 
     Raises:

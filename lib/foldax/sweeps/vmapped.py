@@ -4,13 +4,10 @@ The default on accelerators. A member has the keys and the order of data of its 
 rounding at first and then drift, because XLA orders the sums of a vmapped program differently.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -21,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import state_digest
-from foldax.engine.evaluation import SplitEvaluation
 from foldax.engine.fold import BestState, ChunkReport, Fold, Program, initial_best
 from foldax.engine.state import NEVER, CompiledFunctions, Hooks, PendingChunk, Run, Timestamp
 from foldax.experiment import Experiment
@@ -57,33 +53,22 @@ def _initial_fold(mesh: Mesh, program: Program, config: Config, seed: jax.Array,
     return _vmap_over_mesh(start, mesh, (0, 0, None, None), FOLD_AXES)(config, seed, examples, data)
 
 
+@functools.partial(jax.jit, static_argnames=("mesh", "program"), donate_argnames="fold")
+@functools.partial(compiled.count_traces, "advance")
 def _advance(
-    mesh: Mesh,
-    program: Program,
-    config: Config,
-    seed: jax.Array,
-    fold: Fold,
-    stopped: jax.Array,
-    data: Batch,
-    block_start: jax.Array,
-    until: jax.Array,
-    log_every: jax.Array,
+    mesh: Mesh, program: Program, config: Config, seed: jax.Array, fold: Fold, stopped: jax.Array, **bounds: Any
 ) -> tuple[Fold, ChunkReport]:
-    def advance_member(config: Config, seed: jax.Array, fold: Fold, stopped: jax.Array, *shared: Any) -> Any:
+    """Advances by the steps that `bounds` gives: the data, block_start, until and log_every of `fold.advance`."""
+
+    def advance_member(config: Config, seed: jax.Array, fold: Fold, stopped: jax.Array, bounds: dict[str, Any]) -> Any:
         # A frozen member computes its steps too, and they are discarded: under `vmap` a branch would save nothing.
-        after, report = folds.advance(program, config, seed, fold, jnp.bool_(False), *shared)
+        after, report = folds.advance(program, config, seed, fold, jnp.bool_(False), **bounds)
         frozen = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), fold, after)
         # The step is shared with members that go on.
         return frozen._replace(step=after.step), report
 
-    in_axes = (0, 0, FOLD_AXES, 0, None, None, None, None)
-    advance_members = _vmap_over_mesh(advance_member, mesh, in_axes, (FOLD_AXES, REPORT_AXES))
-    return advance_members(config, seed, fold, stopped, data, block_start, until, log_every)
-
-
-_advance = jax.jit(
-    compiled.count_traces("advance", _advance), static_argnames=("mesh", "program"), donate_argnames="fold"
-)
+    advance_members = _vmap_over_mesh(advance_member, mesh, (0, 0, FOLD_AXES, 0, None), (FOLD_AXES, REPORT_AXES))
+    return advance_members(config, seed, fold, stopped, bounds)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "program", "collect"))
@@ -147,7 +132,10 @@ class VmappedMembers:
         examples = None if dataset is None else dataset.train.examples()
         arguments = dict(config=configs, seed=seeds, examples=examples, data=block.data)
         # 3. Initial states, which parameters of another run may replace.
-        with self._user_errors(program, examples, block.data):
+        self._user_errors = functools.partial(
+            compiled.user_errors, program, *arguments_by_row[0], examples=examples, data=block.data
+        )
+        with self._user_errors():
             fold = _initial_fold(self.mesh, program, **arguments)
             state = jax.eval_shape(lambda state: jax.tree.map(lambda x: x[0], state), fold.state)
             setup.check_evaluate(program, *arguments_by_row[0], state, dataset)
@@ -174,9 +162,6 @@ class VmappedMembers:
     def _shard(self, tree: Any) -> Any:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(MEMBER_AXIS)))
 
-    def _user_errors(self, program: Program, examples: Batch, data: Batch) -> AbstractContextManager[None]:
-        return compiled.user_errors(program, *compiled.traced_config_and_seed(self.members[0].config), examples, data)
-
     def fold(self, hooks: Hooks, until: int = NEVER) -> str:
         """Trains all members up to step `until` or their end.
 
@@ -184,8 +169,7 @@ class VmappedMembers:
           The status of `loop.train_loop`, or "mostly_frozen": compact the arrays before going on.
         """
         either = hooks._replace(stop_requested=lambda: hooks.stop_requested() or self._mostly_frozen())
-        arguments = self.run.arguments
-        with self._user_errors(self.run.program, arguments["examples"], arguments["data"]):
+        with self._user_errors():
             # The loop is interrupted for either reason; which one it was is asked again.
             status = loop.train_loop(self.run, either, until, self._read)
         return "mostly_frozen" if status == "interrupted" and not hooks.stop_requested() else status
@@ -244,28 +228,27 @@ class VmappedMembers:
         if run.best.state is not None:
             # A member without a finite evaluation is tested in its last state.
             best_step = jax.device_get(run.best.step)
-            state = _best_or_last_state(run.best, run.fold)
-        with self._user_errors(run.program, run.arguments["examples"], run.arguments["data"]):
+            state = _best_or_last_state(run.best, run.fold.state)
+        with self._user_errors():
             splits = [split for split in ("validation", "test") if setup.has_split(run.dataset, split)]
             evaluations = {split: jax.device_get(loop.evaluate_split(run, state, split)) for split in splits}
             last_state = jax.device_get(run.fold.state)
             seconds = (time.perf_counter() - run.started_at.seconds) / len(self.members)
-            return [self._result(row, evaluations, int(best_step[row]), last_state, seconds) for row in rows]
 
-    def _result(
-        self, row: int, evaluations: dict[str, SplitEvaluation], best_step: int, last_state: State, seconds: float
-    ) -> MemberResult:
-        number = self.members[row].number
-        status, steps = self.frozen.get(number, ("finished", self.run.step))
-        history = self.histories[number]
-        if status == "not finite":
-            return MemberResult(number, status, steps, None, {}, history, None, seconds)
-        metrics = loop.last_training_metrics(history)
-        for split, result in evaluations.items():
-            metrics[split] = evaluation.split_metrics(self.run.program, evaluation.member_evaluation(result, row))
-        best = best_step if best_step >= 0 else None
-        digest = state_digest(evaluation.take_rows(last_state, row))
-        return MemberResult(number, status, steps, best, metrics, history, digest, seconds)
+            def result(row: int) -> MemberResult:
+                number = self.members[row].number
+                status, steps = self.frozen.get(number, ("finished", run.step))
+                history = self.histories[number]
+                if status == "not finite":
+                    return MemberResult(number, status, steps, None, {}, history, None, seconds)
+                metrics = loop.last_training_metrics(history)
+                for split, evaluated in evaluations.items():
+                    metrics[split] = evaluation.split_metrics(run.program, evaluation.member_evaluation(evaluated, row))
+                best = int(best_step[row]) if best_step[row] >= 0 else None
+                digest = state_digest(evaluation.take_rows(last_state, row))
+                return MemberResult(number, status, steps, best, metrics, history, digest, seconds)
+
+            return [result(row) for row in rows]
 
     def compact(self, rows: Sequence[int]) -> None:
         """Keeps only the members in some rows; the program is compiled anew for the smaller arrays."""
@@ -279,14 +262,10 @@ class VmappedMembers:
 
 
 @jax.jit
-def _best_or_last_state(best: BestState, fold: Fold) -> State:
+@jax.vmap
+def _best_or_last_state(best: BestState, last: State) -> State:
     """Selects each member's best state, or its last where no evaluation was finite."""
-
-    def select(best_leaf: jax.Array, last_leaf: jax.Array) -> jax.Array:
-        exists = (best.step >= 0).reshape(-1, *[1] * (last_leaf.ndim - 1))
-        return jnp.where(exists, best_leaf, last_leaf)
-
-    return jax.tree.map(select, best.state, fold.state)
+    return jax.tree.map(lambda best_leaf, last_leaf: jnp.where(best.step >= 0, best_leaf, last_leaf), best.state, last)
 
 
 def fold_vmapped(

@@ -3,7 +3,6 @@
 All functions are pure and may be jitted and vmapped. Points are float `[N, D]`, centres `[K, D]`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -13,6 +12,7 @@ import numpy as np
 
 from foldax.errors import ConfigError, check_positive
 from foldax.learner import Batch, Evaluation, Key, Learner, Metrics
+from foldax.learners import tasks
 
 
 class KMeansState(NamedTuple):
@@ -35,9 +35,8 @@ def squared_distances(points: jax.Array, centers: jax.Array) -> jax.Array:
     """
     chex.assert_rank([points, centers], 2)
     # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, which rounding can make slightly negative.
-    products = points @ centers.T
     squared_norms = jnp.square(points).sum(axis=1)[:, None] + jnp.square(centers).sum(axis=1)[None, :]
-    return jnp.maximum(squared_norms - 2 * products, 0.0)
+    return jnp.maximum(squared_norms - 2 * (points @ centers.T), 0.0)
 
 
 def kmeans_plus_plus(key: Key, points: jax.Array, num_clusters: int) -> jax.Array:
@@ -55,7 +54,9 @@ def kmeans_plus_plus(key: Key, points: jax.Array, num_clusters: int) -> jax.Arra
     >>> sorted(kmeans_plus_plus(jax.random.key(0), points, 2)[:, 0].round().tolist())
     [0.0, 9.0]
     """
-    points = _checked_points(points, num_clusters)
+    if not 1 <= num_clusters <= len(points):
+        raise ConfigError(f"num_clusters: {num_clusters} must be from 1 to the number of points, {len(points)}")
+    points = jnp.asarray(points)
     first_key, key = jax.random.split(key)
     # 1. The first centre is a uniformly random point.
     first = points[jax.random.randint(first_key, (), 0, len(points))]
@@ -137,8 +138,8 @@ def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) 
     >>> sorted(centers[:, 0].tolist())
     [1.0, 9.0]
     """
-    points = _checked_points(points, num_clusters)
     check_positive(num_restarts=num_restarts)
+    points = jnp.asarray(points)
 
     def run(key: Key) -> tuple[jax.Array, jax.Array]:
         return lloyd(points, kmeans_plus_plus(key, points, num_clusters))
@@ -148,7 +149,7 @@ def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) 
     return centers[best], inertia[best]
 
 
-def minibatch_kmeans(num_clusters: int, *, preprocess: Callable[[jax.Array], jax.Array] | None = None) -> Learner:
+def minibatch_kmeans(num_clusters: int, *, preprocess: tasks.Preprocess | None = None) -> Learner:
     """Minibatch k-means (Sculley, 2010), initialised by k-means++ from the examples that `init` receives.
 
     `update` and `evaluate` report "loss", the squared distance to the nearest centre. The outputs of `evaluate` are
@@ -169,17 +170,13 @@ def minibatch_kmeans(num_clusters: int, *, preprocess: Callable[[jax.Array], jax
     """
     check_positive(num_clusters=num_clusters)
 
-    def as_points(inputs: Batch) -> jax.Array:
-        x = jnp.asarray(inputs, jnp.float32) if preprocess is None else preprocess(inputs)
-        return x.reshape(x.shape[0], -1)
-
     def init(key: Key, examples: Batch) -> KMeansState:
-        centers = kmeans_plus_plus(key, as_points(examples["inputs"]), num_clusters)
+        centers = kmeans_plus_plus(key, as_points(examples["inputs"], preprocess), num_clusters)
         return KMeansState(centers, jnp.zeros(num_clusters))
 
     def update(state: KMeansState, batch: Batch, key: Key) -> tuple[KMeansState, Metrics]:
         # 1. Assign the batch to the nearest centres.
-        points = as_points(batch["inputs"])
+        points = as_points(batch["inputs"], preprocess)
         distances = squared_distances(points, state.centers)
         members = jax.nn.one_hot(distances.argmin(axis=1), num_clusters)
         # 2. Per-centre learning rate 1 / count: each centre stays the mean of all points ever assigned to it.
@@ -189,15 +186,20 @@ def minibatch_kmeans(num_clusters: int, *, preprocess: Callable[[jax.Array], jax
         return KMeansState(centers, counts), {"loss": distances.min(axis=1).mean()}
 
     def evaluate(state: KMeansState, batch: Batch, key: Key) -> Evaluation:
-        distances = squared_distances(as_points(batch["inputs"]), state.centers)
+        distances = squared_distances(as_points(batch["inputs"], preprocess), state.centers)
         outputs = {"assignments": distances.argmin(axis=1).astype(jnp.int32)}
-        outputs |= {"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {}
-        return Evaluation({"loss": distances.min(axis=1)}, outputs)
+        return Evaluation({"loss": distances.min(axis=1)}, outputs | tasks.target_outputs(batch))
 
     def predict(state: KMeansState, inputs: Batch, key: Key) -> jax.Array:
-        return assign(as_points(inputs), state.centers)
+        return assign(as_points(inputs, preprocess), state.centers)
 
     return Learner(init, update, evaluate, predict)
+
+
+def as_points(inputs: Batch, preprocess: tasks.Preprocess | None) -> jax.Array:
+    """Preprocesses inputs `[B, ...]`, by default by conversion to float32, and flattens them to points `[B, D]`."""
+    x = jnp.asarray(inputs, jnp.float32) if preprocess is None else preprocess(inputs)
+    return x.reshape(x.shape[0], -1)
 
 
 def clustering_scores(values: dict[str, np.ndarray]) -> dict[str, float]:
@@ -220,9 +222,3 @@ def clustering_scores(values: dict[str, np.ndarray]) -> dict[str, float]:
     adjusted_rand_index = metrics.adjusted_rand_score(targets, assignments)
     information = metrics.normalized_mutual_info_score(targets, assignments)
     return {"adjusted_rand_index": float(adjusted_rand_index), "normalized_mutual_information": float(information)}
-
-
-def _checked_points(points: jax.Array, num_clusters: int) -> jax.Array:
-    if not 1 <= num_clusters <= len(points):
-        raise ConfigError(f"num_clusters: {num_clusters} must be from 1 to the number of points, {len(points)}")
-    return jnp.asarray(points)

@@ -7,7 +7,6 @@ full covariances whose variances differ by a factor of a million need it, too.
 """
 
 import math
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import chex
@@ -17,6 +16,7 @@ import numpy as np
 
 from foldax.errors import ConfigError, check_positive
 from foldax.learner import Batch, Evaluation, Key, Learner, Metrics
+from foldax.learners import tasks
 from foldax.learners.clustering import kmeans
 
 CovarianceType = Literal["full", "diagonal"]
@@ -212,7 +212,8 @@ def em(
     >>> mixture.means.round(1).tolist()
     [[1.0], [8.0]]
     """
-    points, covariance_type = jnp.asarray(points), _covariance_type(mixture)
+    points = jnp.asarray(points)
+    covariance_type: CovarianceType = "diagonal" if mixture.covariances.ndim == 2 else "full"
 
     def improving(carry: chex.ArrayTree) -> jax.Array:
         _, _, _, before, after, iteration = carry
@@ -317,7 +318,7 @@ def stepwise_em(
     num_clusters: int,
     *,
     covariance_type: CovarianceType = "full",
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
+    preprocess: tasks.Preprocess | None = None,
     regularization: chex.Numeric = 1e-3,
     step_exponent: chex.Numeric = 0.7,
 ) -> Learner:
@@ -348,15 +349,11 @@ def stepwise_em(
     check_positive(num_clusters=num_clusters)
     _check_covariance_type(covariance_type)
 
-    def as_points(inputs: Batch) -> jax.Array:
-        x = jnp.asarray(inputs, jnp.float32) if preprocess is None else preprocess(inputs)
-        return x.reshape(x.shape[0], -1)
-
     def init(key: Key, examples: Batch) -> GaussianMixture:
-        return init_from_kmeans(key, as_points(examples["inputs"]), num_clusters, covariance_type)
+        return init_from_kmeans(key, kmeans.as_points(examples["inputs"], preprocess), num_clusters, covariance_type)
 
     def update(state: GaussianMixture, batch: Batch, key: Key) -> tuple[GaussianMixture, Metrics]:
-        points = as_points(batch["inputs"])
+        points = kmeans.as_points(batch["inputs"], preprocess)
         # 1. E-step on the batch
         log_likelihood, responsibilities = e_step(state, points, regularization)
         # 2. M-step on the batch
@@ -366,13 +363,12 @@ def stepwise_em(
         return interpolate_moments(state, estimate, step_size), {"loss": -log_likelihood.mean()}
 
     def evaluate(state: GaussianMixture, batch: Batch, key: Key) -> Evaluation:
-        joint = log_joint(state, as_points(batch["inputs"]), regularization)
+        joint = log_joint(state, kmeans.as_points(batch["inputs"], preprocess), regularization)
         outputs = {"assignments": joint.argmax(axis=1).astype(jnp.int32)}
-        outputs |= {"targets": jnp.asarray(batch["targets"], jnp.int32)} if "targets" in batch else {}
-        return Evaluation({"loss": -jax.scipy.special.logsumexp(joint, axis=1)}, outputs)
+        return Evaluation({"loss": -jax.scipy.special.logsumexp(joint, axis=1)}, outputs | tasks.target_outputs(batch))
 
     def predict(state: GaussianMixture, inputs: Batch, key: Key) -> jax.Array:
-        return assign(state, as_points(inputs), regularization)
+        return assign(state, kmeans.as_points(inputs, preprocess), regularization)
 
     return Learner(init, update, evaluate, predict)
 
@@ -401,10 +397,6 @@ def interpolate_moments(old: GaussianMixture, new: GaussianMixture, step_size: j
         between, fraction = shift[:, :, None] * shift[:, None, :], fraction[:, None, None]
     covariances = (1 - fraction) * old.covariances + fraction * new.covariances + fraction * (1 - fraction) * between
     return GaussianMixture(weights, means, covariances, old.steps + 1)
-
-
-def _covariance_type(mixture: GaussianMixture) -> CovarianceType:
-    return "diagonal" if mixture.covariances.ndim == 2 else "full"
 
 
 def _check_covariance_type(covariance_type: str) -> None:

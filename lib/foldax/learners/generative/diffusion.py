@@ -17,7 +17,7 @@ import optax
 
 from foldax.augment import chain
 from foldax.errors import ConfigError, ExperimentError, check_positive
-from foldax.learner import Evaluation, Learner, Model, as_evaluation
+from foldax.learner import Evaluation, Key, Learner, Model, as_evaluation
 from foldax.learners import losses, tasks
 from foldax.learners.generative import noise_schedule as schedules
 from foldax.learners.generative.noise_schedule import NoiseSchedule, PredictionType
@@ -124,14 +124,9 @@ def _regression_task(task: DenoisingTask, shape: tuple[int, ...]) -> Task:
     def evaluate(outputs: jax.Array, batch: Batch) -> Evaluation:
         return Evaluation({**train_metrics(outputs, batch)}, {"prediction": outputs})
 
-    return Task(
-        fields=("inputs", "targets") if task.conditional else ("inputs",),
-        inputs=lambda batch: batch["noisy"],
-        train_metrics=train_metrics,
-        evaluate=evaluate,
-        prepare=prepare,
-        model_kwargs=functools.partial(_conditioning, task),
-    )
+    fields = ("inputs", "targets") if task.conditional else ("inputs",)
+    kwargs = functools.partial(_conditioning, task)
+    return Task(fields, lambda batch: batch["noisy"], train_metrics, evaluate, prepare=prepare, model_kwargs=kwargs)
 
 
 def _conditioning(task: DenoisingTask, batch: Batch) -> dict[str, jax.Array]:
@@ -207,7 +202,8 @@ def diffusion(
     """
     shape, schedule = tuple(shape), noise_schedule or schedules.cosine()
     task = DenoisingTask(model, schedule, prediction_type, tasks.input_function(model, preprocess))
-    _check_settings(task, sampler, samples_per_example, num_levels, num_evaluation_times)
+    _check_settings(task, sampler, samples_per_example, num_levels)
+    check_positive(num_evaluation_times=num_evaluation_times)
 
     def add_training_noise(key: jax.Array, batch: Batch) -> Batch:
         # Algorithm 1 of Ho et al.: t ~ Uniform(1, ..., T) and epsilon ~ N(0, I); labels are dropped for guidance.
@@ -247,7 +243,7 @@ def diffusion(
         # 1. Loss
         loss, diffusion_terms = jax.lax.map(denoising_errors, jnp.arange(num_evaluation_times))
         metrics = {"loss": loss.mean(axis=0)}
-        outputs = {}
+        outputs = tasks.target_outputs(batch)
         # 2. Evidence lower bound: -T E_t[diffusion term] - prior and reconstruction terms (Kingma et al., equation 11)
         if num_levels is not None:
             key = jax.random.fold_in(loss_key, num_evaluation_times)
@@ -261,8 +257,6 @@ def diffusion(
             labels = jnp.repeat(labels, samples_per_example)
             samples = postprocess(sample_images(task, state, labels, sampler_key, noise, sampler))
             outputs["samples"] = samples.reshape(size, samples_per_example, *shape)
-        if "targets" in batch:
-            outputs["targets"] = batch["targets"].astype(jnp.int32)
         return Evaluation(metrics, outputs)
 
     def predict(state: TrainState, inputs: jax.Array | Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
@@ -276,12 +270,7 @@ def diffusion(
 
 
 def sample_images(
-    task: DenoisingTask,
-    state: TrainState,
-    labels: jax.Array,
-    key: jax.Array,
-    noise: jax.Array,
-    sampler: SamplerSettings,
+    task: DenoisingTask, state: TrainState, labels: jax.Array, key: Key, noise: jax.Array, sampler: SamplerSettings
 ) -> jax.Array:
     """Samples from the model with the averaged parameters, in units of `preprocess`.
 
@@ -297,8 +286,10 @@ def sample_images(
       Samples, `[B, ...]`.
     """
     sampler_key, network_key = jax.random.split(key)
-    variables = {"params": state.evaluation_params, **state.model_state}
+    variables = state.evaluation_variables
     null_labels = jnp.full(len(labels), task.model.num_classes or 0)
+    options = sampler._asdict()
+    guidance_scale = options.pop("guidance_scale")
 
     def predict(noisy: jax.Array, times: jax.Array, labels: jax.Array) -> jax.Array:
         conditioning = _conditioning(task, {"times": times, "labels": labels})
@@ -306,22 +297,13 @@ def sample_images(
 
     def denoise(noisy: jax.Array, times: jax.Array) -> jax.Array:
         conditional = predict(noisy, times, labels)
-        if sampler.guidance_scale is None:
+        if guidance_scale is None:
             return conditional
         # Classifier-free guidance (Ho & Salimans, equation 6, with a scale of 1 + w)
         unconditional = predict(noisy, times, null_labels)
-        return unconditional + sampler.guidance_scale * (conditional - unconditional)
+        return unconditional + guidance_scale * (conditional - unconditional)
 
-    return schedules.sample_ddim(
-        denoise,
-        task.noise_schedule,
-        task.prediction_type,
-        sampler_key,
-        noise,
-        num_inference_steps=sampler.num_inference_steps,
-        eta=sampler.eta,
-        clip_sample_range=sampler.clip_sample_range,
-    )
+    return schedules.sample_ddim(denoise, task.noise_schedule, task.prediction_type, sampler_key, noise, **options)
 
 
 def _first_bounded_time(schedule: NoiseSchedule, num_levels: int) -> int:
@@ -350,8 +332,7 @@ def _prior_and_reconstruction_terms(task: DenoisingTask, batch: Batch, num_level
 
     # Reconstruction: every level decoded independently, with a probability proportional to q(x_t | level)
     first = _first_bounded_time(schedule, num_levels)
-    times = jnp.full(len(x), first)
-    noisy = schedules.add_noise(schedule, x, jax.random.normal(key, x.shape), times)
+    noisy = schedules.add_noise(schedule, x, jax.random.normal(key, x.shape), jnp.full(len(x), first))
     values = task.clean_data({"inputs": jnp.arange(num_levels)}).reshape(*[1] * x.ndim, num_levels)
     distances = (noisy[..., None] - schedule.alpha[first] * values) * (1 / schedule.sigma[first])
     one_hot = jax.nn.one_hot(batch["inputs"].astype(jnp.int32), num_levels)
@@ -363,14 +344,11 @@ def _prior_and_reconstruction_terms(task: DenoisingTask, batch: Batch, num_level
     return kl - log_prob
 
 
-def _check_settings(
-    task: DenoisingTask, sampler: SamplerSettings, samples: int, num_levels: int | None, times: int
-) -> None:
+def _check_settings(task: DenoisingTask, sampler: SamplerSettings, samples: int, num_levels: int | None) -> None:
     schedules.check_prediction_type(task.noise_schedule, task.prediction_type)
     if sampler.guidance_scale is not None and not task.conditional:
         raise ConfigError("guidance_scale: the model has no num_classes, so there is no class to guide towards")
     schedules.check_num_inference_steps(task.noise_schedule, sampler.num_inference_steps)
-    check_positive(num_evaluation_times=times)
     for name, value, minimum in (("samples_per_example", samples, 0), ("num_levels", num_levels, 2)):
         if value is not None and value < minimum:
             raise ConfigError(f"{name}: {value} must be {minimum} or more")

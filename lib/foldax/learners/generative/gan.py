@@ -20,7 +20,7 @@ from jax import Array
 from foldax.errors import ConfigError, ExperimentError, check_positive, did_you_mean
 from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params
 from foldax.learners import tasks
-from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_network
 
 Objective = Literal["non_saturating", "wasserstein", "hinge"]
 Applied: TypeAlias = tuple[Array, VariableDict]  # outputs, and the collections that changed
@@ -200,9 +200,8 @@ def discriminator_loss(
         variables, labels = {"params": params, **model_state}, batch["labels"]
         # Real and generated images go through the discriminator in one pass.
         images, both_labels = jnp.concatenate([batch["real"], batch["fake"]]), jnp.concatenate([labels, labels])
-        scores, changed = model.score(
-            variables, images, both_labels, train=True, rngs={"dropout": keys[0]}, mutable=list(model_state)
-        )
+        kwargs = dict(train=True, rngs={"dropout": keys[0]}, mutable=list(model_state))
+        scores, changed = model.score(variables, images, both_labels, **kwargs)
         real, fake = jnp.split(scores, 2)
         total = discriminator_losses(objective, real, fake).mean()
         metrics = {"score_gap": real.mean() - fake.mean()}
@@ -309,17 +308,16 @@ def gan(
         first = {name: leaf[:1] for name, leaf in tasks.require_fields(examples, fields).items()}
         latents, generator_key, discriminator_key = jnp.zeros((1, model.latent_size)), *jax.random.split(key)
         inputs = model.generator_inputs(latents, model.batch_labels(first))
-        generator = _init_network(generator_key, model.generator, inputs, generator_optimizer, ema_decay)
+        generator = init_network(generator_key, model.generator, generator_optimizer, inputs, ema_decay=ema_decay)
         images = real_images(first)
-        discriminator = _init_network(discriminator_key, model.discriminator, images, discriminator_optimizer)
+        discriminator = init_network(discriminator_key, model.discriminator, discriminator_optimizer, images)
         if "batch_stats" in discriminator.model_state:
             raise ConfigError("GAN: the discriminator uses batch normalisation, so scores would depend on other images")
         return GANState(generator, discriminator)
 
     def update(state: GANState, batch: tasks.Batch, key: Key) -> tuple[GANState, Metrics]:
         batch, keys = tasks.require_fields(batch, fields), jax.random.split(key, 4)
-        if augment is not None:
-            batch = augment(keys[0], batch)
+        batch = batch if augment is None else augment(keys[0], batch)
         real = real_images(batch)
         if real.shape[1:] != tuple(model.shape):
             raise ConfigError(f"GAN: inputs must be [B, ...] of shape {tuple(model.shape)}, got {list(real.shape)}")
@@ -338,32 +336,28 @@ def gan(
         # 2. Generator: one step, with the labels of the last part, against the new discriminator
         last = jax.tree.map(lambda leaf: leaf[-1], parts)
         g_loss = generator_loss(model, objective, discriminator)
-        new_generator, metrics = gradient_step(
-            generator, g_loss, generator_optimizer, last, keys[2], ema_decay=ema_decay
-        )
+        generator, metrics = gradient_step(generator, g_loss, generator_optimizer, last, keys[2], ema_decay=ema_decay)
 
         # 3. Progress: the energy score of two images per label, by the generator before its step
-        draws = sample_images(model, variables, last["labels"], keys[3], 2)
+        score = energy_score(sample_images(model, variables, last["labels"], keys[3], 2), last["real"]).mean()
         means = {name: value.mean() for name, value in step_metrics.items() if name != "gradient_norm"}
-        score = energy_score(draws, last["real"]).mean()
-        return GANState(new_generator, discriminator), {"loss": score, **means, **metrics}
+        return GANState(generator, discriminator), {"loss": score, **means, **metrics}
 
     def evaluate(state: GANState, batch: tasks.Batch, key: Key) -> Evaluation:
-        batch, generator = tasks.require_fields(batch, fields), state.generator
-        variables = {"params": generator.evaluation_params, **generator.model_state}
+        batch, variables = tasks.require_fields(batch, fields), state.generator.evaluation_variables
         # The energy score needs two samples at least.
         draws = sample_images(model, variables, model.batch_labels(batch), key, max(samples_per_example, 2))
-        outputs = {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
+        outputs = tasks.target_outputs(batch)
         if samples_per_example:
             outputs["samples"] = postprocess(draws[:, :samples_per_example])
         return Evaluation({"loss": energy_score(draws, real_images(batch))}, outputs)
 
     def predict(state: GANState, inputs: Array | Mapping[str, Array], key: Key) -> Array:
-        batch, generator = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}, state.generator
+        batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
         labels = jnp.asarray(batch["inputs"])
         if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ExperimentError(f"GAN: predict takes class labels, int [B], got {labels.dtype} {list(labels.shape)}")
-        variables = {"params": generator.evaluation_params, **generator.model_state}
+        variables = state.generator.evaluation_variables
         return postprocess(generate_images(model, variables, labels, key, batch.get("latents"), train=False)[0])
 
     return Learner(init, update, evaluate, predict)
@@ -402,15 +396,6 @@ def sample_images(model: GAN, variables: VariableDict, labels: Array, key: Key, 
     """Generates `count` images for each label int `[B]`, `[B, count, ...]`, in units of `preprocess`."""
     images, _ = generate_images(model, variables, jnp.repeat(labels, count), key, train=False)
     return images.reshape(len(labels), count, *model.shape)
-
-
-def _init_network(
-    key: Key, network: Model, inputs: Array, optimizer: Any, ema_decay: chex.Numeric | None = None
-) -> TrainState:
-    streams = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-    model_state = dict(network.init(streams, inputs, train=False))
-    params = model_state.pop("params")
-    return init_train_state(params, optimizer, model_state, ema_decay=ema_decay)
 
 
 def _split_batch(batch: tasks.Batch, parts: int) -> tasks.Batch:

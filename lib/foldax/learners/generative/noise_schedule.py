@@ -15,10 +15,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Integer
 
 from foldax.errors import ConfigError, check_positive
 
 PredictionType = Literal["noise", "x0", "v", "flow"]
+Data = Float[Array, " B *D"]
+Times = Integer[Array, " B"]
 
 
 class NoiseSchedule(NamedTuple):
@@ -33,8 +36,8 @@ class NoiseSchedule(NamedTuple):
     2
     """
 
-    alpha: np.ndarray
-    sigma: np.ndarray
+    alpha: Float[np.ndarray, " T+1"]
+    sigma: Float[np.ndarray, " T+1"]
 
     @property
     def steps(self) -> int:
@@ -94,7 +97,7 @@ def flow(steps: int = 1000) -> NoiseSchedule:
     return NoiseSchedule((1 - times).astype(np.float32), times.astype(np.float32))
 
 
-def add_noise(schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+def add_noise(schedule: NoiseSchedule, x: Data, noise: Data, times: Times) -> Data:
     """Computes x_t = alpha_t x_0 + sigma_t epsilon.
 
     Args:
@@ -115,8 +118,8 @@ def add_noise(schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, times: ja
 
 
 def prediction_target(
-    schedule: NoiseSchedule, prediction_type: PredictionType, x: jax.Array, noise: jax.Array, times: jax.Array
-) -> jax.Array:
+    schedule: NoiseSchedule, prediction_type: PredictionType, x: Data, noise: Data, times: Times
+) -> Data:
     """Computes the regression target of a denoising network.
 
     Args:
@@ -140,8 +143,8 @@ def prediction_target(
 
 
 def predict_x0_and_noise(
-    schedule: NoiseSchedule, prediction_type: PredictionType, noisy: jax.Array, outputs: jax.Array, times: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    schedule: NoiseSchedule, prediction_type: PredictionType, noisy: Data, outputs: Data, times: Times
+) -> tuple[Data, Data]:
     """Converts a network's outputs to estimates of the data and of the noise; inverts `prediction_target`.
 
     Args:
@@ -168,8 +171,8 @@ def predict_x0_and_noise(
 
 
 def posterior(
-    schedule: NoiseSchedule, x: jax.Array, noisy: jax.Array, times: jax.Array, earlier: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    schedule: NoiseSchedule, x: Data, noisy: Data, times: Times, earlier: Times
+) -> tuple[Data, Float[Array, " B *ones"]]:
     """Computes the Gaussian q(x_s | x_t, x_0) for s < t (Ho et al., 2020, equations 6 and 7, for any two times).
 
     Args:
@@ -197,16 +200,16 @@ def posterior(
 
 
 def sample_ddim(
-    denoise: Callable[[jax.Array, jax.Array], jax.Array],
+    denoise: Callable[[Array, Array], Array],
     schedule: NoiseSchedule,
     prediction_type: PredictionType,
-    key: jax.Array,
-    noise: jax.Array,
+    key: chex.PRNGKey,
+    noise: Data,
     *,
     num_inference_steps: int = 50,
     eta: chex.Numeric = 0.0,
     clip_sample_range: float | None = None,
-) -> jax.Array:
+) -> Data:
     """Samples with DDIM (Song et al., 2021, equation 12) in one compiled loop.
 
     With `eta` 1 and all T steps it is the ancestral sampler of DDPM; with `eta` 0 and the `flow` schedule it is Euler's
@@ -258,7 +261,9 @@ def sample_ddim(
     return jax.lax.scan(step, noise, (jnp.arange(num_inference_steps), times[:-1], times[1:]))[0]
 
 
-def coefficients_at(schedule: NoiseSchedule, times: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+def coefficients_at(
+    schedule: NoiseSchedule, times: Times, ndim: int
+) -> tuple[Float[Array, " B *ones"], Float[Array, " B *ones"]]:
     """Looks up alpha and sigma at times int `[B]`, each `[B, 1, ...]` with `ndim` axes.
 
     Args:
@@ -276,7 +281,7 @@ def coefficients_at(schedule: NoiseSchedule, times: jax.Array, ndim: int) -> tup
     return jnp.asarray(schedule.alpha)[times].reshape(shape), jnp.asarray(schedule.sigma)[times].reshape(shape)
 
 
-def check_prediction_type(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
+def check_prediction_type(schedule: NoiseSchedule, prediction_type: str) -> None:
     """Checks that the prediction type exists and determines x_0 at every time of the schedule.
 
     Raises:
@@ -305,8 +310,8 @@ def check_num_inference_steps(schedule: NoiseSchedule, num_inference_steps: int)
 
 
 def _target_coefficients(
-    schedule: NoiseSchedule, prediction_type: PredictionType, times: jax.Array, ndim: int
-) -> tuple[jax.Array, jax.Array]:
+    schedule: NoiseSchedule, prediction_type: PredictionType, times: Array, ndim: int
+) -> tuple[Array, Array]:
     """Coefficients of x_0 and of epsilon in the prediction target."""
     alpha, sigma = coefficients_at(schedule, times, ndim)
     # Every target is a linear combination of x_0 and epsilon.

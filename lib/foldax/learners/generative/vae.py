@@ -172,12 +172,10 @@ def _elbo_task(model: VAE, beta: chex.Numeric, free_nats: chex.Numeric) -> tasks
         # Free bits are a property of a batch: the loss of a single example has none.
         metrics["loss"] = metrics["reconstruction_loss"] + beta * metrics["kl"]
         outputs = {"latents": terms.posterior_mean, "kl_per_latent": terms.kl}
-        targets = {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
-        return Evaluation({**metrics}, outputs | targets)
+        return Evaluation({**metrics}, outputs | tasks.target_outputs(batch))
 
     fields = ("inputs",) if model.num_classes is None else ("inputs", "targets")
-    inputs = tasks.input_function(model, None)
-    return tasks.Task(fields, inputs, train_metrics=train_metrics, evaluate=evaluate, model_kwargs=conditioning)
+    return tasks.Task(fields, tasks.input_function(model), train_metrics, evaluate, model_kwargs=conditioning)
 
 
 def vae(
@@ -234,9 +232,6 @@ def vae(
     # An update: 1. encode, sample z, decode (`VAE.__call__`); 2. `elbo_loss`; 3. one gradient step.
     learner = tasks.network_learner(model, optimizer, task, **options)
 
-    def variables(state: TrainState) -> VariableDict:
-        return {"params": state.evaluation_params, **state.model_state}
-
     def evaluate(state: TrainState, batch: tasks.Batch, key: jax.Array) -> Evaluation:
         elbo_key, sample_key = jax.random.split(key)
         # 1. ELBO of one latent sample per example
@@ -244,18 +239,22 @@ def vae(
         labels = task.model_kwargs(batch)
         shape = batch["inputs"].shape[1:]
 
-        def log_importance_weight(index: jax.Array) -> jax.Array:
+        def add_importance_weight(log_sum: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
             rngs = {"dropout": jax.random.fold_in(sample_key, index)}
-            return model.apply(variables(state), task.inputs(batch), **labels, rngs=rngs).log_importance_weight
+            terms = model.apply(state.evaluation_variables, task.inputs(batch), **labels, rngs=rngs)
+            return jnp.logaddexp(log_sum, terms.log_importance_weight), None
 
         def sample(key: jax.Array) -> jax.Array:
             latent_key, pixel_key = jax.random.split(key)
             latents = jax.random.normal(latent_key, outputs["latents"].shape)
-            return decode_images(model, variables(state), latents, shape, **labels, key=pixel_key)
+            return decode_images(model, state.evaluation_variables, latents, shape, **labels, key=pixel_key)
 
         if importance_samples:
             # 2. Importance-weighted bound: log (1 / k) sum_i w_i  (Burda et al., 2016)
-            bound = _log_mean_exp(log_importance_weight, len(batch["inputs"]), importance_samples)
+            # Accumulated in a scan, so that memory does not grow with k.
+            initial = jnp.full(len(batch["inputs"]), -jnp.inf)
+            log_sum, _ = jax.lax.scan(add_importance_weight, initial, jnp.arange(importance_samples))
+            bound = log_sum - math.log(importance_samples)
             metrics |= {"iwae_bound": bound, "iwae_bits_per_dimension": _bits_per_dimension(bound, batch)}
         if samples_per_example:
             # 3. Samples from the prior; `fold_in` with k gives a key that no importance sample has.
@@ -267,10 +266,10 @@ def vae(
         batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
         if model.num_classes is not None and "targets" not in batch:
             raise ConfigError('VAE: predict of a conditional VAE takes {"inputs", "targets"}, and "targets" is missing')
-        x = task.inputs(batch)
+        x, variables = task.inputs(batch), state.evaluation_variables
         # Deterministic: the posterior mean stands for z.
-        mean, _ = model.apply(variables(state), x, **task.model_kwargs(batch), method=VAE.encode)
-        return decode_images(model, variables(state), mean, x.shape[1:], **task.model_kwargs(batch))
+        mean, _ = model.apply(variables, x, **task.model_kwargs(batch), method=VAE.encode)
+        return decode_images(model, variables, mean, x.shape[1:], **task.model_kwargs(batch))
 
     return Learner(learner.init, learner.update, evaluate, predict)
 
@@ -324,16 +323,6 @@ def decode_images(
     if model.neighbours is None:
         return decode_pixels(inputs_BN, key).reshape(-1, *shape)
     return jax.lax.scan(decode_next, inputs_BN, positions)[0].reshape(-1, *shape)
-
-
-def _log_mean_exp(log_weight: Callable[[jax.Array], jax.Array], size: int, count: int) -> jax.Array:
-    """Log `[B]` of the mean of `count` weights whose logs are `log_weight(0)`, `log_weight(1)`, ..."""
-
-    def add(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.logaddexp(total, log_weight(index)), None
-
-    # Accumulated in a scan, so that memory does not grow with `count`.
-    return jax.lax.scan(add, jnp.full(size, -jnp.inf), jnp.arange(count))[0] - math.log(count)
 
 
 def _bits_per_dimension(nats: jax.Array, batch: tasks.Batch) -> jax.Array:

@@ -16,7 +16,7 @@ from foldax import rl
 from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy, return_distributions
 from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
 from foldax.learners.rl.off_policy import LossAndErrors, OffPolicySettings, ReplaySettings, ReplayState, ScalarMetrics
@@ -102,11 +102,10 @@ def dqn_loss(output: DQNOutput, batch: ReplayBatch, return_distribution: ReturnD
     (4.5, 3.0)
     """
     # `batch.discounts`: gamma^n, 0 where the episode terminated; `batch.rewards`: n-step sums.
-    losses, td_errors = return_distribution.loss(
-        output.action_outputs, output.next_action_outputs, batch.rewards, batch.discounts
-    )
+    _, action_outputs, next_action_outputs = output
+    losses, td_errors = return_distribution.loss(action_outputs, next_action_outputs, batch.rewards, batch.discounts)
     loss = (batch.weights * losses).mean()
-    return loss, td_errors, {"loss": loss, "q_value": return_distribution.mean(output.action_outputs).mean()}
+    return loss, td_errors, {"loss": loss, "q_value": return_distribution.mean(action_outputs).mean()}
 
 
 def dqn(
@@ -163,9 +162,7 @@ def dqn(
     off_policy.check_settings(setup)
     if not isinstance(environment.action_space, rl.Discrete):
         raise ConfigError(f"dqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
-    if return_distribution is None:
-        return_distribution = return_distributions.expectation()
-    loss_fn = _bellman_loss_fn(model, return_distribution, settings.double, loss)
+    return_distribution = return_distribution or return_distributions.expectation()
     decay_steps = settings.exploration_fraction * environment_steps
 
     def init(key: Key, examples: Batch) -> DQNState:
@@ -173,8 +170,7 @@ def dqn(
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
         params = model.init({"params": init_key}, observation[:1])["params"]
         # The target network starts as a copy; donated states must not share buffers.
-        target_params = jax.tree.map(jnp.copy, params)
-        return DQNState(init_train_state(params, optimizer), target_params, replay_state)
+        return DQNState(init_train_state(params, optimizer), jax.tree.map(jnp.copy, params), replay_state)
 
     def update(state: DQNState, batch: Batch, key: Key) -> tuple[DQNState, Metrics]:
         action_key, sample_key, loss_key = jax.random.split(key, 3)
@@ -182,29 +178,42 @@ def dqn(
 
         # `batch`: None for an environment on the device, an `rl.HostRollout` from a host.
         # 1. Act: every environment takes `rollout_steps` exploratory steps, which are stored.
-        select_action = functools.partial(explore, state.network.params)
-        replay_state, episode_metrics = off_policy.collect_transitions(
-            setup, state.replay, select_action, action_key, batch
-        )
+        policy = functools.partial(explore, state.network.params)
+        replay_state, episode_metrics = off_policy.collect_transitions(setup, state.replay, policy, action_key, batch)
         steps_after = replay_state.environment_steps
 
         def train(state: DQNState) -> tuple[DQNState, ScalarMetrics]:
             # 2. Sample a batch of transitions.
             sample = off_policy.sample_batch(setup, state.replay, sample_key)
             # 3. Gradient step towards the Bellman target.
-            inputs = (sample, state.target_params)
-            network, metrics = gradient_step(state.network, loss_fn, optimizer, inputs, loss_key)
+            network, metrics = gradient_step(state.network, loss_fn, optimizer, (sample, state.target_params), loss_key)
             # 4. New priorities of the sampled transitions.
             replay_state = off_policy.update_priorities(settings.replay, state.replay, sample, metrics.pop("td_errors"))
             # 5. Copy the network to the target network once per period.
-            period = settings.target_update_period
-            due = steps_before // period < steps_after // period
+            due = steps_before // settings.target_update_period < steps_after // settings.target_update_period
             target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), network.params, state.target_params)
             return DQNState(network, target_params, replay_state), metrics
 
         state, metrics = off_policy.train_steps(setup, train, state._replace(replay=replay_state))
         epsilon = epsilon_schedule(steps_after, settings.final_epsilon, decay_steps)
         return state, metrics | episode_metrics | {"epsilon": epsilon}
+
+    def loss_fn(params: Params, model_state: State, batch: Batch, key: Key) -> LossAndAux:
+        # `batch`: `(ReplayBatch, target_params)`; the metrics include "td_errors" `[B]`, for `update_priorities`.
+        sample, target_params = batch
+        online_key, selection_key, target_key = jax.random.split(key, 3)
+        # Q(s, a)
+        outputs = _apply(model, params, sample.observations, online_key)
+        action_outputs = outputs_of_actions(outputs, sample.actions)
+        # Q_target(s', a') with a' = argmax Q_target(s', .), or for double Q-learning argmax Q(s', .)
+        next_outputs = _apply(model, target_params, sample.next_observations, target_key)
+        selection_outputs = next_outputs
+        if settings.double:
+            selection_outputs = _apply(model, params, sample.next_observations, selection_key)
+        next_action_outputs = outputs_of_actions(next_outputs, greedy_actions(return_distribution, selection_outputs))
+        output = DQNOutput(outputs, action_outputs, next_action_outputs)
+        value, td_errors, metrics = loss(output, sample, return_distribution)
+        return value, (model_state, {**metrics, "td_errors": td_errors})
 
     def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
         # `exploration` may draw the bits of `warmup_key` too, which is harmless: warm-up actions replace its own.
@@ -228,28 +237,3 @@ def _apply(model: Model, params: Params, observations: jax.Array, noise_key: Key
     """Outputs `[B, A, K]` of the network; with a key, its noisy layers add noise."""
     rngs = {} if noise_key is None else {"dropout": noise_key}
     return model.apply({"params": params}, observations, train=noise_key is not None, rngs=rngs)
-
-
-def _bellman_loss_fn(model: Model, return_distribution: ReturnDistribution, double: bool, loss: Loss) -> LossFunction:
-    """Turns `loss(output, batch, return_distribution)` into a `LossFunction` of the online network's parameters.
-
-    Its batch is `(ReplayBatch, target_params)`; its metrics include "td_errors" `[B]`, for `update_priorities`.
-    """
-
-    def loss_fn(params: Params, model_state: State, batch: Batch, key: Key) -> LossAndAux:
-        replay_batch, target_params = batch
-        online_key, selection_key, target_key = jax.random.split(key, 3)
-        # Q(s, a)
-        outputs = _apply(model, params, replay_batch.observations, online_key)
-        action_outputs = outputs_of_actions(outputs, replay_batch.actions)
-        # Q_target(s', a') with a' = argmax Q_target(s', .), or for double Q-learning argmax Q(s', .)
-        next_outputs = _apply(model, target_params, replay_batch.next_observations, target_key)
-        selection_outputs = next_outputs
-        if double:
-            selection_outputs = _apply(model, params, replay_batch.next_observations, selection_key)
-        next_action_outputs = outputs_of_actions(next_outputs, greedy_actions(return_distribution, selection_outputs))
-        output = DQNOutput(outputs, action_outputs, next_action_outputs)
-        value, td_errors, metrics = loss(output, replay_batch, return_distribution)
-        return value, (model_state, {**metrics, "td_errors": td_errors})
-
-    return loss_fn

@@ -134,9 +134,8 @@ def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplaySt
     if isinstance(environment, rl.Environment):
         environment_state = rl.reset_environments(environment, environment_key, num_envs)
         observation = environment_state.observation
-    frame = replay.newest_frame(observation, settings.frame_stack)
     action = jax.eval_shape(lambda key: random_actions(environment.action_space, key, num_envs), key)
-    buffer = replay.init(frame, action, settings.capacity)
+    buffer = replay.init(replay.newest_frame(observation, settings.frame_stack), action, settings.capacity)
     priority_tree = rl.priorities.init(buffer.rows[..., 0].size) if settings.prioritized else None
     state = ReplayState(environment_state, buffer, priority_tree, jnp.ones(()), jnp.int32(0))
     if isinstance(environment, rl.HostSpec):
@@ -267,8 +266,7 @@ def sample_batch(setup: ReplaySetup, state: ReplayState, key: Key) -> replay.Rep
     num_envs = buffer.rows.shape[1]
     indices = rl.priorities.sample(state.priority_tree, key, batch_size)
     rows = _newest_row_at(buffer, indices // num_envs)
-    environments = indices % num_envs
-    batch = replay.transitions_at(buffer, rows, environments, discount, settings.n_steps, settings.frame_stack)
+    batch = replay.transitions_at(buffer, rows, indices % num_envs, discount, settings.n_steps, settings.frame_stack)
     # Importance weights (count P(i))^-beta / max w, with beta rising linearly to 1
     probabilities = rl.priorities.probabilities(state.priority_tree, indices)
     count = replay.num_transitions(buffer, settings.n_steps).astype(jnp.float32)

@@ -228,10 +228,9 @@ def collect_rollout(
     Returns:
       The state of the environments, the transitions `[T, N, ...]`, and "return" and "length" of episodes that ended.
     """
-    if isinstance(environment, rl.Environment):
-        environment_state, transitions, episodes = rl.rollout(environment, policy, environment_state, key, num_steps)
-    else:
-        environment_state, transitions, episodes = None, batch.transitions, batch.episodes
+    if isinstance(environment, rl.HostSpec):
+        return None, batch.transitions, rl.episode_metrics(batch.episodes)
+    environment_state, transitions, episodes = rl.rollout(environment, policy, environment_state, key, num_steps)
     return environment_state, transitions, rl.episode_metrics(episodes)
 
 
@@ -467,8 +466,7 @@ def minibatch_epochs(
         order = jax.random.permutation(key, num_rows).reshape(num_minibatches, -1)
 
         def minibatch_step(network: TrainState, rows: jax.Array) -> tuple[TrainState, ScalarMetrics]:
-            minibatch = jax.tree.map(lambda x: x[rows], batch)
-            return gradient_step(network, loss, optimizer, minibatch, key)
+            return gradient_step(network, loss, optimizer, jax.tree.map(lambda x: x[rows], batch), key)
 
         return jax.lax.scan(minibatch_step, network, order)
 
@@ -497,23 +495,24 @@ def check_minibatches(num_minibatches: int, num_envs: int, rollout_steps: int) -
 
 
 def evaluate_policy(
-    environment: EnvironmentLike, policy: rl.Policy, batch: Batch, key: Key, num_episodes: int, max_steps: int
+    environment: EnvironmentLike, policy: rl.Policy, settings: Any, batch: Batch, key: Key
 ) -> ScalarMetrics:
     """Plays evaluation episodes; those of a host are in the batch.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host.
       policy: `(observation [B, ...], key) -> (action [B, ...], extras)`.
+      settings: of the learner, with `evaluation_episodes`, the number B of episodes that are played in parallel, and
+        `evaluation_steps`, the maximum length of an episode.
       batch: the episodes that a host played, `[B]`; None for an environment on the device.
       key: randomness of the policy and of the environments.
-      num_episodes: episodes B, played in parallel.
-      max_steps: maximum length of an episode.
 
     Returns:
-      "return", "length" and "finished" of every episode, float32 `[B]`; finished is 0 for one stopped by `max_steps`.
+      "return", "length" and "finished" of every episode, float32 `[B]`; finished is 0 for one that was stopped after
+      `evaluation_steps`.
     """
     if isinstance(environment, rl.Environment):
-        return rl.evaluate_policy(environment, policy, key, num_episodes, max_steps)
+        return rl.evaluate_policy(environment, policy, key, settings.evaluation_episodes, settings.evaluation_steps)
     return batch
 
 
@@ -531,5 +530,4 @@ def evaluate_agent(
       key: randomness of the policy and of the environments.
     """
     policy = functools.partial(select_action, model, state, greedy=settings.greedy_evaluation)
-    num_episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
-    return evaluate_policy(environment, policy, batch, key, num_episodes, max_steps)
+    return evaluate_policy(environment, policy, settings, batch, key)

@@ -81,10 +81,8 @@ def ppo_loss(
     # Value: squared error to the value targets, clipped around the old values as in the authors' code
     value_errors = jnp.square(output.value - minibatch.value_targets)
     if settings.value_clip_range is not None:
-        clipped_values = minibatch.values + jnp.clip(
-            output.value - minibatch.values, -settings.value_clip_range, settings.value_clip_range
-        )
-        value_errors = jnp.maximum(value_errors, jnp.square(clipped_values - minibatch.value_targets))
+        change = jnp.clip(output.value - minibatch.values, -settings.value_clip_range, settings.value_clip_range)
+        value_errors = jnp.maximum(value_errors, jnp.square(minibatch.values + change - minibatch.value_targets))
     value_loss = 0.5 * value_errors.mean()
 
     # Entropy bonus

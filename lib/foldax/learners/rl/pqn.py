@@ -120,7 +120,6 @@ def pqn(
     on_policy.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
     if not isinstance(environment.action_space, rl.Discrete):
         raise ConfigError(f"pqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
-    loss_fn = _q_loss_fn(model)
 
     def epsilon_of(state: PQNState) -> jax.Array:
         decay_steps = settings.exploration_fraction * environment_steps
@@ -150,18 +149,23 @@ def pqn(
         steps = state.environment_steps + num_envs * rollout_steps
         return PQNState(network, environment_state, steps), metrics | episode_metrics | {"epsilon": epsilon}
 
+    def loss_fn(params: Params, model_state: State, minibatch: QBatch, key: Key) -> gradients.LossAndAux:
+        # Half the mean squared error between Q(s, a) of the actions that were taken and its lambda-return
+        q_values = _q_values(model, params, minibatch.observations)
+        action_values = jnp.take_along_axis(q_values, minibatch.actions[:, None], axis=1)[:, 0]
+        value = 0.5 * jnp.square(action_values - minibatch.targets).mean()
+        return value, (model_state, {"loss": value, "q_value": action_values.mean()})
+
     def predict(state: PQNState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
         if isinstance(inputs, rl.ExplorationRequest):
-            q_values = _q_values(model, state.network.params, inputs.observation)
-            return epsilon_greedy(q_values, epsilon_of(state), key)
+            return epsilon_greedy(_q_values(model, state.network.params, inputs.observation), epsilon_of(state), key)
         return _q_values(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
 
     def evaluate(state: PQNState, batch: Batch, key: Key) -> dict[str, jax.Array]:
         def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
             return predict(state, observation, key), {}
 
-        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
-        return on_policy.evaluate_policy(environment, policy, batch, key, episodes, max_steps)
+        return on_policy.evaluate_policy(environment, policy, settings, batch, key)
 
     return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
 
@@ -181,16 +185,3 @@ def with_lambda_returns(
 def _q_values(model: Model, params: Params, observation: jax.Array) -> jax.Array:
     """Q-values of all actions, `[B, A]`."""
     return model.apply({"params": params}, observation)[..., 0]
-
-
-def _q_loss_fn(model: Model) -> gradients.LossFunction:
-    """Half the mean squared error between Q(s, a) and its lambda-return, for a `QBatch`."""
-
-    def loss_fn(params: Params, model_state: State, minibatch: QBatch, key: Key) -> gradients.LossAndAux:
-        q_values = _q_values(model, params, minibatch.observations)
-        # Q(s, a) of the actions that were taken
-        action_values = jnp.take_along_axis(q_values, minibatch.actions[:, None], axis=1)[:, 0]
-        value = 0.5 * jnp.square(action_values - minibatch.targets).mean()
-        return value, (model_state, {"loss": value, "q_value": action_values.mean()})
-
-    return loss_fn

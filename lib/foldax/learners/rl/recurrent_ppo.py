@@ -95,7 +95,6 @@ def recurrent_ppo(
     initial_memory = jax.tree.map(lambda x: x[0], model.initial_memory(1))
     # A new name: `predict` needs the true bounds of `environment`.
     memory_environment = rl.with_policy_memory(on_policy.with_clipped_actions(environment), initial_memory)
-    loss_fn = _sequence_loss_fn(model, loss, settings)
 
     def policy_of(params: Params, greedy: bool = False) -> rl.Policy:
         def select_action(observation: Any, key: Key) -> tuple[Any, dict[str, jax.Array]]:
@@ -130,10 +129,16 @@ def recurrent_ppo(
         metrics["explained_variance"] = on_policy.explained_variance(transitions.extras["value"], value_targets)
         return RecurrentAgentState(network, environment_state), metrics | episode_metrics
 
+    def loss_fn(params: Params, model_state: State, sequences: SequenceBatch, key: Key) -> gradients.LossAndAux:
+        observations = sequences.rollout.observations
+        output, _ = model.apply({"params": params}, observations, sequences.memory, sequences.episode_starts)
+        # Once the network has run over time, the loss treats all steps alike.
+        value, metrics = loss(*on_policy.flatten_rollout((output, sequences.rollout)), settings)
+        return value, (model_state, metrics)
+
     def evaluate(state: RecurrentAgentState, batch: Batch, key: Key) -> dict[str, jax.Array]:
         policy = policy_of(state.network.params, settings.greedy_evaluation)
-        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
-        return on_policy.evaluate_policy(memory_environment, policy, batch, key, episodes, max_steps)
+        return on_policy.evaluate_policy(memory_environment, policy, settings, batch, key)
 
     def predict(state: RecurrentAgentState, inputs: jax.Array, key: Key) -> jax.Array:
         output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
@@ -160,14 +165,3 @@ def as_sequences(transitions: rl.Transition, advantages: jax.Array, value_target
     rollout = on_policy.rollout_batch(transitions, advantages, value_targets)
     rollout, episode_starts = jax.tree.map(lambda x: x.swapaxes(0, 1), (rollout, episode_starts))
     return SequenceBatch(rollout, episode_starts, jax.tree.map(lambda x: x[0], memory))
-
-
-def _sequence_loss_fn(model: Model, loss: on_policy.ActorCriticLoss, settings: PPOSettings) -> gradients.LossFunction:
-    def loss_fn(params: Params, model_state: State, sequences: SequenceBatch, key: Key) -> gradients.LossAndAux:
-        observations = sequences.rollout.observations
-        output, _ = model.apply({"params": params}, observations, sequences.memory, sequences.episode_starts)
-        # Once the network has run over time, the loss treats all steps alike.
-        value, metrics = loss(*on_policy.flatten_rollout((output, sequences.rollout)), settings)
-        return value, (model_state, metrics)
-
-    return loss_fn

@@ -7,10 +7,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jaxtyping import Array, Float, Integer
 
 from foldax.errors import ConfigError
 
+Outputs = Float[Array, "B K"]
+Values = Float[Array, " B"]
 TDLoss = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
 """`(outputs [B, K], next_outputs [B, K], rewards [B], discounts [B]) -> (losses [B], td_errors [B])`."""
 
@@ -49,7 +51,7 @@ def expectation(huber_delta: float | None = None) -> ReturnDistribution:
     (1.125, 1.5)
     """
 
-    def loss(outputs: Array, next_outputs: Array, rewards: Array, discounts: Array) -> tuple[Array, Array]:
+    def loss(outputs: Outputs, next_outputs: Outputs, rewards: Values, discounts: Values) -> tuple[Values, Values]:
         _check_shapes(outputs, next_outputs, rewards, discounts)
         # Q(s, a) - (r + gamma Q(s', a'))
         td_errors = outputs[:, 0] - jax.lax.stop_gradient(rewards + discounts * next_outputs[:, 0])
@@ -85,7 +87,7 @@ def categorical(num_atoms: int = 51, v_min: float = -10.0, v_max: float = 10.0) 
     # Support of the distribution: z_1 = v_min to z_K = v_max
     atoms, spacing = jnp.linspace(v_min, v_max, num_atoms), (v_max - v_min) / (num_atoms - 1)
 
-    def project(next_outputs: Array, rewards: Array, discounts: Array) -> Array:
+    def project(next_outputs: Outputs, rewards: Values, discounts: Values) -> Outputs:
         """Distributes each Bellman-updated atom over its two neighbours, `[B, K]` (algorithm 1)."""
         updated_atoms = jnp.clip(rewards[:, None] + discounts[:, None] * atoms[None, :], v_min, v_max)
         # The weight of a fixed atom falls linearly from 1 to 0 within one spacing of the updated atom.
@@ -93,7 +95,7 @@ def categorical(num_atoms: int = 51, v_min: float = -10.0, v_max: float = 10.0) 
         weights = jnp.clip(1 - distances * (1 / spacing), 0.0, 1.0)
         return (weights * jax.nn.softmax(next_outputs)[:, None, :]).sum(axis=-1)
 
-    def loss(outputs: Array, next_outputs: Array, rewards: Array, discounts: Array) -> tuple[Array, Array]:
+    def loss(outputs: Outputs, next_outputs: Outputs, rewards: Values, discounts: Values) -> tuple[Values, Values]:
         _check_shapes(outputs, next_outputs, rewards, discounts)
         target = jax.lax.stop_gradient(project(next_outputs, rewards, discounts))
         # Minimising the divergence or the cross-entropy is the same, but only the divergence is 0 at the target.
@@ -124,7 +126,7 @@ def quantiles(num_quantiles: int = 32, huber_delta: float = 1.0) -> ReturnDistri
     # Quantile levels: midpoints of K intervals of equal probability (lemma 2)
     midpoints = (jnp.arange(num_quantiles) + 0.5) * (1 / num_quantiles)
 
-    def loss(outputs: Array, next_outputs: Array, rewards: Array, discounts: Array) -> tuple[Array, Array]:
+    def loss(outputs: Outputs, next_outputs: Outputs, rewards: Values, discounts: Values) -> tuple[Values, Values]:
         _check_shapes(outputs, next_outputs, rewards, discounts)
         target = jax.lax.stop_gradient(rewards[:, None] + discounts[:, None] * next_outputs)
         # Every quantile of the prediction (axis 1) is compared with every sample of the target (axis 2): equation 10.
@@ -138,7 +140,7 @@ def quantiles(num_quantiles: int = 32, huber_delta: float = 1.0) -> ReturnDistri
     return ReturnDistribution(num_quantiles, lambda outputs: outputs.mean(axis=-1), loss)
 
 
-def outputs_of_actions(outputs: Array, actions: Array) -> Array:
+def outputs_of_actions(outputs: Float[Array, "B A K"], actions: Integer[Array, " B"]) -> Outputs:
     """Selects the outputs `[B, K]` of actions int `[B]` from the outputs `[B, A, K]` of all actions.
 
     >>> outputs_of_actions(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([2, 0])).tolist()
@@ -148,7 +150,7 @@ def outputs_of_actions(outputs: Array, actions: Array) -> Array:
     return jnp.take_along_axis(outputs, actions[:, None, None], axis=1)[:, 0]
 
 
-def greedy_actions(return_distribution: ReturnDistribution, outputs: Array) -> Array:
+def greedy_actions(return_distribution: ReturnDistribution, outputs: Float[Array, "*B A K"]) -> Integer[Array, "*B"]:
     """Selects the actions int32 `[B]` of the highest expected return from the outputs `[B, A, K]` of all actions.
 
     >>> greedy_actions(expectation(), jnp.array([[[0.0], [3.0], [1.0]]])).tolist()

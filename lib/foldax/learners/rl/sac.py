@@ -171,8 +171,7 @@ def sac(
     action_space = off_policy.bounded_action_space("sac", environment)
     rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
     # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
-    scaled_environment = off_policy.scale_actions(environment)
-    setup, evaluation_setup = setup._replace(environment=scaled_environment), setup
+    setup, evaluation_setup = setup._replace(environment=off_policy.scale_actions(environment)), setup
     critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
     # The heuristic of the paper: minus the number of action dimensions
     target_entropy = -float(action_space.shape[0]) if settings.target_entropy is None else settings.target_entropy
@@ -182,24 +181,20 @@ def sac(
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
         action = jnp.zeros((1, *action_space.shape))
         critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
-        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
         critic_state = init_train_state(critic_params, critic_optimizer)
-        actor_state = init_train_state(actor_params, actor_optimizer)
+        actor_state = init_train_state(actor.init({"params": actor_key}, observation[:1])["params"], actor_optimizer)
         # The target critics start as copies; donated states must not share buffers.
         target_critic_params = jax.tree.map(jnp.copy, critic_params)
-        log_temperature = jnp.log(jnp.float32(settings.initial_temperature))
-        temperature = init_train_state(log_temperature, critic_optimizer)
+        temperature = init_train_state(jnp.log(jnp.float32(settings.initial_temperature)), critic_optimizer)
         return SACState(actor_state, critic_state, target_critic_params, temperature, replay_state)
 
     def update(state: SACState, batch: Batch, key: Key) -> tuple[SACState, Metrics]:
         action_key, gradient_key = jax.random.split(key)
         # `batch`: None for an environment on the device, an `rl.HostRollout` from a host.
         # 1. Act: every environment takes `rollout_steps` sampled actions, which are stored.
-        select_action = functools.partial(explore, state.actor.params)
+        policy = functools.partial(explore, state.actor.params)
         rollout = off_policy.scale_rollout_actions(action_space, batch)
-        replay_state, episode_metrics = off_policy.collect_transitions(
-            setup, state.replay, select_action, action_key, rollout
-        )
+        replay_state, episode_metrics = off_policy.collect_transitions(setup, state.replay, policy, action_key, rollout)
         keys = jax.random.split(gradient_key, settings.gradient_steps)
 
         train = functools.partial(off_policy.scan_gradient_steps, step, keys)
@@ -230,27 +225,23 @@ def sac(
         actor_metrics.pop("gradient_norm")  # "gradient_norm" is the critics'
 
         # 5. Temperature.
-        inputs = (actor_metrics["entropy"], target_entropy)
-        temperature_state, _ = gradient_step(
-            state.temperature, temperature_loss_fn, critic_optimizer, inputs, actor_key
-        )
+        entropy = actor_metrics["entropy"]
+        alpha_state, _ = gradient_step(state.temperature, alpha_loss_fn, critic_optimizer, entropy, actor_key)
 
         # 6. Target critics: exponential moving average.
         target_critic_params = optax.incremental_update(critic_state.params, state.target_critic_params, settings.tau)
-        state = SACState(actor_state, critic_state, target_critic_params, temperature_state, replay_state)
+        state = SACState(actor_state, critic_state, target_critic_params, alpha_state, replay_state)
         return state, metrics | actor_metrics | {"temperature": temperature}
 
     def actor_loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> LossAndAux:
         batch, critic_params, temperature = inputs
-        policy = actor.apply({"params": params}, batch.observations)
-        actions, log_probs = policy.sample_and_log_prob(key)
+        actions, log_probs = actor.apply({"params": params}, batch.observations).sample_and_log_prob(key)
         q_values = critic.apply({"params": critic_params}, batch.observations, actions)
         value, metrics = actor_loss(SACActorOutput(actions, log_probs, q_values, temperature), batch)
         # The temperature needs the entropy, whatever the loss reports.
         return value, (model_state, {**metrics, "entropy": -log_probs.mean()})
 
-    def temperature_loss_fn(params: Params, model_state: State, inputs: Batch, key: Key) -> LossAndAux:
-        entropy, target_entropy = inputs
+    def alpha_loss_fn(params: Params, model_state: State, entropy: Batch, key: Key) -> LossAndAux:
         return temperature_loss(params, entropy, target_entropy), (model_state, {})
 
     def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:

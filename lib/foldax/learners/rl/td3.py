@@ -162,8 +162,7 @@ def td3(
     off_policy.check_settings(setup)
     action_space = off_policy.bounded_action_space("td3", environment)
     # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
-    scaled_environment = off_policy.scale_actions(environment)
-    setup, evaluation_setup = setup._replace(environment=scaled_environment), setup
+    setup, evaluation_setup = setup._replace(environment=off_policy.scale_actions(environment)), setup
     critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
 
     def init(key: Key, examples: Batch) -> TD3State:
@@ -172,20 +171,18 @@ def td3(
         action = jnp.zeros((1, *action_space.shape))
         critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
         actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
-        critic_state = init_train_state(critic_params, critic_optimizer)
-        actor_state = init_train_state(actor_params, actor_optimizer)
         # The target networks start as copies; donated states must not share buffers.
         target_params = jax.tree.map(jnp.copy, (actor_params, critic_params))
+        actor_state = init_train_state(actor_params, actor_optimizer)
+        critic_state = init_train_state(critic_params, critic_optimizer)
         return TD3State(actor_state, critic_state, target_params, replay_state)
 
     def update(state: TD3State, batch: Batch, key: Key) -> tuple[TD3State, Metrics]:
         action_key, gradient_key = jax.random.split(key)
         # 1. Act: every environment takes `rollout_steps` noisy actions, which are stored.
-        select_action = functools.partial(explore, state.actor.params)
+        policy = functools.partial(explore, state.actor.params)
         rollout = off_policy.scale_rollout_actions(action_space, batch)
-        replay_state, episode_metrics = off_policy.collect_transitions(
-            setup, state.replay, select_action, action_key, rollout
-        )
+        replay_state, episode_metrics = off_policy.collect_transitions(setup, state.replay, policy, action_key, rollout)
         delay = settings.policy_delay
         keys = jax.random.split(gradient_key, (settings.gradient_steps // delay, delay))
 
@@ -235,8 +232,7 @@ def td3(
 
     def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
         actions = actor.apply({"params": params}, observation)
-        noise = settings.exploration_noise * jax.random.normal(key, actions.shape)
-        actions = jnp.clip(actions + noise, -1.0, 1.0)
+        actions = jnp.clip(actions + settings.exploration_noise * jax.random.normal(key, actions.shape), -1.0, 1.0)
         return off_policy.warmup_actions(setup, steps, actions, jax.random.clone(key))
 
     def predict(state: TD3State, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:

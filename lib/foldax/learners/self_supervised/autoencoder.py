@@ -71,22 +71,14 @@ def autoencoder(
 
     def evaluate_outputs(output: AutoencoderOutput, batch: tasks.Batch) -> Evaluation:
         outputs = {"reconstructions": postprocess(output.reconstruction), "latents": output.latents}
-        outputs |= {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
-        return Evaluation(train_metrics(output, batch), outputs)
+        return Evaluation(train_metrics(output, batch), outputs | tasks.target_outputs(batch))
 
     def postprocess_output(output: AutoencoderOutput, batch: tasks.Batch) -> AutoencoderOutput:
         return output._replace(reconstruction=postprocess(output.reconstruction))
 
     # The clean inputs are set aside after `augment` and before `corruption`; without either, `prepare` does it.
     options["augment"] = chain(options.get("augment"), lambda key, batch: with_clean_inputs(batch), corruption)
-    task = tasks.Task(
-        fields=("inputs",),
-        inputs=inputs_of,
-        train_metrics=train_metrics,
-        evaluate=evaluate_outputs,
-        postprocess=postprocess_output,
-        prepare=with_clean_inputs,
-    )
+    task = tasks.Task(("inputs",), inputs_of, train_metrics, evaluate_outputs, postprocess_output, with_clean_inputs)
     learner = tasks.network_learner(model, optimizer, task, **options)
 
     def evaluate(state: State, batch: tasks.Batch, key: Key) -> Evaluation:

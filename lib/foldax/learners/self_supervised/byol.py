@@ -87,8 +87,7 @@ def byol(
         loss = view_pairs.alignment(predictions[0], targets[1]) + view_pairs.alignment(predictions[1], targets[0])
         return {"loss": loss, "projection_std": projection_std(output.projections)}
 
-    inputs = tasks.input_function(model, preprocess)
-    task = tasks.Task(("inputs",), inputs, train_metrics=train_metrics, evaluate=view_pairs.ssl_outputs)
+    task = tasks.Task(("inputs",), tasks.input_function(model, preprocess), train_metrics, view_pairs.ssl_outputs)
 
     def online_learner(momentum: chex.Numeric) -> Learner:
         return tasks.network_learner(model, optimizer, task, **{**network_options, "ema_decay": momentum})
@@ -99,20 +98,16 @@ def byol(
     def update(state: BYOLState, batch: tasks.Batch, key: Key) -> tuple[BYOLState, Metrics]:
         augment_key, views_key, online_key, dropout_key = jax.random.split(key, 4)
         # 1. Views: two augmentations of each image, in adjacent rows [2B, ...].
-        if augment is not None:
-            batch = augment(augment_key, batch)
+        batch = batch if augment is None else augment(augment_key, batch)
         pairs = view_pairs.make_view_pairs(views, options.get("microbatches", 1))(views_key, batch)
         # 2. Target projections of both views, without a gradient. The target network also normalises by the statistics
         #    of this batch; its changes of the running statistics are dropped.
         variables = {"params": state.online.ema_params, **state.online.model_state}
-        mutable = list(state.online.model_state)
-        target_output, _ = model.apply(
-            variables, task.inputs(pairs), train=True, rngs={"dropout": dropout_key}, mutable=mutable
-        )
-        target_projections = jax.lax.stop_gradient(target_output.projections)
+        rngs, mutable = {"dropout": dropout_key}, list(state.online.model_state)
+        target_output, _ = model.apply(variables, task.inputs(pairs), train=True, rngs=rngs, mutable=mutable)
         # 3. One optimizer step of the online network, then the target network moves towards it (equation 1).
         tau = momentum(state.step) if callable(momentum) else momentum
-        pairs = {**pairs, "target_projections": target_projections}
+        pairs = {**pairs, "target_projections": jax.lax.stop_gradient(target_output.projections)}
         online, metrics = online_learner(tau).update(state.online, pairs, online_key)
         return BYOLState(online, state.step + 1), metrics
 

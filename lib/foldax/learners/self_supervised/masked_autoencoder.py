@@ -66,11 +66,9 @@ def masked_autoencoder(
     def evaluate_outputs(output: MaskedAutoencoderOutput, batch: tasks.Batch) -> Evaluation:
         # Predictions are in units of the patch, reconstructions in units of the image.
         _, mean, std = target_patches(batch)
-        pixel_mask = jnp.broadcast_to(output.mask[..., None], output.patches.shape)
-        outputs = {"masks": unpatchify(pixel_mask, shape)}
+        outputs = {"masks": unpatchify(jnp.broadcast_to(output.mask[..., None], output.patches.shape), shape)}
         outputs["reconstructions"] = unpatchify(output.patches * std + mean, shape)
-        outputs |= {"targets": batch["targets"].astype(jnp.int32)} if "targets" in batch else {}
-        return Evaluation(train_metrics(output, batch), outputs)
+        return Evaluation(train_metrics(output, batch), outputs | tasks.target_outputs(batch))
 
     task = tasks.Task(("inputs",), inputs_of, train_metrics=train_metrics, evaluate=evaluate_outputs)
     learner = tasks.network_learner(model, optimizer, task, **options)
@@ -78,8 +76,7 @@ def masked_autoencoder(
     # Features come from the encoder alone, on all patches.
     def predict(state: TrainState, inputs: tasks.Batch, key: Key) -> jax.Array:
         batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
-        variables = {"params": state.evaluation_params, **state.model_state}
-        return model.apply(variables, inputs_of(batch), method=MaskedAutoencoder.encode)
+        return model.apply(state.evaluation_variables, inputs_of(batch), method=MaskedAutoencoder.encode)
 
     def evaluate(state: TrainState, batch: tasks.Batch, key: Key) -> Evaluation:
         result = as_evaluation(learner.evaluate(state, batch, key))

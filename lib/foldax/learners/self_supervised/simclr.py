@@ -70,8 +70,7 @@ def simclr(
         return {"loss": nt_xent(first, second, temperature), "alignment": view_pairs.alignment(first, second)}
 
     # 3. Update of f and g: one step of the optimizer on the mean loss over all 2B views.
-    inputs = tasks.input_function(model, preprocess)
-    task = tasks.Task(("inputs",), inputs, train_metrics=train_metrics, evaluate=view_pairs.ssl_outputs)
+    task = tasks.Task(("inputs",), tasks.input_function(model, preprocess), train_metrics, view_pairs.ssl_outputs)
     return view_pairs.with_alignment_metric(tasks.network_learner(model, optimizer, task, **options), views)
 
 

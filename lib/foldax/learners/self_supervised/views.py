@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from foldax.augment import Augmentation
 from foldax.errors import ConfigError
@@ -46,7 +47,7 @@ def make_view_pairs(views: Augmentation, microbatches: int = 1) -> Augmentation:
     return view_pairs
 
 
-def split_views(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+def split_views(values: Shaped[Array, " N *D"]) -> tuple[Shaped[Array, " N//2 *D"], Shaped[Array, " N//2 *D"]]:
     """Splits rows `[2 * B, ...]` of view pairs into those of the first and of the second views, `[B, ...]` each.
 
     >>> first, second = split_views(jnp.array([0, 10, 1, 11]))
@@ -56,7 +57,7 @@ def split_views(values: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values[0::2], values[1::2]
 
 
-def alignment(first: jax.Array, second: jax.Array) -> jax.Array:
+def alignment(first: Float[Array, "B P"], second: Float[Array, "B P"]) -> Float[Array, " B"]:
     """Squared distance between the L2-normalised projections of two views (Wang & Isola, 2020).
 
     Args:

@@ -70,8 +70,7 @@ def classifier(
     def train_metrics(logits: jax.Array, batch: Batch) -> Metrics:
         logits, targets = losses.as_columns(logits), batch["targets"]
         values = loss(logits, targets, **smoothing)
-        if class_weights is not None:
-            values = values * batch["example_weights"]
+        values = values if class_weights is None else values * batch["example_weights"]
         # An augmentation such as mixup may have made soft labels of the classes.
         soft = options.get("augment") is not None and loss is losses.softmax_cross_entropy and targets.ndim == 2
         return {"loss": values, "accuracy": accuracy(logits, targets.argmax(axis=-1) if soft else targets)}
@@ -82,10 +81,8 @@ def classifier(
         metrics: Metrics = {"loss": loss(logits, targets), "accuracy": accuracy(logits, targets)}
         return Evaluation(metrics, {"logits": logits, "targets": targets.astype(jnp.int32)})
 
-    def postprocess(logits: jax.Array, batch: Batch) -> jax.Array:
-        return losses.as_columns(logits)
-
-    task = Task(INPUTS_AND_TARGETS, tasks.input_function(model, preprocess), train_metrics, evaluate, postprocess)
+    inputs = tasks.input_function(model, preprocess)
+    task = Task(INPUTS_AND_TARGETS, inputs, train_metrics, evaluate, lambda logits, batch: losses.as_columns(logits))
     task = task if class_weights is None else task._replace(prepare=with_weights)
     return tasks.network_learner(model, optimizer, task, **options)
 

@@ -4,6 +4,7 @@ Sequences of different lengths share a batch by a "mask" `[B, T]`: 0 is padding,
 sequences packed into one row. Padding counts nowhere: every mean is taken over real steps.
 """
 
+import functools
 from typing import Any, Unpack
 
 import chex
@@ -17,8 +18,6 @@ from foldax.learner import Average, Evaluation, Learner, Metrics, Model
 from foldax.learners import losses, tasks
 from foldax.learners.supervised.classification import classifier
 from foldax.learners.tasks import INPUTS_AND_TARGETS, Batch, NetworkOptions, Preprocess, Task
-
-LN2 = float(np.log(2))
 
 
 def language_model(
@@ -83,12 +82,10 @@ def language_model(
         num_bytes = batch["loss_mask"].astype(jnp.float32)
         if token_bytes is not None:
             num_bytes = num_bytes * jnp.asarray(token_bytes, jnp.float32)[batch["targets"]]
-        bits = evaluation.outputs["nats"].sum(axis=1) * (1 / LN2)
+        bits = evaluation.outputs["nats"].sum(axis=1) * (1 / float(np.log(2)))
         return evaluation.with_values(metrics={"bits_per_byte": Average(bits, num_bytes.sum(axis=1))})
 
-    def train_metrics(logits: jax.Array, batch: Batch) -> Metrics:
-        return _train_steps(logits, batch, label_smoothing)
-
+    train_metrics = functools.partial(_train_steps, label_smoothing=label_smoothing)
     task = Task(("inputs",), lambda batch: batch["inputs"].astype(jnp.int32), train_metrics, evaluate, prepare=prepare)
     return tasks.network_learner(model, optimizer, task, **options)
 
@@ -172,11 +169,8 @@ def step_classifier(
     def evaluate(logits: jax.Array, batch: Batch) -> Evaluation:
         return _evaluate_steps(logits, batch).with_values(outputs={"logits": logits, "targets": batch["targets"]})
 
-    def train_metrics(logits: jax.Array, batch: Batch) -> Metrics:
-        return _train_steps(logits, batch, label_smoothing)
-
-    inputs = tasks.input_function(model, preprocess)
-    task = Task(INPUTS_AND_TARGETS, inputs, train_metrics, evaluate, prepare=prepare)
+    train_metrics = functools.partial(_train_steps, label_smoothing=label_smoothing)
+    task = Task(INPUTS_AND_TARGETS, tasks.input_function(model, preprocess), train_metrics, evaluate, prepare=prepare)
     return tasks.network_learner(model, optimizer, task, **options)
 
 

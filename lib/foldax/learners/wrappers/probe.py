@@ -4,12 +4,13 @@ Labels train only these two: no gradient reaches the features.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from foldax.errors import ConfigError, ExperimentError
 from foldax.learner import Batch, Evaluation, Key, Learner, Metrics, Params, State, as_evaluation
@@ -25,9 +26,9 @@ class MemoryBank(NamedTuple):
       count: int32, number of examples added; below 2 M, see `add_to_bank`.
     """
 
-    features: jax.Array
-    targets: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which is not used
+    features: Array
+    targets: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 class ProbeState(NamedTuple):
@@ -41,7 +42,7 @@ class ProbeState(NamedTuple):
     """
 
     learner: State
-    linear: dict[str, jax.Array]
+    linear: dict[str, Array]
     optimizer_state: optax.OptState
     memory_bank: MemoryBank
 
@@ -89,7 +90,7 @@ def with_probe(
     if not 1 <= neighbors <= memory_size:
         raise ConfigError(f"neighbors: {neighbors} must be 1 to memory_size, {memory_size}")
 
-    def features_of(state: State, batch: Batch, key: Key) -> jax.Array:
+    def features_of(state: State, batch: Batch, key: Key) -> Array:
         return jax.lax.stop_gradient(_feature_rows(as_evaluation(learner.evaluate(state, batch, key)), features))
 
     def init(key: Key, examples: Batch) -> ProbeState:
@@ -110,7 +111,7 @@ def with_probe(
         bank = add_to_bank(state.memory_bank, rows, targets)
 
         # 3. One step of the linear probe
-        def probe_loss(linear: Params) -> jax.Array:
+        def probe_loss(linear: Params) -> Array:
             return losses.softmax_cross_entropy(_probe_logits(linear, bank, rows), targets).mean()
 
         value, gradients = jax.value_and_grad(probe_loss)(state.linear)
@@ -128,14 +129,12 @@ def with_probe(
         metrics["knn_accuracy"] = (votes.argmax(axis=1) == targets).astype(jnp.float32)
         return result.with_values(metrics=metrics)
 
-    def predict(state: ProbeState, inputs: Batch, key: Key) -> Any:
-        assert learner.predict is not None
-        return learner.predict(state.learner, inputs, key)
-
-    return Learner(init, update, evaluate, None if learner.predict is None else predict)
+    inner_predict = learner.predict
+    predict = None if inner_predict is None else lambda state, inputs, key: inner_predict(state.learner, inputs, key)
+    return Learner(init, update, evaluate, predict)
 
 
-def add_to_bank(bank: MemoryBank, features: jax.Array, targets: jax.Array) -> MemoryBank:
+def add_to_bank(bank: MemoryBank, features: Array, targets: Array) -> MemoryBank:
     """Replaces the oldest examples of a memory bank by features `[B, D]` and classes int `[B]`.
 
     Raises:
@@ -156,9 +155,7 @@ def add_to_bank(bank: MemoryBank, features: jax.Array, targets: jax.Array) -> Me
     return MemoryBank(bank.features.at[positions].set(features), bank.targets.at[positions].set(targets), count)
 
 
-def knn_votes(
-    bank: MemoryBank, features: jax.Array, num_classes: int, neighbors: int, temperature: chex.Numeric
-) -> jax.Array:
+def knn_votes(bank: MemoryBank, features: Array, num_classes: int, neighbors: int, temperature: chex.Numeric) -> Array:
     """Votes of the nearest neighbours by cosine similarity, weighted by exp(cosine / temperature) (Wu et al., 2018).
 
     Args:
@@ -185,7 +182,7 @@ def knn_votes(
     return (weights[..., None] * jax.nn.one_hot(bank.targets[positions], num_classes)).sum(axis=1)
 
 
-def standardize(bank: MemoryBank, features: jax.Array) -> jax.Array:
+def standardize(bank: MemoryBank, features: Array) -> Array:
     """Standardizes features `[B, D]` by the mean and standard deviation of the features in the memory bank.
 
     >>> bank = MemoryBank(jnp.array([[0.0], [4.0]]), jnp.array([0, 1]), jnp.int32(2))
@@ -201,11 +198,11 @@ def standardize(bank: MemoryBank, features: jax.Array) -> jax.Array:
     return (features - mean) * jax.lax.rsqrt(variance + 1e-5)
 
 
-def _probe_logits(linear: dict[str, jax.Array], bank: MemoryBank, features: jax.Array) -> jax.Array:
+def _probe_logits(linear: dict[str, Array], bank: MemoryBank, features: Array) -> Array:
     return standardize(bank, features) @ linear["kernel"] + linear["bias"][None, :]
 
 
-def _feature_rows(result: Evaluation, name: str) -> jax.Array:
+def _feature_rows(result: Evaluation, name: str) -> Array:
     rows = result.values.get(name)
     if rows is None or rows.ndim != 2:
         shapes = ", ".join(f"{key} {list(leaf.shape)}" for key, leaf in result.values.items() if hasattr(leaf, "shape"))
@@ -213,7 +210,7 @@ def _feature_rows(result: Evaluation, name: str) -> jax.Array:
     return rows
 
 
-def _with_class_targets(batch: Batch) -> dict[str, jax.Array]:
+def _with_class_targets(batch: Batch) -> dict[str, Array]:
     integer = isinstance(batch, Mapping) and "targets" in batch and jnp.issubdtype(batch["targets"].dtype, jnp.integer)
     if not integer:
         raise ExperimentError('with_probe: batches need integer "targets" [B], the classes that the probe predicts')

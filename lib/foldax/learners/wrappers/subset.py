@@ -73,8 +73,7 @@ def subset(learner: Learner, examples_per_class: int, info: Info) -> Learner:
     def update(state: SubsetState, batch: Batch, key: Key) -> tuple[SubsetState, Metrics]:
         # The batch says only how many examples to draw.
         shuffle_key, update_key = jax.random.split(key)
-        positions = jnp.arange(len(batch["targets"]), dtype=jnp.int32) % size
-        rows = shuffled_indices(shuffle_key, 0, positions, size)
+        rows = shuffled_indices(shuffle_key, 0, jnp.arange(len(batch["targets"]), dtype=jnp.int32) % size, size)
         subset_batch = {name: values[rows] for name, values in state.examples.items()}
         inner, metrics = learner.update(state.learner, subset_batch, update_key)
         return state._replace(learner=inner), metrics
@@ -82,8 +81,6 @@ def subset(learner: Learner, examples_per_class: int, info: Info) -> Learner:
     def evaluate(state: SubsetState, batch: Batch, key: Key) -> Evaluation | dict[str, Any]:
         return learner.evaluate(state.learner, batch, key)
 
-    def predict(state: SubsetState, inputs: Batch, key: Key) -> Any:
-        assert learner.predict is not None
-        return learner.predict(state.learner, inputs, key)
-
-    return Learner(init, update, evaluate, None if learner.predict is None else predict)
+    inner_predict = learner.predict
+    predict = None if inner_predict is None else lambda state, inputs, key: inner_predict(state.learner, inputs, key)
+    return Learner(init, update, evaluate, predict)

@@ -1,7 +1,8 @@
 """Activation functions by name."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,25 @@ def activation(kind: Activation) -> Callable[[jax.Array], jax.Array]:
     >>> activation("relu")(jnp.array([-1.0, 2.0])).tolist()
     [0.0, 2.0]
     """
+    return look_up("activation", kind, ACTIVATIONS)
+
+
+def look_up(field: str, kind: Any, known: Mapping[str, Any]) -> Any:
+    """Looks up the value of a field by name; a function is returned as it is.
+
+    Args:
+      field: name of the field, the start of the error message.
+      kind: a name in `known`, or a function.
+      known: values by name.
+
+    Raises:
+      ConfigError: the name is unknown.
+
+    >>> look_up("size", "small", {"small": 1, "large": 2})
+    1
+    """
     if callable(kind):
         return kind
-    if kind not in ACTIVATIONS:
-        names = ", ".join(ACTIVATIONS)
-        raise ConfigError(f"activation: there is no {kind!r}{did_you_mean(str(kind), ACTIVATIONS)} (known: {names})")
-    return ACTIVATIONS[kind]
+    if kind not in known:
+        raise ConfigError(f"{field}: there is no {kind!r}{did_you_mean(str(kind), known)} (known: {', '.join(known)})")
+    return known[kind]

@@ -62,9 +62,8 @@ def _attend(
     (B, T, N, H), (S, K) = query_BTNH.shape, key_BSKH.shape[1:3]
     G = N // K
     # Heads first: one batched matrix product per key-value head, and no transposed copies in the gradients.
-    query_BKGTH = query_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4)
     # The query heads that share a key head are one matrix, [G * T, H].
-    query = query_BKGTH.reshape(B * K, G * T, H)
+    query = query_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
     key, value = (x.transpose(0, 2, 1, 3).reshape(B * K, S, H) for x in (key_BSKH, value_BSKH))
     # Logits and softmax in float32 whatever the type of the inputs, as in JAX's function.
     logits = jax.lax.dot_general(query, key, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)

@@ -100,8 +100,7 @@ def _channels_last(num_axes: int) -> lax.ConvDimensionNumbers:
 
 
 def _native(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
-    numbers = _channels_last(lhs.ndim - 2)
-    return lax.conv_general_dilated(lhs, rhs, *geometry[:4], numbers, precision=geometry.precision)
+    return lax.conv_general_dilated(lhs, rhs, *geometry[:4], _channels_last(lhs.ndim - 2), precision=geometry.precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

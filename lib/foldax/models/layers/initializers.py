@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from jax.nn import initializers
 
-from foldax.errors import ConfigError, did_you_mean
+from foldax.models.layers.activations import look_up
 
 Initializer = str | Callable[..., jax.Array]
 
@@ -33,9 +33,4 @@ def initializer(kind: Initializer) -> Callable[..., jax.Array]:
     >>> initializer("he_normal")(jax.random.key(0), (3, 5)).shape
     (3, 5)
     """
-    if callable(kind):
-        return kind
-    if kind not in INITIALIZERS:
-        names = ", ".join(INITIALIZERS)
-        raise ConfigError(f"initializer: there is no {kind!r}{did_you_mean(str(kind), INITIALIZERS)} (known: {names})")
-    return INITIALIZERS[kind]
+    return look_up("initializer", kind, INITIALIZERS)

@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import Array
 
 from foldax.errors import ConfigError
 
 Pooling = Literal["last", "mean", "max"]
 
 
-def embed_inputs(
-    module: nn.Module, x: jax.Array, mask: jax.Array | None, vocabulary_size: int | None, width: int
-) -> jax.Array:
+def embed_inputs(module: nn.Module, x: Array, mask: Array | None, vocabulary_size: int | None, width: int) -> Array:
     """Embeds tokens `[B, T]`, and passes floats `[B, T, C]` through, in the scope of a network.
 
     Padding is replaced by token 0 or by zeros first, so it may hold anything, -1 and NaN included. In compiled code,
@@ -83,7 +82,7 @@ def check_tokens(tokens: jax.typing.ArrayLike, vocabulary_size: int, name: str) 
         raise ConfigError(f"{name}: {token} is not in the vocabulary, 0 to {vocabulary_size - 1}")
 
 
-def segment_starts(mask: jax.Array) -> jax.Array:
+def segment_starts(mask: Array) -> Array:
     """Marks the first real step of every segment; padding inside a segment does not end it.
 
     Args:
@@ -97,15 +96,14 @@ def segment_starts(mask: jax.Array) -> jax.Array:
     """
     chex.assert_rank(mask, 2)
     segments = mask.astype(jnp.int32)
-    steps = jnp.arange(segments.shape[1])[None, :]
     # The index of the last real step before each step, -1 if there is none.
-    last_real = jax.lax.cummax(jnp.where(segments != 0, steps, -1), axis=1)
+    last_real = jax.lax.cummax(jnp.where(segments != 0, jnp.arange(segments.shape[1])[None, :], -1), axis=1)
     before = jnp.concatenate([jnp.full_like(last_real[:, :1], -1), last_real[:, :-1]], axis=1)
     previous = jnp.take_along_axis(segments, jnp.maximum(before, 0), axis=1)
     return (segments != 0) & ((before < 0) | (segments != previous))
 
 
-def segment_positions(mask: jax.Array) -> jax.Array:
+def segment_positions(mask: Array) -> Array:
     """Counts the real steps before each step in its segment: positions that start at 0 in every segment.
 
     Args:
@@ -120,11 +118,10 @@ def segment_positions(mask: jax.Array) -> jax.Array:
     chex.assert_rank(mask, 2)
     # Real steps before each step of the row, minus those before its segment.
     count = jnp.cumsum(mask != 0, axis=1, dtype=jnp.int32) - 1
-    first = jax.lax.cummax(jnp.where(segment_starts(mask), count, 0), axis=1)
-    return jnp.maximum(count - first, 0)
+    return jnp.maximum(count - jax.lax.cummax(jnp.where(segment_starts(mask), count, 0), axis=1), 0)
 
 
-def segment_attention_mask(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+def segment_attention_mask(query_segments: Array, key_segments: Array) -> Array:
     """Allows attention within a segment only, and to no padding.
 
     Args:
@@ -148,7 +145,7 @@ def check_pooling(kind: Pooling | None) -> None:
         raise ConfigError(f"pooling: {kind!r} is unknown; choose None, 'last', 'mean' or 'max'")
 
 
-def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
+def pool_sequence(x: Array, kind: Pooling, mask: Array | None = None) -> Array:
     """Reduces every sequence to one vector: its last step, or the mean or maximum over its steps.
 
     Args:
@@ -186,7 +183,7 @@ def pool_sequence(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) ->
     return jnp.where(real.any(axis=1, keepdims=True), pooled, jnp.zeros((), x.dtype))
 
 
-def pool_bidirectional(x: jax.Array, kind: Pooling, mask: jax.Array | None = None) -> jax.Array:
+def pool_bidirectional(x: Array, kind: Pooling, mask: Array | None = None) -> Array:
     """Pools the concatenated outputs of a forward and a backward layer.
 
     The last step of the backward layer is the first of the sequence; "mean" and "max" are as in `pool_sequence`.

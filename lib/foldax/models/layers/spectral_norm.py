@@ -13,7 +13,6 @@ from flax.typing import VariableDict
 
 from foldax.errors import ConfigError, check_positive
 
-FlatArrays = dict[tuple[str, ...], jax.Array]  # by path in the tree of parameters
 Mutable = Literal[False] | list[str]
 
 
@@ -130,6 +129,6 @@ def _unit(vector: jax.Array) -> jax.Array:
     return vector * jax.lax.rsqrt(jnp.square(vector).sum() + 1e-24)
 
 
-def _kernels(params: VariableDict) -> FlatArrays:
+def _kernels(params: VariableDict) -> dict[tuple[str, ...], jax.Array]:  # by path in the tree of parameters
     flat = traverse_util.flatten_dict(params)
     return {path: leaf for path, leaf in flat.items() if path[-1] == "kernel" and leaf.ndim > 1}

@@ -3,10 +3,10 @@
 import math
 from typing import NamedTuple
 
-import chex
-import jax
 import jax.numpy as jnp
+from chex import ArrayTree
 from flax import linen as nn
+from jax import Array
 
 from foldax.models.distributions import Categorical, Distribution, Normal, SquashedNormal
 from foldax.models.layers import Activation, Dense, activation
@@ -23,7 +23,7 @@ class ActorCriticOutput(NamedTuple):
     """
 
     distribution: Distribution
-    value: jax.Array
+    value: Array
 
 
 class ActorCritic(nn.Module):
@@ -39,6 +39,7 @@ class ActorCritic(nn.Module):
       activation: a name in `ACTIVATIONS` or a function.
       encoder: network from `[B, ...]` to `[B, D]` that actor and critic share; None: observations are flattened.
 
+    >>> import jax
     >>> model, observations = ActorCritic(num_actions=3, hidden=(8,)), jnp.zeros((5, 4))
     >>> output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), observations)
     >>> output.distribution.logits.shape, output.value.shape
@@ -52,12 +53,12 @@ class ActorCritic(nn.Module):
     encoder: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> ActorCriticOutput:
+    def __call__(self, x: Array, *, train: bool = False) -> ActorCriticOutput:
         """Applies the network to observations `[B, ...]`."""
         x = jnp.asarray(x, jnp.float32)
         x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
 
-        def mlp(kind: str, features: int, scale: float) -> jax.Array:
+        def mlp(kind: str, features: int, scale: float) -> Array:
             y = x
             for index, width in enumerate(self.hidden):
                 y = activation(self.activation)(_dense(width, math.sqrt(2), f"{kind}_{index}")(y))
@@ -82,6 +83,7 @@ class RecurrentActorCritic(nn.Module):
       activation: a name in `ACTIVATIONS` or a function.
       encoder: network from `[B, ...]` to `[B, D]` that comes first; None: observations are flattened.
 
+    >>> import jax
     >>> model, observations = RecurrentActorCritic(num_actions=3, hidden=(8,), width=4), jnp.zeros((5, 7, 2))
     >>> (output, memory), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), observations)
     >>> output.distribution.logits.shape, output.value.shape
@@ -98,13 +100,8 @@ class RecurrentActorCritic(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        memory: chex.ArrayTree | None = None,
-        episode_starts: jax.Array | None = None,
-        *,
-        train: bool = False,
-    ) -> tuple[ActorCriticOutput, chex.ArrayTree]:
+        self, x: Array, memory: ArrayTree | None = None, episode_starts: Array | None = None, *, train: bool = False
+    ) -> tuple[ActorCriticOutput, ArrayTree]:
         """Applies the network to sequences.
 
         Args:
@@ -130,7 +127,7 @@ class RecurrentActorCritic(nn.Module):
         distribution = _action_distribution(self, _dense(self.num_actions, 0.01, "actor_output")(x))
         return ActorCriticOutput(distribution, _dense(1, 1.0, "critic_output")(x)[..., 0]), carry
 
-    def initial_memory(self, batch_size: int) -> chex.ArrayTree:
+    def initial_memory(self, batch_size: int) -> ArrayTree:
         """Recurrent state of `batch_size` sequences before their first step."""
         return Recurrent(None, (self.width,), self.cell, parent=None).initial_carry(batch_size)
 
@@ -139,7 +136,7 @@ def _dense(features: int, scale: float, name: str) -> nn.Module:
     return Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
 
 
-def _action_distribution(module: ActorCritic | RecurrentActorCritic, outputs: jax.Array) -> Distribution:
+def _action_distribution(module: ActorCritic | RecurrentActorCritic, outputs: Array) -> Distribution:
     """Distribution with these logits or means `[..., A]`; its standard deviations are a parameter of the module."""
     if not module.continuous:
         return Categorical(outputs)
@@ -158,6 +155,7 @@ class GaussianActor(nn.Module):
       min_log_std: lower bound of the log standard deviations before tanh.
       max_log_std: upper bound.
 
+    >>> import jax
     >>> model, observations = GaussianActor(action_dim=2, hidden=(8,)), jnp.zeros((5, 3))
     >>> policy = model.apply(model.init(jax.random.key(0), observations), observations)
     >>> policy.mode().shape
@@ -171,7 +169,7 @@ class GaussianActor(nn.Module):
     max_log_std: float = 2.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> SquashedNormal:
+    def __call__(self, x: Array, *, train: bool = False) -> SquashedNormal:
         """Applies the network to observations `[B, ...]`."""
         x = jnp.asarray(x, jnp.float32)
         mean, unbounded = jnp.split(MLP((*self.hidden, 2 * self.action_dim), self.activation)(x), 2, axis=-1)
@@ -188,6 +186,7 @@ class DeterministicActor(nn.Module):
       hidden: widths of the hidden layers.
       activation: a name in `ACTIVATIONS` or a function.
 
+    >>> import jax
     >>> model, observations = DeterministicActor(action_dim=2, hidden=(8,)), jnp.zeros((5, 3))
     >>> model.apply(model.init(jax.random.key(0), observations), observations).shape
     (5, 2)
@@ -198,7 +197,7 @@ class DeterministicActor(nn.Module):
     activation: Activation = "relu"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Applies the network to observations `[B, ...]`."""
         return jnp.tanh(MLP((*self.hidden, self.action_dim), self.activation)(jnp.asarray(x, jnp.float32)))
 
@@ -210,6 +209,7 @@ class TwinCritic(nn.Module):
       hidden: widths of the hidden layers of each.
       activation: a name in `ACTIVATIONS` or a function.
 
+    >>> import jax
     >>> model, inputs = TwinCritic(hidden=(8,)), (jnp.zeros((5, 3)), jnp.zeros((5, 2)))
     >>> model.apply(model.init(jax.random.key(0), *inputs), *inputs).shape
     (5, 2)
@@ -219,7 +219,7 @@ class TwinCritic(nn.Module):
     activation: Activation = "relu"
 
     @nn.compact
-    def __call__(self, x: jax.Array, actions: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: Array, actions: Array, *, train: bool = False) -> Array:
         """Applies both networks to observations `[B, ...]` and actions `[B, A]`."""
         x = jnp.asarray(x, jnp.float32)
         x = jnp.concatenate([x.reshape(x.shape[0], -1), actions], axis=-1)

@@ -176,19 +176,14 @@ class LocalAutoregressiveHead(nn.Module):
             expected = f"images {tuple(self.shape)} have {count} pixels with {self.width} decoder features each"
             raise ConfigError(f"LocalAutoregressiveHead: {expected}, got {list(pixels.shape)}, {list(decoded.shape)}")
         # Rows above and columns to either side are padded with 0; there is nothing below to pad.
-        radius, channels = self.context_radius, math.prod(self.shape[2:])
+        radius, reach = self.context_radius, self.context_radius * math.prod(self.shape[2:])
         images = pixels.reshape(-1, height, row_length) * (1 / self.scale)
-        padded = jnp.pad(images, [(0, 0), (radius, 0), (radius * channels, radius * channels)])
+        padded = jnp.pad(images, [(0, 0), (radius, 0), (reach, reach)])
+        # The context of a pixel: whole rows above, then what is to the left in the same row.
+        offsets = [(row, start) for row in range(radius) for start in range(2 * reach + 1)]
+        offsets += [(radius, start) for start in range(reach)]
         # Each shift of the padded image is one pixel of every context: [B, pixels, context].
-        offsets = self._context_offsets(channels)
         shifted = [padded[:, row : row + height, start : start + row_length] for row, start in offsets]
         context = jnp.stack(shifted, axis=-1).reshape(-1, count, len(shifted))
         hidden = decoded.reshape(-1, count, self.width) + Dense(self.width, name="near")(context)
         return Dense(self.features, name="output")(activation(self.activation)(hidden)).astype(jnp.float32)
-
-    def _context_offsets(self, channels: int) -> list[tuple[int, int]]:
-        """Row and column, in the padded image, of each pixel in the context of the first pixel."""
-        # Whole rows above, then what is to the left in the same row.
-        radius = self.context_radius * channels
-        above = [(row, start) for row in range(self.context_radius) for start in range(2 * radius + 1)]
-        return above + [(self.context_radius, start) for start in range(radius)]

@@ -63,20 +63,17 @@ class CNN(nn.Module):
         if x.ndim < 3:
             raise ConfigError(f"CNN: inputs must be images [B, H, W, C] (or sequences [B, T, C]), got {x.shape}")
         spatial_axes, kernel_init = x.ndim - 2, initializer(self.kernel_init)
-        if self.dtype is not None:
-            x = jnp.asarray(x, self.dtype)
+        x = jnp.asarray(x, self.dtype)
         # 1. Stages of convolutions, pooling and dropout
         for stage in self.channels:
             for width in (stage,) if isinstance(stage, int) else stage:
                 x = Conv(width, (self.kernel_size,) * spatial_axes, dtype=self.dtype, kernel_init=kernel_init)(x)
                 x = activation(self.activation)(normalization(self.normalization, width, train, self.dtype)(x))
-            if self.pooling is not None:
-                x = pool(x, self.pooling, (self.pool_size,) * spatial_axes)
+            x = x if self.pooling is None else pool(x, self.pooling, (self.pool_size,) * spatial_axes)
             x = Dropout(self.conv_dropout)(x, train=train)
         # 2. Dense layers on the flattened image
         options = (self.activation, self.dropout, self.normalization, self.dtype, kernel_init)
-        head = MLP((*self.dense, self.features), *options, activate_final=self.activate_final)
-        return head(x, train=train)
+        return MLP((*self.dense, self.features), *options, activate_final=self.activate_final)(x, train=train)
 
 
 class NatureCNN(nn.Module):

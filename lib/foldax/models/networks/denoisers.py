@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Conv, Dense, Dropout, activation, normalization, pool, repeat
+from foldax.models.networks.masked_autoencoder import unpatchify
 from foldax.models.networks.transformer import Attention
 from foldax.models.networks.vit import embed_patches
 
@@ -147,8 +148,7 @@ class UNet(nn.Module):
         # Middle
         x = block(x, self.channels[-1])
         if self.num_heads:
-            batch, height, width, features = x.shape
-            tokens = nn.LayerNorm(dtype=self.dtype)(x).reshape(batch, height * width, features)
+            tokens = nn.LayerNorm(dtype=self.dtype)(x).reshape(x.shape[0], -1, x.shape[-1])
             x = x + Attention(self.num_heads, dtype=self.dtype)(tokens).reshape(x.shape)
 
         # Up
@@ -224,7 +224,7 @@ class DiT(nn.Module):
         Raises:
           ConfigError: the patches do not divide the image; labels without classes or the reverse.
         """
-        batch, height, width, _ = x.shape
+        image = x.shape[1:3]
         conditioning = embed_conditioning(times, labels, self.num_classes, self.width)
         dense = functools.partial(Dense, dtype=self.dtype)
         zero_dense = functools.partial(dense, kernel_init=nn.initializers.zeros)
@@ -250,6 +250,4 @@ class DiT(nn.Module):
         x = zero_dense(self.patch_size**2 * self.features, name="output")(x)
 
         # Tokens back to pixels
-        rows, columns, size = height // self.patch_size, width // self.patch_size, self.patch_size
-        x = x.reshape(batch, rows, columns, size, size, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(batch, height, width, self.features).astype(jnp.float32)
+        return unpatchify(x, (*image, self.features)).astype(jnp.float32)

@@ -84,10 +84,9 @@ class FCN(nn.Module):
             shortcut = x
             for index, size in enumerate((sizes,) if isinstance(sizes, int) else sizes):
                 x = self._normalized_conv(activate(x) if index else x, width, size, real, train)
-            if self.residual:
-                changes_width = shortcut.shape[-1] != width
-                x = x + (self._normalized_conv(shortcut, width, 1, real, train) if changes_width else shortcut)
-            x = activate(x)
+            if self.residual and shortcut.shape[-1] != width:
+                shortcut = self._normalized_conv(shortcut, width, 1, real, train)
+            x = activate(x + shortcut if self.residual else x)
         # 2. Global pooling and classifier
         x = pool_sequence(x, self.pooling, None if real is None else real[..., 0])
         x = Dropout(self.dropout)(x, train=train)

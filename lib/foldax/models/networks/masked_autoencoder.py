@@ -10,8 +10,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
-from foldax.models.layers import Activation, Dense, Initializer, repeat
-from foldax.models.networks.transformer import Block
+from foldax.models.layers import Activation, Dense, Initializer
+from foldax.models.networks.transformer import transformer_blocks
 from foldax.models.networks.vit import embed_patches
 
 
@@ -97,7 +97,7 @@ class PatchEncoder(PatchTransformer):
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
         # A matrix product instead of an index: its gradient is several times as fast on the CPU.
         x = x if selection is None else selection.astype(x.dtype) @ x
-        return transformer_blocks(self, x, train)
+        return nn.LayerNorm(dtype=self.dtype)(transformer_blocks(self, x, train=train))
 
 
 class PatchDecoder(PatchTransformer):
@@ -115,19 +115,8 @@ class PatchDecoder(PatchTransformer):
         # Every position holds its encoded patch, or the mask token where there is none.
         x = visible @ Dense(self.width, dtype=self.dtype, name="input")(x) + masked * token
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
-        x = transformer_blocks(self, x, train)
+        x = nn.LayerNorm(dtype=self.dtype)(transformer_blocks(self, x, train=train))
         return Dense(self.patch_pixels, dtype=self.dtype, name="output")(x).astype(jnp.float32)
-
-
-def transformer_blocks(settings: PatchTransformer, x: jax.Array, train: bool) -> jax.Array:
-    """Applies Transformer blocks and a final LayerNorm to `[B, T, width]`, as `ViT` does; inside a compact module."""
-    options = {name: getattr(settings, name) for name in ("activation", "dropout", "kernel_init", "dtype")}
-
-    def block(x: jax.Array) -> jax.Array:
-        return Block(settings.num_heads, **options)(x, train=train)
-
-    x = repeat(block, x, settings.depth, scan=settings.scan_layers, name="blocks")
-    return nn.LayerNorm(dtype=settings.dtype)(x)
 
 
 class MaskedAutoencoder(nn.Module):

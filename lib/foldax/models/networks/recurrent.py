@@ -11,16 +11,18 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 from jax.typing import DTypeLike
 
-from foldax.errors import ConfigError, did_you_mean
+from foldax.errors import ConfigError
 from foldax.models.layers import Dense, Dropout, Initializer, initializer, sequences
+from foldax.models.layers.activations import look_up
 from foldax.models.layers.recurrent_cells import Carry, ScanSettings, Step, scan_cell
 
 CellKind = Literal["rnn", "lstm", "gru"]
 
 
-def rnn_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
+def rnn_step(carry: Carry, inputs: Array, product: Array) -> Carry:
     """Step of a simple recurrent network with tanh (Elman, 1990).
 
     Args:
@@ -38,7 +40,7 @@ def rnn_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
     return (jnp.tanh(inputs + product),)
 
 
-def lstm_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
+def lstm_step(carry: Carry, inputs: Array, product: Array) -> Carry:
     """Step of long short-term memory (Hochreiter & Schmidhuber, 1997) with a forget gate (Gers et al., 2000).
 
     Args:
@@ -62,7 +64,7 @@ def lstm_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
     return jax.nn.sigmoid(output_gate) * jnp.tanh(cell), cell
 
 
-def gru_step(carry: Carry, inputs: jax.Array, product: jax.Array) -> Carry:
+def gru_step(carry: Carry, inputs: Array, product: Array) -> Carry:
     """Step of a gated recurrent unit (Cho et al., 2014), with the reset gate applied after the product, as in cuDNN.
 
     Args:
@@ -97,9 +99,7 @@ def get_cell(name: str) -> tuple[Step, int, int]:
     >>> get_cell("lstm")[1:]
     (4, 2)
     """
-    if name not in CELLS:
-        raise ConfigError(f"cell: there is no {name!r}{did_you_mean(str(name), CELLS)} (known: {', '.join(CELLS)})")
-    return CELLS[name]
+    return look_up("cell", name, CELLS)
 
 
 class RecurrentLayer(nn.Module):
@@ -130,9 +130,7 @@ class RecurrentLayer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, carry: Carry | None = None
-    ) -> tuple[jax.Array, Carry]:
+    def __call__(self, x: Array, mask: Array | None = None, carry: Carry | None = None) -> tuple[Array, Carry]:
         step, gates, carry_parts = get_cell(self.cell)
         bias_init = _forget_gate_bias if self.cell == "lstm" else nn.initializers.zeros
         dense = functools.partial(Dense, kernel_init=initializer(self.kernel_init), bias_init=bias_init)
@@ -192,13 +190,13 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Array,
         *,
-        mask: jax.Array | None = None,
+        mask: Array | None = None,
         carry: tuple[Carry, ...] | None = None,
         train: bool = False,
         decode: bool = False,
-    ) -> jax.Array | tuple[jax.Array, tuple[Carry, ...]]:
+    ) -> Array | tuple[Array, tuple[Carry, ...]]:
         """Applies the network.
 
         Args:
@@ -236,10 +234,8 @@ class Recurrent(nn.Module):
         # 2. Layers
         carries = []
         for index, width in enumerate(self.hidden):
-            if index:
-                x = Dropout(self.dropout)(x, train=train)
-            initial_carry = None if carry is None else carry[index]
-            outputs, last_carry = layer(width, name=f"layer_{index}")(x, mask, initial_carry)
+            x = Dropout(self.dropout)(x, train=train) if index else x
+            outputs, last_carry = layer(width, name=f"layer_{index}")(x, mask, None if carry is None else carry[index])
             carries.append(last_carry)
             if self.bidirectional:
                 backward, _ = layer(width, reverse=True, name=f"backward_{index}")(x, mask)
@@ -267,19 +263,19 @@ class Recurrent(nn.Module):
         return tuple((jnp.zeros((batch_size, width), dtype),) * count for width in self.hidden)
 
 
-def _forget_gate_bias(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+def _forget_gate_bias(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     width = shape[0] // 4
     return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
 
 
-def _orthogonal_per_gate(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> jax.Array:
+def _orthogonal_per_gate(key: Array, shape: tuple[int, int], dtype: DTypeLike = jnp.float32) -> Array:
     """Returns `[width, gates * width]`, one orthogonal matrix per gate."""
     width, total = shape
     init = nn.initializers.orthogonal()
     return jnp.concatenate([init(k, (width, width), dtype) for k in jax.random.split(key, total // width)], axis=1)
 
 
-def _mask_and_resets(mask: jax.Array | None, reverse: bool) -> tuple[jax.Array | None, jax.Array | None]:
+def _mask_and_resets(mask: Array | None, reverse: bool) -> tuple[Array | None, Array | None]:
     """Returns which steps are real and where the carry is reset, each `[T, B]` or None."""
     if mask is None:
         return None, None
@@ -290,7 +286,7 @@ def _mask_and_resets(mask: jax.Array | None, reverse: bool) -> tuple[jax.Array |
     return (mask != 0).T, resets.T
 
 
-def _resets(mask: jax.Array) -> jax.Array:
+def _resets(mask: Array) -> Array:
     """Marks the starts of all segments but the first, bool `[B, T]`: the first continues from the initial carry."""
     starts = sequences.segment_starts(mask)
     return starts & (jnp.cumsum(starts, axis=1) > 1)

@@ -110,9 +110,6 @@ class Block(nn.Module):
         def normalized(x: jax.Array) -> jax.Array:
             return normalization(self.normalization, x.shape[-1], train, self.dtype)(x)
 
-        convolve = functools.partial(
-            same_conv, bias=self.normalization is None, kernel_init=self.kernel_init, dtype=self.dtype
-        )
         layers = [(self.width, 3, self.stride), (self.width, 3, 1)]  # (channels, kernel size, stride)
         if self.kind == "bottleneck":
             layers = [(self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)]
@@ -120,27 +117,29 @@ class Block(nn.Module):
         changes_shape = self.stride != 1 or x.shape[-1] != outputs
         # Original block: relu(x + F(x)), with batch normalisation after each convolution.
         # Pre-activation: x + F(x), with normalisation and activation before each convolution, and nothing on the sum.
-        y, short = x, x
-        if self.preactivation:
-            y = activate(normalized(x))
-            short = y if changes_shape else x
+        y = activate(normalized(x)) if self.preactivation else x
+        short = y if changes_shape else x
         # Shortcut: identity, or where the shape changes, a strided slice with zero channels (option A) or a 1 x 1
         # convolution (option B).
         if changes_shape and self.shortcut == "pad":
             short = short[(slice(None), *(slice(None, None, self.stride),) * (x.ndim - 2))]
             short = jnp.pad(short, [(0, 0)] * (x.ndim - 1) + [(0, outputs - x.shape[-1])])
         elif changes_shape:
-            short = convolve(short, outputs, 1, self.stride)
+            short = same_conv(self, short, outputs, 1, self.stride)
             short = short if self.preactivation else normalized(short)
         # Residual branch F(x)
         for index, (width, size, stride) in enumerate(layers):
             if self.preactivation and index:
                 y = activate(normalized(y))
-            y = convolve(y, width, size, stride)
+            y = same_conv(self, y, width, size, stride)
             if not self.preactivation:
                 y = normalized(y)
                 y = activate(y) if index + 1 < len(layers) else y
         return y + short if self.preactivation else activate(y + short)
+
+
+BLOCK_FIELDS = ("shortcut", "preactivation", "normalization", "activation", "kernel_init", "dtype")
+"""Attributes that a `ResNet` passes on to its blocks."""
 
 
 class ResNet(nn.Module):
@@ -196,17 +195,14 @@ class ResNet(nn.Module):
             raise ConfigError(f"shortcut: {self.shortcut!r} is unknown; choose 'projection' or 'pad'")
         kind, counts = block_counts(self.depth, self.stem, self.block)
         width = self.width or (16 if self.stem == "cifar" else 64)
-        options = dict(normalization=self.normalization, activation=self.activation, dtype=self.dtype)
-        make_block = functools.partial(Block, kind, preactivation=self.preactivation, **options)
-        make_block = functools.partial(make_block, shortcut=self.shortcut, kernel_init=self.kernel_init)
+        options = {name: getattr(self, name) for name in BLOCK_FIELDS}
 
         def activated(x: jax.Array) -> jax.Array:
             return activation(self.activation)(normalization(self.normalization, x.shape[-1], train, self.dtype)(x))
 
         # 1. Stem
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
-        x = jnp.asarray(x, self.dtype)
-        x = same_conv(x, width, size, stride, self.normalization is None, self.kernel_init, self.dtype)
+        x = same_conv(self, jnp.asarray(x, self.dtype), width, size, stride)
         x = x if self.preactivation else activated(x)
         if self.stem == "imagenet":
             spatial_axes = x.ndim - 2
@@ -216,7 +212,7 @@ class ResNet(nn.Module):
         for stage, count in enumerate(counts):
 
             def block(x: jax.Array, stage: int = stage, stride: int = 1) -> jax.Array:
-                return make_block(width * 2**stage, stride)(x, train=train)
+                return Block(kind, width * 2**stage, stride, **options)(x, train=train)
 
             first = functools.partial(block, stride=2 if stage else 1)
             x = repeat(first, x, 1, remat=self.remat, name=f"first_{stage}")
@@ -229,13 +225,12 @@ class ResNet(nn.Module):
         return nn.Dense(self.features, dtype=self.dtype)(x).astype(jnp.float32)
 
 
-def same_conv(
-    x: jax.Array, width: int, size: int, stride: int, bias: bool, kernel_init: Initializer, dtype: DTypeLike | None
-) -> jax.Array:
-    """Applies a new convolution with kernels of odd `size`, padded by half of it, inside a compact module.
+def same_conv(module: Block | ResNet, x: jax.Array, width: int, size: int, stride: int) -> jax.Array:
+    """Applies a new convolution of a module with kernels of odd `size`, padded by half of it.
 
     `[B, H, W, C]` becomes `[B, ceil(H / stride), ceil(W / stride), width]`.
     """
     axes, half = x.ndim - 2, (size // 2, size // 2)
-    options = dict(use_bias=bias, kernel_init=initializer(kernel_init), dtype=dtype)
+    use_bias, kernel_init = module.normalization is None, initializer(module.kernel_init)
+    options = dict(use_bias=use_bias, kernel_init=kernel_init, dtype=module.dtype)
     return Conv(width, (size,) * axes, (stride,) * axes, padding=[half] * axes, **options)(x)

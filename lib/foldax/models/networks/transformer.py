@@ -4,7 +4,7 @@ Shape suffixes: B batch, T queries, S keys, D width, N query heads, K key-value 
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -184,7 +184,25 @@ class Block(nn.Module):
 
 BLOCK_FIELDS: tuple[str, ...] = ("num_heads", "num_kv_heads", "mlp_width", "gated", "causal", "cross_attention")
 BLOCK_FIELDS += ("activation", "dropout", "normalization", "use_bias", "kernel_init", "dtype")
-"""Attributes that a `Transformer` passes on to its blocks."""
+"""Attributes that a network passes on to its blocks, see `transformer_blocks`."""
+
+
+def transformer_blocks(network: nn.Module, x: Array, **inputs: Any) -> Array:
+    """Applies the `depth` Transformer blocks of a network to `[B, T, D]`, inside its compact method.
+
+    Args:
+      network: has `depth`, `scan_layers` and, where it differs from the default of `Block`, each of `BLOCK_FIELDS`; may
+        have `remat`.
+      x: input of the first block.
+      **inputs: keyword arguments of every block, such as `train`.
+    """
+    options = {name: getattr(network, name) for name in BLOCK_FIELDS if hasattr(network, name)}
+
+    def block(x: Array) -> Array:
+        return Block(**options)(x, **inputs)
+
+    remat = getattr(network, "remat", False)
+    return repeat(block, x, network.depth, scan=network.scan_layers, remat=remat, name="blocks")
 
 
 class Transformer(nn.Module):
@@ -282,7 +300,9 @@ class Transformer(nn.Module):
         check_settings(self)
         # 1. Embedding and positions
         hidden, positions = self._embed(x, mask, train, decode)
-        self._check_inputs(x, mask, context, context_mask, decode)
+        if decode and (not self.causal or mask is not None):
+            raise ConfigError("Transformer: decode needs a causal model, and sequences without a mask")
+        self._check_context(x, context, context_mask)
         if context is not None and context_mask is not None:
             context = jnp.where((context_mask != 0)[..., None], context, 0)  # padding may hold anything, NaN included
         attention_mask = None if mask is None else sequences.segment_attention_mask(mask, mask)
@@ -290,12 +310,7 @@ class Transformer(nn.Module):
         context_mask = None if context_mask is None else (context_mask != 0)[:, None, :]
         inputs = dict(mask=attention_mask, angles=angles, context=context, context_mask=context_mask)
         # 2. Blocks
-        options = {name: getattr(self, name) for name in BLOCK_FIELDS}
-
-        def block(x: Array) -> Array:
-            return Block(**options)(x, train=train, decode=decode, **inputs)
-
-        hidden = repeat(block, hidden, self.depth, scan=self.scan_layers, remat=self.remat, name="blocks")
+        hidden = transformer_blocks(self, hidden, train=train, decode=decode, **inputs)
         # 3. Final normalisation, pooling and output layer
         return self._output(normalization(self.normalization, self.width, train, self.dtype)(hidden), mask)
 
@@ -321,11 +336,7 @@ class Transformer(nn.Module):
             x = Dense(self.features, dtype=self.dtype, name="output")(x)
         return x.astype(jnp.float32)
 
-    def _check_inputs(
-        self, x: Array, mask: Array | None, context: Array | None, context_mask: Array | None, decode: bool
-    ) -> None:
-        if decode and (not self.causal or mask is not None):
-            raise ConfigError("Transformer: decode needs a causal model, and sequences without a mask")
+    def _check_context(self, x: Array, context: Array | None, context_mask: Array | None) -> None:
         if self.cross_attention != (context is not None):
             verb = "needs a" if self.cross_attention else "takes no"
             raise ConfigError(f"Transformer: with cross_attention={self.cross_attention} it {verb} context")

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Conv, Dense, Dropout, Initializer, activation, initializer, repeat
-from foldax.models.networks.transformer import Block
+from foldax.models.networks.transformer import transformer_blocks
 
 
 def embed_patches(x: jax.Array, size: int, width: int, kernel_init: Initializer, dtype: DTypeLike | None) -> jax.Array:
@@ -86,12 +86,7 @@ class ViT(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
         x = Dropout(self.dropout)(x, train=train)
         # 2. Blocks
-        options = dict(mlp_width=self.mlp_width, activation=self.activation, dropout=self.dropout, dtype=self.dtype)
-
-        def block(x: jax.Array) -> jax.Array:
-            return Block(self.num_heads, kernel_init=self.kernel_init, **options)(x, train=train)
-
-        x = repeat(block, x, self.depth, scan=self.scan_layers, remat=self.remat, name="blocks")
+        x = transformer_blocks(self, x, train=train)
         # 3. Head
         x = nn.LayerNorm(dtype=self.dtype)(x)
         x = x[:, 0] if self.pooling == "class" else x.mean(axis=1)

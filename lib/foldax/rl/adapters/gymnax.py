@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError, did_you_mean
+from foldax.errors import ConfigError
 from foldax.learner import Key
 from foldax.rl import rendering
+from foldax.rl.adapters import check_name
 from foldax.rl.environment import Box, Discrete, Environment, State, Step
 
 
@@ -32,16 +33,11 @@ def gymnax(name: str, **parameters: Any) -> Environment:
         import gymnax as library
     except ModuleNotFoundError as error:
         raise ConfigError("rl.gymnax needs gymnax: pip install 'foldax[rl]' (Python 3.11)") from error
-    if name not in library.registered_envs:
-        known = list(library.registered_envs)
-        raise ConfigError(f"gymnax has no environment {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})")
+    check_name(name, library.registered_envs, "gymnax has no environment")
     environment, params = library.make(name)
-    for field, value in parameters.items():
-        if not hasattr(params, field):
-            known = list(vars(params))
-            hint = did_you_mean(field, known)
-            raise ConfigError(f"{name} has no parameter {field!r}{hint} (it has {', '.join(known)})")
-        params = params.replace(**{field: value})
+    for field in parameters:
+        check_name(field, vars(params), f"{name} has no parameter")
+    params = params.replace(**parameters)
 
     def reset(key: Key) -> tuple[State, jax.Array]:
         observation, state = environment.reset_env(key, params)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError, check_positive, did_you_mean
+from foldax.errors import ConfigError, check_positive
 from foldax.learner import Key
 from foldax.rl import headless
+from foldax.rl.adapters import check_name
 from foldax.rl.environment import Box, Environment, State, Step
 from foldax.rl.wrappers import time_limit
 
@@ -83,16 +84,10 @@ def _load(name: str, settings: dict[str, Any]) -> tuple[Any, Any, int, int]:
             from mujoco_playground import registry
     except ModuleNotFoundError as error:
         raise ConfigError("rl.playground needs MuJoCo Playground: pip install 'foldax[robotics]'") from error
-    if name not in registry.ALL_ENVS:
-        known = list(registry.ALL_ENVS)
-        hint = did_you_mean(name, known)
-        raise ConfigError(f"MuJoCo Playground has no environment {name!r}{hint} (it has {', '.join(known)})")
+    check_name(name, registry.ALL_ENVS, "MuJoCo Playground has no environment")
     defaults = registry.get_default_config(name)
     for field in settings:
-        if field not in defaults:
-            known = list(defaults)
-            hint = did_you_mean(field, known)
-            raise ConfigError(f"{name} has no setting {field!r}{hint} (it has {', '.join(known)})")
+        check_name(field, defaults, f"{name} has no setting")
     fields = ("episode_length", "action_repeat")
     episode_length, action_repeat = (settings.get(field, defaults[field]) for field in fields)
     check_positive(episode_length=episode_length, action_repeat=action_repeat)

@@ -16,8 +16,6 @@ In Python, `transfer.match` shows which arrays would fit, `transfer.rename` give
 `transfer.from_safetensors` reads weights of other libraries.
 """
 
-from __future__ import annotations
-
 from foldax.runs.transfer.matching import Match, load_params, match, show, table
 from foldax.runs.transfer.parameters import Source, read, rename
 from foldax.runs.transfer.safetensors import from_safetensors, save

@@ -1,7 +1,5 @@
 """Initial parameters from another run: finds their source, checks it, and puts them into the first state."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

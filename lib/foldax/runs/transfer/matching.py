@@ -1,7 +1,5 @@
 """Copies parameters from one tree into another where name and shape are the same, and reports every array."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -137,11 +135,10 @@ def _check(result: Match, strict: bool) -> None:
     rows = result.rows
     if not result.count("matched"):
         own, other = ([display_name(row.name) for row in rows if row[side] is not None] for side in (1, 2))
-        raise RunError(
-            f"none of the parameters from {result.source} fits this model. The model has {join_first(own)}. "
-            f"The source has {join_first(other)}. Rename those of the source: "
-            "foldax.train(..., initial=foldax.transfer.rename(run, patterns))"
-        )
+        problem = f"none of the parameters from {result.source} fits this model"
+        sides = f"The model has {join_first(own)}. The source has {join_first(other)}"
+        remedy = "foldax.train(..., initial=foldax.transfer.rename(run, patterns))"
+        raise RunError(f"{problem}. {sides}. Rename those of the source: {remedy}")
     odd = [f"{display_name(row.name)} ({_difference(row)})" for row in rows if row.status != "matched"]
     if strict and odd:
         raise RunError(f"{len(odd)} of {len(rows)} arrays do not fit, from {result.source}: {join_first(odd)}")
@@ -166,12 +163,9 @@ def show(result: Match) -> None:
 def table(result: Match) -> Any:
     """Makes a table of all arrays by status, the first ten of each, for `rich`."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    lines = Table()
-    for column in ("array", "model", "source", "status"):
-        lines.add_column(column, justify="right" if column in ("model", "source") else "left", overflow="fold")
+    lines = tables.text_table(("array", "model", "source", "status"), left=("array", "status"))
     for status in STATUSES:
         rows = [row for row in result.rows if row.status == status]
         for row in rows[: tables.MAX_LISTED]:

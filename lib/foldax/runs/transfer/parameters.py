@@ -3,8 +3,6 @@
 Names are those of Flax's variables, joined by "/": "params/Dense_0/kernel", "batch_stats/BatchNorm_0/mean".
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -146,10 +144,9 @@ def read(path: str | Path) -> Source:
     # A folder of `foldax export` holds one file of parameters.
     if path.is_dir() and not (path / "manifest.json").exists() and (path / "params.safetensors").is_file():
         path = path / "params.safetensors"
-    origin: dict[str, Any]
     if path.is_file():
         arrays, metadata = load_safetensors(path)
-        origin = {"experiment": metadata.get("experiment")}
+        origin: dict[str, Any] = {"experiment": metadata.get("experiment")}
     else:
         # Optimizer states are often twice as large as the parameters and are not needed.
         saved = read_run(path, lambda name: not any(f".{field}." in name for field in OPTIMIZER_FIELDS))
@@ -200,10 +197,9 @@ def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -
     arrays, meta = content
     result = folder.read_json(path / "result.json") if (path / "result.json").exists() else None
     if result is not None and meta["step"] != result["steps"]:
-        raise RunError(
-            f"{path / 'checkpoints'}: the checkpoint of the last step, {result['steps']}, is missing or damaged "
-            f"(the newest that can be read is of step {meta['step']}); train the run again in another folder"
-        )
+        problem = f"the checkpoint of the last step, {result['steps']}, is missing or damaged"
+        newest = f"the newest that can be read is of step {meta['step']}"
+        raise RunError(f"{path / 'checkpoints'}: {problem} ({newest}); train the run again in another folder")
     # Index 0 of a checkpoint is the last state, index 1 the best one; its step is negative if there is none.
     best_step = int(arrays["1.step"])
     has_best = best_step >= 0 and any(name.startswith("1.state") for name in meta["checksums"])
@@ -319,9 +315,8 @@ def rename(source: Any, patterns: Rename) -> Source:
     original = as_source(source)
     pairs = list(patterns.items() if isinstance(patterns, Mapping) else patterns)
     split_names = {name: module_path(name) for name in original.arrays}
-    parameter_paths.check_patterns(
-        [pattern for pattern, _ in pairs], [path for _, path in split_names.values()], "rename"
-    )
+    paths = [path for _, path in split_names.values()]
+    parameter_paths.check_patterns([pattern for pattern, _ in pairs], paths, "rename")
     arrays: Arrays = {}
     old_names: dict[str, str] = {}
     for name, (collection, path) in split_names.items():

@@ -1,7 +1,5 @@
 """Weights of other libraries: reads safetensors files by a map of names, in the layout of Flax."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path

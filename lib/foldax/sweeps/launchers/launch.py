@@ -4,8 +4,6 @@ Scheduling is Ray's or Slurm's. This module cuts groups into slices, submits a s
 collects the results.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 import time
@@ -57,9 +55,8 @@ def check_launcher(launcher: Launcher, experiment: Experiment, search: Search | 
     if isinstance(launcher, Slurm) and not save:
         raise ConfigError("launcher: Slurm's workers answer through the sweep folder, and save=False makes none")
     if isinstance(search, SuccessiveHalving | PBT):
-        raise ConfigError(
-            f"launcher: {type(search).__name__} compares members while they train, so they must stay in one process"
-        )
+        name = type(search).__name__
+        raise ConfigError(f"launcher: {name} compares members while they train, so they must stay in one process")
     if experiment_file(experiment) is None:
         raise ConfigError(
             "launcher: workers load the experiment from its file, and this one has none: save it as a .py"

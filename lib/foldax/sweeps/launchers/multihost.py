@@ -3,8 +3,6 @@
 Members are independent, so only their results cross the network, at the end.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

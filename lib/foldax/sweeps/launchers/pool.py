@@ -1,7 +1,5 @@
 """The interface of a launcher's workers."""
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterator

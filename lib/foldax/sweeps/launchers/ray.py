@@ -1,7 +1,5 @@
 """Workers on a Ray cluster (Moritz et al., 2018)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -108,9 +106,8 @@ def ray_pool(launcher: Ray) -> Iterator[RayPool]:
     if address is None or address == "local":
         # A local cluster: without telemetry and dashboard.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options = dict(address="local", include_dashboard=False)
-        if launcher.workers:
-            options |= dict(num_cpus=launcher.workers * launcher.cpus)
+        num_cpus = launcher.workers and launcher.workers * launcher.cpus
+        options = dict(address="local", include_dashboard=False, num_cpus=num_cpus)
     elif address != "auto":
         _check_answers(address)
     is_main_thread = threading.current_thread() is threading.main_thread()

@@ -1,7 +1,5 @@
 """Workers as Slurm jobs, submitted by submitit."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

@@ -1,7 +1,6 @@
 """The worker of a launched sweep: loads the experiment, trains its members, and yields events for the launcher."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import queue
 import tempfile
@@ -14,12 +13,11 @@ from typing import Any, TypeAlias
 import jax
 
 from foldax.configuration import from_json
-from foldax.engine import compiled
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.runs.progress import Progress
 from foldax.sweeps.exact import Member, MemberResult
-from foldax.sweeps.groups import SweepCallbacks, fold_exact, fold_fast
+from foldax.sweeps.groups import SweepCallbacks, fold_groups
 from foldax.sweeps.plan import DatasetCache, Group
 from foldax.sweeps.records import ResultStore
 
@@ -72,7 +70,8 @@ def run_job(job: Job) -> Generator[Event, None, None]:
 
     Checkpoints go to `members/` of the sweep folder, where the worker can see it; a lost job is resumed from them.
     """
-    _make_devices(job["devices"])
+    with contextlib.suppress(RuntimeError):  # JAX has already started, in an earlier job of this worker
+        jax.config.update("jax_num_cpu_devices", job["devices"])
     events, stop = queue.SimpleQueue[Event](), threading.Event()
     # Without a folder that the worker can see, it keeps no checkpoints.
     path = Path(job["folder"]) if job["folder"] and Path(job["folder"], "sweep.json").exists() else None
@@ -93,28 +92,13 @@ def run_job(job: Job) -> Generator[Event, None, None]:
         thread.join()
 
 
-def _make_devices(count: int) -> None:
-    """Makes that many CPU devices, unless JAX has started."""
-    if getattr(jax.config, "jax_num_cpu_devices", None) != count:
-        try:
-            jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError:
-            return
-
-
 def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], None]) -> None:
     try:
-        # A worker outlives its jobs, and so do its compiled programs.
-        compiled.drop_programs_near_map_limit()
         experiment, datasets = _load_experiment(job["file"], job["source"])
-        members = []
-        for number, values in job["members"]:
-            config = from_json(experiment.config, values)
-            members.append(Member(number, job["group"], config, datasets(config)))
+        configs = [(number, from_json(experiment.config, values)) for number, values in job["members"]]
+        members = [Member(number, job["group"], config, datasets(config)) for number, config in configs]
         send(("data", members[0].data_fingerprint))
-        group = Group(members, job["execution"], job["max_concurrent"], 0)
-        fold = fold_exact if job["execution"] == "exact" else fold_fast
-        fold(experiment, group, callbacks)
+        fold_groups(experiment, [Group(members, job["execution"], job["max_concurrent"], 0)], callbacks)
         send(("end",))
     except FoldaxError as error:
         send(("error", type(error).__name__, str(error)))
