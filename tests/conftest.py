@@ -1,7 +1,9 @@
 """Fixtures of all tests: tiny experiments; the settings are those of the `conftest.py` above."""
 
 import dataclasses
+import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import foldax
 from foldax import data, learners, models
 from foldax.configuration import with_steps
+from foldax.data.sources import Split
 from foldax.field_values import is_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +63,8 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install 'foldax[{extra}]'")
     experiment = foldax.load_experiment(path)
+    if "fashion" in path.stem:
+        experiment = experiment._replace(dataset=functools.partial(with_few_evaluated, experiment.dataset))
     # The rate falls to 0 in so many steps; a contrastive loss, which depends on views, needs more of them to fall.
     steps = 80 if path.stem == "contrastive_digits" else 12
     config = experiment.config()
@@ -87,6 +92,16 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-4))
     return experiment, config
+
+
+def with_few_evaluated(load: Callable[[Any], data.Dataset], config: Any) -> data.Dataset:
+    """Loads a dataset with 300 examples in each split that is evaluated."""
+    dataset = load(config)
+    splits = {
+        name: Split(split._examples, split._indices[:300], split.batch_size, whole=True)
+        for name, split in dataset.splits.items()
+    }
+    return dataset._replace(splits=splits)
 
 
 def _with_values(config: Any, values: dict[str, Any]) -> Any:

@@ -1,11 +1,15 @@
 """Configs: traced, structural and driver fields, checks of values, JSON and hashes."""
 
 import dataclasses
+import enum
 import json
+import math
 import os
 import subprocess
 import sys
-from typing import Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -259,13 +263,68 @@ def test_a_child_may_change_a_default() -> None:
     assert (Child().steps, Child().dropout, traced_config(Child(log_every=9)).log_every) == (5, 0.5, 2)
 
 
-def test_a_list_is_refused_even_where_the_annotation_allows_it() -> None:
-    @foldax.config
-    class Lists(foldax.Training):
-        hidden: list[int] = foldax.driver(None)
+class Pair(NamedTuple):
+    first: int = 8
 
-    with pytest.raises(ConfigError, match=r"Lists.hidden: .*use a tuple"):
-        Lists(hidden=[8, 8])
+
+UNRESTORABLE = [tuple, Any, Sequence[int], list[int], dict[str, int], Pair, frozenset, bytes, tuple[Any, ...]]
+
+
+@pytest.mark.parametrize("hint", UNRESTORABLE)
+def test_a_type_that_json_does_not_restore_is_refused_at_its_declaration(hint: Any) -> None:
+    with pytest.raises(ConfigError, match=r"WithField.extra: values of type .* cannot be restored .*allowed are bool"):
+        foldax.config(type("WithField", (foldax.Training,), {"__annotations__": {"extra": hint}, "extra": None}))
+
+
+class Activation(enum.StrEnum):
+    RELU = "relu"
+    TANH = "tanh"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Color(enum.Enum):
+    RED = (1, 0, 0)
+
+
+RESTORABLE = [
+    (Activation, Activation.TANH),
+    (Level | None, Level.LOW),
+    (Color, Color.RED),
+    (Path, Path("weights.npz")),
+    (Path | None, None),
+    (np.dtype, np.dtype("bfloat16")),
+    (float, math.nan),
+    (float, -math.inf),
+    (tuple[tuple[int, int], ...], ((1, 2), (3, 4))),
+    (tuple[float, ...] | str, (1.0, math.inf)),
+    (str, Activation.RELU),
+    (int, np.int64(3)),
+    (Literal["a", 1], 1),
+]
+
+
+@pytest.mark.parametrize(("hint", "value"), RESTORABLE)
+def test_json_restores_fields_of_every_allowed_type(hint: Any, value: Any) -> None:
+    fields = {"__annotations__": {"extra": hint}, "extra": foldax.driver(value)}
+    WithField = foldax.config(type("WithField", (foldax.Training,), fields))
+    text = json.dumps(foldax.to_json(WithField()), allow_nan=False)
+    restored = foldax.from_json(WithField, json.loads(text)).extra
+    assert type(restored) is type(WithField().extra)
+    assert restored == WithField().extra or (math.isnan(value) and math.isnan(restored))
+    assert json.dumps(foldax.to_json(WithField(extra=restored))) == text
+
+
+def test_a_misspelt_member_of_an_enumeration_gets_a_suggestion() -> None:
+    @foldax.config
+    class WithEnum(foldax.Training):
+        activation: Activation = Activation.RELU
+
+    assert WithEnum(activation="TANH").activation is Activation.TANH
+    with pytest.raises(ConfigError, match="expected 'RELU' or 'TANH', got 'TAN'.*did you mean 'TANH'"):
+        WithEnum(activation="TAN")
 
 
 def test_types_are_written_as_people_write_them() -> None:

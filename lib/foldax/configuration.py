@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from foldax.errors import ConfigError, did_you_mean
-from foldax.field_values import coerce_value, is_config, is_union, to_plain
+from foldax.field_values import check_type, coerce_value, is_config, is_union, to_plain
 from foldax.learner import EnvironmentSteps
 
 T = TypeVar("T")
@@ -167,6 +167,33 @@ def from_json(cls: type[T], values: dict[str, Any]) -> T:
     return cls(**values)
 
 
+def drop_unknown_fields(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Separates the values of fields that a config class has from those that another version of it had.
+
+    Args:
+      cls: the config class.
+      values: result of `to_json`, perhaps for another version of the class.
+
+    Returns:
+      The values of known fields, and the names of the others.
+
+    >>> drop_unknown_fields(Training, {"steps": 10, "epochs": 3})
+    ({'steps': 10}, ['epochs'])
+    """
+    known, unknown = {}, []
+    for name, value in values.items():
+        hint = field_types(cls).get(name)
+        if hint is None:
+            unknown.append(name)
+            continue
+        nested = next((arm for arm in (hint, *typing.get_args(hint)) if is_config(arm)), None)
+        if nested is not None and isinstance(value, dict):
+            value, inner = drop_unknown_fields(nested, value)
+            unknown += [f"{name}.{field}" for field in inner]
+        known[name] = value
+    return known, unknown
+
+
 def config_hash(config: Any) -> str:
     """Hashes class name and field values (SHA-256), the same in every process and on every machine.
 
@@ -216,6 +243,8 @@ def _inherit_kinds(cls: type) -> None:
 
 def _register(cls: type) -> None:
     fields = field_kinds(cls)
+    for name, hint in field_types(cls).items():
+        check_type(hint, f"{cls.__name__}.{name}")
     leaves = [name for name, kind in fields.items() if kind == "traced"]
     static = [name for name, kind in fields.items() if kind != "traced"]
     cls.__foldax_kinds__, cls.__foldax_types__ = fields, field_types(cls)  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ def test_the_quick_study_is_complete_and_continues(study: Any, tmp_path: Any, mo
     )
     shown = [method for method in methods if "masked autoencoder" in method.outputs]  # the others take long to compile
     monkeypatch.setattr(study, "methods", lambda: shown)
+    monkeypatch.setattr(study, "QUICK", study.QUICK._replace(steps=5, labels=(5,)))
     kept = ("pixels", "PCA", "masked autoencoder", study.SUPERVISED)
     monkeypatch.setattr(study, "STYLES", {name: study.STYLES[name] for name in kept})
     arguments = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]

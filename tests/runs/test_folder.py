@@ -1,6 +1,7 @@
 """The run folder: files of a finished run, locks, and writes that fail."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import foldax
 from foldax.errors import ConfigError, RunError
 from foldax.runs import folder
 from foldax.runs.log import read_log
+from tests.conftest import Config
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +188,31 @@ def test_a_folder_belongs_to_one_experiment_and_one_config(run, result) -> None:
         folder.check_same_run(run, experiment, experiment.config(seed=4, steps=13))
     with pytest.raises(RunError, match="holds a run already; `foldax resume"):
         folder.create(run, experiment, config)
+
+
+def config_class(**fields) -> type:
+    """A config class with fields of these types and defaults, always of one name."""
+    annotations = {name: hint for name, (hint, _) in fields.items()}
+    values = {name: default for name, (_, default) in fields.items()}
+    return foldax.config(type("Config", (Config,), {"__annotations__": annotations, **values}))
+
+
+def test_a_run_outlives_fields_that_its_class_gains_and_loses(experiment, tmp_path, capsys) -> None:
+    old = experiment._replace(config=config_class(removed=(int, 3)))
+    foldax.train(old, run_dir=tmp_path / "run", verbose=False)
+    new = experiment._replace(config=config_class(added=(int, 5)))
+    assert foldax.load_run(tmp_path / "run", new).config.added == 5
+    assert "fields that Config no longer has; they are ignored: removed" in capsys.readouterr().err
+    folder.check_same_run(tmp_path / "run", new, new.config())
+    with pytest.raises(ConfigError, match=r"another config: added \(5 in the folder, now 6\)"):
+        folder.check_same_run(tmp_path / "run", new, new.config(added=6))
+
+
+def test_a_run_with_nan_in_its_config_can_be_resumed(experiment, tmp_path) -> None:
+    with_nan = experiment._replace(config=config_class(threshold=(float, math.nan)))
+    folder.create(tmp_path, with_nan, with_nan.config())
+    folder.check_same_run(tmp_path, with_nan, with_nan.config())
+    assert json.loads((tmp_path / "config.json").read_text())["threshold"] == "nan"
 
 
 def test_a_run_of_a_notebook_says_how_to_go_on(run, tmp_path) -> None:

@@ -25,7 +25,7 @@ from foldax.inference.outputs import output_path
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
-from foldax.runs.train import warn
+from foldax.runs.terminal import warn
 from foldax.runs.transfer import parameters
 
 FILES = ("params.safetensors", "predict.jax", "signature.json", "example.py")

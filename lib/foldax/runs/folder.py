@@ -12,14 +12,16 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import jax
 
-from foldax.configuration import config_hash, from_json, to_json
+from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
+from foldax.runs.terminal import warn
 
+T = TypeVar("T")
 PACKAGES = ("foldax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 
 
@@ -148,10 +150,34 @@ def check_same_run(folder: Path, experiment: Experiment, config: Any) -> None:
       ConfigError: the configs differ; names the fields.
     """
     _check_experiment(folder, experiment)
-    saved, new = read_json(folder / "config.json"), to_json(config)
-    differences = [f"{k} ({saved.get(k)!r} in the folder, now {new[k]!r})" for k in new if saved.get(k) != new[k]]
+    # A field that the class did not have when the run started counts as its default.
+    known, _ = drop_unknown_fields(type(config), read_json(folder / "config.json"))
+    saved, new = to_json(from_json(type(config), known)), to_json(config)
+    differences = [f"{k} ({saved[k]!r} in the folder, now {new[k]!r})" for k in new if saved[k] != new[k]]
     if differences:
         raise ConfigError(f"{folder} was started with another config: {', '.join(differences)}")
+
+
+def read_config(folder: Path, cls: type[T], values: dict[str, Any]) -> T:
+    """Restores the config of a run; fields that its class no longer has are left out, with a warning.
+
+    Args:
+      folder: the run folder, named in the warning.
+      cls: the config class.
+      values: content of `config.json`.
+
+    Raises:
+      ConfigError: a value does not fit its field.
+
+    >>> from foldax import Training
+    >>> read_config(Path("run"), Training, {"steps": 10}).steps
+    10
+    """
+    known, unknown = drop_unknown_fields(cls, values)
+    if unknown:
+        listed = ", ".join(unknown)
+        warn(f"{folder} was made with fields that {cls.__name__} no longer has; they are ignored: {listed}")
+    return from_json(cls, known)
 
 
 def _check_experiment(folder: Path, experiment: Experiment) -> None:
@@ -212,7 +238,7 @@ def load(folder: Path, manifest: str = "manifest.json", call: str | None = None)
         raise RunError(f"{folder} was made in a notebook or prompt, so there is no file to load; call there: {call}")
     experiment = load_experiment(content["file"])
     config = content["config"] if "config" in content else read_json(folder / "config.json")
-    return experiment, from_json(experiment.config, config)
+    return experiment, read_config(folder, experiment.config, config)
 
 
 def _version(name: str) -> str | None:

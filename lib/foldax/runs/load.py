@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from foldax.configuration import from_json
 from foldax.engine import compiled, setup
 from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
 from foldax.engine.result import Result
@@ -18,7 +17,7 @@ from foldax.learner import State
 from foldax.runs import folder
 from foldax.runs.log import read_log
 from foldax.runs.tables import join_first
-from foldax.runs.train import warn
+from foldax.runs.terminal import warn
 from foldax.runs.transfer import parameters
 
 
@@ -46,7 +45,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
         call = f"foldax.load_run({str(path)!r}, experiment), which foldax.export takes"
         experiment, config = folder.load(path, call=call)
     else:
-        config = from_json(experiment.config, folder.read_json(path / "config.json"))
+        config = folder.read_config(path, experiment.config, folder.read_json(path / "config.json"))
     saved = parameters.read_run(path)
     # 2. The structure of the state, from the program that the experiment file makes now.
     dataset = setup.load_dataset(experiment, config)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
+from foldax.runs.terminal import warn
 from foldax.runs.transfer import initial_parameters, matching
 from foldax.runs.transfer.initial_parameters import ReadSource
 
@@ -120,11 +120,6 @@ def _train_in_folder(
     if verbose:
         print_result(result)
     return result
-
-
-def warn(message: str) -> None:
-    """Prints a warning on stderr."""
-    print(f"foldax: {message}", file=sys.stderr)
 
 
 def _hooks(

@@ -14,7 +14,7 @@ from foldax.experiment import Experiment
 from foldax.learner import State
 from foldax.runs import folder
 from foldax.runs.progress import Progress
-from foldax.runs.train import warn
+from foldax.runs.terminal import warn
 from foldax.runs.transfer import initial_parameters, matching, parameters
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, member_result, worker_devices
 from foldax.sweeps.plan import Group

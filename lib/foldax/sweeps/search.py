@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from foldax.errors import ConfigError, FoldaxError
-from foldax.runs.train import warn
+from foldax.runs.terminal import warn
 from foldax.sweeps.exact import DeviceWorkers, worker_devices
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.plan import Plan, Planner
