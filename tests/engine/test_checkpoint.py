@@ -1,6 +1,7 @@
 """Checkpoints: what comes back has the bits that went in, and only whole checkpoints come back."""
 
-import re
+import contextlib
+import errno
 import shutil
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path, tree_from_arrays
-from foldax.errors import RunError
+from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path, read_arrays, tree_from_arrays
+from foldax.errors import ExperimentError, NonFiniteError, RunError
 
 
 class State(NamedTuple):
@@ -179,19 +180,63 @@ def test_half_written_checkpoints_are_ignored(checkpoints) -> None:
         ({"x": jnp.zeros(3, jnp.int32)}, r"`x` is float32\(3,\), not int32\(3,\)"),
     ],
 )
-def test_a_checkpoint_of_another_state_is_refused_with_the_array_that_differs(tmp_path, like, words) -> None:
-    warnings: list[str] = []
-    checkpoints = Checkpoints(tmp_path / "c", warnings.append)
-    try:
-        checkpoints.save(7, {"x": jnp.ones(3)}, {})
+def test_a_checkpoint_of_another_state_is_refused_with_the_array_that_differs_and_kept(checkpoints, like, words):
+    checkpoints.save(7, {"x": jnp.ones(3)}, {})
+    checkpoints.wait()
+    with pytest.raises(RunError, match=rf"checkpoint .*checkpoints/7 .*{words}"):
+        checkpoints.restore(like)
+    assert checkpoints.restore({"x": jnp.zeros(3)})[0]["x"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ValueError("x: Permission denied")])
+def test_a_checkpoint_that_the_system_does_not_read_now_is_not_set_aside(checkpoints, monkeypatch, error) -> None:
+    checkpoints.save(7, {"x": jnp.ones(3)}, {})
+    checkpoints.wait()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(RunError, match="cannot be read now, and is left as it is: "):
+            checkpoints.restore({"x": jnp.zeros(3)})
+    assert checkpoints.restore({"x": jnp.zeros(3)})[1]["step"] == 7
+
+
+@pytest.mark.parametrize("name", ["thesis [2026]", "a\\b", "a*b", "a?b"])
+def test_a_folder_may_hold_characters_of_patterns(tmp_path, name) -> None:
+    (tmp_path / "aXb" / "checkpoints" / "1").mkdir(parents=True)
+    folder = tmp_path / name / "checkpoints"
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)}, {})
         checkpoints.wait()
-        with pytest.raises(RunError, match=r"none of the checkpoints in .* can be read"):
-            checkpoints.restore(like)
-    finally:
-        checkpoints.close()
-    assert len(warnings) == 1
-    assert "c/7 " in warnings[0]
-    assert re.search(words, warnings[0])
+        assert checkpoints.restore({"x": jnp.zeros(3)})[1]["step"] == 1
+    arrays, _ = read_arrays(folder, lambda path: True)
+    np.testing.assert_array_equal(arrays["x"], 1)
+    assert not list((tmp_path / "aXb" / "checkpoints" / "1").iterdir())
+
+
+def test_the_first_checkpoint_is_read_back(checkpoints, monkeypatch) -> None:
+    def damage(path: str) -> None:
+        raise RunError("the checksum of `x` does not fit")
+
+    monkeypatch.setattr("foldax.engine.checkpoint._verify", lambda name, array, meta: damage(name))
+    checkpoints.save(1, {"x": jnp.ones(3)}, {})
+    with pytest.raises(RunError, match="checksum of `x`"):
+        checkpoints.wait()
+
+
+def test_a_state_with_nan_is_not_saved(checkpoints) -> None:
+    params = r"^params\."
+    checkpoints.save(3, {"params": {"kernel": jnp.ones(2)}, "other": jnp.array(jnp.nan)}, {}, finite=params)
+    checkpoints.save(4, {"params": {"kernel": jnp.array([1.0, jnp.nan])}, "other": jnp.array(0.0)}, {}, params)
+    with pytest.raises(NonFiniteError, match=r"`params.kernel` holds NaN at step 4, .*; checkpoints kept: 3$"):
+        checkpoints.wait()
+
+
+def test_two_arrays_of_one_path_are_refused() -> None:
+    with pytest.raises(ExperimentError, match=r"two arrays of the state have the path `a\.b`: rename"):
+        leaves_by_path({"a.b": 1, "a": {"b": 2}})
 
 
 def test_a_failed_write_names_the_folder_and_the_kept_checkpoints(checkpoints, monkeypatch) -> None:

@@ -1,16 +1,19 @@
 """Checkpoints on disk: written by Orbax in the background, atomically, and verified by checksums when they are read."""
 
+import contextlib
 import errno
 import functools
 import hashlib
 import logging
 import os
+import re
 import sys
+import tempfile
 import textwrap
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from foldax.errors import RunError
+from foldax.errors import ExperimentError, FoldaxError, NonFiniteError, RunError
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """Flattens a pytree to its leaves by path, such as `state.params.Dense_0.kernel`.
 
+    Raises:
+      ExperimentError: two leaves have the same path.
+
     >>> leaves_by_path({"params": {"kernel": 1, "bias": 2}})
     {'params.bias': 2, 'params.kernel': 1}
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    by_path: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = jax.tree_util.keystr(keys, simple=True, separator=".")
+        if path in by_path:
+            raise ExperimentError(f"two arrays of the state have the path `{path}`: rename a key that holds a dot")
+        by_path[path] = leaf
+    return by_path
 
 
 def host_arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -76,6 +87,10 @@ def state_digest(state: Any) -> str:
     return digest.hexdigest()
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A good checkpoint cannot be read now.
+REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.ESTALE)
+PATTERN_CHARACTERS, PATTERN_TEXT = frozenset("[]*?\\"), "brackets, asterisks, question marks or backslashes"
 _ORBAX_LOCK = threading.RLock()  # Orbax's event loop serves one thread, but members of a sweep save from several
 
 
@@ -102,61 +117,78 @@ class Checkpoints:
         self._ocp, self._warn = ocp, warn
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints the errors that it raises
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resources = contextlib.ExitStack()
+        path = self._resources.enter_context(_plain_path(folder))
         handlers = {  # trained weights do not compress: trying would only cost processor time
             "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
             "meta": ocp.JsonCheckpointHandler(),
         }
         with _ORBAX_LOCK:
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
         # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
         self._writing: Future[None] | None = None
+        self._is_read_back = False
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Any, meta: dict[str, Any], finite: str = "") -> None:
         """Starts writing a checkpoint, after waiting for the previous one.
 
         Args:
           step: number of the checkpoint; one that is there already is left as it is.
           tree: pytree of arrays, which must not be donated meanwhile.
           meta: JSON-able.
+          finite: regular expression of the paths of arrays that must not hold NaN; "" checks none.
 
         Raises:
-          RunError: the previous checkpoint could not be written, as when the disk is full.
+          RunError: the previous checkpoint could not be written, as when the disk is full, or not be read back.
+          NonFiniteError: the previous checkpoint held NaN, and was not written.
         """
         self.wait()
-        self._writing = self._writer.submit(self._save, step, tree, meta)
+        self._writing = self._writer.submit(self._save, step, tree, meta, finite)
 
-    def _save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
+    def _save(self, step: int, tree: Any, meta: dict[str, Any], finite: str) -> None:
         if step in self._manager.all_steps():
             return
         args, arrays = self._ocp.args, host_arrays(tree)
+        for name, array in arrays.items():
+            if finite and re.search(finite, name) and _has_nan(array):
+                problem = f"`{name}` holds NaN at step {step}, although all training metrics were finite"
+                raise NonFiniteError(step, f"{problem}; {self._kept_steps()}")
         meta = {**meta, "step": step, "checksums": {name: _checksum(array) for name, array in arrays.items()}}
         nonempty = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
         items = args.Composite(arrays=args.PyTreeSave(nonempty), meta=args.JsonSave(meta))
         with _ORBAX_LOCK:
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
+            # The first one of this process is read back: a run must not end with checkpoints that nobody can read.
+            if not self._is_read_back:
+                self._read(step, {name: _spec(array) for name, array in arrays.items()}, meta)
+                self._is_read_back = True
 
     def wait(self) -> None:
         """Waits until everything is written.
 
         Raises:
-          RunError: a checkpoint could not be written, as when the disk is full.
+          RunError: a checkpoint could not be written, as when the disk is full, or not be read back.
+          NonFiniteError: a checkpoint held NaN, and was not written.
         """
         try:
             if self._writing is not None:
                 self._writing.result()
+        except FoldaxError:
+            raise
         except Exception as error:
             raise self._cannot_write(error) from error
         finally:
             self._writing = None
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Reads the newest intact checkpoint; damaged ones are renamed and warned about.
+        """Reads the newest intact checkpoint; damaged ones after it are renamed and warned about.
 
         Args:
           like: a pytree of the same structure, shapes and dtypes, or a function that makes one from the meta.
@@ -165,47 +197,58 @@ class Checkpoints:
           `(tree, meta)`, or None if there is no checkpoint at all.
 
         Raises:
-          RunError: there are checkpoints, but none can be used.
+          RunError: there are checkpoints, but none is intact, the newest one holds other arrays than `like`, or the
+            system refuses to read it. Nothing is renamed then.
         """
         _silence_late_reads()
+        damaged: dict[int, str] = {}
         with _ORBAX_LOCK:
-            steps = sorted(self._manager.all_steps(), reverse=True)
-            for step in steps:
+            for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
-                    return self._restore(step, like)
-                except Exception as error:
-                    # Damaged: set aside, and go on with the one before.
-                    reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-                    self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
-                    (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                    restored = self._restore(step, like)
+                except _DamagedError as error:
+                    damaged[step] = str(error)
+                    continue
+                # Set aside only now: they are all there is, until an older one is known to be intact.
+                for number, reason in damaged.items():
+                    self._warn(f"checkpoint {self.folder / str(number)} is damaged and was set aside: {reason}")
+                    (self.folder / str(number)).rename(self.folder / f"damaged-{number}")
                     self._manager.reload()
-        if steps:
-            raise RunError(f"none of the checkpoints in {self.folder} can be read; start the run anew")
+                return restored
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise RunError(f"none of the checkpoints in {self.folder} can be read ({reasons}); start the run anew")
         return None
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        # 1. The JSON object: what should be there.
         args = self._ocp.args
-        restored = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))
-        meta = restored.meta
+        with _reading(self.folder / str(step)):
+            meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
         like = like(meta) if callable(like) else like
-        shapes = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
-        if different := sorted(shapes.keys() ^ meta["checksums"].keys()):
-            raise RunError(f"it holds other arrays than this experiment's state ({', '.join(different[:5])})")
-        # 2. Arrays, as NumPy: `tree_from_arrays` puts them onto devices.
-        nonempty = {name: shape for name, shape in shapes.items() if shape.size}
+        specs = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
+        if different := sorted(specs.keys() ^ meta["checksums"].keys()):
+            problem = f"holds other arrays than this experiment's state ({', '.join(different[:5])})"
+            remedy = "undo the change of the experiment, or start a new run (`init_from` takes what fits)"
+            raise RunError(f"checkpoint {self.folder / str(step)} {problem}; {remedy}")
+        return tree_from_arrays(self._read(step, specs, meta), like), meta
+
+    def _read(self, step: int, specs: dict[str, jax.ShapeDtypeStruct], meta: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Reads the arrays of a checkpoint, as NumPy, and checks them."""
+        args, path = self._ocp.args, self.folder / str(step)
+        nonempty = {name: spec for name, spec in specs.items() if spec.size}
         as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in nonempty}
-        restored = self._manager.restore(
-            step, args=args.Composite(arrays=args.PyTreeRestore(item=nonempty, restore_args=as_numpy))
-        )
-        # 3. Empty arrays, which Orbax did not save, and checks of all others.
-        arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if not shape.size}
-        arrays |= restored.arrays
-        for name, array in arrays.items():
-            if array.shape != shapes[name].shape or array.dtype != shapes[name].dtype:
-                raise RunError(f"`{name}` is {array.dtype}{array.shape}, not {shapes[name].dtype}{shapes[name].shape}")
+        with _reading(path):
+            item = args.PyTreeRestore(item=nonempty, restore_args=as_numpy)
+            restored = self._manager.restore(step, args=args.Composite(arrays=item))
+        # Empty arrays, which Orbax did not save, are made anew.
+        arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items() if not spec.size}
+        for name, array in (arrays | restored.arrays).items():
+            if array.shape != specs[name].shape or array.dtype != specs[name].dtype:
+                problem = f"`{name}` is {array.dtype}{array.shape}, not {specs[name].dtype}{specs[name].shape}"
+                raise RunError(f"checkpoint {path} does not fit this experiment's state: {problem}")
             _verify(name, array, meta)
-        return tree_from_arrays(arrays, like), meta
+            arrays[name] = array
+        return arrays
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends Orbax's threads.
@@ -215,18 +258,44 @@ class Checkpoints:
         """
         try:
             self._writer.shutdown()
-            with _ORBAX_LOCK:
+            with _ORBAX_LOCK, self._resources:
                 self._manager.close()
         except Exception as error:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> RunError:
-        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # TensorStore passes on the system's message, not its number
-        full = getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
-        reason = "the disk is full" if full else str(error).splitlines()[0][:200]
-        kept = sorted(path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit())
-        state = f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
-        return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {state}")
+        reason = "the disk is full" if _is_system_error(error, DISK_FULL) else str(error).splitlines()[0][:200]
+        return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {self._kept_steps()}")
+
+    def _kept_steps(self) -> str:
+        kept = sorted((path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit()), key=int)
+        return f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
+
+
+class _DamagedError(RunError):
+    """The content of a checkpoint is not what was written."""
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tells damaged checkpoints from those that the system refuses to read now.
+
+    Raises:
+      RunError: the system refuses, as when too many files are open.
+      _DamagedError: anything else is wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        if isinstance(error, MemoryError) or _is_system_error(error, REFUSALS):
+            raise RunError(f"checkpoint {path} cannot be read now, and is left as it is: {reason}") from error
+        raise _DamagedError(reason) from error
+
+
+def _is_system_error(error: Exception, codes: Sequence[int]) -> bool:
+    # TensorStore passes on the system's message, not its number.
+    return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
 def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -252,7 +321,11 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
     args, options = ocp.args, ocp.CheckpointManagerOptions(read_only=True)
     handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     reasons: list[str] = []
-    with _ORBAX_LOCK, ocp.CheckpointManager(folder.resolve(), options=options, item_handlers=handlers) as manager:
+    with (
+        _ORBAX_LOCK,
+        _plain_path(folder) as path,
+        ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager,
+    ):
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 meta = manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
@@ -268,6 +341,23 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
     if reasons:
         raise RunError(f"none of the checkpoints in {folder} can be read ({'; '.join(reasons)})")
     return None
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """Yields a path of a folder without characters that TensorStore takes for patterns: a link where it has some."""
+    folder = folder.resolve()
+    if not set(str(folder)) & PATTERN_CHARACTERS:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="foldax-") as directory:
+        link = Path(directory) / "checkpoints"
+        if set(directory) & PATTERN_CHARACTERS:
+            remedy = "rename it, or set TMPDIR to a folder without them"
+            problem = f"checkpoints in {folder} cannot be read because of the {PATTERN_TEXT} in its path"
+            raise RunError(f"{problem}; {remedy}")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 @functools.cache
@@ -292,9 +382,13 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
+def _has_nan(array: np.ndarray) -> bool:
+    return bool(jax.numpy.issubdtype(array.dtype, np.floating) and np.isnan(array).any())
+
+
 def _verify(name: str, array: np.ndarray, meta: dict[str, Any]) -> None:
     if _checksum(array) != meta["checksums"][name]:
-        raise RunError(f"the checksum of `{name}` does not fit")
+        raise _DamagedError(f"the checksum of `{name}` does not fit")
 
 
 def _checksum(array: np.ndarray) -> int:

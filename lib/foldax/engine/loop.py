@@ -29,6 +29,7 @@ from foldax.learner import State
 
 CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
 PROFILED_STEPS = 20
+PARAMETERS = r"^0\.state\.(.*\.)?params\."  # paths in a checkpoint, whose first part is the fold
 
 LogLine = tuple[int, str, dict[str, float]]  # step, split, metrics
 
@@ -215,7 +216,10 @@ def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor
     """Starts writing a checkpoint, if the run has checkpoints and this step is not yet saved."""
     step = int(tree[0].step)
     if hooks.checkpoints is not None and step != run.last_saved_step:
-        hooks.checkpoints.save(step, tree, {"cursor": cursor, "nonresumable_reason": nonresumable_reason(run.dataset)})
+        meta = {"cursor": cursor, "nonresumable_reason": nonresumable_reason(run.dataset)}
+        # Members of a vmapped sweep that are not finite stay as they are; a lone run must not keep such a state.
+        finite = PARAMETERS if run.num_members is None else ""
+        hooks.checkpoints.save(step, tree, meta, finite)
         run.last_saved_step = step
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
 from foldax.engine import compiled
+from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.fold import Program, initial_best
 from foldax.engine.state import Hooks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
@@ -50,6 +51,7 @@ def start_run(
     arguments = dict(config=traced_config, seed=seed, examples=examples, data=block.data)
     with compiled.user_errors(program, **arguments):
         fold = _place(program, device, compiled.initial_fold(program, **arguments))
+        leaves_by_path(fold.state)  # refuses states that could not be saved
         check_evaluate(program, traced_config, seed, fold.state, dataset)
         keeps_best = config.keep == "best" and has_split(dataset, "validation")
         best = _place(program, device, initial_best(compiled.copy(fold.state) if keeps_best else None))

@@ -23,8 +23,8 @@ class CheckpointStore(Protocol):
     def is_saving(self) -> bool:
         """Whether a checkpoint is still being written."""
 
-    def save(self, step: int, tree: Any, meta: dict[str, Any]) -> None:
-        """Starts writing a checkpoint: a pytree of arrays and a JSON-able dict."""
+    def save(self, step: int, tree: Any, meta: dict[str, Any], finite: str = "") -> None:
+        """Starts writing a checkpoint: a pytree of arrays, of which some must be finite, and a JSON-able dict."""
 
     def wait(self) -> None:
         """Waits until everything is written."""

@@ -94,11 +94,11 @@ class MemberCheckpoints:
         """Whether a checkpoint is still being written."""
         return self._checkpoints is not None and self._checkpoints.is_saving()
 
-    def save(self, step: int, tree: State, meta: dict[str, Any]) -> None:
+    def save(self, step: int, tree: State, meta: dict[str, Any], finite: str = "") -> None:
         """Starts writing a checkpoint."""
         if self._checkpoints is None:
             self._checkpoints = Checkpoints(self._folder, self._warn)
-        self._checkpoints.save(step, tree, {"lines": list(self._lines), **meta})
+        self._checkpoints.save(step, tree, {"lines": list(self._lines), **meta}, finite)
 
     def restore(self, like: State | Callable[[dict[str, Any]], State]) -> tuple[State, dict[str, Any]] | None:
         """Reads the newest checkpoint as `(tree, meta)`, or returns None; see `Checkpoints.restore`."""
