@@ -14,7 +14,7 @@ import jaxlib.version
 CACHE = Path(os.environ.setdefault("FOLDAX_TEST_CACHE", str(Path(tempfile.gettempdir()) / "foldax-tests")))
 os.environ.setdefault("FOLDAX_CACHE", str(CACHE / "data"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 if os.environ.get("FOLDAX_TEST_OPTIMIZED") != "1":
     # Compiling is most of the tests' time: without optimizations and MLIR's emitters of kernels it takes a third.
@@ -34,7 +34,7 @@ from jaxtyping import install_import_hook
 
 # Calls of these functions are checked against the shapes and dtypes in their annotations.
 ANNOTATED = ["learners.losses", "learners.generative.noise_schedule", "learners.rl.return_distributions"]
-ANNOTATED += ["learners.self_supervised.views", "models.distributions", "rl.priorities", "rl.returns"]
+ANNOTATED += ["models.distributions", "rl.priorities", "rl.returns"]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, too
 install_import_hook([f"foldax.{module}" for module in ANNOTATED], CHECKER)
 

@@ -123,16 +123,16 @@ def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(fo
     assert "A line with every kind" in text
     for part in (
         "--run-dir DIR",
-        "--steps INT Number of updates; each consumes one batch. (default: 6)",
-        "--seed INT Seed of all randomness",
-        "--patience {None}|INT",
-        "--mode {min,max}",
-        "--hidden [INT [INT ...]] Widths of the hidden layers. (default: 8)",
-        "--betas FLOAT FLOAT",
-        "--clip {None}|FLOAT",
+        "--steps int Number of updates; each consumes one batch. (default: 6)",
+        "--seed int Seed of all randomness",
+        "--patience int | None",
+        "--mode 'min' or 'max'",
+        "--hidden tuple[int, ...] Widths of the hidden layers. (default: (8,))",
+        "--betas tuple[float, float]",
+        "--clip float | None",
         "--bias, --no-bias",
-        "--optimizer.learning-rate FLOAT Step size. (default: 0.1)",
-        "--optimizer.momentum {None}|FLOAT Of heavy-ball momentum.",
+        "--optimizer.learning-rate float Step size. (default: 0.1)",
+        "--optimizer.momentum float | None Of heavy-ball momentum.",
     ):
         assert part in text
 
@@ -192,6 +192,13 @@ def test_a_misspelt_field_of_a_nested_config(foldax, workdir) -> None:
 # Commands
 
 
+def test_list_looks_below_folders_of_any_name(foldax, workdir) -> None:
+    folder = workdir / "lib" / ".hidden"
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text('"""Mine."""\nexperiment = 3\n')
+    assert foldax("list", str(folder)) == (0, f"{folder}/mine.py  Mine.\n", "")
+
+
 def test_list_names_each_experiment_with_its_first_line(foldax, workdir) -> None:
     (workdir / "sub").mkdir()
     (workdir / "sub" / "other.py").write_text('"""Another one."""\nexperiment = 3\n')
@@ -199,6 +206,13 @@ def test_list_names_each_experiment_with_its_first_line(foldax, workdir) -> None
     (workdir / "broken.py").write_text("def f(:\n")
     (workdir / ".hidden").mkdir()
     (workdir / ".hidden" / "old.py").write_text("experiment = 1\n")
+    (workdir / "dangling.py").symlink_to("/nowhere/old.py")
+    (workdir / "folder.py").mkdir()
+    (workdir / "sub" / "bom.py").write_bytes(b'\xef\xbb\xbf"""With a mark."""\nexperiment = 3\n')
+    code, out, err = foldax("list", "sub")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["sub/bom.py  With a mark.", "sub/other.py  Another one."]
+    (workdir / "sub" / "bom.py").unlink()
     code, out, err = foldax("list")
     assert (code, err) == (0, "")
     assert out.splitlines() == ["line.py  A line with every kind of config field.", "sub/other.py  Another one."]

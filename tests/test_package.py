@@ -9,18 +9,7 @@ import pytest
 import foldax
 from tests.conftest import ROOT
 
-HEAVY = (
-    "flax",
-    "optax",
-    "orbax",
-    "grain",
-    "tensorflow_datasets",
-    "tensorflow",
-    "sklearn",
-    "matplotlib",
-    "tyro",
-    "rich",
-)
+HEAVY = ("flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "rich")
 README = (ROOT / "README.md").read_text()
 
 

@@ -4,23 +4,22 @@ import argparse
 import ast
 import contextlib
 import importlib
-import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.configuration import field_types
-from foldax.errors import ConfigError, FoldaxError, RunError, did_you_mean
+from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
-from foldax.field_values import is_config
+from foldax.options import options_help, parse_options, set_fields
+from foldax.runs.terminal import echo, finish_output, lost_output, reserve_streams, warn
 
 USAGE = 2
 FAILED = 1
 
+OTHER_DATA = "go on although the data have changed"
 KINDS = ("supervised", "generative", "rl", "custom")  # templates of `foldax new`
 
 
@@ -34,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code: 0, 1 (the run failed) or 2 (bad usage).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return _exit_code(lambda: _run_words(words))
+
+
+def _run_words(words: list[str]) -> int | None:
     parser = _parser()
     if not words:
         parser.print_help()
@@ -44,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         command, options = parser.parse_known_args(words)
     command.options = options
-    return _exit_code(lambda: _run_command(command))
-
-
-def _run_command(command: argparse.Namespace) -> int | None:
     if not command.takes_options:
         _reject(command.options)
-    return command.run(command)
+    code = command.run(command)
+    if reason := lost_output():
+        warn(f"some of what this command printed is lost: {reason}")
+        # What trains has written its results to a folder.
+        return code if command.name in ("run", "resume", "sweep") else FAILED
+    return code
 
 
 def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
@@ -61,18 +65,21 @@ def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = Non
 
 def _exit_code(command: Callable[[], int | None]) -> int:
     """Runs a command, which returns its exit code or None for 0, and prints its error as one message."""
+    reserve_streams()
     try:
         return command() or 0
     except FoldaxError as error:
-        print(f"foldax: {error}", file=sys.stderr)
+        warn(str(error))
         if os.environ.get("FOLDAX_TRACEBACK"):
             traceback.print_exc()
         return USAGE if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
-        print("foldax: stopped", file=sys.stderr)
+        warn("stopped")
         return FAILED
     except BrokenPipeError:
         return FAILED
+    finally:
+        finish_output()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     list_.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working directory")
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
-    add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR")
+    resume = add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
+    resume.epilog = "--monitor, --mode and --patience may differ from those of the run."
+    resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = "train a finished run again and compare metrics and state bit by bit"
     reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
     reproduce.add_argument("--member", type=int, metavar="K", help="member K of a sweep, trained as a single run")
@@ -147,6 +156,8 @@ def _add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None
         "episode is written beside FILE (_strip.png). If the environment cannot be rendered, a figure of the "
         "observations (_observations.png) replaces both."
     )
+    for command in (predict, export, cluster, play):
+        command.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
 
 
 def _list(command: argparse.Namespace) -> None:
@@ -154,17 +165,19 @@ def _list(command: argparse.Namespace) -> None:
         raise RunError(f"there is no folder {str(command.folder)!r}")
     count = 0
     for path in sorted(command.folder.rglob("*.py")):
-        if any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in path.parts):
+        # Folders above the one that was asked for may have any name.
+        parts = path.relative_to(command.folder).parts
+        if any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in parts):
             continue
-        with contextlib.suppress(SyntaxError, UnicodeDecodeError):
+        with contextlib.suppress(SyntaxError, ValueError, OSError):
             # Parsed, not imported: listing runs no code.
-            tree = ast.parse(path.read_text())
+            tree = ast.parse(path.read_bytes())
             targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
             if any(isinstance(target, ast.Name) and target.id == "experiment" for target in targets):
-                print(f"{path}  {(ast.get_docstring(tree) or '').split(chr(10))[0]}")
+                echo(f"{path}  {(ast.get_docstring(tree) or '').split(chr(10))[0]}")
                 count += 1
     if not count:
-        print(f"no experiment files under {command.folder}; `foldax new NAME` writes one", file=sys.stderr)
+        warn(f"no experiment files under {command.folder}; `foldax new NAME` writes one")
 
 
 def _run(command: argparse.Namespace) -> None:
@@ -174,9 +187,12 @@ def _run(command: argparse.Namespace) -> None:
 def _train(experiment: Experiment, options: list[str]) -> None:
     from foldax.runs.train import train
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--run-dir", type=Path)
-    known, fields = parser.parse_known_args(options)
+    try:
+        known, fields = parser.parse_known_args(options)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
     train(experiment, parse_config(experiment, fields), run_dir=known.run_dir)
 
 
@@ -190,7 +206,7 @@ def _report(command: argparse.Namespace) -> None:
     from foldax.runs.tables import display_path
     from foldax.sweeps.report import write_report
 
-    print(f"report: {display_path(write_report(command.sweep_dir))}")
+    echo(f"report: {display_path(write_report(command.sweep_dir))}")
 
 
 def _resume(command: argparse.Namespace) -> int:
@@ -199,12 +215,14 @@ def _resume(command: argparse.Namespace) -> int:
     from foldax.sweeps import command as sweep_command
 
     if folder.is_sweep(command.run_dir):
-        return sweep_command.resume(command.run_dir)
+        _reject(command.options)
+        return sweep_command.resume(command.run_dir, command.allow_other_data)
     experiment, config = folder.load(command.run_dir)
+    config = parse_config(experiment, command.options, config)
     if (command.run_dir / "result.json").exists():
-        print(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
+        echo(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
     else:
-        train(experiment, config, run_dir=command.run_dir, resume=True)
+        train(experiment, config, run_dir=command.run_dir, resume=True, allow_other_data=command.allow_other_data)
     return 0
 
 
@@ -225,17 +243,20 @@ def _reproduce(command: argparse.Namespace) -> int:
 def _show(command: argparse.Namespace) -> None:
     from foldax.runs import folder
     from foldax.runs.show import show
-    from foldax.sweeps import statistics
+    from foldax.sweeps.show import show as show_sweep
 
-    (statistics.show if folder.is_sweep(command.run_dir) else show)(command.run_dir)
+    (show_sweep if folder.is_sweep(command.run_dir) else show)(command.run_dir)
 
 
 def _use_run(command: argparse.Namespace) -> None:
     """Calls the function of `foldax.inference` that has the name of the command, with the command's options."""
+    from foldax.runs.load import load_run
+
     module = importlib.import_module(f"foldax.inference.{command.name}")
-    others = ("name", "run", "takes_options", "options", "run_dir")
+    others = ("name", "run", "takes_options", "options", "run_dir", "allow_other_data")
     options = {name: value for name, value in vars(command).items() if name not in others}
-    getattr(module, command.name)(command.run_dir, **options)
+    run = load_run(command.run_dir, allow_other_data=command.allow_other_data)
+    getattr(module, command.name)(run, **options)
 
 
 def _size(text: str) -> int | str:
@@ -252,13 +273,13 @@ def _check(command: argparse.Namespace) -> int:
     for name, law in laws.LAWS.items():
         try:
             reason = law(subject)
-            print(f"{name:9} {'does not apply: ' + reason if reason else 'holds'}", flush=True)
+            echo(f"{name:9} {'does not apply: ' + reason if reason else 'holds'}")
         except FoldaxError as error:
             broken += 1
-            print(f"{name:9} BROKEN: {error}", flush=True)
+            echo(f"{name:9} BROKEN: {error}")
     advice = None if broken else laws.faster_dispatch(subject)
     if advice:
-        print(f"note: {advice}")
+        echo(f"note: {advice}")
     return FAILED if broken else 0
 
 
@@ -271,10 +292,10 @@ def _new(command: argparse.Namespace) -> None:
         raise ConfigError(f"{path.stem!r} cannot be a Python module's name: use letters, digits and underscores")
     if path.exists():
         raise RunError(f"{path} exists already; choose another name")
-    text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text()
+    text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text(encoding="utf-8")
     with write_errors(path):
-        path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)))
-    print(f"wrote {path}; try: foldax run {path}")
+        path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)), encoding="utf-8")
+    echo(f"wrote {path}; try: foldax run {path}")
 
 
 def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
@@ -298,70 +319,18 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     >>> parse_config(Experiment(Config, lambda config, info: None), ["--steps", "7"]).steps
     7
     """
-    import tyro
-
-    # tyro prints help and errors itself and exits; they are captured, so that errors look like all others.
-    file = experiment_file(experiment)
-    stdout, stderr = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            config, unknown = tyro.cli(
-                experiment.config,
-                args=_split_tuples(arguments),
-                default=experiment.config() if default is None else default,
-                return_unknown_args=True,
-                prog=f"foldax run {file.name if file else 'FILE'} [--run-dir DIR]",
-                description=_first_paragraph(experiment),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            print(stdout.getvalue(), end="")
-            raise
-        raise ConfigError(_error_message(stderr.getvalue() or stdout.getvalue())) from None
-    # tyro returns unknown options instead of suggesting known ones.
-    if unknown:
-        if unknown[0].startswith("-"):
-            hint = did_you_mean(unknown[0].split("=")[0], _options(experiment.config))
-            raise ConfigError(f"there is no option {unknown[0]}{hint} (all: --help)")
-        raise ConfigError(f"{unknown[0]!r} belongs to no option (a value too many, or a missing --field before it)")
-    return config
-
-
-def _split_tuples(arguments: Sequence[str]) -> list[str]:
-    """Splits tuples in Python's notation: --hidden "(64, 64)" becomes --hidden 64 64."""
-    words: list[str] = []
-    for argument in arguments:
-        value = None
-        if argument.startswith("("):
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(argument)
-        words += map(str, value) if isinstance(value, tuple) else [argument]
-    return words
-
-
-def _options(cls: type, prefix: str = "--") -> list[str]:
-    options = ["--run-dir"]
-    for name, hint in field_types(cls).items():
-        option = prefix + name.replace("_", "-")
-        options += _options(hint, f"{option}.")[1:] if is_config(hint) else [option]
-    return options
+    default = experiment.config() if default is None else default
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        file = experiment_file(experiment)
+        echo(f"usage: foldax run {file.name if file else 'FILE'} [--run-dir DIR] [--field VALUE ...]")
+        echo(f"\n{_first_paragraph(experiment)}\n\n{options_help(experiment.config, default)}".rstrip())
+        raise SystemExit(0)
+    return set_fields(default, parse_options(experiment.config, arguments))
 
 
 def _first_paragraph(experiment: Experiment) -> str:
     module = sys.modules.get(experiment.learner.__module__)
     return ((module.__doc__ if module else None) or "").split("\n\n")[0]
-
-
-def _error_message(text: str) -> str:
-    """Extracts the message from the frame that tyro draws around it, as one line."""
-    # The message stands between two rules of dashes; the usage of the option may follow.
-    lines = [line.strip() for line in text.splitlines()]
-    rules = [i for i, line in enumerate(lines) if line.startswith("---") and not line.strip("-")]
-    first, second = rules[:2] if len(rules) > 1 else (-1, len(lines))
-    message = " ".join(filter(None, lines[first + 1 : second]))
-    usage = next((line for line in lines[second:] if line.startswith("--") and line.strip("-")), "")
-    message = re.sub(r"^Error parsing \w+: (?=\w+\.)", "", message)
-    return f"{message} (usage: {usage})" if usage else message
 
 
 def _reject(options: list[str]) -> None:

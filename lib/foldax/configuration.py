@@ -322,6 +322,7 @@ class Training(LoopConfig):
 
     def __post_init__(self) -> None:
         check_at_least(self, steps=1)
+        _check_steps(self, self.steps)
 
 
 @config
@@ -360,6 +361,7 @@ class RLTraining(LoopConfig):
             update = f"{self.num_envs} x {self.rollout_steps}, after {self.learning_starts} at the start"
             problem = f"{self.environment_steps} is too small; an update takes {update}"
             raise ConfigError(f"{type(self).__name__}.environment_steps: {problem}")
+        _check_steps(self, self.steps)
 
     @property
     def steps(self) -> int:
@@ -388,6 +390,11 @@ class RLTraining(LoopConfig):
         1124
         """
         return self.learning_starts + steps * self.num_envs * self.rollout_steps
+
+
+def _check_steps(config: LoopConfig, steps: int) -> None:
+    if steps >= 2**31:  # the loop counts them in int32
+        raise ConfigError(f"{type(config).__name__}: {steps} updates are too many; there must be fewer than 2**31")
 
 
 def with_steps(config: T, steps: int) -> T:

@@ -30,7 +30,7 @@ def is_config(value: Any) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """Converts the value of a field to plain JSON values, from which `coerce_value` restores it.
+    """Converts a value, such as that of a field, to plain JSON values, from which `coerce_value` restores it.
 
     Members of an enumeration become their names, paths and dtypes texts, and floats that JSON lacks "nan" or "inf".
 
@@ -41,10 +41,25 @@ def to_plain(value: Any) -> Any:
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
     if isinstance(value, enum.Enum):
         return value.name
     is_text = isinstance(value, (PurePath, np.dtype)) or (isinstance(value, float) and not math.isfinite(value))
     return str(value) if is_text else value
+
+
+def restore_floats(value: Any) -> Any:
+    """Converts the texts that `to_plain` made of floats that JSON lacks back to floats, at any depth.
+
+    >>> restore_floats({"step": 3, "loss": "nan", "split": "train"})
+    {'step': 3, 'loss': nan, 'split': 'train'}
+    """
+    if isinstance(value, list):
+        return [restore_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {name: restore_floats(item) for name, item in value.items()}
+    return float(value) if value in NOT_FINITE else value
 
 
 def check_type(hint: Any, where: str) -> None:
@@ -142,7 +157,9 @@ def _coerce_simple(value: Any, hint: Any) -> Any:
         return int(value)
     if hint is str and isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
-    if hint is np.dtype or (isinstance(value, (str, os.PathLike)) and issubclass(hint, PurePath)):
+    if hint is np.dtype and value is not None:  # `np.dtype(None)` is float64
+        return np.dtype(value)
+    if issubclass(hint, PurePath) and isinstance(value, (str, os.PathLike)):
         return hint(value)
     if hint in (bool, type(None)) and isinstance(value, hint):
         return value
@@ -161,6 +178,8 @@ def type_name(hint: Any) -> str:
         return " or ".join(repr(name) for name in hint.__members__)
     if is_union(hint):
         return " | ".join(type_name(arm) for arm in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"tuple[{', '.join('...' if arm is Ellipsis else type_name(arm) for arm in typing.get_args(hint))}]"
     if hint is type(None):
         return "None"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -97,7 +97,7 @@ def test_what_does_not_fit(changed, says):
 
 
 def test_integers_that_32_bits_do_not_hold():
-    with pytest.raises(DataError, match=r"'targets' has integers from 0 to 4294967296, which do not fit into 32 bits"):
+    with pytest.raises(DataError, match=r"'targets': expected int32 \(-2\d+ to 2\d+\), got 4294967296 in example 1"):
         data.from_arrays({"targets": np.array([0, 2**32])}, batch_size=1)
 
 

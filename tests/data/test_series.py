@@ -84,10 +84,10 @@ def test_the_splits_make_a_dataset():
         ((np.arange(9.0), 1, 1), {"start": 5, "end": 4}, "start=5 and end=4"),
         ((np.arange(9.0), 1, 1), {"target_channel": 1}, "target_channel=1 must be 0 to 0, a channel of the series"),
         ((np.array([0, 1, np.nan, 3]), 1, 1), {}, "not finite, first in step 2"),
-        ((np.ones((2, 2, 2)), 1, 1), {}, r"numbers \[T\] or \[T, C\], not float64 of shape \[2, 2, 2\]"),
+        ((np.ones((2, 2, 2)), 1, 1), {}, r"numbers \[T\] or \[T, C\], not of shape \[2, 2, 2\]"),
         (([], 1, 1), {}, "leave no origin"),
         ((np.array([1.0, 1e300]), 1, 1), {}, "not finite, first in step 1"),
-        ((["a"], 1, 1), {}, "must be numbers"),
+        ((["a"], 1, 1), {}, "must be an array of numbers"),
     ],
 )
 def test_invalid_arguments_raise_helpful_errors(arguments, options, message):

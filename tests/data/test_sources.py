@@ -1,6 +1,10 @@
 """Where batches come from: each example once an epoch, the same wherever one starts."""
 
 import itertools
+import os
+import select
+import subprocess
+import sys
 import threading
 
 import jax
@@ -9,6 +13,8 @@ import numpy as np
 import pytest
 
 from foldax import data
+from foldax.data import sources
+from foldax.errors import DataError
 
 X = np.arange(50, dtype=np.int32)
 
@@ -172,3 +178,41 @@ def test_a_split_smaller_than_a_batch():
     (block,) = split.blocks()
     assert block.mask.shape == (1, 5)
     assert block.mask.all()
+
+
+SCRIPT = """
+import multiprocessing, sys
+import numpy as np
+from foldax import data
+dataset = data.from_arrays({"inputs": np.arange(200.0)}, batch_size=4, source="stream", workers=2)
+blocks = dataset.train.blocks(0, 0)
+next(blocks)
+print(__file__, *(process.pid for process in multiprocessing.active_children()), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_need_no_guard_in_the_script_and_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        file, *workers = process.stdout.readline().split()
+        assert file == str(script)
+        assert len(workers) == 2
+        descriptors = [os.pidfd_open(int(worker)) for worker in workers]
+        process.kill()
+        for descriptor in descriptors:
+            ended, _, _ = select.select([descriptor], [], [], 60)
+            os.close(descriptor)
+            assert ended
+
+
+def test_a_worker_that_was_killed_is_an_error_with_advice():
+    def blocks():
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs above.")
+        yield
+
+    with pytest.raises(DataError, match=r"a process that reads the stream ended \(.* with exit code -9\); .* or 0"):
+        sources._next_block(blocks())

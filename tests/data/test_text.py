@@ -14,7 +14,7 @@ from foldax.errors import DataError
 
 SPECIAL = ("begin", "end")
 CORPUS = "the cat sat on the mat; the dog sat on the log. Größe, 日本語, 🙂 <|end|>\r\n\tthe end" * 3
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 TRAINED_BPE = data.BPE.train(CORPUS, 300, SPECIAL)
 
 
@@ -103,6 +103,23 @@ def test_saved_tokenizer_can_be_loaded(tmp_path):
         data.BPE.load(tmp_path / "bad.json")
     with pytest.raises(DataError, match=r"none\.json cannot be read"):
         data.BPE.load(tmp_path / "none.json")
+    (tmp_path / "marked.json").write_text(TRAINED_BPE.json, encoding="utf-8-sig")  # with a byte order mark
+    assert data.BPE.load(tmp_path / "marked.json") == TRAINED_BPE
+
+
+@pytest.mark.parametrize("kind", ["words", "prefix space", "lower case"])
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path, kind):
+    tokenizer = tokenizers.Tokenizer.from_str(TRAINED_BPE.json)
+    if kind == "words":
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    elif kind == "prefix space":
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    else:
+        tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.save(str(tmp_path / "other.json"))
+    with pytest.raises(DataError, match=r"other\.json is not a byte-level tokenizer .*: 'Two  Words.* comes back as"):
+        data.BPE.load(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize("tokenizer", [data.Bytes(SPECIAL), data.Characters("abc"), TRAINED_BPE])
@@ -111,7 +128,7 @@ def test_unknown_tokens_raise_helpful_errors(tokenizer):
     for bad in (-1, size):
         with pytest.raises(DataError, match=rf"no token {bad} \(position 1\); there are 0 to {size - 1}"):
             tokenizer.decode(np.array([0, bad]))
-    with pytest.raises(DataError, match="tokens must be integers, not float64"):
+    with pytest.raises(DataError, match="tokens must be integers, not float32"):
         tokenizer.decode([0.5])
     assert tokenizer.decode([]) == ""
 

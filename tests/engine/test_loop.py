@@ -1,8 +1,10 @@
 """The driver: the result of a run does not depend on chunks, sources of data and interruptions."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -68,6 +70,39 @@ def test_a_new_rate_seed_or_log_period_compiles_nothing(plain: foldax.Result) ->
     assert compiled.trace_counts == before
 
 
+def test_weakly_typed_states_compile_once() -> None:
+    def learner(config: Config, info: None) -> foldax.Learner:
+        return foldax.Learner(
+            init=lambda key, examples: {"time": jax.numpy.asarray(0), "total": jax.numpy.asarray(0.0)},
+            update=lambda state, batch, key: (
+                {"time": state["time"] + 1, "total": state["total"] * 0.5 + 1},
+                {"loss": state["total"]},
+            ),
+            evaluate=lambda state, batch, key: {"loss": state["total"][None]},
+        )
+
+    before = dict(compiled.trace_counts)
+    foldax.train(foldax.Experiment(Config, learner, name="weak"), Config(), save=False, verbose=False)
+    assert {name: count - before[name] for name, count in compiled.trace_counts.items()} == {
+        "initial_fold": 1,
+        "advance": 1,
+    }
+
+
+def test_predictions_compile_once(plain: foldax.Result) -> None:
+    inputs = plain.examples("test")["inputs"]
+    plain.predict(inputs)
+    assert plain._predict._cache_size() == 1
+    plain.predict(inputs, seed=1)
+    assert plain._predict._cache_size() == 1
+
+
+def test_two_devices_get_the_data_once() -> None:
+    shared = foldax.train(tiny, Config(devices=2), save=False, verbose=False)
+    block = next(shared.dataset.train.blocks(0, 0))
+    assert all(len(array.sharding.device_set) == 2 for array in block.data.values())
+
+
 def with_losses(losses: list[float]) -> foldax.Experiment:
     """Evaluations go through `losses`, one per update; the state is the number of updates."""
     table = np.asarray(losses, np.float32)
@@ -109,6 +144,35 @@ def test_a_nan_evaluation_is_never_the_best() -> None:
     assert result.best_step == 2
 
 
+def test_a_nan_evaluation_is_named_when_it_happens_and_in_the_status() -> None:
+    warnings = []
+    experiment, config = with_losses([0, np.nan, 3, np.nan, 4, np.inf]), Config(steps=5, evaluate_every=1, keep="last")
+    result = loop.fit(experiment, config, loop.Hooks(warn=warnings.append))
+    assert warnings == ["validation metric 'loss' is nan at step 1, which is never the best"]
+    assert result.status == "finished (validation loss is nan at step 1; test loss is inf at step 5)"
+
+
+def test_a_run_that_keeps_its_last_state_needs_no_monitor() -> None:
+    config = Config(steps=3, evaluate_every=1, monitor="accuracy", keep="last")
+    result = foldax.train(with_losses([0, 1, 2, 3]), config, save=False, verbose=False)
+    assert (result.best_step, result.metrics["validation"]) == (None, {"loss": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"patience": 2, "evaluate_every": 2}, "in 4 steps there are only 2 evaluations (evaluate_every: 2)"),
+        ({"patience": 1, "evaluate_every": 0}, "in 4 steps there are only 1 evaluations (evaluate_every: 0)"),
+        ({"patience": 3, "evaluate_every": 1}, None),
+        ({"evaluate_every": 0}, None),
+    ],
+)
+def test_patience_that_cannot_run_out_is_told(changes: dict, reason: str | None) -> None:
+    warnings = []
+    loop.fit(with_losses([5, 4, 3, 2, 1]), Config(steps=4, **changes), loop.Hooks(warn=warnings.append))
+    assert warnings == ([f"patience: {changes['patience']} has no effect, as {reason}"] if reason else [])
+
+
 def test_an_average_of_count_0_is_not_logged() -> None:
     def learner(config: Config, info: None) -> foldax.Learner:
         def update(state: jax.Array, batch: None, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -122,6 +186,11 @@ def test_an_average_of_count_0_is_not_logged() -> None:
     result = foldax.train(foldax.Experiment(Config, learner, name="absent"), Config(), save=False, verbose=False)
     lines = [{k: v for k, v in line.items() if k != "split"} for line in result.history if line["split"] == "train"]
     assert lines == [{"step": 4}, {"step": 8, "return": 10.0}, {"step": 12, "return": 10.0}]
+    # Absent from the last line: the newest value counts.
+    shorter = foldax.train(result.experiment, Config(steps=9, log_every=6), save=False, verbose=False)
+    assert shorter.history[-1]["split"] == "train"
+    assert "return" not in shorter.history[-1]
+    assert shorter.metrics["train"] == {"return": 10.0}
 
 
 @pytest.mark.parametrize("source", ["device", "stream"])
@@ -144,6 +213,71 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str
     checkpoints.close()
     assert second.status == "finished"
     assert_same(whole, second)
+
+
+def fit_in(folder: Path, experiment: foldax.Experiment, config: Config, **hooks) -> foldax.Result:
+    """Runs or resumes an experiment with checkpoints in a folder."""
+    checkpoints = Checkpoints(folder)
+    try:
+        return loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints, **hooks))
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize(("failing_call", "step"), [(2, 6), (4, 12), (5, 18)], ids=["first", "log line", "last"])
+def test_an_error_in_an_evaluation_loses_no_step_and_no_line(tmp_path: Path, failing_call: int, step: int) -> None:
+    calls = []
+
+    def summarize(values: dict[str, np.ndarray]) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == failing_call:
+            raise OSError("the scorer is gone")
+        return {"score": -float(values["loss"].mean())}
+
+    experiment, config = tiny._replace(summarize=summarize), Config(steps=18, monitor="score", mode="max")
+    lines, warnings = [], []
+    with pytest.raises(foldax.FoldaxError, match="the scorer is gone"):
+        fit_in(tmp_path, experiment, config, log=lambda *line: lines.append(line), warn=warnings.append)
+    assert warnings == [f"the state of step {step} was saved before the error below; `foldax resume` goes on from it"]
+    resumed = fit_in(tmp_path, experiment, config, log=lambda *line: lines.append(line))
+    whole = loop.fit(experiment, config)
+    assert_same(whole, resumed)
+    assert resumed.best_step == whole.best_step
+    assert sorted((step, split) for step, split, _ in lines) == sorted((h["step"], h["split"]) for h in whole.history)
+
+
+def test_an_error_in_the_data_saves_the_steps_before_it(tmp_path: Path) -> None:
+    class Failing:
+        """Training data that cannot be read any more from their second block on."""
+
+        def __init__(self, train: Any) -> None:
+            self.feed, self.examples, self._blocks = train.feed, train.examples, train.blocks
+
+        def blocks(self, *args):
+            yield next(self._blocks(*args))
+            raise ConnectionError("the data server is gone")
+
+    dataset = tiny_dataset(Config(), "stream")
+    config = Config(steps=600, evaluate_every=0)
+    with (
+        pytest.raises(foldax.FoldaxError, match="server is gone"),
+        contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
+    ):
+        loop.fit(tiny, config, loop.Hooks(checkpoints=checkpoints), dataset._replace(train=Failing(dataset.train)))
+    (saved,) = [int(path.name) for path in tmp_path.iterdir()]
+    assert saved == next(dataset.train.blocks(0, 0)).end
+
+
+def test_monitor_and_mode_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
+    experiment = with_losses([9, 1, 5, 3, 4, 2, 6])
+    config, seen, warnings = Config(steps=6, evaluate_every=1), [], []
+    stop = dict(progress=seen.append, stop_requested=lambda: bool(seen) and seen[-1] >= 2)
+    first = fit_in(tmp_path, experiment, config, **stop)
+    assert first.status == "interrupted"
+    changed = dataclasses.replace(config, mode="max")
+    result = fit_in(tmp_path, experiment, changed, warn=warnings.append)
+    assert warnings == ["monitor was 'loss' (min), is 'loss' (max): earlier evaluations do not count"]
+    assert result.best_step == 6
 
 
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ def table() -> Result:
     )
 
 
-def images(shape: tuple[int, ...], dtype: Any = np.uint8) -> Result:
-    arrays = {"inputs": np.zeros((8, *shape), dtype), "targets": np.arange(8) % 2}
+def images(shape: tuple[int, ...], dtype: Any = np.uint8, most: float = 255) -> Result:
+    pixels = np.resize(np.array([0, most], dtype), (8, *shape))
+    arrays = {"inputs": pixels, "targets": np.arange(8) % 2}
     return run_of(arrays, lambda x: jnp.float32(x).reshape(len(x), -1)[:, :2])
 
 
@@ -73,12 +74,15 @@ ROWS = [[1.5, -2.0, 0.25], [0.0, 3.0, -1.0]]
         ("x.json", json.dumps({"inputs": ROWS})),
         ("x.csv", "1.5,-2.0,0.25\n0,3,-1\n\n"),
         ("x.csv", "sepal, petal,width\n1.5,-2.0,0.25\n0,3,-1\n"),
+        ("x.csv", "\ufeffsepal,petal,width\n1.5,-2.0,0.25\n0,3,-1\n"),
+        ("x.csv", "\ufeff1.5,-2.0,0.25\n0,3,-1\n"),
+        ("x.json", "\ufeff" + json.dumps(ROWS)),
         ("x.csv", "name,width,petal,sepal\na,0.25,-2.0,1.5\nb,-1,3,0\n"),
         ("x.CSV", "1.5,-2.0,0.25\n0,3,-1\n"),
     ],
 )
 def test_json_and_csv_files(table, tmp_path, name, content) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-8")
     arrays, targets = read_inputs(table, str(tmp_path / name))
     assert arrays["inputs"].dtype == np.float32
     np.testing.assert_array_equal(arrays["inputs"], np.float32(ROWS))
@@ -120,6 +124,27 @@ def test_image_files(tmp_path, shape, kind) -> None:
         np.testing.assert_array_equal(found.reshape(4, 6, -1), pixels if shape[-1] == 3 else grey)
 
 
+def test_images_that_would_be_guessed_at_are_refused(tmp_path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((2, 3, 4), (9, 9, 9, 0), np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"x.png has transparent pixels, which the run's images have not"):
+        read_inputs(images((2, 3, 3)), str(path))
+    assert read_inputs(images((2, 3, 4)), str(path))[0]["inputs"][0, 0, 0].tolist() == [9, 9, 9, 0]
+    Image.fromarray(np.full((2, 3, 4), (9, 9, 9, 255), np.uint8)).save(path)
+    assert (read_inputs(images((2, 3)), str(path))[0]["inputs"] == 9).all()
+    # 16 bits
+    Image.fromarray(np.full((2, 3), 40_000, np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"expected uint8 \(0 to 255\), got 40000 in row 0"):
+        read_inputs(images((2, 3)), str(path))
+    with pytest.raises(DataError, match="expected an image of 3 channels, got one of mode I;16"):
+        read_inputs(images((2, 3, 3)), str(path))
+    assert (read_inputs(images((2, 3), np.int32, 65_535), str(path))[0]["inputs"] == 40_000).all()
+    # Values 0 to 255, where the training data were scaled
+    Image.new("L", (3, 2), 200).save(path)
+    with pytest.raises(DataError, match=r"has values up to 200, but the training data up to 1; scale it as they were"):
+        read_inputs(images((2, 3), np.float32, 1), str(path))
+
+
 def test_tokens_of_any_length_and_their_mask(tokens, tmp_path) -> None:
     (tmp_path / "x.json").write_text("[[1, 2, 3], [4, 5, 6]]")
     arrays, _ = read_inputs(tokens, str(tmp_path / "x.json"))
@@ -135,13 +160,18 @@ def test_tokens_of_any_length_and_their_mask(tokens, tmp_path) -> None:
         ("x.json", "[[1, 2]]", r"x.json: expected \[B, 3\] or \[3\], got \[1, 2\]"),
         ("x.json", "[]", r"expected \[B, 3\] or \[3\], got \[0\]"),
         ("x.json", "[[1, 2], [3]]", "x.json cannot be read"),
-        ("x.json", '[["a", "b", "c"]]', "expected numbers, got <U1"),
+        ("x.json", '[["a", "b", "c"]]', "x.json must be an array of numbers, not <U1"),
         ("x.json", '{"x": 1}', 'expected a list, or an object with "inputs"; got the keys x'),
         ("x.json", "[[1, 2, NaN]]", "values that are not finite, first in row 0"),
         ("x.json", "[", "x.json cannot be read"),
-        ("x.csv", "1,2\n", "x.csv, line 1: expected 3 numbers, got 2"),
-        ("x.csv", "1,2,3,4\n", "x.csv, line 1: expected 3 numbers, got 4"),
+        ("x.csv", "1,2\n", "x.csv, line 1: expected 3 columns, got 2"),
+        ("x.csv", "1,2,3,4\n", "x.csv, line 1: expected 3 columns, got 4"),
         ("x.csv", "sepal,petel,width\n1,2,3\n", "no column 'petal'; did you mean 'petel'"),
+        ("x.csv", "sepal,petal,width\n\n1,2,3\n1,2\n", "x.csv, line 4: expected 3 columns, got 2"),
+        ("x.csv", "1,,3\n1,2,3\n", "x.csv, line 1: '' is not a number"),
+        ("x.csv", ",,\n1,2,3\n", "x.csv, line 1: '' is not a number"),
+        ("x.csv", "1,2_0,3\n", "x.csv, line 1: '2_0' is not a number"),
+        ("x.csv", "sepal,petal,width,petal\n1,2,3,4\n", "there are several columns 'petal'"),
         ("x.csv", "sepal,petal,width\n1,2,3\n1,x,3\n", "x.csv, line 3: 'x' is not a number"),
         ("x.csv", "", r"expected \[B, 3\] or \[3\], got \[0, 3\]"),
         ("x.npy", "no", "x.npy cannot be read"),
@@ -179,6 +209,10 @@ def test_other_inputs_that_do_not_fit(table, tokens, tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(DataError, match="x.npy cannot be read"):
         read_inputs(table, str(tmp_path / "x.npy"))
+    text = run_of({"inputs": np.arange(80).reshape(8, 10) % 7}, lambda tokens: tokens, vocabulary_size=7)
+    (tmp_path / "x.json").write_text("[1, 7]")
+    with pytest.raises(DataError, match=r"x.json: there is no token 7; there are 0 to 6"):
+        read_inputs(text, str(tmp_path / "x.json"))
 
 
 def test_inputs_need_a_dataset(table) -> None:
@@ -252,6 +286,21 @@ def test_files_hold_the_predictions(table, tmp_path, capsys) -> None:
     for row, line in enumerate(rows):
         assert line["class"] == plain["class"][row] == ("no", "yes")[found[row].argmax()]
         assert [float(line["no"]), float(line["yes"])] == [plain["no"][row], plain["yes"][row]] == found[row].tolist()
+
+
+def test_a_class_named_like_the_first_column_has_a_column_of_its_own(tmp_path) -> None:
+    arrays = {"inputs": np.float32([[0, 1], [2, 0]] * 4), "targets": np.arange(8) % 2}
+    run = run_of(arrays, lambda x: x, class_names=("class", "other"))
+    predict(run, "test", tmp_path / "y.csv")
+    assert (tmp_path / "y.csv").read_text().splitlines()[0] == "class,class (0),other"
+
+
+def test_outputs_of_nan_are_right_for_no_row_and_have_a_text_in_json(tmp_path, capsys) -> None:
+    arrays = {"inputs": np.ones((8, 2), np.float32), "targets": np.zeros(8, int)}
+    run = run_of(arrays, lambda x: x * jnp.nan, class_names=("no", "yes"))
+    predict(run, "test", tmp_path / "y.json")
+    assert "0 of 2 right" in capsys.readouterr().out
+    assert json.loads((tmp_path / "y.json").read_text())["no"] == ["nan", "nan"]
 
 
 def test_several_outputs_are_written(tmp_path) -> None:

@@ -73,11 +73,24 @@ def test_moving_average_is_its_closed_form_for_a_traced_decay():
         state = initial_state(optimizer, ema_decay=decay)
         return state.params, *jax.lax.scan(body, state, None, length=5)
 
-    first, state, path = run(0.7)
-    expected = 0.7**5 * first + sum(0.3 * 0.7 ** (4 - i) * path[i] for i in range(5))
+    first, state, path = run(0.25)
+    expected = first
+    for decay, params in zip((0.1, 2 / 11, 0.25, 0.25, 0.25), path, strict=True):  # at first (1 + t) / (10 + t)
+        expected = decay * expected + (1 - decay) * params
     np.testing.assert_allclose(state.ema_params, expected, rtol=1e-5)
     np.testing.assert_array_equal(state.evaluation_params, state.ema_params)
     assert not np.allclose(state.ema_params, state.params)
+
+
+def test_a_moving_average_takes_a_step_with_the_parameters_not_with_each_accumulated_batch():
+    accumulating = optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation()
+    state, plain = initial_state(accumulating, ema_decay=0.9), initial_state(optax.sgd(0.1), ema_decay=0.9)
+    for _ in range(6):
+        state, _ = gradient_step(state, loss, accumulating, BATCH, KEY, ema_decay=0.9)
+    for _ in range(2):
+        plain, _ = gradient_step(plain, loss, optax.sgd(0.1), BATCH, KEY, ema_decay=0.9)
+    np.testing.assert_allclose(state.ema_params, plain.ema_params, rtol=1e-5)
+    assert state.ema_steps == plain.ema_steps == 2
 
 
 def test_a_moving_average_starts_in_memory_of_its_own():

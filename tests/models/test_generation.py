@@ -133,6 +133,12 @@ def test_tiny_temperatures_select_the_most_probable_token(temperature):
     np.testing.assert_array_equal(samples, [1, 0])
 
 
+def test_top_p_takes_no_more_of_the_tokens_that_tie_than_it_needs():
+    keys, logits = jax.random.split(jax.random.key(0), 200), jnp.array([[0.0, 1.0, 1.0, 1.0, 1.0]])
+    tokens = jax.vmap(lambda key: sample_tokens(key, logits, top_p=0.4))(keys)
+    assert set(np.asarray(tokens).ravel().tolist()) == {1, 2}
+
+
 def test_top_k_keeps_all_ties_with_its_last_token():
     logits = np.array([2.0, 1.0, 1.0, 1.0, 0.0], np.float32)
     assert (np.asarray(frequencies(jax.random.key(0), logits, top_k=2)) > 0).tolist() == [True] * 4 + [False]

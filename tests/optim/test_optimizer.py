@@ -14,7 +14,7 @@ import foldax
 from foldax import cli, data, learners, models, optim
 from foldax.configuration import field_types, traced_config, without_driver_fields
 from foldax.errors import ConfigError
-from foldax.optim.optimizer import RULES, SCHEDULES
+from foldax.optim.optimizer import RULES, SCHEDULES, _hidden_matrices
 from foldax.sweeps import command
 from foldax.sweeps.space import enumerate_overrides, member_configs, structure
 from tests.conftest import tiny_arrays
@@ -22,11 +22,13 @@ from tests.conftest import tiny_arrays
 PARAMS = {
     "Dense_0": {"kernel": jnp.asarray(np.random.RandomState(0).randn(5, 4), jnp.float32), "bias": jnp.ones(4)},
     "blocks": {"kernel": jnp.full((2, 3, 3), 0.5), "bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))},
+    "output": {"kernel": jnp.full((4, 2), 0.5)},
     "gone": None,
 }
 KERNELS = {
     "Dense_0": {"kernel": True, "bias": False},
     "blocks": {"kernel": True, "bias": False, "scale": False},
+    "output": {"kernel": True},
     "gone": None,
 }
 RATE, DECAY, CLIP = 0.03, 0.1, 0.7
@@ -81,11 +83,18 @@ BY_HAND = {
             eps=1e-3,
             weight_decay=DECAY,
             weight_decay_mask=optim.decay_mask,
+            muon_weight_dimension_numbers=_hidden_matrices,
         ),
     ),
     "adafactor": (
         dict(momentum=0.7, epsilon=1e-3),
-        lambda: optax.adafactor(rates(), momentum=0.7, eps=1e-3, weight_decay_rate=DECAY, weight_decay_mask=KERNELS),
+        lambda: optax.adafactor(
+            rates(),
+            momentum=0.7,
+            eps=1e-3,
+            weight_decay_rate=lambda count: DECAY * rates()(count),
+            weight_decay_mask=KERNELS,
+        ),
     ),
 }
 
@@ -137,6 +146,28 @@ def test_every_optimizer_equals_optax_by_hand_and_traces_once(name) -> None:
         other = run(traced_config(dataclasses.replace(config, **{field: 0.6 * getattr(config, field)})))
         same = jax.tree.map(lambda a, b: bool((a == b).all()), actual, other)
         assert not jax.tree.all(same), field
+
+
+def test_muon_updates_hidden_matrices_and_adam_all_else() -> None:
+    matrix, vector = jnp.ones((3, 2)), jnp.ones(2)
+    dense = {"kernel": matrix, "bias": vector}
+    block = {"query": dense, "output": dense, "norm": {"scale": jnp.ones((3, 2))}}  # stacked norms have rank 2
+    params = {"Embed_0": {"embedding": matrix}, "blocks_0": block, "Dense_0": dense, "output": dense}
+
+    def muon_paths(params):
+        leaves = jax.tree_util.tree_leaves_with_path(optim.build(optim.Optimizer(name="muon"), 4).init(params))
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+        return {name.split("/mu/")[1] for name in names if "muon" in name and "/mu/" in name}
+
+    assert muon_paths(params) == {"blocks_0/query/kernel", "blocks_0/output/kernel", "Dense_0/kernel"}
+    assert muon_paths({f"Dense_{i}": dense for i in range(11)}) == {f"Dense_{i}/kernel" for i in range(10)}
+    assert muon_paths({"Dense_0": dense, "Dense_1": {"kernel": None, "bias": None}}) == {"Dense_0/kernel"}
+
+
+def test_noise_scales_and_tokens_do_not_decay() -> None:
+    params = {"kernel": 0, "kernel_std": 0, "class_token": 0, "mask_token": 0, "positions": 0, "embedding": 0}
+    mask = optim.decay_mask(jax.tree.map(lambda _: jnp.ones((1, 2, 3)), params))
+    assert {name for name, decays in mask.items() if decays} == {"kernel", "positions", "embedding"}
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lars", "adafactor"])
@@ -300,7 +331,7 @@ def test_the_command_line_sets_its_fields(capsys) -> None:
     with pytest.raises(SystemExit):
         cli.parse_config(nested, ["--help"])
     text = capsys.readouterr().out
-    assert "--optimizer.learning-rate FLOAT" in text
+    assert "--optimizer.learning-rate float" in text
     assert "Peak of the learning-rate schedule" in " ".join(text.replace("│", " ").split())
 
 

@@ -89,12 +89,20 @@ def test_piecewise_equals_optax(peak, factor, first, second) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(peak=RATES, warmup_fraction=st.integers(1, STEPS - 1))
-def test_one_cycle_equals_optax(peak, warmup_fraction) -> None:
-    expected = optax.cosine_onecycle_schedule(STEPS, peak, warmup_fraction / STEPS)
-    if int(warmup_fraction / STEPS * STEPS) == warmup_fraction:  # Optax rounds down what is not quite whole
-        assert_close(
-            values(optim.one_cycle, peak=peak, warmup_fraction=warmup_fraction / STEPS), rates_of(expected), peak
-        )
+def test_one_cycle_is_that_of_pytorch(peak, warmup_fraction) -> None:
+    """`OneCycleLR(total_steps=STEPS)`, whose last step, not the one after it, has the lowest rate."""
+
+    def cosine(start, end, fraction):
+        return end + (start - end) / 2 * (1 + np.cos(np.pi * np.clip(fraction, 0, 1)))
+
+    steps, first, last = np.asarray(COUNTS), warmup_fraction - 1, STEPS - 1
+    rise, fall = (
+        cosine(peak / 25, peak, steps / max(first, 1)),
+        cosine(peak, peak / 25e4, (steps - first) / (last - first)),
+    )
+    actual = values(optim.one_cycle, peak=peak, warmup_fraction=warmup_fraction / STEPS)
+    assert_close(actual, np.where(steps < first, rise, fall), peak)
+    np.testing.assert_allclose(actual[last], peak / 25e4, rtol=0.1)
 
 
 @settings(max_examples=10, deadline=None)

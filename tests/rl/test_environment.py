@@ -159,6 +159,8 @@ def test_gymnax_environments_keep_the_protocol(name):
 
 @needs_gymnax
 def test_errors_name_what_gymnax_lacks():
+    with pytest.raises(ConfigError, match="FrozenLake-misc: observations are Discrete.*must be a Box"):
+        rl.gymnax("FrozenLake-misc")
     with pytest.raises(ConfigError, match="no environment 'CartPole-v2'; did you mean 'CartPole-v1'"):
         rl.gymnax("CartPole-v2")
     with pytest.raises(ConfigError, match="no parameter 'max_steps'"):

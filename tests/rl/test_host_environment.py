@@ -50,6 +50,42 @@ class Numbered(gymnasium.Env):
         return np.array([100.0 * self.episode + self.time])
 
 
+class NamedParts(Numbered):
+    """Its observations have names."""
+
+    observation_space = spaces.Dict({"number": Numbered.observation_space})
+
+    def _observe(self):
+        return {"number": super()._observe()}
+
+
+class TwoButtons(Numbered):
+    """Its actions are several bits."""
+
+    action_space = spaces.MultiBinary(2)
+
+
+class Priceless(Numbered):
+    """Its second reward is not a number, long before the episode ends."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, np.nan if self.time == 2 else reward, *rest
+
+
+def vector_of(environment, count):
+    return SyncVectorEnv([environment] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def test_a_reward_that_is_not_finite_shows_in_the_return_at_once():
+    environments = VectorEnvironment(vector_of(functools.partial(Priceless, late=5), 2), "priceless", seed=0)
+    actions = np.zeros(2, np.int32)
+    assert environments.step(actions)[1].episode_return == (0, 0)
+    total, count = environments.step(actions)[1].episode_return
+    assert np.isnan(total)
+    assert count == 0
+
+
 class SignTask(gymnasium.Env):
     """Shows a number, four times in an episode; the reward is 1 if the action is its sign."""
 
@@ -332,8 +368,12 @@ def test_errors_name_what_gymnasium_lacks(monkeypatch):
         rl.gymnasium("CartPole-v1", mode="vector_entry_point", wrappers=[lambda env: env], **sizes)
     with pytest.raises(ConfigError, match="FrozenLake-v1: observations are Discrete.*FlattenObservation"):
         rl.gymnasium("FrozenLake-v1", **sizes)
-    with pytest.raises(ConfigError, match="Blackjack-v1: observations are Tuple.*only Box and Discrete"):
+    with pytest.raises(ConfigError, match="Blackjack-v1: observations are Tuple.*must be a Box"):
         rl.gymnasium("Blackjack-v1", **sizes)
+    with pytest.raises(ConfigError, match="named parts: observations are Dict.*must be a Box.*FlattenObservation"):
+        rl.from_vector_env(lambda count: vector_of(NamedParts, count), "named parts", **sizes)
+    with pytest.raises(ConfigError, match="two buttons: actions are MultiBinary.*must be Box or Discrete"):
+        rl.from_vector_env(lambda count: vector_of(TwoButtons, count), "two buttons", **sizes)
     with pytest.raises(ConfigError, match="numbered: autoreset mode NEXT_STEP loses steps.*SAME_STEP"):
         numbered(AutoresetMode.NEXT_STEP)
     with pytest.raises(ConfigError, match="rollout_steps: 0 must be 1 or more"):

@@ -1,5 +1,6 @@
 """The run folder: files of a finished run, locks, and writes that fail."""
 
+import errno
 import json
 import math
 import os
@@ -149,6 +150,15 @@ def test_a_lock_is_exclusive_and_ends_with_its_file(tmp_path) -> None:
     with folder.lock(tmp_path / "r"), pytest.raises(RunError, match=f"is in use by process {os.getpid()}"):
         folder.lock(tmp_path / "r")
     folder.lock(tmp_path / "r").close()
+
+
+def test_a_filesystem_without_locks_is_warned_about(tmp_path, monkeypatch, capsys) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder.lock(tmp_path / "r").close()
+    assert "cannot be locked (No locks available): let no other process write to it" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path) -> None:

@@ -48,6 +48,17 @@ def test_rewinding_after_a_torn_last_line(written, torn) -> None:
     assert read_log(written) == [*LINES[:2], {"step": 3, "split": "train", "loss": 7.0}]
 
 
+@pytest.mark.parametrize("damage", [b"\0\0\0", b"\xff{}", b"null", b'{"step": 2,'], ids=str)
+def test_a_damaged_line_loses_no_other(written, damage) -> None:
+    first, _, third = (written / "metrics.jsonl").read_bytes().splitlines()
+    (written / "metrics.jsonl").write_bytes(b"\n".join([first, damage, third, b""]))
+    log = Log(written)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl, line 2 is damaged and left out"):
+        assert log.rewind(3) == [LINES[0], LINES[2]]
+    log.close()
+    assert read_log(written) == [LINES[0], LINES[2]]
+
+
 def test_rewinding_to_the_start_and_to_the_end(written) -> None:
     log = Log(written)
     assert log.rewind(3) == LINES

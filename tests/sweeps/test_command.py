@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def results(path: Path) -> Any:
         (["--hidden", "(8,)", "(4, 4)", "()", "--bias", "True", "false"], ["6 members, 6 programs", "hidden, bias"]),
         (["--hidden", "8,", "8,8"], ["2 members, 2 programs", "hidden (2 values)"]),
         (["--clip", "None", "1", "2"], ["3 members, 2 programs", "clip (3 values)"]),
+        (["--betas", "0.5", "0.9", "--no-bias"], ["1 members", "swept: the seed alone"]),
         (["--label", "a", "b", "c d"], ["3 members, 3 programs", "label (3 values)"]),
         (["--log-every", "1", "2", "--steps", "4"], ["1 programs", "8 member-steps", "log_every (2 values)"]),
         (["--steps", "4", "5", "--patience", "None", "2"], ["4 members, 2 programs", "18 member-steps"]),
@@ -162,9 +164,9 @@ def test_help_lists_options_and_fields(foldax) -> None:
             "--sweep-dir",
             "--space",
             "log:1e-5:1e-1",
-            "--optimizer.learning-rate float (traced)",
-            "--hidden tuple[int, ...] (structural)",
-            "--patience int | None (driver)",
+            "--optimizer.learning-rate float (traced; default: 0.1)",
+            "--hidden tuple[int, ...] (structural; default: (8,))",
+            "--patience int | None Stop early",
         ):
             assert words in printed, words
     assert foldax("sweep", "--help")[0] == 0
@@ -211,23 +213,23 @@ def test_space_file_with_ranges_and_a_first_seed(foldax, home) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--lerning-rate", "1"], ["no field", "lerning_rate"]),
-        (["--optimizer.lerning-rate", "1", "2"], ["lerning_rate", "did you mean 'learning_rate'?"]),
-        (["--hiden", "(8,)"], ["'hiden'", "did you mean 'hidden'?", "fields: "]),
+        (["--lerning-rate", "1"], ["no option --lerning-rate", "(all: --help)"]),
+        (["--optimizer.lerning-rate", "1", "2"], ["lerning-rate", "did you mean '--optimizer.learning-rate'?"]),
+        (["--hiden", "(8,)"], ["--hiden", "did you mean '--hidden'?"]),
         (["--optimizer."], ["optimizer."]),
         (["--optimizer.", "1"], ["optimizer."]),
         (["--steps.", "5"], ["steps."]),
-        (["--", "5"], ["field"]),
+        (["--", "5"], ["option --"]),
         (["5"], ["'5' belongs to no option: write --field before its values"]),
         (["-x", "5"], ["'-x'"]),
         (["--steps"], ["--steps: no value is given"]),
         (["--optimizer.learning-rate", "--seeds", "2"], ["--optimizer.learning-rate: no value is given"]),
-        (["--optimizer.learning-rate", "fast"], ["learning_rate", "expected float", "'fast'"]),
-        (["--optimizer.learning-rate", "0.1", "fast"], ["learning_rate", "expected float", "'fast'"]),
+        (["--optimizer.learning-rate", "fast"], ["learning-rate", "expected float", "'fast'"]),
+        (["--optimizer.learning-rate", "0.1", "fast"], ["learning-rate", "expected float", "'fast'"]),
         (["--steps", "1.5"], ["steps", "expected int", "1.5"]),
         (["--steps", "0", "1"], ["Config.steps: 0 is too small"]),
         (["--steps", "0"], ["Config.steps: 0 is too small"]),
-        (["--hidden", "8", "8"], ["hidden", "expected tuple", "8"]),
+        (["--hidden", "8", "8"], ['--hidden: write one tuple as "(8, 8)", several as']),
         (["--hidden", "(8"], ["hidden", "'(8'"]),
         (["--hidden", "(8.5,)"], ["hidden[0]", "8.5"]),
         (["--mode", "maximum", "max"], ["mode", "'min' or 'max'", "'maximum'"]),
@@ -348,6 +350,47 @@ def test_field_with_the_name_of_an_option_is_swept_or_explained(foldax, home) ->
 
 
 # Sweeps that run
+
+
+def test_fields_of_every_type_are_swept_shown_and_restored(foldax, home) -> None:
+    fields = """
+    rule: Rule = Rule.SGD
+    weights: pathlib.Path = pathlib.Path("a.npz")
+    dtype: np.dtype | None = None
+    frozen: bool = False
+"""
+    source = FILE.replace("FIELDS", fields).replace("import jax\n", "import enum\nimport pathlib\n\nimport jax\n", 1)
+    source = source.replace(
+        "@foldax.config", "class Rule(enum.Enum):\n    SGD = 1\n    ADAM = 2\n\n\n@foldax.config", 1
+    )
+    (home / "typed.py").write_text(source)
+    (home / "typed.json").write_text('{"dtype": [null, "float32"], "weights": ["a.npz", "b c.npz"]}')
+    arguments = ("--rule", "ADAM", "SGD", "--space", "typed.json", "--dtype", "int8", "--frozen", "--no-bias")
+    code, out, err = foldax("sweep", "typed.py", *arguments, "--steps", 2, "--sweep-dir", "typed")
+    assert (code, err) == (0, "")
+    table = results(home / "typed")
+    assert list(table["rule"]) == ["ADAM", "SGD"] * 2
+    assert list(table["weights"]) == ["a.npz"] * 2 + ["b c.npz"] * 2
+    assert set(table["dtype"]) == {"int8"}
+    assert "ADAM" in out
+    assert "b c.npz" in out
+    metadata = json.loads((home / "typed" / "sweep.json").read_text())
+    assert metadata["space"] == {"weights": ["a.npz", "b c.npz"], "rule": ["ADAM", "SGD"]}
+    assert (metadata["config"]["dtype"], metadata["config"]["frozen"], metadata["config"]["bias"]) == (
+        "int8",
+        True,
+        False,
+    )
+    code, out, err = foldax("reproduce", "typed", "--member", 3)
+    assert (code, err) == (0, "")
+    assert out.endswith("reproduced: all bits are the same\n")
+    # The hint for the best member is a command that trains it.
+    options = shlex.split(metadata["best_member"]["options"])
+    assert {"--frozen", "--no-bias", "--dtype"} < set(options)
+    code, out, err = foldax("run", "typed.py", *options, "--run-dir", "best")
+    assert code == 0
+    assert json.loads((home / "best" / "config.json").read_text())["dtype"] == "int8"
+    assert "dtype=int8" in foldax("show", "best")[1]
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,17 @@ import pytest
 
 import foldax
 from foldax.engine import compiled
-from foldax.errors import ConfigError, Interrupted
+from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.sweeps.populations import SuccessiveHalving, exploit_and_explore, rungs
+from foldax.sweeps.reproduce import reproduce_member
 from tests.conftest import Config, tiny
 
 CONFIG = Config(steps=18, log_every=6, evaluate_every=6)
 RATES = {"learning_rate": [1e-4, 1e-3, 1e-2, 3e-2]}
 
 
-def run_sweep(search, space=RATES, **options) -> foldax.SweepResult:
-    return foldax.sweep(tiny, space, **{"config": CONFIG, "search": search, "save": False, "verbose": False} | options)
+def run_sweep(search, space=RATES, experiment=tiny, config=CONFIG, **options) -> foldax.SweepResult:
+    return foldax.sweep(experiment, space, config=config, search=search, **{"save": False, "verbose": False} | options)
 
 
 def test_rungs_grow_by_the_reduction_factor_and_end_with_all_steps() -> None:
@@ -56,6 +57,63 @@ def test_population_based_training_compiles_nothing_for_a_decision_and_is_reprod
     assert set(first.results["status"]) == {"finished"}
     assert list(first.results["state_sha256"]) == list(second.results["state_sha256"])
     assert set(first.curves[first.curves["split"] == "config"]["metric"]) == {"learning_rate"}
+
+
+def test_members_record_the_config_that_they_ended_with() -> None:
+    sweep = run_sweep(foldax.PBT(perturbation_interval=6), {"learning_rate": [1e-8, 2e-8, 1e-2, 3e-2]})
+    curves = sweep.curves[sweep.curves["split"] == "config"]
+    last = curves.groupby("member")["value"].last()
+    rates = sweep.results["learning_rate"]
+    np.testing.assert_array_equal(rates.astype(np.float32), last.astype(np.float32))
+    assert rates.min() > 1e-3  # the hopeless ones have copied the good ones
+    assert [config.learning_rate for config in sweep.configs] == rates.tolist()
+    assert {1e-2, 3e-2} & {*rates}  # one that copied nothing has all digits of its own value
+
+
+def test_members_of_searches_reproduce_as_single_runs(tmp_path, tiny_file, capsys) -> None:
+    experiment = foldax.load_experiment(tiny_file)
+    rates, path = {"learning_rate": [1e-8, 2e-8, 1e-2, 3e-2]}, tmp_path / "pbt"
+    pbt = run_sweep(foldax.PBT(perturbation_interval=6), rates, experiment, None, save=True, sweep_dir=path)
+    kept = pbt.results["learning_rate"].isin(rates["learning_rate"])
+    assert kept.sum() == 3
+    assert reproduce_member(path, int(kept.idxmax()))
+    with pytest.raises(RunError, match=r"copied other members while it trained, so no single run repeats it"):
+        reproduce_member(path, int(kept.idxmin()))
+    path = tmp_path / "halving"
+    halving = run_sweep(foldax.SuccessiveHalving(2), rates, experiment, None, save=True, sweep_dir=path)
+    stopped = halving.results["status"] == "stopped by the search"
+    assert halving.results["steps_done"][stopped.idxmax()] == 3
+    assert reproduce_member(path, int(stopped.idxmax()))
+    assert "DIFFERS" not in capsys.readouterr().out
+
+
+def test_resumed_optuna_gives_results_to_the_configs_that_were_trained(tmp_path, tiny_file, monkeypatch) -> None:
+    optuna = pytest.importorskip("optuna")
+    from foldax.sweeps.plan import Planner
+
+    experiment, plans, plan = foldax.load_experiment(tiny_file), [], Planner.plan
+
+    def killed(self: Planner, all_overrides: list) -> object:
+        plans.append(all_overrides)
+        if len(plans) == 3:  # the first is empty; then each batch has one
+            raise Interrupted("stopped")
+        return plan(self, all_overrides)
+
+    def search(seed: int) -> foldax.Optuna:
+        return foldax.Optuna(num_trials=6, batch_size=2, sampler=optuna.samplers.RandomSampler(seed=seed))
+
+    options = dict(space={"learning_rate": "log:1e-4:1e-1"}, experiment=experiment, config=None, save=True)
+    monkeypatch.setattr(Planner, "plan", killed)
+    with pytest.raises(Interrupted):
+        run_sweep(search(0), sweep_dir=tmp_path / "s", **options)
+    monkeypatch.undo()
+    resumed = run_sweep(search(1), sweep_dir=tmp_path / "s", resume=True, **options)
+    suggested = [overrides["learning_rate"] for overrides in plans[2]]
+    assert len(suggested) == 4
+    assert resumed.results["learning_rate"].tolist()[:4] == suggested  # two were trained, two only suggested
+    assert resumed.results["learning_rate"].nunique() == 6
+    for number in (0, 5):
+        assert reproduce_member(tmp_path / "s", number)
 
 
 def test_interrupted_search_resumes_to_the_same_bits(tmp_path, monkeypatch) -> None:

@@ -16,14 +16,12 @@ import foldax
 from foldax import Range
 from foldax.configuration import from_json, to_json
 from foldax.errors import ConfigError
+from foldax.options import field_type, option_name, parse_alternatives, set_fields
 from foldax.sweeps.space import (
     enumerate_overrides,
-    field_type,
     flat_values,
     member_configs,
     parse_space,
-    parse_values,
-    set_fields,
     structural_values,
     structure,
 )
@@ -156,6 +154,15 @@ def test_samples_are_within_bounds_and_follow_from_the_seed(
     assert make_configs(space, samples=samples, config=config) == configs
 
 
+def test_samples_of_a_grid_are_different_configs() -> None:
+    space = {"steps": [3, 5], "bias": [True, False]}
+    configs = make_configs(space, samples=4)
+    assert {(config.steps, config.bias) for config in configs} == {*itertools.product([3, 5], [True, False])}
+    assert make_configs(space, samples=2) == configs[:2]
+    with pytest.raises(ConfigError, match="samples: 12 is too many, because the space has 4 different configs"):
+        make_configs(space, samples=12)
+
+
 def test_samples_differ_between_seeds_and_from_each_other() -> None:
     samples = [
         [c.learning_rate for c in make_configs({"learning_rate": "log:1e-5:1"}, 1, 8, Config(seed=s))] for s in (0, 1)
@@ -233,7 +240,7 @@ def test_range_survives_its_text(bounds: tuple[float, float], log: bool) -> None
 )  # fmt: skip
 def test_wrong_spaces_are_config_errors(space: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
-        make_configs(space, samples=2)
+        make_configs(space, samples=1)
     assert "\n" not in str(error.value)
 
 
@@ -307,8 +314,8 @@ def test_structure_depends_on_structural_fields_and_on_none() -> None:
 
 def test_flat_values_are_table_cells() -> None:
     cells = flat_values(Config(hidden=(8, 4), optimizer=Optimizer(momentum=0.5)))
-    assert cells["hidden"] == "[8, 4]"
-    assert cells["betas"] == "[0.9, 0.999]"
+    assert cells["hidden"] == "(8, 4)"
+    assert cells["betas"] == "(0.9, 0.999)"
     assert cells["clip"] is None
     assert (cells["optimizer.learning_rate"], cells["optimizer.momentum"]) == (0.1, 0.5)
     assert "optimizer" not in cells
@@ -349,7 +356,9 @@ FIELDS = {
 @given(data=st.data())
 def test_command_line_values_parse_to_field_values(name: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(FIELDS[name], min_size=1, max_size=3, unique=True))
-    parsed = parse_space(BASE, {name: parse_values(Config, name, [str(value) for value in values])})[name]
+    parsed = parse_space(
+        BASE, {name: parse_alternatives(Config, [option_name(name), *(str(value) for value in values)])[name]}
+    )[name]
     if name == "checkpoint_every":  # "5" and 5 steps are the same
         parsed, values = list(map(str, parsed)), list(dict.fromkeys(map(str, values)))
     assert parsed == values
@@ -379,7 +388,7 @@ def test_command_line_values_parse_to_field_values(name: str, data: st.DataObjec
     ],
 )
 def test_spellings_of_values(name: str, text: str, value) -> None:
-    (parsed,) = parse_space(BASE, {name: parse_values(Config, name, [text])})[name]
+    (parsed,) = parse_space(BASE, {name: parse_alternatives(Config, [f"{option_name(name)}={text}"])[name]})[name]
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -394,12 +403,12 @@ def test_spellings_of_values(name: str, text: str, value) -> None:
 def test_any_text_is_a_value_or_a_config_error(text: str) -> None:
     for name in ("label", "learning_rate", "hidden"):
         with contextlib.suppress(ConfigError):
-            parse_space(BASE, {name: parse_values(Config, name, [text])})
+            parse_space(BASE, {name: parse_alternatives(Config, [f"{option_name(name)}={text}"])[name]})
 
 
 def test_parsing_an_unknown_field_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no field 'hiden'; did you mean 'hidden'"):
-        parse_values(Config, "hiden", ["1"])
+    with pytest.raises(ConfigError, match="no option --hiden; did you mean '--hidden'"):
+        parse_alternatives(Config, ["--hiden", "1"])
 
 
 @given(

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from foldax.errors import RunError
+import foldax
+from foldax import Training
+from foldax.errors import ConfigError, RunError
 from foldax.runs import folder
 from foldax.sweeps import statistics
+from foldax.sweeps.show import show
 
 SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "hidden": ["[8]", "[8, 8]"], "clip": [None, 1.0]}
 
@@ -137,6 +140,27 @@ def test_configs_are_not_selected_by_the_test_split() -> None:
     assert statistics.default_metric(metadata, None) is None
 
 
+def test_summary_puts_the_best_first_also_by_other_metrics_than_the_monitored() -> None:
+    metadata = {"monitor": "accuracy", "mode": "max", "fields": ["learning_rate"]}
+    results = results_of({"learning_rate": [1e-3, 1e-2]}).assign(**{"test/size": 1.0})
+    swept = foldax.SweepResult(results, None, metadata, [], None)
+    for metric in ("test/loss", "validation/loss", "test/accuracy"):
+        assert list(swept.summary(metric).index) == [1e-2, 1e-3], metric
+    assert list(swept.summary("test/loss", "max").index) == [1e-3, 1e-2]
+    with pytest.raises(ConfigError, match="mode: say which values of 'test/size' are best"):
+        swept.summary("test/size")
+
+
+def test_options_of_the_best_member_train_it_again() -> None:
+    results = results_of({"learning_rate": [1e-3, 1e-2]}, seeds=1)
+    configs = [Training(), Training(steps=40, profile=True, init_from="a b")]
+    metadata = {"monitor": "loss", "mode": "min"}
+    best = statistics.best_member(metadata, results, configs)
+    assert best == {"metric": "validation/loss", "options": "--init-from 'a b' --profile --steps 40"}
+    assert statistics.best_member({"monitor": "reward", "mode": "max"}, results, configs) == best  # by the loss
+    assert statistics.best_member(metadata, None, []) is None
+
+
 def test_show_prints_overview_groups_and_best_configs(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     results = results_of(SPACE | {"dropout": [0.0, 0.5]})
@@ -144,7 +168,7 @@ def test_show_prints_overview_groups_and_best_configs(tmp_path, capsys, monkeypa
     path = write_sweep(tmp_path / "sweep", results, (*SPACE, "dropout"))
     assert folder.is_sweep(path)
     assert not folder.is_sweep(tmp_path)
-    statistics.show(path)
+    show(path)
     shown = capsys.readouterr().out
     for part in (
         "tiny  sweep (grid), finished", "foldax sweep tiny.py", "members: 72  configs: 24  seeds: 3  programs: 2",
@@ -161,12 +185,12 @@ def test_show_prints_overview_groups_and_best_configs(tmp_path, capsys, monkeypa
 
 def test_show_of_an_unfinished_sweep(tmp_path, capsys) -> None:
     path = write_sweep(tmp_path / "sweep", None)
-    statistics.show(path)
+    show(path)
     assert "running" in (shown := capsys.readouterr().out)
     assert "no member is done yet" in shown
     results = results_of()[:4]
     results.to_parquet(path / "results.parquet")
-    statistics.show(path)
+    show(path)
     assert "configs: 2" in capsys.readouterr().out
 
 

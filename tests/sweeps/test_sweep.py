@@ -174,7 +174,7 @@ def test_metadata_is_complete(finished_sweeps: dict) -> None:
         assert metadata["config"] == foldax.to_json(Config())
         assert (metadata["backend"], len(metadata["devices"]), metadata["status"]) == ("cpu", 2, "finished")
         assert metadata["data_fingerprint"] == dataset(Config()).info.fingerprint
-        structural = {"steps": 18, "width": "[4]", "size": 3, "noise.kind": "normal"}
+        structural = {"steps": 18, "width": "(4,)", "size": 3, "noise.kind": "normal"}
         assert metadata["groups"] == [{"structural": structural, "members": NUM_MEMBERS, "execution": execution}]
         assert metadata["member_steps"] == sweep.results["steps_done"].sum()
         assert metadata["member_steps_per_second"] > 0
@@ -193,7 +193,7 @@ def test_results_have_a_row_for_each_member(finished_sweeps: dict) -> None:
         assert set(on_disk["group"]) == {0}
         assert list(on_disk["seed"]) == [0, 1] * 6
         assert list(on_disk["learning_rate"]) == [rate for rate in SPACE["learning_rate"] for _ in range(6)]
-        assert set(on_disk["width"]) == {"[4]"}
+        assert set(on_disk["width"]) == {"(4,)"}
         assert set(on_disk["noise.scale"]) == {0.01}
         assert list(on_disk["status"]) == ["finished"] * 2 + ["stopped early"] * 4 + ["not finite"] * 6
         assert list(on_disk["steps_done"][:6]) == [18, 18, 6, 6, 10, 10]
@@ -276,11 +276,11 @@ def test_sweep_runs_in_a_thread(tmp_path: Path) -> None:
     ("space", "columns"),
     [
         ({"checkpoint_every": [5, "1m"]}, {"checkpoint_every": ["5", "1m"]}),
-        ({"size": [3, (2, 4)]}, {"size": ["3", "[2, 4]"]}),
+        ({"size": [3, (2, 4)]}, {"size": ["3", "(2, 4)"]}),
         ({"patience": [None, 3]}, {"patience": [None, 3]}),
         ({"noise": [Noise(scale=0.5), Noise(kind="b")]}, {"noise.scale": [0.5, 0.01], "noise.kind": ["normal", "b"]}),
         ({"keep": ["last"]}, {"best_step": [None]}),
-        ({"width": [[4], (5,)]}, {"width": ["[4]", "[5]"], "group": [0, 1]}),
+        ({"width": [[4], (5,)]}, {"width": ["(4,)", "(5,)"], "group": [0, 1]}),
     ],
     ids=lambda value: next(iter(value)),
 )  # fmt: skip
@@ -502,7 +502,7 @@ def interrupted_sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         ({"space": {"learning_rate": [0.1, 0.2]}}, ConfigError, "started with another space"),
         ({"space": dict(reversed(SPACE.items()))}, ConfigError, "another"),  # other numbers for the members
         ({"seeds": 3}, ConfigError, "another seeds"),
-        ({"samples": 9}, ConfigError, "another search, samples|another"),
+        ({"samples": 4}, ConfigError, "another search, samples|another"),
         ({"config": Config(steps=25)}, ConfigError, "another config"),
         ({"config": Config(seed=1)}, ConfigError, "another config"),
         ({"experiment": line._replace(name="other")}, RunError, "sweep of another experiment, 'line', not of 'other'"),

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from foldax.data.conversion import as_array, as_names, check_resolution
 from foldax.data.info import ArrayExamples
-from foldax.data.prepared import RawDataset, jax_dtype
+from foldax.data.prepared import RawDataset
 from foldax.errors import DataError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
 Arrays = dict[str, np.ndarray]
+MAX_GUESSED_CLASSES = 100  # of more, that integer targets are classes is believed only with several examples of each
 
 
 class ArrayMetadata(NamedTuple):
@@ -21,6 +23,17 @@ class ArrayMetadata(NamedTuple):
     class_names: tuple[str, ...] | None = None
     feature_names: tuple[str, ...] | None = None
     vocabulary_size: int | None = None
+
+    @staticmethod
+    def check(num_classes: Any, class_names: Any, feature_names: Any, vocabulary_size: Any) -> "ArrayMetadata":
+        """Converts numbers and names to `int` and `str`; raises a DataError if that cannot be."""
+        counts = {"num_classes": num_classes, "vocabulary_size": vocabulary_size}
+        for name, value in counts.items():
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise DataError(f"{name}: expected an integer of at least 1, got {value!r}")
+        num_classes, vocabulary_size = (value if value is None else int(value) for value in counts.values())
+        names = as_names(class_names, "class_names"), as_names(feature_names, "feature_names")
+        return ArrayMetadata(num_classes, *names, vocabulary_size)
 
 
 def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: ArrayMetadata) -> RawDataset:
@@ -40,6 +53,10 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     _check_agreement(parts, name)
     train = parts["train"]
     labels, targets = None, train.get("targets")
+    for key, value in splits["train"].items():
+        # Learners compute in float32. Tokens are looked up, not computed with.
+        if train[key].dtype.kind == "f" or (key == "inputs" and names.vocabulary_size is None):
+            check_resolution(np.asarray(value), repr(key))
     # Integer targets [N] are classes; everything else is left as it is.
     if targets is not None and targets.ndim == 1 and targets.dtype.kind == "i":
         names = names._replace(num_classes=_count_classes(parts, name, names.num_classes, names.class_names))
@@ -77,25 +94,12 @@ def _validated_split(splits: Mapping[str, Mapping[str, Any]], split: str, name: 
 
 
 def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
-    array = np.asarray(value)
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
-        given = f"{array.dtype} of shape {array.shape}"
-        raise DataError(f"{key!r}{place} must be an array of numbers [N, ...], not {given}")
-    # JAX would wrap large 64-bit integers around in silence.
-    if array.dtype.itemsize == 8 and array.dtype.kind in "iu" and array.size:
-        least, most, range_ = array.min(), array.max(), np.iinfo(jax_dtype(array.dtype))
-        if least < range_.min or most > range_.max:
-            raise DataError(f"{key!r}{place} has integers from {least} to {most}, which do not fit into 32 bits")
-    dtype = jax_dtype(array.dtype)
+    name = f"{key!r}{place}"
+    array = as_array(value, name)
+    if array.ndim == 0 or 0 in array.shape[1:]:
+        raise DataError(f"{name} must be an array [N, ...] of numbers, not of shape {list(array.shape)}")
     if key == "targets" and array.ndim == 1:  # class labels, or regression targets
-        dtype = np.dtype(np.int32 if array.dtype.kind in "iu" else np.float32)
-    with np.errstate(over="ignore"):  # overflow becomes infinite and is reported below
-        array = array.astype(dtype, copy=False)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        # The first bad example is the most useful thing to report.
-        bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-        remedy = "leave it out or fill it in"
-        raise DataError(f"{key!r}{place} has values that are not finite, first in example {bad}; {remedy}")
+        array = as_array(array, name, np.float32 if array.dtype.kind == "f" else np.int32)
     return array
 
 
@@ -116,7 +120,11 @@ def _check_agreement(parts: dict[str, Arrays], name: str) -> None:
 def _count_classes(
     parts: dict[str, Arrays], name: str, num_classes: int | None, class_names: tuple[str, ...] | None
 ) -> int:
-    """Returns the given number of classes, or the largest label of any split plus one."""
+    """Returns the given number of classes, or the largest label of any split plus one.
+
+    Raises:
+      DataError: labels are out of range, or, where no number is given, look like values or identifiers.
+    """
     targets = {split: arrays["targets"] for split, arrays in parts.items() if len(arrays["targets"])}
     ranges = {split: (int(classes.min()), int(classes.max())) for split, classes in targets.items()}
     # Over all splits: a class may be absent from "train".
@@ -128,6 +136,13 @@ def _count_classes(
         if least < 0 or most >= count:
             range_ = f"classes 0 to {count - 1}, but they go from {least} to {most}"
             raise DataError(f"{name}: 'targets'{_split_suffix(parts, split)} must be {range_}")
+    # Prices, years and identifiers are integers, too: as classes, most of them would have one example or none.
+    if num_classes is None and class_names is None and count > MAX_GUESSED_CLASSES:
+        labels = np.concatenate(list(targets.values()))
+        if len(labels) < 2 * count or 2 * len(np.unique(labels)) < count:
+            problem = f"are integers up to {largest}, and as classes most would have one example or none"
+            remedy = "make them float for regression, number them (np.unique with return_inverse), or give num_classes"
+            raise DataError(f"{name}: 'targets' {problem}; {remedy}")
     return count
 
 

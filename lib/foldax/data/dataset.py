@@ -1,6 +1,7 @@
 """Datasets by name or from arrays, split into training, validation and test data."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,14 +114,15 @@ def from_arrays(
     *,
     name: str = "arrays",
     num_classes: int | None = None,
-    class_names: tuple[str, ...] | None = None,
-    feature_names: tuple[str, ...] | None = None,
+    class_names: Iterable[str] | None = None,
+    feature_names: Iterable[str] | None = None,
     vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
     """Makes a dataset from arrays `[N, ...]`, usually `{"inputs": ..., "targets": ...}`.
 
-    Integer targets `[N]` are class labels; without "targets" the dataset is unsupervised. 64-bit types become 32-bit.
+    Integer and bool targets `[N]` are class labels; without "targets" the dataset is unsupervised. Arrays are copied,
+    unless they are memory-mapped, and 64-bit types become 32-bit.
 
     Args:
       arrays: arrays of equal length N by key.
@@ -133,14 +135,15 @@ def from_arrays(
         evaluate_batch_size, workers.
 
     Raises:
-      DataError: an array is not numeric, not finite or of another length, or the arguments do not fit.
+      DataError: an array is not numeric, not finite, masked, of another length or too precise for 32 bits; integer
+        targets look like values or identifiers; or the arguments do not fit.
 
     >>> dataset = from_arrays({"inputs": np.zeros((10, 3))}, batch_size=4, validation=0.2, test=0.0)
     >>> dataset.info.num_examples
     {'train': 8, 'validation': 2}
     """
     chosen = DatasetOptions(**options).check()
-    names = ArrayMetadata(num_classes, class_names, feature_names, vocabulary_size)
+    names = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
     return _dataset(read_arrays({"train": arrays}, name, names), chosen)
 
 
@@ -149,8 +152,8 @@ def from_splits(
     *,
     name: str = "arrays",
     num_classes: int | None = None,
-    class_names: tuple[str, ...] | None = None,
-    feature_names: tuple[str, ...] | None = None,
+    class_names: Iterable[str] | None = None,
+    feature_names: Iterable[str] | None = None,
     vocabulary_size: int | None = None,
     **options: Any,
 ) -> Dataset:
@@ -175,7 +178,7 @@ def from_splits(
     {'train': 8, 'test': 2}
     """
     chosen = DatasetOptions(**options).check()
-    names = ArrayMetadata(num_classes, class_names, feature_names, vocabulary_size)
+    names = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
     return _dataset(read_arrays(splits, name, names), chosen)
 
 
@@ -219,7 +222,8 @@ def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int) -> Inf
         prefixes = {"inputs": "", "targets": "target_"}
         known = moments(raw.examples, parts["train"], {key: prefixes[key] for key, enabled in keys.items() if enabled})
         if path:
-            cache.write_json(path, known)
+            with contextlib.suppress(DataError):  # only time is lost if the cache cannot be written
+                cache.write_json(path, known)
     facts["constant_features"] = tuple(known.pop("constant_features", ()))
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(

@@ -100,7 +100,8 @@ class Info:
 
     def _identity(self) -> tuple[Any, ...]:
         # The fingerprint covers all examples and splits, so arrays need not be compared.
-        return (self.name, self.fingerprint, self.batch_size, self.num_classes, self.class_names, self.vocabulary_size)
+        names = self.class_names, self.feature_names
+        return (self.name, self.fingerprint, self.batch_size, self.num_classes, *names, self.vocabulary_size)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Info) and self._identity() == other._identity()

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import os
 import re
 import shutil
 import socket
@@ -17,6 +18,7 @@ import numpy as np
 
 from foldax.data import cache
 from foldax.data.bundled import BUNDLED_VERSION, bundled_names
+from foldax.data.conversion import check_integers, jax_dtype
 from foldax.data.info import ArrayExamples, Examples, example_bytes, read_blocks
 from foldax.errors import DataError, did_you_mean
 
@@ -58,11 +60,13 @@ class TFDSExamples:
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads the examples at `indices` `[B]` in bulk, which is far faster than one by one."""
-        records = self._source.__getitems__(indices.tolist())
-        return {
-            key: np.array([record[feature] for record in records], leaf.dtype)
-            for key, (feature, leaf) in self._fields.items()
-        }
+        records, arrays = self._source.__getitems__(indices.tolist()), {}
+        for key, (feature, leaf) in self._fields.items():
+            array = np.array([record[feature] for record in records])
+            if leaf.dtype.kind in "iu":
+                check_integers(array, leaf.dtype, f"feature {feature!r}")
+            arrays[key] = array.astype(leaf.dtype, copy=False)
+        return arrays
 
 
 def choose_source(source: str, examples: Examples) -> str:
@@ -70,17 +74,6 @@ def choose_source(source: str, examples: Examples) -> str:
     if source != "auto":
         return source
     return "device" if len(examples) * example_bytes(examples) <= DEVICE_BYTES else "stream"
-
-
-def jax_dtype(dtype: Any) -> np.dtype:
-    """Returns the dtype in which JAX stores values: 32 bits instead of 64.
-
-    >>> jax_dtype(np.float64)
-    dtype('float32')
-    """
-    # JAX runs without 64-bit types by default.
-    narrow = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}
-    return np.dtype(narrow.get(np.dtype(dtype).name, dtype))
 
 
 def open_dataset(name: str, source: str) -> RawDataset:
@@ -100,11 +93,14 @@ def open_dataset(name: str, source: str) -> RawDataset:
     examples = TFDSExamples(builder, fields)
     # Large datasets stay in the files of TFDS, and only their targets become an array.
     streamed = examples if choose_source(source, examples) == "stream" else None
+    if raw := _open(name, folder, streamed):  # also from a cache that is read-only
+        return raw
     # Of several processes that start together, one decodes and the others wait.
     with cache.file_lock(folder.with_name(f".{folder.name}.lock")):
         raw = _open(name, folder, streamed)
         if raw is None:
-            _write(folder, examples, {"targets"} if streamed else set(fields), _facts(builder, fields))
+            with cache.write_errors(folder):
+                _write(folder, examples, {"targets"} if streamed else set(fields), _facts(builder, fields))
             raw = _open(name, folder, streamed)
     assert raw is not None
     return raw
@@ -219,7 +215,7 @@ def _write(folder: Path, examples: Examples, kept: set[str], facts: dict[str, An
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     specs = {key: (leaf.dtype.str, (len(examples), *leaf.shape)) for key, leaf in examples.spec.items()}
-    arrays = {key: np.lib.format.open_memmap(_file(partial, key), "w+", *specs[key]) for key in kept & specs.keys()}
+    arrays = {key: _create_array(_file(partial, key), *specs[key]) for key in kept & specs.keys()}
     digests, start = {key: hashlib.sha256() for key in specs}, 0
     # Memory maps: the dataset need not fit into memory.
     for block in read_blocks(examples, np.arange(len(examples))):
@@ -233,6 +229,16 @@ def _write(folder: Path, examples: Examples, kept: set[str], facts: dict[str, An
     cache.write_json(partial / "dataset.json", facts)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _create_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Creates a memory-mapped .npy file; raises an OSError if the disk has no room for it."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    # Reserved now: a write through a memory map to a full disk would kill the process (SIGBUS).
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _open(name: str, folder: Path, streamed: Examples | None = None) -> RawDataset | None:

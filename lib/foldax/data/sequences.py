@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from foldax.data.prepared import jax_dtype
+from foldax.data.conversion import as_array, check_resolution, jax_dtype
 from foldax.errors import DataError
 
 
@@ -37,7 +37,7 @@ def token_windows(tokens: ArrayLike, length: int, stride: int | None = None) -> 
     >>> rows["inputs"].tolist(), rows["weights"].tolist()
     ([[5, 6, 7, 8], [8, 9, 0, 0]], [[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     """
-    tokens = _array(tokens, "tokens")
+    tokens = as_array(tokens, "tokens", unit="step")
     stride = length if stride is None else stride
     if tokens.dtype.kind not in "iu":
         raise DataError(f"tokens must be integers, not {tokens.dtype}")
@@ -152,19 +152,9 @@ def pack_sequences(sequences: Sequence[ArrayLike], length: int, *, too_long: str
     return PackedSequences({"inputs": inputs, "mask": mask}, rows, starts, *efficiencies)
 
 
-def _array(value: ArrayLike, name: str) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # lists of different lengths
-        raise DataError(f"{name} must be an array of numbers: {error}") from error
-    if array.size and array.dtype.kind not in "biuf":
-        raise DataError(f"{name} must be an array of numbers, not {array.dtype}")
-    return array.astype(jax_dtype(array.dtype), copy=False)
-
-
 def _as_arrays(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
     """Converts sequences to arrays `[T]` or `[T, C]` of one dtype and, but for T, one shape."""
-    arrays = [_array(sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+    arrays = [as_array(sequence, f"sequence {i}", unit="step") for i, sequence in enumerate(sequences)]
     if not arrays:
         raise DataError("there are no sequences")
     for i, array in enumerate(arrays):
@@ -175,6 +165,8 @@ def _as_arrays(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
             raise DataError(f"sequence {i} is empty; leave it out")
     # One dtype for all sequences, by NumPy's promotion.
     dtype = jax_dtype(np.result_type(*{array.dtype for array in arrays}))
+    if dtype.kind == "f":
+        check_resolution(np.concatenate([np.asarray(sequence) for sequence in sequences]), "sequences")
     return [array.astype(dtype, copy=False) for array in arrays]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from foldax.data.conversion import as_array, check_resolution
 from foldax.data.dataset import Dataset, from_splits
 from foldax.data.extras import import_extra
 from foldax.data.sequences import pad_sequences
@@ -249,14 +250,9 @@ def split_ends(length: int, validation: float, test: float) -> dict[str, int]:
 
 def _as_channels(series: ArrayLike) -> np.ndarray:
     """Converts a series to float32 `[T, C]`; raises a DataError unless all values are finite."""
-    values = np.asarray(series)
-    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2):
-        raise DataError(f"a series must be numbers [T] or [T, C], not {values.dtype} of shape {list(values.shape)}")
-    with np.errstate(over="ignore"):  # overflow becomes infinite, and is reported below
-        values = values.astype(np.float32)
-    values = values[:, None] if values.ndim == 1 else values
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        remedy = "fill them in, or leave that part out"
-        raise DataError(f"the series has values that are not finite, first in step {bad[0]}; {remedy}")
-    return values
+    values = as_array(series, "the series", unit="step")
+    if values.ndim not in (1, 2):
+        raise DataError(f"the series must be numbers [T] or [T, C], not of shape {list(values.shape)}")
+    check_resolution(np.asarray(series), "the series")
+    values = values.astype(np.float32, copy=False)
+    return values[:, None] if values.ndim == 1 else values

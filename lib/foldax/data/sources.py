@@ -1,10 +1,17 @@
 """Sources of batches: splits that fit are kept on the device, larger ones are streamed."""
 
 import atexit
+import contextlib
 import copy
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from functools import cached_property, partial
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +21,7 @@ import numpy as np
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
 from foldax.data.protocol import DataBlock, EvaluationBlock
 from foldax.data.shuffle import shuffled_indices
+from foldax.errors import DataError
 
 Batch = dict[str, jax.Array]
 MAX_BATCHES = 64  # batches in a block of a stream
@@ -118,13 +126,14 @@ class StreamSource:
         size = self.feed.batches
         # Blocks begin at multiples of their size, so the step alone finds its block.
         start = int(cursor["start"]) if cursor is not None else step // size * size
-        iterator = iter(self._pipeline(seed, start // size))
-        try:
+        with contextlib.ExitStack() as stack:
+            with _starting_workers() if self._workers else contextlib.nullcontext():
+                iterator = iter(self._pipeline(seed, start // size))
+                stack.callback(iterator.close)
+                block = _next_block(iterator)
             while True:
-                yield DataBlock(next(iterator), start, start + size, {"start": start})
-                start += size
-        finally:
-            iterator.close()
+                yield DataBlock(block, start, start + size, {"start": start})
+                start, block = start + size, _next_block(iterator)
 
     def _pipeline(self, seed: int, first: int) -> Any:
         """Iterates over blocks from `first` on; shuffles positions, because grain would read examples one by one."""
@@ -143,7 +152,7 @@ class StreamSource:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only `app.run` parses
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
         return grain.experimental.device_put(dataset, self.device, cpu_buffer_size=1, device_buffer_size=1)
 
 
@@ -213,6 +222,49 @@ def _read(examples: Examples, indices: np.ndarray, positions: np.ndarray) -> dic
     """Reads the examples at positions `[K, B]` of a split; a module-level function, so that workers can unpickle it."""
     rows = examples.read(indices[positions.reshape(-1)])
     return {key: array.reshape(positions.shape + array.shape[1:]) for key, array in rows.items()}
+
+
+@contextlib.contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Until the first block is there, hides the main module and Ctrl-C from the processes that start.
+
+    A process would run a script without `if __name__ == "__main__"` again, and with it the training. It needs nothing
+    from there: what it reads is pickled with its classes. Ctrl-C is for the main process, which ends the others.
+    """
+    main = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+    main.pop("__file__", None)
+    main["__spec__"] = None
+    resource_tracker.ensure_running()  # before, for its start unblocks the signal
+    # Threads inherit the blocked signal from the thread that starts them, and processes from threads.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        main.update(hidden)
+
+
+def _next_block(iterator: Iterator[Batch]) -> Batch:
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        remedy = "it may have been killed for want of memory: each holds a copy of arrays, so take fewer workers, or 0"
+        raise DataError(f"a process that reads the stream ended ({str(error).split('.')[0]}); {remedy}") from error
+
+
+def _end_with_parent(worker: int, num_workers: int) -> None:
+    """Lets a worker process end when its parent does, also if that was killed."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @atexit.register

@@ -65,7 +65,7 @@ def split_indices(
             parts[split] = own[split]
             continue
         # A fraction of all examples, as a fraction of those that remain.
-        chosen = _choose(rest, labels, fraction / remaining, random)
+        chosen = _choose(rest, labels, fraction / remaining, random, ties=_random(f"{name}:{seed}:{split}"))
         if not len(chosen):
             raise DataError(f"{name}: {split}={fraction!r} of {len(rest)} examples is none; ask for more, or for 0")
         parts[split], rest = chosen, np.setdiff1d(rest, chosen, assume_unique=True)
@@ -126,7 +126,11 @@ def _groups(indices: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
 
 
 def _choose(
-    indices: np.ndarray, labels: np.ndarray | None, fraction: float, random: np.random.RandomState
+    indices: np.ndarray,
+    labels: np.ndarray | None,
+    fraction: float,
+    random: np.random.RandomState,
+    ties: np.random.RandomState,
 ) -> np.ndarray:
     """Draws a fraction of the indices; the counts per class follow the largest remainder method."""
     groups = _groups(indices, labels)
@@ -135,6 +139,8 @@ def _choose(
     counts = np.floor(quotas + 1e-9).astype(np.int64)
     missing = round(len(indices) * fraction) - counts.sum()
     if missing > 0:
-        counts[np.argsort(counts - quotas, kind="stable")[:missing]] += 1
+        # Lots decide between small classes of one size: in the order of classes, the highest would never be drawn.
+        lots = np.where(counts == 0, -ties.random_sample(len(groups)), 0)
+        counts[np.lexsort((lots, counts - quotas))[:missing]] += 1
     chosen = [random.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)]
     return np.sort(indices[np.concatenate([*chosen, np.arange(0)])])

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from foldax.data.conversion import as_array
 from foldax.data.extras import import_extra
 from foldax.errors import DataError, did_you_mean
 
+PROBE = "Two  Words, na\u00efve \u4e2d\n"  # a text that only a byte-level tokenizer gives back unchanged
 REPLACEMENT_CHARACTER = "\ufffd"  # Unicode's mark for bytes that are not a character
 
 
@@ -189,10 +191,10 @@ class BPE:
         """Reads a JSON file written by `save`, or another byte-level tokenizer saved by `tokenizers`.
 
         Raises:
-          DataError: the file is missing, or is not such a tokenizer.
+          DataError: the file is missing, or is no tokenizer from which every text comes back.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")  # without the byte order mark of some editors
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error
         # Only by using it can a file be recognised as a tokenizer.
@@ -203,7 +205,13 @@ class BPE:
             raise
         except Exception as error:  # `tokenizers` raises a bare Exception
             raise DataError(f"{path} is not a tokenizer: {error}") from error
-        return BPE(text, tuple(added[token].content for token in sorted(added)))
+        tokenizer = BPE(text, tuple(added[token].content for token in sorted(added)))
+        # Others (WordPiece, Unigram, with lower case or a space put first) lose text, and their bytes are not counted.
+        tokens = tokenizer.encode(PROBE)
+        if tokenizer.decode(tokens) != PROBE or tokenizer.token_bytes[tokens].sum() != len(_utf8(PROBE)):
+            problem = f"{PROBE!r} comes back as {tokenizer.decode(tokens)!r}"
+            raise DataError(f"{path} is not a byte-level tokenizer without normalisation or a prefix space: {problem}")
+        return tokenizer
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file that `load`, and `tokenizers` itself, can read."""
@@ -315,7 +323,7 @@ def _special_index(name: str, special_tokens: tuple[str, ...]) -> int:
 
 def _checked_tokens(tokens: ArrayLike, vocabulary_size: int) -> np.ndarray:
     """Returns tokens as int64 `[T]`, or raises a DataError if one is not in the vocabulary."""
-    array = np.asarray(tokens).reshape(-1)
+    array = as_array(tokens, "tokens", unit="position").reshape(-1)
     if array.size and array.dtype.kind not in "iu":
         raise DataError(f"tokens must be integers, not {array.dtype}")
     unknown = np.flatnonzero((array < 0) | (array >= vocabulary_size))

@@ -46,6 +46,7 @@ def jit_fold() -> tuple[Callable[..., Fold], Callable[..., tuple[Fold, folds.Chu
 
 initial_fold, advance = jit_fold()
 advance_one_step = jax.jit(folds.advance_one_step, static_argnames="program", donate_argnames="fold")
+log_sums = jax.jit(folds.log_sums)
 reset_metric_sums = jax.jit(folds.reset_metric_sums, donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
 update_best = jax.jit(folds.update_best, donate_argnames="best")

@@ -1,29 +1,23 @@
 """Evaluation of a split, on the host's side: sums over examples become means, blocks the values of every example."""
 
-from typing import Any, NamedTuple
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from foldax.engine import compiled
+from foldax.engine.contracts import LOG_FIELDS, check_monitor, check_summary
 from foldax.engine.fold import Program
-from foldax.errors import ConfigError, did_you_mean
-from foldax.learner import Average
-
-
-class SplitEvaluation(NamedTuple):
-    """A dispatched evaluation of a split: device arrays that may still be computed.
-
-    Attributes:
-      metric_sums: `Average`s [] by name, summed over all examples.
-      blocks: metrics and outputs `[K, B, ...]` by name, for each block; empty if they are not collected.
-      masks: bool `[K, B]` for each block, False for padding; None without a dataset.
-    """
-
-    metric_sums: dict[str, Average]
-    blocks: list[dict[str, Any]]
-    masks: list[Any]
+from foldax.engine.policy import CurrentPolicy
+from foldax.engine.setup import collects_values, has_split, needs_monitor, nonresumable_reason
+from foldax.engine.state import Run, SplitEvaluation
+from foldax.errors import ExperimentError
+from foldax.learner import Average, State
 
 
 def collect_values(evaluation: SplitEvaluation) -> dict[str, np.ndarray]:
@@ -82,12 +76,32 @@ def split_metrics(program: Program, evaluation: SplitEvaluation) -> dict[str, fl
     if program.experiment.summarize is not None:
         with compiled.user_code_errors(program.experiment):
             summary = program.experiment.summarize(collect_values(evaluation))
-            metrics |= {name: float(value) for name, value in summary.items()}
+        metrics |= check_summary(summary, metrics.keys())
     return metrics
 
 
+def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, int]]:
+    """Finds metrics of evaluations that are NaN or infinite, each with its first such value.
+
+    Args:
+      lines: of the log, `{"step": ..., "split": ..., name: value}`.
+
+    Returns:
+      `(value, step)` by `(split, name)`.
+
+    >>> nonfinite_metrics([{"step": 6, "split": "test", "loss": float("nan")}, {"step": 6, "split": "train", "x": 0.5}])
+    {('test', 'loss'): (nan, 6)}
+    """
+    found: dict[tuple[str, str], tuple[float, int]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, float) and not math.isfinite(value) and line["split"] in ("validation", "test"):
+                found.setdefault((line["split"], name), (value, line["step"]))
+    return found
+
+
 def monitored_metric(
-    program: Program, evaluation: SplitEvaluation, monitor: str, num_members: int | None = None
+    program: Program, evaluation: SplitEvaluation, monitor: str, num_members: int | None = None, is_needed: bool = True
 ) -> jax.Array:
     """Looks up the monitored metric, on the device; waits for the evaluation only if `summarize` computes it.
 
@@ -96,6 +110,7 @@ def monitored_metric(
       evaluation: of the validation split.
       monitor: name of the metric.
       num_members: number of vmapped members; None for a lone run.
+      is_needed: whether it is an error if there is no such metric; else it is NaN, which is never the best.
 
     Returns:
       float [], or `[num_members]`.
@@ -107,13 +122,95 @@ def monitored_metric(
         # On the device: early stopping needs no round trip to the host.
         average = evaluation.metric_sums[monitor]
         return average.total / average.count
+    if program.experiment.summarize is None and not is_needed:
+        return jnp.full(() if num_members is None else (num_members,), jnp.nan, jnp.float32)
     if num_members is not None:
         # `summarize` runs on the host, member by member.
         on_host = jax.device_get(evaluation)
         members = [member_evaluation(on_host, row) for row in range(num_members)]
-        return jnp.stack([monitored_metric(program, member, monitor) for member in members])
+        values = [monitored_metric(program, member, monitor, is_needed=is_needed) for member in members]
+        return jnp.stack(values)
     metrics = split_metrics(program, evaluation)
-    if monitor not in metrics:
-        hint, names = did_you_mean(monitor, metrics), ", ".join(metrics) or "none"
-        raise ConfigError(f"monitor: there is no validation metric {monitor!r}{hint} (there are: {names})")
-    return jnp.float32(metrics[monitor])
+    if is_needed:
+        check_monitor(monitor, metrics)
+    return jnp.float32(metrics.get(monitor, math.nan))
+
+
+def check_summarize(run: Run) -> None:
+    """Calls the experiment's `summarize` with an evaluation of the run's state, before its first step.
+
+    Raises:
+      ConfigError: the metric to be monitored is none of those of `evaluate` and `summarize`.
+      ExperimentError: `summarize` failed, or its result is not what it should be.
+    """
+    names = [name for name in ("validation", "test") if has_split(run.dataset, name)]
+    # Episodes of environments on the host would change those that come after.
+    if run.program.experiment.summarize is None or not names or nonresumable_reason(run.dataset):
+        return
+    try:
+        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, names[0], max_blocks=1))
+    except ExperimentError:
+        # One block may be too small for a measure, for example if it holds one class only.
+        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, names[0]))
+    if needs_monitor(run.config) and names[0] == "validation":
+        check_monitor(run.config.monitor, metrics)
+
+
+def evaluate_split(run: Run, state: State, split: str, max_blocks: int | None = None) -> SplitEvaluation:
+    """Dispatches the evaluation of a split, block by block, without waiting for it.
+
+    Without a dataset there is one call, with the split's own random key.
+
+    Args:
+      run: the run; the values of every example are kept where its experiment needs them.
+      state: the learner's state, which need not be the run's current one.
+      split: "validation" or "test".
+      max_blocks: number of blocks to evaluate; None for all.
+    """
+    program, config, seed = run.program, run.arguments["config"], run.arguments["seed"]
+    collect = collects_values(program)
+    evaluate = functools.partial(run.compiled.evaluate, program, config, seed, state, collect=collect)
+    if run.dataset is None:
+        sums, values = evaluate(None, None, jnp.int32(("validation", "test").index(split)))
+        return SplitEvaluation(sums, [values] if collect else [], [None] if collect else [])
+    sums, blocks, masks = None, [], []
+    policy = CurrentPolicy(program, config, seed, state, "evaluate")
+    # Nothing waits here: the device evaluates one block while the host prepares the next.
+    for index, block in enumerate(itertools.islice(run.dataset.splits[split].blocks(policy), max_blocks)):
+        block_sums, values = evaluate(block.batches, block.mask, jnp.int32(index))
+        sums = block_sums if sums is None else jax.tree.map(jnp.add, sums, block_sums)
+        if collect:
+            blocks.append(values)
+            masks.append(block.mask)
+    return SplitEvaluation(sums or {}, blocks, masks)
+
+
+def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
+    """Evaluates a state on all evaluation splits.
+
+    Returns:
+      `(metrics, values)` by split: metrics, with the newest value of each training metric as "train", and the values of
+      every example `[N, ...]`, where they are collected.
+    """
+    metrics, values = last_training_metrics(run.history), {}
+    for name in ("validation", "test"):
+        if has_split(run.dataset, name):
+            split = evaluate_split(run, state, name)
+            metrics[name] = split_metrics(run.program, split)
+            if split.blocks:
+                values[name] = collect_values(split)
+    return metrics, values
+
+
+def last_training_metrics(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Selects the newest value of each training metric in a log, as {"train": metrics}; empty if there are none.
+
+    >>> history = [{"step": 5, "split": "train", "loss": 0.5, "return": 7.0}]
+    >>> last_training_metrics([*history, {"step": 9, "split": "train", "loss": 0.4}])
+    {'train': {'loss': 0.4, 'return': 7.0}}
+    """
+    metrics: dict[str, float] = {}
+    for line in history:
+        # A metric that is absent at times, such as the return of finished episodes, may not be in the last line.
+        metrics |= {k: v for k, v in line.items() if k not in LOG_FIELDS} if line["split"] == "train" else {}
+    return {"train": metrics} if metrics else {}

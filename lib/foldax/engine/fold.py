@@ -14,11 +14,12 @@ import numpy as np
 
 from foldax.configuration import RLTraining
 from foldax.data import protocol
-from foldax.engine.contracts import check_evaluation, check_update
+from foldax.engine.contracts import check_evaluation, check_logits, check_update
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Average, Batch, Key, Learner, State, as_average
 
+SUM_STEPS = 1_024  # steps over which a training metric is summed plainly; longer sums are compensated
 MAX_LOG_PERIODS = 32  # log periods of one chunk: their metrics have a row each
 
 
@@ -61,14 +62,16 @@ class Fold(NamedTuple):
     Attributes:
       step: int32 [], number of updates done.
       state: the learner's state.
-      metric_sums: training metrics summed since the last log, by name.
+      metric_sums: training metrics by name, summed since the last log or over the last steps of a long log period.
       nonfinite_step: int32 [] by name, the first step whose metric was not finite, or -1.
+      earlier_sums: sums by name over the steps of the log period before those, and the rounding errors of these sums.
     """
 
     step: jax.Array
     state: State
     metric_sums: dict[str, Average]
     nonfinite_step: dict[str, jax.Array]
+    earlier_sums: tuple[dict[str, Average], dict[str, Average]]
 
 
 class BestState(NamedTuple):
@@ -141,7 +144,7 @@ def initial_fold(program: Program, config: Any, seed: jax.Array, examples: Batch
       data: first block of data, of which only shapes matter.
     """
     learner, keys = make_learner(program, config), key_streams(seed)
-    state, zero = learner.init(keys.init, examples), jnp.int32(0)
+    state, zero = without_weak_types(learner.init(keys.init, examples)), jnp.int32(0)
     # Only shapes: the loop's carry needs a place for every metric before the first update.
     batch = jax.eval_shape(program.feed.batch, data, keys.data, zero, zero)
     metrics = check_update(state, jax.eval_shape(learner.update, state, batch, keys.update))
@@ -149,7 +152,9 @@ def initial_fold(program: Program, config: Any, seed: jax.Array, examples: Batch
         name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(as_average, value))
         for name, value in metrics.items()
     }
-    return Fold(zero, state, sums, {name: jnp.int32(-1) for name in sums})
+    # Copies, because each buffer of a fold is donated by itself.
+    earlier_sums = jax.tree.map(jnp.copy, sums), jax.tree.map(jnp.copy, sums)
+    return Fold(zero, state, sums, {name: jnp.int32(-1) for name in sums}, earlier_sums)
 
 
 def advance(
@@ -185,11 +190,13 @@ def advance(
 
     def log_period(carry: tuple[Fold, Any, jax.Array]) -> tuple[Fold, Any, jax.Array]:
         fold, logs, row = carry
-        end = jnp.minimum(until, (fold.step // log_every + 1) * log_every)
-        # Steps of one log period; the outer loop runs over log periods.
+        # Steps of one log period, or some of a long one; the outer loop runs over these. No sum here exceeds 31 bits.
+        position = fold.step % log_every
+        steps = jnp.minimum(log_every - position, SUM_STEPS - position % SUM_STEPS)
+        end = fold.step + jnp.minimum(steps, until - fold.step)
         fold = jax.lax.while_loop(lambda fold: fold.step < end, step, fold)
-        logs = jax.tree.map(lambda log, total: log.at[row].set(total), logs, fold.metric_sums)
-        return reset_metric_sums(fold, log_every), logs, row + 1
+        logs = jax.tree.map(lambda log, total: log.at[row].set(total), logs, log_sums(fold))
+        return reset_metric_sums(fold, log_every), logs, row + (fold.step % log_every == 0).astype(jnp.int32)
 
     # A row per log period; rows that the chunk does not reach keep count 0.
     logs = jax.tree.map(lambda total: jnp.zeros((MAX_LOG_PERIODS, *total.shape), total.dtype), fold.metric_sums)
@@ -199,9 +206,32 @@ def advance(
 
 
 def reset_metric_sums(fold: Fold, log_every: jax.Array) -> Fold:
-    """Sets the summed metrics to zero if a log period ends at this step."""
-    ends = fold.step % log_every == 0
-    return fold._replace(metric_sums=jax.tree.map(lambda total: jnp.where(ends, 0.0, total), fold.metric_sums))
+    """Sets the summed metrics to zero if a log period ends at this step, and adds them up every `SUM_STEPS` steps.
+
+    In float32 a sum of millions of steps would stop growing, so that of sums is compensated (Kahan, 1965).
+    """
+    position = fold.step % log_every
+    ends, is_due = position == 0, position % SUM_STEPS == 0
+    earlier, _ = fold.earlier_sums
+    totals = jax.tree.map(jnp.add, earlier, fold.metric_sums)
+
+    def error(total: jax.Array, earlier: jax.Array, new: jax.Array) -> jax.Array:
+        # Knuth's two-sum: exact, whichever of the two is larger.
+        rounded = total - earlier
+        return (earlier - (total - rounded)) + (new - rounded)
+
+    errors = jax.tree.map(error, totals, earlier, fold.metric_sums)
+    errors = jax.tree.map(jnp.add, fold.earlier_sums[1], errors)
+    earlier_sums = jax.tree.map(
+        lambda old, new: jnp.where(ends, 0.0, jnp.where(is_due, new, old)), fold.earlier_sums, (totals, errors)
+    )
+    sums = jax.tree.map(lambda total: jnp.where(is_due, 0.0, total), fold.metric_sums)
+    return fold._replace(metric_sums=sums, earlier_sums=earlier_sums)
+
+
+def log_sums(fold: Fold) -> dict[str, Average]:
+    """Returns the training metrics summed since the last log, by name."""
+    return jax.tree.map(lambda last, total, error: total + (error + last), fold.metric_sums, *fold.earlier_sums)
 
 
 def advance_one_step(
@@ -220,11 +250,10 @@ def step_function(
     def step(fold: Fold) -> Fold:
         # 1. Batch: an index into the block, divided over the mesh.
         batch = program.feed.batch(data, keys.data, fold.step, block_start)
-        if program.mesh is not None:
-            sharding = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec("batch"))
-            batch = jax.lax.with_sharding_constraint(batch, sharding)
+        batch = _divide(program, batch)
         # 2. Update: the key depends only on seed and step, so a resumed run draws the same numbers.
         state, metrics = learner.update(fold.state, batch, jax.random.fold_in(keys.update, fold.step))
+        state = without_weak_types(state)
         # 3. Metrics: summed for the log, and watched for NaN and infinity.
         averages = {name: as_average(value) for name, value in metrics.items()}
         sums = jax.tree.map(jnp.add, fold.metric_sums, averages)
@@ -232,7 +261,7 @@ def step_function(
             name: jnp.where((first < 0) & ~jnp.isfinite(averages[name].total).all(), fold.step, first)
             for name, first in fold.nonfinite_step.items()
         }
-        return Fold(fold.step + 1, state, sums, nonfinite)
+        return Fold(fold.step + 1, state, sums, nonfinite, fold.earlier_sums)
 
     return step
 
@@ -266,14 +295,18 @@ def evaluate(
       `[K, B, ...]`.
 
     Raises:
-      ExperimentError: while tracing, `Learner.evaluate` breaks its promises (see `check_evaluation`).
+      ExperimentError: while tracing, `Learner.evaluate` breaks its promises (see `check_evaluation` and
+        `check_logits`).
     """
     learner, key = make_learner(program, config), key_streams(seed).evaluate
     batch_size = None if mask is None else mask.shape[1]
 
     def one_batch(batch: Batch, mask: Any, index: jax.Array) -> tuple[dict[str, Average], dict[str, Any]]:
+        if program.mesh is not None and batch_size is not None and batch_size % program.mesh.size == 0:
+            batch = _divide(program, batch)
         result = learner.evaluate(state, batch, jax.random.fold_in(key, index))
         evaluation = check_evaluation(result, batch_size)
+        check_logits(evaluation, program.info)
         averages = {name: as_average(value) for name, value in evaluation.metrics.items()}
         if mask is not None:  # padding may hold anything, also NaN, so it is selected away, not multiplied by zero
             averages = jax.tree.map(lambda x: jnp.where(mask, x, 0.0), averages)
@@ -288,6 +321,23 @@ def evaluate(
     # `lax.map`, not `vmap`: activations of one batch at a time.
     sums, values = jax.lax.map(lambda args: one_batch(*args), (batches, mask, indices))
     return jax.tree.map(lambda x: x.sum(axis=0), sums), values
+
+
+def without_weak_types(tree: State) -> State:
+    """Gives the arrays of a pytree their own dtypes: JAX would compile another program for weakly typed ones.
+
+    >>> jax.jit(without_weak_types)(jnp.asarray(1.0)).weak_type
+    False
+    """
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype) if jax.typeof(x).weak_type else x, tree)
+
+
+def _divide(program: Program, batch: Batch) -> Batch:
+    """Divides a batch over the devices of the program's mesh, if it has one."""
+    if program.mesh is None:
+        return batch
+    sharding = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec("batch"))
+    return jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def initial_best(state: State | None) -> BestState:

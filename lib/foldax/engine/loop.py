@@ -5,7 +5,6 @@ A chunk is dispatched before the previous one is read, so the device never waits
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,18 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import parse_interval
+from foldax.configuration import RLTraining, parse_interval
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation
 from foldax.engine.evaluation import SplitEvaluation
-from foldax.engine.fold import MAX_LOG_PERIODS, BestState, ChunkReport, Fold
+from foldax.engine.fold import MAX_LOG_PERIODS, SUM_STEPS, BestState, ChunkReport, Fold
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.result import Result
-from foldax.engine.setup import collects_values, has_split, nonresumable_reason, start_run
+from foldax.engine.setup import (
+    has_split,
+    monitor_and_mode,
+    needs_monitor,
+    nonresumable_reason,
+    start_run,
+    unused_patience,
+)
 from foldax.engine.state import NEVER, Hooks, PendingChunk, Run, Timestamp
-from foldax.errors import NonFiniteError
+from foldax.errors import NonFiniteError, RunError
 from foldax.experiment import Experiment
-from foldax.learner import State
 
 CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
 PROFILED_STEPS = 20
@@ -34,7 +39,9 @@ PARAMETERS = r"^0\.state\.(.*\.)?params\."  # paths in a checkpoint, whose first
 LogLine = tuple[int, str, dict[str, float]]  # step, split, metrics
 
 
-def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Dataset | None = None) -> Result:
+def fit(
+    experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Dataset | None = None, until: int = NEVER
+) -> Result:
     """Runs an experiment without a run folder; `foldax.train` adds the folder, the log and the progress bar.
 
     Args:
@@ -42,6 +49,7 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Da
       config: an instance of `experiment.config`.
       hooks: callbacks for logs, progress, interruption and checkpoints.
       dataset: the data, if it is loaded already; else `experiment.dataset(config)`.
+      until: step at which to end, if that is before the config's last step.
 
     Raises:
       ConfigError: the config does not fit the experiment, the data or the machine.
@@ -52,9 +60,16 @@ def fit(experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Da
     """
     compiled.drop_programs_near_map_limit()
     run = start_run(experiment, config, hooks, dataset)
-    hooks.on_start(run)
     with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
-        status = train_loop(run, hooks)
+        hooks.on_start(run)
+        evaluation.check_summarize(run)
+        if unused := unused_patience(config, run.dataset):
+            hooks.warn(unused)
+        try:
+            status = train_loop(run, hooks, until)
+        except Exception as error:
+            save_after_error(run, hooks, error)
+            raise
         save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
         result = finish_run(run, status)
     if hooks.checkpoints is not None:
@@ -78,22 +93,25 @@ def train_loop(
     """
     read = read_chunk if read is None else read
     last = min(until, run.config.steps)
-    pending: PendingChunk | None = None
+    if run.is_evaluation_due:
+        read_due_evaluation(run, hooks)
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
     steps = _chunk_steps(run, NEVER)  # one step at first; chunks double until they take `CHUNK_SECONDS`
     while not stopped and run.step < last and not hooks.stop_requested():
         # Dispatch the next chunk before the previous one is read: neither host nor device waits for the other.
         fetch_data_block(run)
-        chunk = dispatch_chunk(run, hooks, min(_next_due(run), run.step + steps, last))
-        if pending is not None:
-            stopped = read(run, hooks, pending)
+        dispatch_chunk(run, hooks, min(_next_due(run), run.step + steps, last))
+        if len(run.unread) > 1:
+            chunk = run.unread[0]
+            stopped = read(run, hooks, chunk)
             now = time.perf_counter()
-            run.seconds_per_step, read_at = (now - read_at) / (pending.end - pending.start), now
-            run.loop_started_at = run.loop_started_at or Timestamp.now(pending.end)
-        pending = chunk
+            run.seconds_per_step, read_at = (now - read_at) / (chunk.end - chunk.start), now
+            run.loop_started_at = run.loop_started_at or Timestamp.now(chunk.end)
+            del run.unread[0]
         steps = _chunk_steps(run, 2 * steps)
-    if pending is not None and not stopped:
-        stopped = read(run, hooks, pending)
+    if run.unread and not stopped:
+        stopped = read(run, hooks, run.unread[0])
+    run.unread.clear()
     if not stopped:
         return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
     run.step = int(run.fold.step)  # chunks dispatched after the stop did nothing
@@ -104,30 +122,53 @@ def fetch_data_block(run: Run) -> None:
     """Advances to the block of data that holds the run's next step; data that depends on the learner is made now."""
     while run.block.end is not None and run.step >= run.block.end:
         config, seed = run.arguments["config"], run.arguments["seed"]
-        run.block = run.blocks.send(CurrentPolicy(run.program, config, seed, run.fold.state, "data"))
+        with compiled.user_code_errors(run.program.experiment):
+            run.block = run.blocks.send(CurrentPolicy(run.program, config, seed, run.fold.state, "data"))
 
 
-def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> PendingChunk:
-    """Dispatches the steps up to `end`, and the evaluation and snapshot that are due there, without waiting."""
-    start, config = run.step, run.config
+def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
+    """Dispatches the steps up to `end`, and the evaluation and snapshot that are due there, without waiting.
+
+    The chunk is appended to `run.unread`.
+    """
+    start = run.step
     with _profile(run, hooks) as max_steps:
         end = min(end, start + max_steps)
         report = _advance(run, end)
     run.step, run.num_chunks = end, run.num_chunks + 1
+    # Known from now on, so that its steps are not lost if their evaluation fails.
+    run.unread.append(PendingChunk(start, end, report, None, None, None, run.block.cursor))
 
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
-    split, stopped = None, None
-    if has_split(run.dataset, "validation") and (_is_due(end, config.evaluate_every) or end == config.steps):
-        split = evaluate_split(run, run.fold.state, "validation")
-        value = evaluation.monitored_metric(run.program, split, config.monitor, run.num_members)
-        sign, patience = np.float32(1 if config.mode == "max" else -1), np.int32(config.patience or NEVER)
-        run.best, stopped = run.compiled.update_best(run.best, run.fold, value, sign, patience)
+    split, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
 
     # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated).
     snapshot = None
     if _save_is_due(run, hooks):
         snapshot, run.last_save_time = compiled.copy((run.fold, run.best)), time.perf_counter()
-    return PendingChunk(start, end, report, split, stopped, snapshot, run.block.cursor)
+    run.unread[-1] = run.unread[-1]._replace(evaluation=split, stopped=stopped, snapshot=snapshot)
+
+
+def evaluate_and_compare(run: Run) -> tuple[SplitEvaluation, jax.Array]:
+    """Dispatches an evaluation of the validation split and its comparison with the best one so far.
+
+    Returns:
+      `(evaluation, stopped)`: bool [] on the device, whether patience ran out.
+    """
+    config = run.config
+    split = evaluation.evaluate_split(run, run.fold.state, "validation")
+    is_needed = needs_monitor(config)
+    value = evaluation.monitored_metric(run.program, split, config.monitor, run.num_members, is_needed)
+    sign, patience = np.float32(1 if config.mode == "max" else -1), np.int32(min(config.patience or NEVER, NEVER))
+    run.best, stopped = run.compiled.update_best(run.best, run.fold, value, sign, patience)
+    return split, stopped
+
+
+def read_due_evaluation(run: Run, hooks: Hooks) -> None:
+    """Evaluates a run that failed in the evaluation at its step before it was resumed."""
+    split, _ = evaluate_and_compare(run)
+    write_lines(run, hooks, [(run.step, "validation", evaluation.split_metrics(run.program, split))])
+    run.is_evaluation_due = False
 
 
 def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
@@ -138,16 +179,17 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     """
     # 2. Log: validation metrics, then training metrics, up to the first that is not finite.
     lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluation)
-    run.history += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
-    for line in lines:
-        hooks.log(*line)
+    write_lines(run, hooks, lines)
     if nonfinite:
         name = min(nonfinite, key=lambda name: (nonfinite[name], name != "loss"))
         kept = f"; the checkpoint of step {run.last_saved_step} is kept" if run.last_saved_step >= 0 else ""
+        remedy = "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs"
+        # The parameters that a non-finite loss spoils act only in the next step, so this return is the environment's.
+        if isinstance(run.config, RLTraining) and nonfinite.get("return") == nonfinite[name]:
+            remedy = "The environment gave a reward that is not finite: look at how it computes rewards from actions"
         raise NonFiniteError(
             nonfinite[name],
-            f"training metric {name!r} became NaN or infinite at step {nonfinite[name]}{kept}. "
-            "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs",
+            f"training metric {name!r} became NaN or infinite at step {nonfinite[name]}{kept}. {remedy}",
         )
     hooks.progress(chunk.end)
     # 3. Save the copy.
@@ -155,6 +197,18 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
         save_checkpoint(run, hooks, chunk.snapshot, chunk.cursor)
     # 4. Stop, if patience ran out.
     return chunk.stopped is not None and bool(chunk.stopped)
+
+
+def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
+    """Adds lines to the log, and warns of the first evaluation in which a metric is NaN or infinite."""
+    known = evaluation.nonfinite_metrics(run.history)
+    new = [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
+    run.history += new
+    for line in lines:
+        hooks.log(*line)
+    for (split, name), (value, step) in evaluation.nonfinite_metrics(new).items():
+        if (split, name) not in known:
+            hooks.warn(f"{split} metric {name!r} is {value} at step {step}, which is never the best")
 
 
 def log_lines(
@@ -184,53 +238,66 @@ def log_lines(
     return lines, nonfinite
 
 
-def evaluate_split(run: Run, state: State, split: str) -> SplitEvaluation:
-    """Dispatches the evaluation of a split, block by block, without waiting for it.
-
-    Without a dataset there is one call, with the split's own random key.
-
-    Args:
-      run: the run; the values of every example are kept where its experiment needs them.
-      state: the learner's state, which need not be the run's current one.
-      split: "validation" or "test".
-    """
-    program, config, seed = run.program, run.arguments["config"], run.arguments["seed"]
-    collect = collects_values(program)
-    evaluate = functools.partial(run.compiled.evaluate, program, config, seed, state, collect=collect)
-    if run.dataset is None:
-        sums, values = evaluate(None, None, jnp.int32(("validation", "test").index(split)))
-        return SplitEvaluation(sums, [values] if collect else [], [None] if collect else [])
-    sums, blocks, masks = None, [], []
-    policy = CurrentPolicy(program, config, seed, state, "evaluate")
-    # Nothing waits here: the device evaluates one block while the host prepares the next.
-    for index, block in enumerate(run.dataset.splits[split].blocks(policy)):
-        block_sums, values = evaluate(block.batches, block.mask, jnp.int32(index))
-        sums = block_sums if sums is None else jax.tree.map(jnp.add, sums, block_sums)
-        if collect:
-            blocks.append(values)
-            masks.append(block.mask)
-    return SplitEvaluation(sums or {}, blocks, masks)
-
-
 def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor: dict[str, Any] | None) -> None:
     """Starts writing a checkpoint, if the run has checkpoints and this step is not yet saved."""
     step = int(tree[0].step)
     if hooks.checkpoints is not None and step != run.last_saved_step:
-        meta = {"cursor": cursor, "nonresumable_reason": nonresumable_reason(run.dataset)}
+        meta: dict[str, Any] = {
+            "cursor": cursor,
+            "nonresumable_reason": nonresumable_reason(run.dataset),
+            "times": run_times(run),
+        }
+        meta |= {"monitor": monitor_and_mode(run.config), "is_evaluation_due": run.is_evaluation_due}
         # Members of a vmapped sweep that are not finite stay as they are; a lone run must not keep such a state.
         finite = PARAMETERS if run.num_members is None else ""
         hooks.checkpoints.save(step, tree, meta, finite)
         run.last_saved_step = step
 
 
+def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
+    """Saves the state of a run that an error has ended, unless the error is that of the state or of the disk."""
+    if hooks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError)):
+        return
+    # Whatever fails here too, such as a device that is gone, must not hide the first error.
+    with contextlib.suppress(Exception):
+        for chunk in run.unread:
+            report = jax.device_get(chunk.report)
+            try:
+                lines, nonfinite = log_lines(run, chunk, report, chunk.evaluation)
+            except Exception:  # it was this evaluation that failed
+                lines, nonfinite = log_lines(run, chunk, report, None)
+            if nonfinite:
+                return
+            write_lines(run, hooks, lines)
+        run.is_evaluation_due = bool(run.unread) and run.unread[-1].evaluation is None and _evaluation_is_due(run)
+        save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+        hooks.checkpoints.wait()
+        hooks.warn(f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it")
+
+
+def run_times(run: Run) -> dict[str, float]:
+    """Times of a run so far, over all its sessions: "seconds" of wall time, and the "compile_seconds" among them."""
+    now, start, before = Timestamp.now(run.step), run.started_at, run.times_before
+    times = {"seconds": now.seconds - start.seconds, "compile_seconds": now.compile_seconds - start.compile_seconds}
+    return {name: value + before.get(name, 0.0) for name, value in times.items()}
+
+
 def finish_run(run: Run, status: str) -> Result:
-    """Evaluates the state to keep, unless the run was interrupted, and makes the run's result."""
-    seconds_per_step = _seconds_per_step(run)
+    """Evaluates the state to keep, unless the run was interrupted, and makes the run's result.
+
+    Its status names every metric of an evaluation that was NaN or infinite.
+    """
+    seconds_per_step, times = _seconds_per_step(run), run_times(run)
     # `best.state` is kept only with a validation split and `keep="best"`.
     best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
     state = run.fold.state if best_step is None else run.best.state
-    metrics, values = final_metrics(run, state) if status != "interrupted" else ({}, {})
-    now = Timestamp.now(run.step)
+    metrics, values = evaluation.final_metrics(run, state) if status != "interrupted" else ({}, {})
+    tested_at = run.step if best_step is None else best_step
+    final = [{"step": tested_at, "split": split, **line} for split, line in metrics.items()]
+    nonfinite = evaluation.nonfinite_metrics([*run.history, *final])
+    if nonfinite and status != "interrupted":
+        texts = [f"{split} {name} is {value} at step {step}" for (split, name), (value, step) in nonfinite.items()]
+        status += f" ({'; '.join(texts)})"
     return Result(
         experiment=run.program.experiment,
         config=run.config,
@@ -244,43 +311,16 @@ def finish_run(run: Run, status: str) -> Result:
         metrics=metrics,
         values=values,
         history=run.history,
-        seconds=now.seconds - run.started_at.seconds,
-        compile_seconds=now.compile_seconds - run.started_at.compile_seconds,
+        seconds=times["seconds"],
+        compile_seconds=times["compile_seconds"],
         steps_per_second=1 / seconds_per_step if seconds_per_step else 0.0,
     )
-
-
-def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]]]:
-    """Evaluates a state on all evaluation splits.
-
-    Returns:
-      `(metrics, values)` by split: metrics, with the newest training metrics as "train", and the values of every
-      example `[N, ...]`, where they are collected.
-    """
-    metrics, values = last_training_metrics(run.history), {}
-    for name in ("validation", "test"):
-        if has_split(run.dataset, name):
-            split = evaluate_split(run, state, name)
-            metrics[name] = evaluation.split_metrics(run.program, split)
-            if split.blocks:
-                values[name] = evaluation.collect_values(split)
-    return metrics, values
-
-
-def last_training_metrics(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Selects the newest training metrics of a log, as {"train": metrics}; empty if there are none.
-
-    >>> last_training_metrics([{"step": 5, "split": "train", "loss": 0.5}, {"step": 5, "split": "test", "loss": 0.9}])
-    {'train': {'loss': 0.5}}
-    """
-    lines = [line for line in history if line["split"] == "train"]
-    return {"train": {k: v for k, v in lines[-1].items() if k not in ("step", "split")}} if lines else {}
 
 
 def _advance(run: Run, end: int) -> ChunkReport:
     config, seed, block = run.arguments["config"], run.arguments["seed"], run.block
     arguments = dict(config=config, seed=seed, data=block.data, block_start=np.int32(block.start))
-    log_every = np.int32(run.config.log_every)
+    log_every = np.int32(min(run.config.log_every, NEVER))
     if run.config.dispatch == "loop":
         until = np.int32(end)  # from NumPy: making a `jnp` scalar would compile a program of its own
         run.fold, report = run.compiled.advance(
@@ -290,9 +330,11 @@ def _advance(run: Run, end: int) -> ChunkReport:
     # `dispatch="step"`: the same log rows, gathered from single steps.
     logs, step = [], run.step
     for last in [] if bool(run.best.stopped) else _log_ends(run, step, end):
-        for _ in range(step, last):
+        for done in range(step, last):
+            if done % log_every % SUM_STEPS == 0 and done > step:
+                run.fold = compiled.reset_metric_sums(run.fold, log_every)
             run.fold = compiled.advance_one_step(run.program, fold=run.fold, **arguments)
-        logs.append(compiled.copy(run.fold.metric_sums))
+        logs.append(compiled.log_sums(run.fold))
         run.fold, step = compiled.reset_metric_sums(run.fold, log_every), last
     step, nonfinite = compiled.copy((run.fold.step, run.fold.nonfinite_step))
     rows = jax.tree.map(lambda *rows: jnp.stack(rows), *logs) if logs else run.fold.metric_sums
@@ -307,6 +349,11 @@ def _log_ends(run: Run, start: int, end: int) -> list[int]:
 
 def _chunk_steps(run: Run, most: int) -> int:
     return min(most, max(1, int(CHUNK_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
+
+
+def _evaluation_is_due(run: Run) -> bool:
+    is_last = run.step == run.config.steps
+    return has_split(run.dataset, "validation") and (_is_due(run.step, run.config.evaluate_every) or is_last)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,6 +1,8 @@
 """The result of a run: the trained state and its metrics."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ class Result:
       final_state: the learner's state after the last step.
       step: number of updates done.
       best_step: step of the best evaluation; None if `state` is the last one.
-      status: "finished", "stopped early" or "interrupted".
+      status: "finished", "stopped early" or "interrupted"; metrics of evaluations that were NaN or infinite follow in
+        parentheses.
       metrics: metrics of `state` by split: {"train": ..., "validation": ..., "test": ...}.
       values: metrics and outputs of `evaluate` for every example, by split, as NumPy arrays `[N, ...]`; only where the
         experiment has `summarize` or `figures`.
@@ -79,7 +82,12 @@ class Result:
         Raises:
           ExperimentError: the learner has no `predict`.
         """
+        return self._predict(self.state, inputs, jax.random.key(seed))
+
+    @functools.cached_property
+    def _predict(self) -> Callable[..., Any]:
+        """`Learner.predict`, compiled once for all calls."""
         predict = self.learner.predict
         if predict is None:
             raise ExperimentError("this learner has no `predict`")
-        return jax.jit(predict)(self.state, inputs, jax.random.key(seed))
+        return jax.jit(predict)

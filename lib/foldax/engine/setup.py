@@ -1,16 +1,17 @@
 """The start of a run: its program, its first fold or the newest checkpoint, and its first block of data."""
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
-from foldax.engine import compiled
+from foldax.engine import compiled, contracts
 from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.fold import Program, initial_best
-from foldax.engine.state import Hooks, Run, Timestamp
+from foldax.engine.state import NEVER, Hooks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import State
@@ -29,7 +30,7 @@ def start_run(
       device: where to run; None for the default device.
 
     Raises:
-      ConfigError: the config does not fit the experiment, the data or the machine.
+      ConfigError: the config does not fit the experiment, the data or the machine, or there is no metric to monitor.
       ExperimentError: the experiment's own code failed, or its learner breaks a promise.
     """
     started_at = Timestamp.now()
@@ -44,6 +45,9 @@ def start_run(
         )
     # 1. The first fold: learner, optimizer state and metrics of step 0.
     program = make_program(experiment, config, dataset)
+    if program.mesh is not None and dataset is not None:
+        # Once: else every chunk would copy the data to the other devices.
+        dataset = dataset.to(jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec()))
     traced_config, seed = _place(program, device, compiled.traced_config_and_seed(config))
     blocks = data_blocks(dataset, config.seed, 0, None)
     block = next(blocks)
@@ -52,7 +56,8 @@ def start_run(
     with compiled.user_errors(program, **arguments):
         fold = _place(program, device, compiled.initial_fold(program, **arguments))
         leaves_by_path(fold.state)  # refuses states that could not be saved
-        check_evaluate(program, traced_config, seed, fold.state, dataset)
+        names = check_evaluate(program, traced_config, seed, fold.state, dataset)
+        check_monitor(config, experiment, dataset, names)
         keeps_best = config.keep == "best" and has_split(dataset, "validation")
         best = _place(program, device, initial_best(compiled.copy(fold.state) if keeps_best else None))
     # 2. The newest checkpoint, else the parameters of another run.
@@ -65,6 +70,9 @@ def start_run(
         tree, meta = restored
         run.fold, run.best = _place(program, device, tree)
         run.step = run.last_saved_step = int(run.fold.step)
+        run.times_before = meta.get("times", {})
+        run.is_evaluation_due = meta.get("is_evaluation_due", False)
+        _apply_monitor(run, hooks, meta.get("monitor", monitor_and_mode(config)), device)
         # The first block was for shapes; the run goes on with the block of its step.
         run.blocks.close()
         run.blocks = data_blocks(dataset, config.seed, run.step, meta["cursor"])
@@ -113,10 +121,15 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
     return Program(experiment, dataset.info, dataset.train.feed, mesh)
 
 
-def check_evaluate(program: Program, config: Any, seed: jax.Array, state: State, dataset: Dataset | None) -> None:
+def check_evaluate(
+    program: Program, config: Any, seed: jax.Array, state: State, dataset: Dataset | None
+) -> tuple[str, ...]:
     """Traces `Learner.evaluate`, so that a run with a broken one ends before its first step.
 
     The trace is not wasted: the first evaluation finds it in JAX's cache.
+
+    Returns:
+      The names of the metrics.
 
     Raises:
       ExperimentError: see `contracts.check_evaluation`.
@@ -125,11 +138,60 @@ def check_evaluate(program: Program, config: Any, seed: jax.Array, state: State,
     if dataset is not None:
         split = next((split for split in ("validation", "test") if has_split(dataset, split)), None)
         if split is None:
-            return
+            return ()
         block = dataset.splits[split].block_spec()
-    compiled.evaluate.eval_shape(
+    sums, _ = compiled.evaluate.eval_shape(
         program, config, seed, state, block.batches, block.mask, jnp.int32(0), collect=collects_values(program)
     )
+    return tuple(sums)
+
+
+def check_monitor(config: Any, experiment: Experiment, dataset: Dataset | None, names: Collection[str]) -> None:
+    """Checks that the metric to be monitored exists, unless `summarize` may compute it.
+
+    Args:
+      config: the run's config.
+      experiment: its experiment.
+      dataset: its data.
+      names: of the metrics of an evaluation.
+
+    Raises:
+      ConfigError: there is no such metric.
+    """
+    if experiment.summarize is None and needs_monitor(config) and has_split(dataset, "validation"):
+        contracts.check_monitor(config.monitor, names)
+
+
+def needs_monitor(config: Any) -> bool:
+    """Whether evaluations are compared, to keep the best state or to stop early."""
+    return config.keep == "best" or config.patience is not None
+
+
+def unused_patience(config: Any, dataset: Dataset | None) -> str | None:
+    """Explains why patience can never run out, or returns None if it can or there is none."""
+    every = config.evaluate_every or config.steps
+    count = -(-config.steps // every) if has_split(dataset, "validation") else 0
+    if config.patience is None or count > config.patience:
+        return None
+    reason = f"in {config.steps} steps there are only {count} evaluations (evaluate_every: {config.evaluate_every})"
+    reason = reason if count else "there is no validation split"
+    return f"patience: {config.patience} has no effect, as {reason}"
+
+
+def monitor_and_mode(config: Any) -> list[str]:
+    """The fields that say which evaluation is best, as a checkpoint records them."""
+    return [config.monitor, config.mode]
+
+
+def _apply_monitor(run: Run, hooks: Hooks, before: list[str], device: Any) -> None:
+    """Applies `monitor`, `mode` and `patience` of a resumed run, which may have changed since its checkpoint."""
+    if before != monitor_and_mode(run.config):
+        was, now = (f"{monitor!r} ({mode})" for monitor, mode in (before, monitor_and_mode(run.config)))
+        hooks.warn(f"monitor was {was}, is {now}: earlier evaluations do not count")
+        run.best = _place(run.program, device, initial_best(None))._replace(state=run.best.state)
+    # The patience of now decides, for it may have grown since the run stopped.
+    stopped = int(run.best.evaluations_without_improvement) >= (run.config.patience or NEVER)
+    run.best = run.best._replace(stopped=_place(run.program, device, np.array(stopped)))
 
 
 def collects_values(program: Program) -> bool:

@@ -10,9 +10,8 @@ import jax
 
 from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
-from foldax.engine.evaluation import SplitEvaluation
 from foldax.engine.fold import BestState, ChunkReport, Fold, Program
-from foldax.learner import State
+from foldax.learner import Average, State
 
 NEVER = 2**31 - 1  # a step that no run reaches
 
@@ -42,6 +41,7 @@ class Hooks(NamedTuple):
       stop_requested: `()`, whether to save and stop at the next boundary between chunks.
       load_history: `(step) -> history`, the log lines up to the step of a checkpoint.
       on_start: `(run)`, called once before the first chunk.
+      warn: `(message)`, about what is odd but no error.
       replace_initial_state: `(state) -> state` on the host, applied to the first state, such as to load the parameters
         of another run.
       checkpoints: where to save to and resume from; None: nowhere.
@@ -53,6 +53,7 @@ class Hooks(NamedTuple):
     stop_requested: Callable[[], bool] = lambda: False
     load_history: Callable[[int], list[dict[str, Any]]] = lambda step: []
     on_start: "Callable[[Run], None]" = lambda run: None
+    warn: Callable[[str], None] = lambda message: None
     replace_initial_state: Callable[[State], State] | None = None
     checkpoints: CheckpointStore | None = None
     profile_dir: Path | None = None
@@ -64,6 +65,20 @@ class CompiledFunctions(NamedTuple):
     advance: Callable[..., Any] = compiled.advance
     evaluate: Callable[..., Any] = compiled.evaluate
     update_best: Callable[..., Any] = compiled.update_best
+
+
+class SplitEvaluation(NamedTuple):
+    """A dispatched evaluation of a split: device arrays that may still be computed.
+
+    Attributes:
+      metric_sums: `Average`s [] by name, summed over all examples.
+      blocks: metrics and outputs `[K, B, ...]` by name, for each block; empty if they are not collected.
+      masks: bool `[K, B]` for each block, False for padding; None without a dataset.
+    """
+
+    metric_sums: dict[str, Average]
+    blocks: list[dict[str, Any]]
+    masks: list[Any]
 
 
 class Timestamp(NamedTuple):
@@ -104,10 +119,13 @@ class Run:
       blocks: the blocks of data to come.
       block: the current block.
       started_at: when the run started.
+      times_before: times of earlier sessions, up to the checkpoint; see `loop.run_times`.
       history: the log lines so far.
       last_save_time: on a monotonic clock.
       last_saved_step: step of the newest checkpoint, or -1.
       num_chunks: number of chunks dispatched so far.
+      unread: chunks that were dispatched, but not read so far.
+      is_evaluation_due: whether the run failed in the evaluation at this step, and owes it.
       loop_started_at: end of the first chunk, whose time is mostly compiling; None before.
       seconds_per_step: of the last chunk that was read, or 0.
       num_members: number of vmapped members; None for a lone run.
@@ -124,10 +142,13 @@ class Run:
     blocks: Generator[DataBlock, Policy | None, None]
     block: DataBlock
     started_at: Timestamp
+    times_before: dict[str, float] = dataclasses.field(default_factory=dict)
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     last_save_time: float = dataclasses.field(default_factory=time.perf_counter)
     last_saved_step: int = -1
     num_chunks: int = 0
+    unread: "list[PendingChunk]" = dataclasses.field(default_factory=list)
+    is_evaluation_due: bool = False
     loop_started_at: Timestamp | None = None
     seconds_per_step: float = 0.0
     num_members: int | None = None

@@ -14,6 +14,7 @@ from foldax.engine import compiled
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, DataError, ExperimentError, did_you_mean
 from foldax.experiment import experiment_name
+from foldax.field_values import to_plain
 from foldax.inference.inputs import map_in_batches
 from foldax.inference.outputs import output_path, write_csv
 from foldax.learner import Batch, Key, State, as_evaluation
@@ -22,6 +23,7 @@ from foldax.plots.style import Figure
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
+from foldax.runs.terminal import echo, print_table
 
 REPRESENTATIONS = ("projections", "features", "latents", "assignments")  # defaults, in order of preference
 MAX_FULL_COVARIANCE_DIM = 128
@@ -114,15 +116,15 @@ def cluster(
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "assignments.csv", columns)
         np.save(folder / "assignments.npy", assignments, allow_pickle=False)
-        (folder / "scores.json").write_text(json.dumps(scores | {"num_clusters": count}, indent=2) + "\n")
+        (folder / "scores.json").write_text(json.dumps(to_plain(scores | {"num_clusters": count}), indent=2) + "\n")
     for figure_name, figure in _figures(points, assignments, classes, class_names, examples["inputs"]).items():
         figure.savefig(folder / f"{figure_name}.png", dpi=120)
     if verbose:
         how = "its own clusters" if own_clusters else method or "kmeans"
-        print(f"{experiment_name(result.experiment)}: {name} of {len(points):,} {split} examples, {how}")
+        echo(f"{experiment_name(result.experiment)}: {name} of {len(points):,} {split} examples, {how}")
         _print_table(assignments, classes, class_names, scores)
         for path in sorted(folder.iterdir()):
-            print(tables.display_path(path))
+            echo(tables.display_path(path))
     return Clustering(assignments, scores, folder)
 
 
@@ -303,5 +305,5 @@ def _print_table(
             dots = " ..." if len(present) > 4 else ""
             row.append(", ".join(f"{class_names[present[i]]} {counts[i]:,}" for i in top) + dots)
         rows.append(row)
-    tables.print_table(tables.text_table(columns, rows, left=columns[2:]))
-    print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+    print_table(tables.text_table(columns, rows, left=columns[2:]))
+    echo("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))

@@ -25,7 +25,7 @@ from foldax.inference.outputs import output_path
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
-from foldax.runs.terminal import warn
+from foldax.runs.terminal import echo, print_table, warn
 from foldax.runs.transfer import parameters
 
 FILES = ("params.safetensors", "predict.jax", "signature.json", "example.py")
@@ -303,7 +303,7 @@ def _print_summary(folder: Path, signature: dict[str, Any], comparison: str) -> 
         for name, spec in _by_name(signature[side]).items()
     ]
     title = f"{run}: {signature['state']} state, step {signature['step']}"
-    tables.print_table(tables.text_table(columns, rows, left=columns, title=title))
-    print(f"platforms: {', '.join(signature['platforms'])}; {comparison}")
+    print_table(tables.text_table(columns, rows, left=columns, title=title))
+    echo(f"platforms: {', '.join(signature['platforms'])}; {comparison}")
     for name in FILES:
-        print(f"{tables.display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")
+        echo(f"{tables.display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")

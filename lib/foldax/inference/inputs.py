@@ -11,6 +11,7 @@ import chex
 import jax
 import numpy as np
 
+from foldax.data.conversion import as_array
 from foldax.engine.result import Result
 from foldax.errors import DataError, RunError, did_you_mean
 
@@ -18,6 +19,8 @@ Shape = tuple[Any, ...]
 InputSpecs = dict[str, tuple[Shape, np.dtype]]
 """Shape and dtype of one example's "inputs" and, where sequences are masked, of its "mask"."""
 Arrays = dict[str, np.ndarray]
+ENCODING = "utf-8-sig"  # UTF-8, with or without the byte order mark that spreadsheets write
+IMAGES = (".png", ".jpg", ".jpeg")
 MAX_BATCH = 256  # examples per call of a learner's function
 
 
@@ -123,7 +126,21 @@ def read_inputs(result: Result, source: str) -> tuple[Arrays, Arrays]:
         # Without a mask in the file, no step is masked.
         ones = np.ones((len(arrays["inputs"]), *arrays["inputs"].shape[1:][: len(specs["mask"][0])]), np.int32)
         arrays["mask"] = _as_batch(content.get("mask", ones), *specs["mask"], f"{path}, mask")
+    _check_range(result, arrays["inputs"], path)
     return arrays, {}
+
+
+def _check_range(result: Result, inputs: np.ndarray, path: Path) -> None:
+    """Raises a DataError for tokens outside the vocabulary, and for an image that is not scaled as in training."""
+    size = getattr(result.info, "vocabulary_size", None)
+    if size is not None and (inputs.min() < 0 or inputs.max() >= size):
+        bad = inputs[(inputs < 0) | (inputs >= size)][0]
+        raise DataError(f"{path}: there is no token {bad}; there are 0 to {size - 1}")
+    if path.suffix.lower() in IMAGES:
+        largest, known = float(inputs.max()), float(np.max(result.dataset.train.examples()["inputs"]))
+        if largest > 2 * known:
+            problem = f"the image has values up to {largest:g}, but the training data up to {known:g}"
+            raise DataError(f"{path}: {problem}; scale it as they were, and save it as a .npy file")
 
 
 def _as_batch(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> np.ndarray:
@@ -132,8 +149,6 @@ def _as_batch(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> n
     Raises:
       DataError: its shape or values do not fit.
     """
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: expected numbers, got {array.dtype}")
     is_tokens = len(shape) == 1 and np.issubdtype(dtype, np.integer)  # sequences of any length
     # One example becomes a batch of one.
     if array.shape == shape or (is_tokens and array.ndim == 1):
@@ -141,16 +156,7 @@ def _as_batch(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> n
     if array.ndim != len(shape) + 1 or (array.shape[1:] != shape and not is_tokens) or not len(array):
         expected = f"{list_text(('B', *shape))} or {list_text(shape)}"
         raise DataError(f"{where}: expected {expected}, got {list_text(array.shape)}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))[0])
-        raise DataError(f"{where}: there are values that are not finite, first in row {row}")
-    if dtype.kind in "iu":
-        # astype would wrap around or truncate in silence.
-        limits = np.iinfo(dtype)
-        outside = (array < limits.min) | (array > limits.max) | (array != np.floor(array))
-        if outside.any():
-            raise DataError(f"{where}: expected {dtype} ({limits.min} to {limits.max}), got {array[outside][0]}")
-    return array.astype(dtype)
+    return as_array(array, where, dtype, unit="row")
 
 
 def list_text(shape: Sequence[Any]) -> str:
@@ -175,7 +181,7 @@ def _read_npz(path: Path, shape: Shape, names: Any) -> Arrays:
 
 
 def _read_json(path: Path, shape: Shape, names: Any) -> Arrays:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(ENCODING))
     content = content if isinstance(content, dict) else {"inputs": content}
     if "inputs" not in content:
         raise DataError(f'{path}: expected a list, or an object with "inputs"; got the keys {", ".join(content)}')
@@ -184,33 +190,39 @@ def _read_json(path: Path, shape: Shape, names: Any) -> Arrays:
 
 def _read_csv(path: Path, shape: Shape, names: Any) -> Arrays:
     """Reads one example per row; a header selects the columns by the names of the features, if these have names."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    with path.open(newline="", encoding=ENCODING) as file:
+        lines = csv.reader(file)
+        rows = [(lines.line_num, row) for row in lines if row]
     # Without a header all columns count, in the order of the flattened shape.
-    columns, first_line = list(range(int(np.prod(shape)))), 1
-    if rows and not all(map(_is_number, rows[0])):
-        header, first_line = [name.strip() for name in rows.pop(0)], 2
+    columns = list(range(int(np.prod(shape))))
+    width, header = len(columns), [name.strip() for name in rows[0][1]] if rows else []
+    is_named = names is not None and set(names) <= set(header)
+    # A first row with a gap, or with a number among words, is no header: its gap is an error like any other.
+    if is_named or (header and all(header) and not any(map(_is_number, header))):
+        rows, width = rows[1:], len(header)
+        for name in names or ():
+            if header.count(name) != 1:
+                hint = did_you_mean(name, header)
+                problem = f"are several columns {name!r}" if name in header else f"is no column {name!r}{hint}"
+                raise DataError(f"{path}: there {problem}")
         if names is not None:
-            for name in names:
-                if name not in header:
-                    raise DataError(f"{path}: there is no column {name!r}{did_you_mean(name, header)}")
             columns = [header.index(name) for name in names]
-        elif len(header) != len(columns):
-            raise DataError(f"{path}: expected {len(columns)} columns, got {len(header)}")
-    for line, row in enumerate(rows, first_line):
-        if len(row) <= max(columns) or (first_line == 1 and len(row) != len(columns)):
-            raise DataError(f"{path}, line {line}: expected {len(columns)} numbers, got {len(row)}")
+        elif width != len(columns):
+            raise DataError(f"{path}: expected {len(columns)} columns, got {width}")
+    for line, row in rows:
+        if len(row) != width:
+            raise DataError(f"{path}, line {line}: expected {width} columns, got {len(row)}")
         bad = next((row[column] for column in columns if not _is_number(row[column])), None)
         if bad is not None:
             raise DataError(f"{path}, line {line}: {bad!r} is not a number")
-    values = np.array([[float(row[column]) for column in columns] for row in rows])
+    values = np.array([[float(row[column]) for column in columns] for _, row in rows])
     return {"inputs": values.reshape(len(rows), *shape)}
 
 
 def _is_number(text: str) -> bool:
     with contextlib.suppress(ValueError):
         float(text)
-        return True
+        return "_" not in text  # Python's own spelling of large numbers
     return False
 
 
@@ -222,7 +234,13 @@ def _read_image(path: Path, shape: Shape, names: Any) -> Arrays:
     if len(shape) not in (2, 3) or channels not in (1, 3, 4):
         raise DataError(f"{path}: expected {list_text(shape)}, which is no image")
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        if channels < 4 and image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise DataError(f"{path} has transparent pixels, which the run's images have not; put it on a background")
+        # Modes I and F have more than 8 bits, and a conversion would cut them off at 255.
+        is_deep = image.mode[0] in "IF"
+        if is_deep and channels > 1:
+            raise DataError(f"{path}: expected an image of {channels} channels, got one of mode {image.mode}")
+        pixels = np.asarray(image if is_deep else image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
     if pixels.shape[:2] != shape[:2]:
         sizes = [f"{width} x {height}" for height, width in (shape[:2], pixels.shape[:2])]
         raise DataError(f"{path}: expected an image of {sizes[0]} pixels (width x height), got {sizes[1]}")
@@ -234,5 +252,5 @@ READERS: dict[str, Callable[[Path, Shape, Any], Arrays]] = {
     ".npz": _read_npz,
     ".csv": _read_csv,
     ".json": _read_json,
-    **dict.fromkeys((".png", ".jpg", ".jpeg"), _read_image),
+    **dict.fromkeys(IMAGES, _read_image),
 }

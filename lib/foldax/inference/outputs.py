@@ -39,7 +39,7 @@ def write_csv(path: Path, columns: Mapping[str, Any]) -> None:
     ...     (Path(directory) / "x.csv").read_text().split()
     ['row,mean', '0,0.5', '1,1.0']
     """
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*(np.asarray(column).tolist() for column in columns.values())))

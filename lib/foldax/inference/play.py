@@ -22,6 +22,7 @@ from foldax.plots import agents
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
+from foldax.runs.terminal import echo
 
 MAX_FRAMES = 1000  # frames of an animation
 STRIP_IMAGES = 8
@@ -113,7 +114,7 @@ def play(
             _save(path.with_name(f"{path.stem}_strip.png"), strip.savefig),
         ]
     if verbose:
-        print(*filter(None, [note, *map(tables.display_path, files)]), sep="\n")
+        echo(*filter(None, [note, *map(tables.display_path, files)]), sep="\n")
     return played
 
 
@@ -173,10 +174,10 @@ def _print_returns(played: list[Episode], name: str) -> None:
         note = "" if episode.is_done else " (maximum length)"
         if episode.non_finite:
             note = f" (step {len(episode.states)}: an observation, a reward or the state is not finite)"
-        print(f"{name}, episode {number}: return {episode.episode_return:.6g}, {episode.length:,} steps{note}")
+        echo(f"{name}, episode {number}: return {episode.episode_return:.6g}, {episode.length:,} steps{note}")
     if len(played) > 1:
         returns, lengths = (np.array([getattr(e, field) for e in played]) for field in ("episode_return", "length"))
-        print(
+        echo(
             f"{len(played):,} episodes: return {returns.mean():.6g} ± {returns.std(ddof=1):.4g}, "
             f"{lengths.mean():,.1f} ± {lengths.std(ddof=1):,.1f} steps (mean and standard deviation)"
         )

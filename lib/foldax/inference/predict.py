@@ -1,6 +1,5 @@
 """`foldax predict`: predictions of a trained run for a file or an evaluation split."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from foldax.inference.outputs import write_csv
 from foldax.runs import tables
 from foldax.runs.folder import write_errors
 from foldax.runs.load import load_run
+from foldax.runs.log import json_line
+from foldax.runs.terminal import echo, print_table
 
 MAX_ROWS = 20  # printed rows
 MAX_COLUMNS = 8  # printed columns
@@ -54,7 +55,7 @@ def predict(run: Result | str | Path, source: str, out: str | Path | None = None
     # 3. File
     if out is not None:
         _write(Path(out), outputs, None if probabilities is None else _class_columns(result, probabilities))
-        print(f"written: {tables.display_path(Path(out))}")
+        echo(f"written: {tables.display_path(Path(out))}")
     return outputs
 
 
@@ -102,7 +103,8 @@ def _print_classes(result: Result, probabilities: np.ndarray, targets: np.ndarra
     caption = ""
     if targets is not None and targets.ndim == 1:
         columns["target"] = [names[int(target)] for target in targets[:MAX_ROWS]]
-        caption = f"{int((order[:, 0] == targets).sum()):,} of {len(probabilities):,} right"
+        right = (order[:, 0] == targets) & ~np.isnan(probabilities).any(axis=1)
+        caption = f"{int(right.sum()):,} of {len(probabilities):,} right"
     _print_columns(columns, len(probabilities), caption)
 
 
@@ -140,15 +142,18 @@ def output_columns(outputs: chex.ArrayTree) -> dict[str, np.ndarray]:
 
 def _class_columns(result: Result, probabilities: np.ndarray) -> dict[str, Any]:
     names = _class_names(result, probabilities.shape[1])
-    columns = {name: probabilities[:, i] for i, name in enumerate(names)}
-    return {"class": [names[i] for i in probabilities.argmax(axis=1)], **columns}
+    columns: dict[str, Any] = {"class": [names[i] for i in probabilities.argmax(axis=1)]}
+    for index, name in enumerate(names):
+        # A class may have the name of the first column.
+        columns[f"{name} ({index})" if name in columns else name] = probabilities[:, index]
+    return columns
 
 
 def _print_columns(columns: dict[str, list[str]], count: int, caption: str = "") -> None:
     left = ("class", "next", "target", "output")
-    tables.print_table(tables.text_table(columns, zip(*columns.values()), left))
+    print_table(tables.text_table(columns, zip(*columns.values()), left))
     more = f"and {count - MAX_ROWS:,} more rows" if count > MAX_ROWS else ""
-    print(*filter(None, (more, caption)), sep="; ")
+    echo(*filter(None, (more, caption)), sep="; ")
 
 
 def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) -> None:
@@ -169,6 +174,6 @@ def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) 
         elif path.suffix == ".json":
             # A single output needs no name: a plain list instead of an object.
             plain = {name: np.asarray(value).tolist() for name, value in (classes or by_path).items()}
-            path.write_text(json.dumps(plain[""] if list(plain) == [""] else plain) + "\n")
+            path.write_text(json_line(plain[""] if list(plain) == [""] else plain))
         else:
             write_csv(path, classes or output_columns(outputs))

@@ -29,12 +29,14 @@ class TrainState(NamedTuple):
       model_state: the model's other collections by name, such as the running statistics of batch normalisation.
       optimizer_state: state of the Optax optimizer.
       ema_params: exponential moving average of `params`, or None.
+      ema_steps: int32 `[]`, optimizer steps that the average has seen, for its warm-up; or None.
     """
 
     params: Params
     model_state: State
     optimizer_state: State
     ema_params: Params | None = None
+    ema_steps: jax.Array | None = None
 
     @property
     def evaluation_params(self) -> Params:
@@ -75,7 +77,9 @@ def init_train_state(
     trained, _ = parameter_paths.split(params, frozen)
     # A copy, because the engine donates the state: no buffer may stand in it twice.
     ema_params = None if ema_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(params, {} if model_state is None else model_state, optimizer.init(trained), ema_params)
+    ema_steps = None if ema_decay is None else jnp.int32(0)
+    model_state = {} if model_state is None else model_state
+    return TrainState(params, model_state, optimizer.init(trained), ema_params, ema_steps)
 
 
 def init_network(
@@ -118,7 +122,9 @@ def gradient_step(
       key: random key of the loss.
       microbatches: number of microbatches `[B / microbatches, ...]` over which gradients are averaged, to save memory.
       ema_decay: decay of the moving average, between 0 and 1; None exactly where `init_train_state` got None; may be
-        traced.
+        traced. During the warm-up the decay is at most (1 + t) / (10 + t) after t steps of the optimizer, as in
+        TensorFlow, so that a short run does not keep its initial parameters. Calls that only accumulate gradients
+        (`optax.MultiSteps`) are no steps.
       frozen: patterns of parameter paths, as given to `init_train_state`. Gradients of these parameters are not
         computed; they keep their values, and so do model statistics at the same paths.
 
@@ -137,7 +143,7 @@ def gradient_step(
     >>> state.params.tolist(), float(metrics["loss"])
     ([0.5, 1.0], 2.5)
     """
-    if microbatches != 1 and _accumulates(state.optimizer_state):
+    if microbatches != 1 and _accumulation(state.optimizer_state) is not None:
         accumulates = "accumulates gradients too (Optimizer.accumulate_steps or optax.MultiSteps)"
         remedy = "use microbatches to split a batch, or accumulate_steps to join several, not both"
         raise ExperimentError(f"microbatches={microbatches}, but the optimizer {accumulates}; {remedy}")
@@ -156,11 +162,15 @@ def gradient_step(
     if frozen:
         model_state = {name: restore_frozen(state.model_state[name], new, frozen) for name, new in model_state.items()}
     # 3. Exponential moving average
-    ema_params = state.ema_params
-    if ema_decay is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
+    ema_params, ema_steps = state.ema_params, state.ema_steps
+    if ema_decay is not None and ema_steps is not None:
+        steps = ema_steps.astype(jnp.float32)
+        # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
+        decay = jnp.minimum(ema_decay, (1.0 + steps) * jnp.reciprocal(10.0 + steps))
+        ema_params = moving_average(params, ema_params, decay, optimizer_state)
+        ema_steps = ema_steps + has_stepped(optimizer_state)
     metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
-    return TrainState(params, model_state, optimizer_state, ema_params), metrics
+    return TrainState(params, model_state, optimizer_state, ema_params, ema_steps), metrics
 
 
 def loss_and_gradients(
@@ -220,13 +230,38 @@ def restore_frozen(before: State, after: State, frozen: Sequence[str]) -> State:
     return parameter_paths.merge(parameter_paths.split(after, frozen)[0], parameter_paths.split(before, frozen)[1])
 
 
-def _accumulates(optimizer_state: State) -> bool:
-    """Whether a state of `optax.MultiSteps` is anywhere in an optimizer's state."""
+def moving_average(params: Params, average: Params, decay: Numeric, optimizer_state: State) -> Params:
+    """Moves an exponential moving average towards parameters, once per step of their optimizer.
+
+    Args:
+      params: the parameters after a call of the optimizer.
+      average: their average before it.
+      decay: weight of the past, between 0 and 1; may be traced.
+      optimizer_state: the optimizer's state after the call, which says whether it was a step (see `has_stepped`).
+
+    >>> float(moving_average(jnp.array(1.0), jnp.array(0.0), 0.75, optax.EmptyState()))
+    0.25
+    """
+    moved = optax.incremental_update(params, average, 1.0 - decay)
+    if _accumulation(optimizer_state) is None:
+        return moved
+    return jax.tree.map(lambda new, old: jnp.where(has_stepped(optimizer_state), new, old), moved, average)
+
+
+def has_stepped(optimizer_state: State) -> jax.Array:
+    """Whether the last call of an optimizer was a step, bool []; it was none if it only accumulated gradients."""
+    accumulation = _accumulation(optimizer_state)
+    return jnp.bool_(True) if accumulation is None else accumulation.mini_step == 0
+
+
+def _accumulation(optimizer_state: State) -> optax.MultiStepsState | None:
+    """Finds a state of `optax.MultiSteps` anywhere in an optimizer's state."""
 
     def is_multi_steps(node: State) -> bool:
         return isinstance(node, optax.MultiStepsState)
 
-    return any(is_multi_steps(node) for node in jax.tree.leaves(optimizer_state, is_leaf=is_multi_steps))
+    nodes = jax.tree.leaves(optimizer_state, is_leaf=is_multi_steps)
+    return next((node for node in nodes if is_multi_steps(node)), None)
 
 
 def _split_batch(leaf: jax.Array, parts: int) -> jax.Array:

@@ -178,6 +178,34 @@ def gaussian_nll(outputs: Float[Array, "B ..."], targets: Targets) -> Losses:
     return (0.5 * jnp.square(standardized) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
 
 
+def check_loss(loss: object) -> None:
+    """Checks that a loss is a function.
+
+    Raises:
+      ExperimentError: it is something else, such as a name.
+
+    >>> check_loss("sigmoid")
+    Traceback (most recent call last):
+    foldax.errors.ExperimentError: loss: 'sigmoid' is no function; pass one, such as losses.sigmoid_cross_entropy
+    """
+    if not callable(loss):
+        raise ExperimentError(f"loss: {loss!r} is no function; pass one, such as losses.sigmoid_cross_entropy")
+
+
+def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Whether the largest logit is that of the target, bool `[...]`; never where a logit is NaN.
+
+    Args:
+      logits: `[..., C]`.
+      targets: classes `[...]`.
+
+    >>> is_correct(jnp.array([[0.0, 1.0], [jnp.nan, jnp.nan]]), jnp.array([1, 0])).tolist()
+    [True, False]
+    """
+    # `argmax` would take the first NaN for the largest.
+    return (jnp.argmax(logits, axis=-1) == targets) & ~jnp.isnan(logits).any(axis=-1)
+
+
 def as_columns(values: Shaped[Array, " B *outputs"]) -> Shaped[Array, " B *columns"]:
     """Reshapes `[B]` to `[B, 1]`; leaves `[B, O]` alone.
 

@@ -72,7 +72,8 @@ class NetworkOptions(TypedDict, total=False):
         parameters keep their values, as do model statistics at these paths; their gradients are not computed.
       l1: adds `l1 * sum |w|` over kernels and embeddings, not over biases and norms (see `optim.decay_mask`).
       l2: adds `l2 / 2 * sum w^2` over the same parameters.
-      ema_decay: decay of an exponential moving average of the parameters, which then serves evaluation and prediction.
+      ema_decay: decay of an exponential moving average of the parameters, which then serves evaluation and prediction;
+        lower at first (see `gradient_step`).
       microbatches: number of parts into which a batch is split, to save memory; their gradients are averaged. Not
         together with `Optimizer.accumulate_steps`, which joins several batches.
     """

@@ -33,7 +33,7 @@ class Categorical(NamedTuple):
     """Categorical distribution over A discrete actions.
 
     Attributes:
-      logits: unnormalised log-probabilities, float `[B, A]`.
+      logits: unnormalised log-probabilities, float `[B, A]`; -inf excludes an action.
 
     >>> distribution = Categorical(jnp.log(jnp.array([[0.25, 0.75]])))
     >>> distribution.mode()
@@ -55,13 +55,15 @@ class Categorical(NamedTuple):
     def log_prob(self, actions: Integer[Array, "*B"]) -> Float[Array, "*B"]:
         """Log-probabilities of actions int `[B]`, in nats `[B]`."""
         chex.assert_rank(self.logits, actions.ndim + 1)
-        selected = jax.nn.one_hot(actions, self.logits.shape[-1])
-        return (jax.nn.log_softmax(self.logits) * selected).sum(axis=-1)
+        selected = jax.nn.one_hot(actions, self.logits.shape[-1], dtype=bool)
+        # Selected, not multiplied: 0 times the -inf of an excluded action is NaN.
+        return jnp.where(selected, jax.nn.log_softmax(self.logits), 0.0).sum(axis=-1)
 
     def entropy(self) -> Float[Array, "*B"]:
         """Entropies in nats `[B]`, between 0 and log A."""
         log_probs = jax.nn.log_softmax(self.logits)
-        return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+        # p log p is 0 at p = 0; without -inf its gradient is finite.
+        return -(jnp.exp(log_probs) * jnp.where(jnp.isneginf(log_probs), 0.0, log_probs)).sum(axis=-1)
 
 
 class Normal(NamedTuple):

@@ -42,7 +42,7 @@ def generate(
       temperature: divides the logits; 0 selects the most probable token; may be traced.
       top_k: samples from the k most probable tokens only, and any that tie with the last of them (Fan et al., 2018).
       top_p: samples from the smallest set of most probable tokens whose probabilities sum to at least this value, in
-        (0, 1] (nucleus sampling: Holtzman et al., 2020); may be traced.
+        (0, 1] (nucleus sampling: Holtzman et al., 2020); of tokens that tie, the first are taken; may be traced.
       context: `[B, S, C]`, for a Transformer with cross-attention.
       context_mask: `[B, S]`, 0 or False where the context is padding.
       use_cache: caches keys and values, or carries, of earlier steps; otherwise every step recomputes all of them.
@@ -178,13 +178,15 @@ def sample_tokens(
         scaled = jnp.where(scaled < threshold, lowest, scaled)
     # Top-p: keep the nucleus, tokens whose more probable ones sum to less than top_p.
     if top_p is not None:
-        descending = jnp.flip(jnp.sort(scaled, axis=-1), axis=-1)
+        order = jnp.argsort(scaled, axis=-1, descending=True)
+        descending = jnp.take_along_axis(scaled, order, axis=-1)
         probabilities = jax.nn.softmax(descending, axis=-1)
         preceding = jnp.cumsum(probabilities, axis=-1) - probabilities
         in_nucleus = (preceding < top_p) | (jnp.asarray(top_p) >= 1)
         # The most probable token always stays, even for a top_p that rounds to 0.
         in_nucleus = in_nucleus.at[:, 0].set(True)
-        threshold = jnp.where(in_nucleus, descending, jnp.inf).min(axis=-1, keepdims=True)
-        scaled = jnp.where(scaled < threshold, lowest, scaled)
+        # Back to the order of the tokens. By rank, not by a threshold, which all ties with the last token would pass.
+        in_nucleus = jnp.take_along_axis(in_nucleus, jnp.argsort(order, axis=-1), axis=-1)
+        scaled = jnp.where(in_nucleus, scaled, lowest)
     sampled = jax.random.categorical(key, scaled, axis=-1)
     return jnp.where(temperature > 0, sampled, jnp.argmax(logits, axis=-1)).astype(jnp.int32)

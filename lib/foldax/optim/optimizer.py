@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -105,13 +106,15 @@ def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
 
     Gradients are clipped by value, then by norm; the rule turns them into an update; the schedule scales it. Weight
     decay is decoupled from the gradient, as published, in adamw, nadamw, adamaxw, adan, lion, lamb, lars, muon and
-    adafactor; the other rules add it to the clipped gradient (the gradient of an L2 penalty, as in PyTorch). Muon
-    updates matrices; all other parameters, kernels of convolutions and stacked layers too, take Adam without decay.
+    adafactor (there times the rate too); the other rules add it to the clipped gradient (the gradient of an L2 penalty,
+    as in PyTorch). Muon updates hidden matrices; all other parameters take Adam without decay: embeddings, the output
+    layer ("output", "..._output", else the last "Dense_N" of the network), kernels of convolutions and stacked layers.
 
     Args:
       config: its floats may be traced.
-      steps: number of updates of the run, and length of the schedule. With `accumulate_steps`, one step of the schedule
-        takes `accumulate_steps` updates.
+      steps: number of calls of the optimizer in the run, and length of the schedule: the updates, times the gradient
+        steps in each (`num_epochs * num_minibatches` of PPO, `discriminator_steps` of a GAN). With `accumulate_steps`,
+        one step of the schedule takes `accumulate_steps` calls.
 
     Raises:
       ConfigError: a field is set that the optimizer or the schedule does not have.
@@ -167,21 +170,56 @@ def build_schedule(config: Optimizer, steps: int) -> schedules.Schedule | Numeri
 
 
 def decay_mask(params: optax.Params) -> optax.Params:
-    """Mask of the leaves that weight decay and penalties act on: rank 2 or more, and no bias nor scale by name.
+    """Mask of the leaves that weight decay and penalties act on: rank 2 or more, and by name no bias, scale or token.
 
     These are kernels and embeddings, as in nanoGPT. Names count because layers that are stacked for a scan have biases
-    and norms of rank 2.
+    and norms of rank 2. Standard deviations of noisy layers ("kernel_std") and the tokens of Transformers
+    ("class_token", "mask_token") do not decay either.
 
     >>> import jax.numpy as jnp
     >>> decay_mask({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
     """
+    return jax.tree_util.tree_map_with_path(_is_kernel, params)
 
-    def is_kernel(path: Sequence[Any], leaf: jax.Array) -> bool:
-        name = path_name(path[-1:]) if path else ""
-        return leaf.ndim >= 2 and not name.endswith(("bias", "scale"))
 
-    return jax.tree_util.tree_map_with_path(is_kernel, params)
+def _is_kernel(path: Sequence[Any], leaf: jax.Array) -> bool:
+    name = path_name(path[-1:]) if path else ""
+    return leaf.ndim >= 2 and not name.endswith(("bias", "scale", "_std", "_token"))
+
+
+def _hidden_matrices(params: optax.Params) -> optax.Params:
+    """Gives Muon its dimension numbers for hidden matrices, and None for the parameters of Adam."""
+
+    def is_absent(node: Any) -> bool:
+        # Taken out by `frozen`, or by Muon itself, which asks for its own part of the parameters again.
+        return node is None or isinstance(node, optax.MaskedNode)
+
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_absent)]
+    modules = {path.split("/")[0] for path in paths}
+    outputs = {module for module in modules if module == "output" or module.endswith("_output")}
+    dense = sorted((int(module[6:]), module) for module in modules if re.fullmatch(r"Dense_\d+", module))
+    outputs = outputs or {module for _, module in dense[-1:]}
+
+    def dimension_numbers(path: Sequence[Any], leaf: Any) -> contrib.MuonDimensionNumbers | None:
+        if is_absent(leaf) or leaf.ndim != 2 or not _is_kernel(path, leaf):
+            return None
+        name = path_name(path)
+        is_hidden = not name.endswith("embedding") and name.split("/")[0] not in outputs
+        return contrib.MuonDimensionNumbers() if is_hidden else None
+
+    return jax.tree_util.tree_map_with_path(dimension_numbers, params, is_leaf=is_absent)
+
+
+def _adafactor(
+    learning_rate: schedules.Schedule | Numeric, *, weight_decay: Numeric = 0.0, **arguments: Any
+) -> optax.GradientTransformation:
+    """Adafactor whose weight decay is times the learning rate, as in the other rules; Optax's is not."""
+    decay: Any = 0.0
+    if not isinstance(weight_decay, (int, float)) or weight_decay:
+        rate = learning_rate
+        decay = (lambda count: weight_decay * rate(count)) if callable(rate) else weight_decay * rate
+    return optax.adafactor(learning_rate, weight_decay_rate=decay, **arguments)
 
 
 class Rule(NamedTuple):
@@ -228,8 +266,13 @@ RULES: dict[str, Rule] = {
     "lion": Rule(optax.lion, _BETAS, "weight_decay"),
     "lamb": Rule(optax.lamb, _ADAM, "weight_decay"),
     "lars": Rule(optax.lars, _MOMENTUM_AND_EPSILON, "weight_decay", ("weight_decay_mask", "trust_ratio_mask")),
-    "muon": Rule(contrib.muon, _MUON, "weight_decay", ("weight_decay_mask",)),
-    "adafactor": Rule(optax.adafactor, _MOMENTUM_AND_EPSILON, "weight_decay_rate", ("weight_decay_mask",)),
+    "muon": Rule(
+        partial(contrib.muon, muon_weight_dimension_numbers=_hidden_matrices),
+        _MUON,
+        "weight_decay",
+        ("weight_decay_mask",),
+    ),
+    "adafactor": Rule(_adafactor, _MOMENTUM_AND_EPSILON, "weight_decay", ("weight_decay_mask",)),
 }
 """Update rules by name, with Optax's defaults but for momentum, 0.9."""
 

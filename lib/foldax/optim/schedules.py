@@ -240,7 +240,8 @@ def one_cycle(
 ) -> Schedule:
     """Rises from `initial_fraction` of the peak, then falls to `final_fraction`, along half cosine waves.
 
-    The one-cycle policy of Smith & Topin (2018), with the defaults of PyTorch.
+    The one-cycle policy of Smith & Topin (2018), with the defaults and the steps of PyTorch's `OneCycleLR`: the peak is
+    at step `warmup_fraction * steps - 1`, and the lowest rate at the last step, `steps - 1`.
 
     Args:
       peak: highest rate.
@@ -249,16 +250,20 @@ def one_cycle(
       initial_fraction: first rate as a fraction of the peak.
       final_fraction: last rate as a fraction of the peak.
 
-    >>> [round(float(one_cycle(1.0, 10)(step)), 2) for step in (0, 3, 10)]
+    >>> [round(float(one_cycle(1.0, 10)(step)), 2) for step in (0, 2, 9)]
     [0.04, 1.0, 0.0]
     """
-    warmup_steps = _whole_steps(warmup_fraction, steps)
-    fall = warmup_cosine(peak, steps, warmup_fraction=warmup_fraction, final_fraction=final_fraction)
+    peak_step = jnp.maximum(jnp.asarray(warmup_fraction, jnp.float32) * steps - 1.0, 0.0)
+
+    def progress(step: jax.Array, num_steps: Numeric) -> jax.Array:
+        return jnp.clip(step * jnp.reciprocal(jnp.maximum(num_steps, 1e-6)), 0.0, 1.0)
 
     def rate(step: Numeric) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        progress = jnp.minimum(step * jnp.reciprocal(jnp.maximum(warmup_steps, 1.0)), 1.0)
-        return jnp.where(step < warmup_steps, peak * _cosine(initial_fraction, 1.0, progress), fall(step))
+        rise = _cosine(initial_fraction, 1.0, progress(step, peak_step))
+        fall = _cosine(1.0, final_fraction, progress(step - peak_step, steps - 1.0 - peak_step))
+        # Both are the peak at its step, which may be a fraction, and which rounding could move.
+        return peak * jnp.where(step < peak_step - 1e-3, rise, fall)
 
     return rate
 

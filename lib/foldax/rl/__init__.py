@@ -29,6 +29,7 @@ from foldax.rl.host_environment import (
     VectorEnvironment,
     check_device_environment,
     check_environment,
+    check_network,
     from_vector_env,
 )
 from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
@@ -39,7 +40,7 @@ __all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "wrappe
 __all__ += ["gymnasium", "gymnax", "playground"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
-__all__ += ["ExplorationRequest", "check_environment", "check_device_environment"]
+__all__ += ["ExplorationRequest", "check_environment", "check_device_environment", "check_network"]
 # Rollouts and evaluation
 __all__ += ["Policy", "Transition", "reset_environments", "step_environments", "rollout", "with_policy_memory"]
 __all__ += ["EpisodeStatistics", "episode_metrics", "evaluate_policy", "play_episodes"]

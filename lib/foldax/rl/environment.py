@@ -220,17 +220,21 @@ Policy: TypeAlias = Callable[[Observation, Key], tuple[Action, dict[str, jax.Arr
 
 
 def space_of(space: Any, name: str, kind: str) -> Discrete | Box:
-    """Converts a space of Gymnasium; `kind`, "observations" or "actions", is for the error.
+    """Converts a space of Gymnasium or gymnax; `kind`, "observations" or "actions", is for the error.
 
     Raises:
-      ConfigError: it is neither Box nor Discrete.
+      ConfigError: it is not supported: observations are a Box, actions a Box or Discrete.
     """
     space_type = type(space).__name__
-    if space_type == "Discrete":
+    if space_type == "Discrete" and kind == "actions":
         return Discrete(int(space.n))
     if space_type == "Box":
-        return Box(*(np.asarray(bound, np.float32) for bound in (space.low, space.high)))
-    raise ConfigError(f"{name}: {kind} are {space}; only Box and Discrete are supported (Gymnasium has wrappers)")
+        # gymnax gives one bound for all elements.
+        return Box(*(np.broadcast_to(np.asarray(bound, np.float32), space.shape) for bound in (space.low, space.high)))
+    described = space_type if "object at 0x" in str(space) else str(space)
+    allowed = "a Box, an array of numbers" if kind == "observations" else "Box or Discrete"
+    remedy = "wrap the environment, for example in gymnasium.wrappers.FlattenObservation"
+    raise ConfigError(f"{name}: {kind} are {described}; they must be {allowed}; {remedy}")
 
 
 def reset_environments(environment: Environment, key: Key, num_envs: int) -> EnvironmentState:

@@ -74,6 +74,44 @@ def check_device_environment(learner: str, environment: EnvironmentLike) -> None
     check_environment(environment, 1, 1)
 
 
+def check_network(environment: EnvironmentLike, output: Any) -> None:
+    """Checks that a network fits the actions of an environment, which an index or a broadcast would hide.
+
+    Args:
+      environment: the environment to act in.
+      output: outputs of the network for a batch of observations, or their shapes (`jax.eval_shape`): a distribution
+        with "logits" `[..., A]` or a "mean" `[..., *action]`, Q-values `[B, A, K]`, or actions `[B, *action]`; others
+        pass.
+
+    Raises:
+      ConfigError: they are for another number or kind of actions.
+
+    >>> from foldax import rl
+    >>> from jax import numpy as jnp
+    >>> check_network(rl.gymnax("CartPole-v1"), jnp.zeros((1, 3, 1)))
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: CartPole-v1 has 2 discrete actions, the network has outputs for 3 discrete actions
+    """
+    space = environment.action_space
+    discrete = hasattr(output, "logits") or (isinstance(space, Discrete) and getattr(output, "ndim", 0) == 3)
+    if discrete:
+        shape = output.logits.shape[-1:] if hasattr(output, "logits") else output.shape[1:2]
+    elif hasattr(output, "mean") and hasattr(output, "log_std"):
+        shape = output.mean.shape[-max(1, len(np.shape(space[0]))) :]
+    elif isinstance(output, (jax.Array, jax.ShapeDtypeStruct)):
+        shape = output.shape[1:]
+    else:
+        return  # a distribution of the user's own
+
+    def described(discrete: bool, shape: tuple[int, ...]) -> str:
+        return f"{shape[0]} discrete actions" if discrete else f"continuous actions of shape {list(shape)}"
+
+    expected = (space.num,) if isinstance(space, Discrete) else space.shape
+    if discrete != isinstance(space, Discrete) or shape != expected:
+        wanted = described(isinstance(space, Discrete), expected)
+        raise ConfigError(f"{environment.name} has {wanted}, the network has outputs for {described(discrete, shape)}")
+
+
 class HostEnvironment(NamedTuple):
     """Environments on the host, as the `dataset` of an experiment; made by `from_vector_env` or `rl.gymnasium`.
 
@@ -222,7 +260,12 @@ class VectorEnvironment:
             remedy = "make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP (or DISABLED)"
             raise ConfigError(f"{name}: {problem}; {remedy}")
         self.vector_env, self._resets_itself = vector_env, mode == AutoresetMode.SAME_STEP
-        self._space = space_of(vector_env.single_action_space, name, "actions")
+        try:
+            self.observation_space = space_of(vector_env.single_observation_space, name, "observations")
+            self.action_space = space_of(vector_env.single_action_space, name, "actions")
+        except ConfigError:
+            vector_env.close()
+            raise
         self._first_action = int(getattr(vector_env.single_action_space, "start", 0))
         self._action_dtype = vector_env.single_action_space.dtype
         # Images stay uint8, to save memory.
@@ -245,7 +288,10 @@ class VectorEnvironment:
             self.observation = self._copy(self.vector_env.reset(options={"reset_mask": done})[0])
         self._return, self._length = self._return + np.asarray(reward, np.float32), self._length + 1
         # Statistics are of the episodes that ended with this step; those then start from 0.
-        totals = (Average(total[done].sum(), done.sum()) for total in (self._return, self._length))
+        totals = [Average(total[done].sum(), done.sum()) for total in (self._return, self._length)]
+        if not np.isfinite(self._return).all():
+            # At once, as on the device, so that the run ends with the reward's step and not with a loss of later.
+            totals[0] = totals[0]._replace(total=totals[0].total + np.nan)
         self._return, self._length = (np.where(done, np.float32(0), total) for total in (self._return, self._length))
         transition = Transition(observation, action, reward, next_observation, terminated, truncated, {})
         return transition, EpisodeStatistics(*totals)
@@ -258,10 +304,10 @@ class VectorEnvironment:
         return np.array(observation, self._dtype)  # some environments write into the array that they returned
 
     def _as_gymnasium_action(self, action: np.ndarray) -> np.ndarray:
-        if isinstance(self._space, Discrete):
+        if isinstance(self.action_space, Discrete):
             return action.astype(self._action_dtype) + self._first_action
         # Simulators refuse NaN and infinity. A network that outputs them is reported by its loss, an update later.
-        return np.clip(np.nan_to_num(action), *self._space).astype(self._action_dtype)
+        return np.clip(np.nan_to_num(action), *self.action_space).astype(self._action_dtype)
 
 
 def collect_host_rollout(
@@ -329,11 +375,8 @@ def from_vector_env(
     # One environment is made and closed to learn the spaces.
     with contextlib.closing(VectorEnvironment(make(1), name, seed=0)) as probe:
         vector_env, first_observation = probe.vector_env, probe.observation
-        observation_space = space_of(vector_env.single_observation_space, name, "observations")
-        action_space = space_of(vector_env.single_action_space, name, "actions")
-    if not isinstance(observation_space, Box):
-        problem = f"observations are {vector_env.single_observation_space}, not arrays of numbers"
-        raise ConfigError(f"{name}: {problem}; wrap it in gymnasium.wrappers.FlattenObservation")
+        observation_space, action_space = probe.observation_space, probe.action_space
+    assert isinstance(observation_space, Box)
     spec = HostSpec(name, observation_space, action_space, first_observation.dtype, num_envs, rollout_steps)
     # Without this mode Gymnasium has nothing to render.
     if "rgb_array" not in (vector_env.metadata.get("render_modes") or ()):

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+STRATIFIED_DEPTH = 12
+"""Levels that a sample descends by one stratified number; 24 bits of float32 cannot address many more leaves."""
+
 
 def init(size: int) -> Float[Array, " nodes"]:
     """Creates a tree with at least `size` leaves, all of priority 0.
@@ -63,6 +66,7 @@ def sample(tree: Float[Array, " nodes"], key: chex.PRNGKey, batch_size: int) -> 
     >>> sample(tree, jax.random.key(0), 4).tolist()
     [0, 2, 2, 2]
     """
+    key, level_key = jax.random.split(key) if _depth(tree) > STRATIFIED_DEPTH else (key, None)
     # One uniform value in each of B equal parts of the total
     parts = jnp.arange(batch_size, dtype=jnp.float32)
     fractions = (parts + jax.random.uniform(key, (batch_size,))) * (1.0 / batch_size)
@@ -75,7 +79,16 @@ def sample(tree: Float[Array, " nodes"], key: chex.PRNGKey, batch_size: int) -> 
         return jnp.where(go_right, remainder - left, jnp.minimum(remainder, left)), 2 * nodes + jnp.int32(go_right)
 
     root = (fractions * tree[1], jnp.ones(batch_size, jnp.int32))
-    return jax.lax.fori_loop(0, _depth(tree), descend, root)[1] - len(tree) // 2
+    _, nodes = jax.lax.fori_loop(0, min(_depth(tree), STRATIFIED_DEPTH), descend, root)
+    if level_key is not None:
+        # Below, a new number at each level decides between two subtrees, so that every leaf has its probability.
+        def choose(nodes: jax.Array, key: chex.PRNGKey) -> tuple[jax.Array, None]:
+            left, right = tree[2 * nodes], tree[2 * nodes + 1]
+            go_right = jax.random.uniform(key, (batch_size,)) * (left + right) >= left
+            return 2 * nodes + jnp.int32(go_right & (right > 0)), None
+
+        nodes, _ = jax.lax.scan(choose, nodes, jax.random.split(level_key, _depth(tree) - STRATIFIED_DEPTH))
+    return nodes - len(tree) // 2
 
 
 def probabilities(tree: Float[Array, " nodes"], indices: Integer[Array, " B"]) -> Float[Array, " B"]:

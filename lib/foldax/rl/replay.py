@@ -15,6 +15,8 @@ from foldax.configuration import config
 from foldax.errors import ConfigError
 from foldax.rl.environment import Transition
 
+MAX_STEPS = 2**30  # environment steps of a run: frames, of which a step may have two, are numbered in int32
+
 
 @config
 class FrameStack:
@@ -110,8 +112,7 @@ def init(frame: jax.Array, action: jax.Array, capacity: int, spare_frames: float
     if num_rows < 1 or spare_frames < 0:
         capacity_bound = f"capacity {capacity} must hold a step of {num_envs} environments"
         raise ConfigError(f"replay: {capacity_bound}, and spare_frames {spare_frames} must be at least 0")
-    # A step writes one frame per environment, and a second one where an episode ended.
-    size = num_rows * num_envs + 2 * num_envs + int(spare_frames * num_rows * num_envs)
+    size = _num_frames(num_rows, num_envs, spare_frames)
     frames = jnp.zeros((size, *frame.shape[1:]), frame.dtype).at[:num_envs].set(frame)
     current_frame, zero = jnp.arange(num_envs, dtype=jnp.int32), jnp.int32(0)
     previous_frame = jnp.arange(size, dtype=jnp.int32)
@@ -316,6 +317,61 @@ def transitions_at(
     discounts = jnp.where(terminated, 0.0, discounts)
     weights = jnp.ones(batch_size)
     return ReplayBatch(observations, actions, rewards, next_observations, discounts, weights, rows, environments)
+
+
+def observations_after(
+    buffer: ReplayBuffer,
+    rows: jax.Array,
+    environments: jax.Array,
+    offset: int,
+    discount: chex.Numeric,
+    stack: FrameStack = FrameStack(),
+) -> tuple[jax.Array, jax.Array]:
+    """Reads the observations in which the action `offset` steps after given ones was taken.
+
+    Args:
+      buffer: the buffer.
+      rows: int32 `[B]`, numbers of the rows that the steps are counted from.
+      environments: int32 `[B]`.
+      offset: 1 or more; the rows after it must be stored.
+      discount: gamma in [0, 1]; may be traced.
+      stack: how observations are stacked, as given to `add`.
+
+    Returns:
+      Observations `[B, ...]`, and weights float32 `[B]`: gamma^offset, 0 where the episode ended before.
+    """
+    num_rows, weights = len(buffer.rows), jnp.ones(len(rows))
+    for step in range(offset):
+        flags = buffer.rows[(rows + step) % num_rows, environments, 3]
+        weights = jnp.where(flags == 0, weights * discount, 0.0)
+    frame = buffer.rows[(rows + offset) % num_rows, environments, 0]
+    return _stack_frames(buffer, frame, stack), weights
+
+
+def min_sampled_rows(
+    capacity: int, num_envs: int, stack: FrameStack = FrameStack(), spare_frames: float = 0.125
+) -> int:
+    """Counts the rows that a full buffer can sample at least, where every episode has one step.
+
+    Such episodes need two frames a step, and frames run out before rows.
+
+    Args:
+      capacity: as in `init`, as is `spare_frames`.
+      num_envs: N, the number of environments.
+      stack: how observations are stacked.
+      spare_frames: room for the last frames of episodes, as a fraction of `capacity`.
+
+    >>> min_sampled_rows(capacity=100, num_envs=2)
+    28
+    """
+    num_frames = _num_frames(capacity // num_envs, num_envs, spare_frames)
+    # Observations reach back, and a host that restarts writes the first frames of all environments once more.
+    return (num_frames - num_envs) // (2 * num_envs) - (stack.num_frames - 1)
+
+
+def _num_frames(num_rows: int, num_envs: int, spare_frames: float) -> int:
+    # A step writes one frame per environment, and a second one where an episode ended.
+    return num_rows * num_envs + 2 * num_envs + int(spare_frames * num_rows * num_envs)
 
 
 def _stack_frames(buffer: ReplayBuffer, newest: jax.Array, stack: FrameStack) -> jax.Array:

@@ -2,27 +2,25 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, TypeVar
-
-import jax
 
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
-from foldax.runs.terminal import warn
+from foldax.field_values import restore_floats, to_plain
+from foldax.runs import provenance
+from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
-PACKAGES = ("foldax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
+MUTABLE_FIELDS = ("monitor", "mode", "patience")  # of a config, when its run is resumed
 
 
 def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
@@ -53,7 +51,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file completely or not at all.
+    """Writes a JSON file completely or not at all; floats that JSON lacks become texts (see `to_plain`).
 
     Raises:
       RunError: the file cannot be written.
@@ -69,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         with write_errors(path):
             with temporary.open("w") as file:
-                json.dump(value, file, indent=2)
+                json.dump(to_plain(value), file, indent=2, allow_nan=False)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -92,6 +90,15 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """Reads the `result.json` of a finished run.
+
+    Raises:
+      RunError: it is missing or damaged.
+    """
+    return restore_floats(read_json(folder / "result.json"))
+
+
 def lock(folder: Path) -> IO[str]:
     """Locks a folder for this process until the returned file is closed; creates the folder if it is missing.
 
@@ -104,7 +111,11 @@ def lock(folder: Path) -> IO[str]:
     try:
         # The system releases the lock when the process ends, also after a kill.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            # Some network filesystems have no locks.
+            warn(f"{folder} cannot be locked ({error.strerror}): let no other process write to it")
+            return file
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
@@ -127,7 +138,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def create(folder: Path, experiment: Experiment, config: Any) -> None:
-    """Writes `config.json` and `manifest.json` of a new run.
+    """Writes `config.json` and `manifest.json` of a new run, over those of a run that failed before its first log line.
 
     Raises:
       RunError: the folder holds a run or a sweep already.
@@ -135,7 +146,9 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
     if is_sweep(folder):
         raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
     # Another experiment in the folder is a mistake; the same one was probably meant to be resumed.
-    if (folder / "manifest.json").exists():
+    has_checkpoint = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    log = folder / "metrics.jsonl"
+    if (folder / "manifest.json").exists() and (has_checkpoint or (log.exists() and log.stat().st_size)):
         _check_experiment(folder, experiment)
         raise RunError(f"{folder} holds a run already; `foldax resume {folder}` goes on with it")
     write_json(folder / "config.json", to_json(config))
@@ -143,7 +156,7 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
 
 
 def check_same_run(folder: Path, experiment: Experiment, config: Any) -> None:
-    """Checks that a folder holds a run of this experiment and config.
+    """Checks that a folder holds a run of this experiment and config, but for the `MUTABLE_FIELDS`.
 
     Raises:
       RunError: it holds a run of another experiment.
@@ -153,9 +166,19 @@ def check_same_run(folder: Path, experiment: Experiment, config: Any) -> None:
     # A field that the class did not have when the run started counts as its default.
     known, _ = drop_unknown_fields(type(config), read_json(folder / "config.json"))
     saved, new = to_json(from_json(type(config), known)), to_json(config)
-    differences = [f"{k} ({saved[k]!r} in the folder, now {new[k]!r})" for k in new if saved[k] != new[k]]
-    if differences:
-        raise ConfigError(f"{folder} was started with another config: {', '.join(differences)}")
+    different = [name for name in new if saved[name] != new[name] and name not in MUTABLE_FIELDS]
+    if different:
+        listed = ", ".join(f"{name} ({saved[name]!r} in the folder, now {new[name]!r})" for name in different)
+        raise ConfigError(f"{folder} was started with another config: {listed}")
+
+
+def record_config(folder: Path, config: Any) -> None:
+    """Records the config of a resumed run, if one of the `MUTABLE_FIELDS` has changed."""
+    saved, new = read_json(folder / "config.json"), to_json(config)
+    changed = {name: new[name] for name in MUTABLE_FIELDS if saved.get(name) != new[name]}
+    if changed:
+        write_json(folder / "config.json", saved | changed)
+        update_manifest(folder, config_hash=config_hash(config))
 
 
 def read_config(folder: Path, cls: type[T], values: dict[str, Any]) -> T:
@@ -187,26 +210,58 @@ def _check_experiment(folder: Path, experiment: Experiment) -> None:
 
 
 def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:
-    """Collects the provenance of a run that starts now: command, versions, commit, devices."""
+    """Makes the manifest of a run or sweep that starts now: command, provenance and status."""
     file = experiment_file(experiment)
-    return {
-        "experiment": experiment_name(experiment),
-        "file": str(file) if file else None,
-        "file_sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file else None,
+    return provenance.collect(experiment) | {
         "command": shlex.join(sys.argv) if file else "a notebook or prompt",
         "seed": config.seed,
         "config_hash": config_hash(config),
-        "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in PACKAGES},
-        "git": _git(file.parent if file else Path.cwd()),
-        "backend": jax.default_backend(),
-        "devices": [str(device) for device in jax.devices()],
         "data_fingerprint": None,
         "nonresumable_reason": None,
         "started": now(),
         "ended": None,
         "status": "running",
+        "sessions": [],
     }
+
+
+def begin_session(folder: Path, experiment: Experiment, name: str = "manifest.json") -> dict[str, Any]:
+    """Records that a run or sweep is resumed, and what has changed since it was made.
+
+    Args:
+      folder: its folder.
+      experiment: the experiment as it is now.
+      name: "manifest.json", or "sweep.json" for a sweep.
+
+    Returns:
+      The content of that file.
+    """
+    content = read_json(folder / name)
+    changes = provenance.warn_of_changes(folder, content, experiment)
+    session = {"started": now(), "command": shlex.join(sys.argv), "changes": changes}
+    content |= {"status": "running", "ended": None, "sessions": [*content.get("sessions", []), session]}
+    write_json(folder / name, content)
+    return content
+
+
+def record_data(folder: Path, fingerprint: str | None, allow_other_data: bool, name: str = "manifest.json") -> None:
+    """Records the fingerprint of the data at the first start of a run or sweep; later, checks that it is the same.
+
+    Args:
+      folder: its folder.
+      fingerprint: of the data now.
+      allow_other_data: whether other data are recorded with the current session, instead of an error.
+      name: "manifest.json", or "sweep.json" for a sweep.
+
+    Raises:
+      DataError: the data are others.
+    """
+    content = read_json(folder / name)
+    if not provenance.check_data(folder, content, fingerprint, allow_other_data):
+        content["sessions"][-1]["data_fingerprint"] = fingerprint
+    elif content["data_fingerprint"] is None:
+        content["data_fingerprint"] = fingerprint
+    write_json(folder / name, content)
 
 
 def update_manifest(folder: Path, **values: Any) -> None:
@@ -236,27 +291,11 @@ def load(folder: Path, manifest: str = "manifest.json", call: str | None = None)
         resume = "train(experiment, config, run_dir" if is_run else "sweep(experiment, space, sweep_dir"
         call = call or f"foldax.{resume}={str(folder)!r}, resume=True)"
         raise RunError(f"{folder} was made in a notebook or prompt, so there is no file to load; call there: {call}")
+    if file := provenance.edited_file(content):
+        ask(f"{file} has changed since {folder} was made, and is run now")
     experiment = load_experiment(content["file"])
     config = content["config"] if "config" in content else read_json(folder / "config.json")
     return experiment, read_config(folder, experiment.config, config)
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
-
-
-def _git(folder: Path) -> dict[str, Any] | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        # Outside of a repository, or without git, there is no commit to record.
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def now() -> str:

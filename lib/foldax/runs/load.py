@@ -14,14 +14,13 @@ from foldax.engine.result import Result
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.learner import State
-from foldax.runs import folder
+from foldax.runs import folder, provenance
 from foldax.runs.log import read_log
 from foldax.runs.tables import join_first
-from foldax.runs.terminal import warn
 from foldax.runs.transfer import parameters
 
 
-def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
+def load_run(path: str | Path, experiment: Experiment | None = None, allow_other_data: bool = False) -> Result:
     """Loads a run as the `Result` that `foldax.train` returned, with its dataset but without `values`.
 
     Of an unfinished run it loads the best state so far, or the last one, of the newest checkpoint.
@@ -29,6 +28,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
     Args:
       path: the run folder.
       experiment: the run's experiment; by default it is loaded from the experiment file.
+      allow_other_data: loads a run although its data have changed, and with them, perhaps, how inputs are standardised.
 
     Returns:
       The result.
@@ -36,7 +36,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
     Raises:
       RunError: it is no run folder, has no checkpoint, is damaged, or was made in a notebook and `experiment` is None.
       ExperimentError: the experiment file is missing or broken.
-      DataError: the dataset is not available.
+      DataError: the dataset is not available, or not the one that the run was made with.
     """
     path = Path(path)
     parameters.check_run_folder(path)
@@ -53,8 +53,8 @@ def load_run(path: str | Path, experiment: Experiment | None = None) -> Result:
     with compiled.user_errors(program, *arguments):
         like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
     info = program.info
-    if info is not None and saved.manifest["data_fingerprint"] not in (None, info.fingerprint):
-        warn(f"the data of {path} is not what it was trained on: its fingerprint differs")
+    provenance.warn_of_changes(path, saved.manifest, experiment)
+    provenance.check_data(path, saved.manifest, getattr(info, "fingerprint", None), allow_other_data)
     # 3. The states, checked against that structure.
     states = {name: _restore_state(saved.arrays, name, like, path) for name in {"last", saved.state}}
     result = saved.result or {}

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+from foldax.field_values import restore_floats, to_plain
 from foldax.runs.folder import write_errors
 
 FLUSH_SECONDS = 10.0  # longest time between two writes of TensorBoard's events
@@ -47,7 +49,7 @@ class Log:
 
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         with write_errors(self._path):
-            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            self._file.write(json_line({"step": step, "split": split, **metrics}))
             self._file.flush()
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
             if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
@@ -66,7 +68,7 @@ class Log:
         with write_errors(self._path):
             self._file.close()
             temporary = self._path.with_suffix(".rewound")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.write_text("".join(map(json_line, kept)))
             temporary.replace(self._path)
             self._file = self._path.open("a")
             # Tells TensorBoard to drop the events it has from this step on.
@@ -95,16 +97,29 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(folder / "metrics.jsonl")
 
 
+def json_line(value: Any) -> str:
+    """Formats a line of a JSON-lines file, in which floats that JSON lacks are texts.
+
+    >>> json_line({"loss": float("nan")})
+    '{"loss": "nan"}\\n'
+    """
+    return json.dumps(to_plain(value), allow_nan=False) + "\n"
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the objects of a JSON-lines file, up to the first damaged line; none if there is no file.
+    """Reads the objects of a JSON-lines file without its damaged lines; none if there is no file.
 
     >>> read_json_lines(Path("no-such-file.jsonl"))
     []
     """
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        with contextlib.suppress(ValueError):
+            if isinstance(line := json.loads(text), dict):
+                lines.append(restore_floats(line))
+                continue
+        # A kill may leave half a line at the end.
+        if text and number < len(texts):
+            warnings.warn(f"{path}, line {number} is damaged and left out", stacklevel=2)
     return lines

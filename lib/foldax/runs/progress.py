@@ -4,6 +4,8 @@ import sys
 import time
 from typing import Any
 
+from foldax.runs.terminal import Output, console
+
 
 class Progress:
     """Shows the step, steps per second, time left and newest metrics of a run.
@@ -15,28 +17,29 @@ class Progress:
     """
 
     def __init__(self, name: str, steps: int, shown: bool = True) -> None:
-        from rich.console import Console
-
         self._steps, self._name, self._shown = steps, name, shown
-        self._console = Console(stderr=True)
+        self._console = console(sys.stderr)
         self._newest: dict[str, str] = {}
         self._start: tuple[int, float] | None = None
         self._printed_at = time.monotonic()
         self._bar: Any = None
-        if shown and self._console.is_terminal:
+        # A dumb terminal cannot move its cursor back over a bar: it gets lines.
+        if shown and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._start_bar()
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=self._console,
+            # What goes to a file must not be shown above the bar instead.
+            redirect_stdout=Output(sys.stdout).isatty(),
         )
         self._task = self._bar.add_task(self._name, total=self._steps, speed="", metrics="")
         self._bar.start()
@@ -56,7 +59,7 @@ class Progress:
         # Log files get a line every two seconds, and the last one.
         elif now - self._printed_at >= 2.0 or step == self._steps:
             left = f"{(self._steps - step) / speed:.0f} s left" if speed else ""
-            print(f"{self._name}: {step}/{self._steps}  {text}  {left}  {metrics}", file=sys.stderr)
+            Output(sys.stderr).write(f"{self._name}: {step}/{self._steps}  {text}  {left}  {metrics}\n")
             self._printed_at = now
 
     def metrics(self, split: str, metrics: dict[str, float]) -> None:

@@ -1,15 +1,18 @@
 """`foldax reproduce`: trains a finished run again and compares all bits."""
 
 import contextlib
-import hashlib
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
-from foldax.engine.loop import Hooks, fit
+from foldax.engine.loop import NEVER, Hooks, Run, fit
 from foldax.errors import RunError
-from foldax.experiment import Experiment, experiment_file
-from foldax.runs import folder
+from foldax.experiment import Experiment
+from foldax.runs import folder, provenance
+from foldax.runs.log import read_log
 from foldax.runs.progress import Progress
+from foldax.runs.terminal import echo
 from foldax.runs.train import result_json
 from foldax.runs.transfer import initial_parameters
 from foldax.runs.transfer.initial_parameters import ReadSource
@@ -20,8 +23,8 @@ Json = dict[str, Any]
 def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
     """Trains a finished run again and prints which results differ.
 
-    It compares final validation and test metrics and the bits of the final state; training metrics too, unless
-    `log_every` differs: they are then means over other steps.
+    It compares final validation and test metrics, the bits of the final state and every line of the log; training
+    metrics too, unless `log_every` differs: they are then means over other steps.
 
     Args:
       path: the run folder.
@@ -40,40 +43,52 @@ def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
     # Training metrics are means between log lines, so other lines have other means.
     same_log_steps = config.log_every == folder.read_json(path / "config.json")["log_every"]
     source = initial_parameters.initial_source(config, recorded=manifest.get("init_from"))
-    before = folder.read_json(path / "result.json")
-    return run_and_compare(path.name, before, manifest, experiment, config, same_log_steps, source)
+    before = folder.read_result(path)
+    before["history"] = read_log(path)
+    return run_and_compare(path, before, manifest, experiment, config, same_log_steps, source)
 
 
 def run_and_compare(
-    name: str,
+    path: Path,
     before: Json,
     manifest: Json,
     experiment: Experiment,
     config: Any,
     compare_train: bool,
     source: ReadSource | None,
+    until: int = NEVER,
 ) -> bool:
     """Trains with a config and prints which results differ from those of an earlier run.
 
     Args:
-      name: name of the run, for the progress bar.
-      before: the earlier results, as in `result.json`.
+      path: the folder of the run or sweep.
+      before: the earlier results, as in `result.json`, and the lines of the log as "history".
       manifest: the earlier manifest, to note what has changed since.
       experiment: the experiment.
       config: its config.
       compare_train: whether to compare training metrics.
       source: reads the initial parameters; None: the run initialises its own.
+      until: step at which a search has stopped the run.
 
     Returns:
       Whether all results are the same.
+
+    Raises:
+      DataError: the data have changed since.
     """
     # 1. Changes that may explain a difference
-    for note in _changes(manifest, folder.manifest(experiment, config), experiment):
-        print(f"note: {note}")
+    for note in provenance.changes(manifest, provenance.collect(experiment)):
+        echo(f"note: {note}")
+
     # 2. The same run, without a folder
-    with contextlib.closing(Progress(f"{name}, again", config.steps)) as progress:
-        hooks = Hooks(progress=progress.step, replace_initial_state=initial_parameters.initial_state_hook(source))
-        after = result_json(fit(experiment, config, hooks))
+    def check_data(run: Run) -> None:
+        provenance.check_data(path, manifest, getattr(run.program.info, "fingerprint", None), allow_other_data=False)
+
+    with contextlib.closing(Progress(f"{path.name}, again", config.steps)) as progress:
+        replace_initial_state = initial_parameters.initial_state_hook(source)
+        hooks = Hooks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
+        result = fit(experiment, config, hooks, until=until)
+    after = result_json(result)
     # 3. Comparison
     all_same = True
     train = ["train"] if compare_train else []
@@ -85,21 +100,21 @@ def run_and_compare(
             is_same = repr(old.get(metric)) == repr(new.get(metric))
             all_same &= is_same
             difference = f"DIFFERS: {old.get(metric)!r} then, {new.get(metric)!r} now"
-            print(f"{metric:32} {'identical' if is_same else difference}")
-    print("reproduced: all bits are the same" if all_same else "NOT reproduced")
+            echo(f"{metric:32} {'identical' if is_same else difference}")
+    log, log_now = (_log_texts(lines, compare_train) for lines in (before["history"], result.history))
+    different = [index for index, (old, new) in enumerate(itertools.zip_longest(log, log_now)) if old != new]
+    for index in different[:1]:
+        then, now = (lines[index] if index < len(lines) else "no line" for lines in (log, log_now))
+        echo(f"line {index + 1} of the log DIFFERS: {then} then, {now} now")
+    echo(f"{'log':32} {len(log)} lines, {f'{len(different)} of them DIFFER' if different else 'identical'}")
+    all_same &= not different
+    echo("reproduced: all bits are the same" if all_same else "NOT reproduced")
     return all_same
+
+
+def _log_texts(lines: list[Json], with_train: bool) -> list[str]:
+    return [json.dumps(line) for line in lines if with_train or line["split"] != "train"]
 
 
 def _flatten(key: str, value: Any) -> Json:
     return {f"{key}/{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-
-
-def _changes(before: Json, now: Json, experiment: Experiment) -> list[str]:
-    old, new = before["versions"], now["versions"]
-    changes = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
-    if before["backend"] != now["backend"]:
-        changes.append(f"the run was made on {before['backend']}, this is {now['backend']}")
-    file = experiment_file(experiment)
-    if file and before["file_sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
-        changes.append(f"{file.name} has changed since")
-    return changes

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from foldax.engine.contracts import LOG_FIELDS
 from foldax.errors import RunError
+from foldax.options import flatten, plain_text
 from foldax.plots import common
-from foldax.runs import folder, tables
+from foldax.runs import folder, provenance, tables
 from foldax.runs.log import read_log
+from foldax.runs.terminal import echo, print_table, warn
 
 
 def show(path: Path) -> None:
@@ -17,23 +20,30 @@ def show(path: Path) -> None:
     if not path.is_dir():
         raise RunError(f"there is no run folder {str(path)!r}")
     manifest, config = folder.read_json(path / "manifest.json"), folder.read_json(path / "config.json")
-    print(f"{manifest['experiment']}  {manifest['status']}, started {manifest['started']}")
-    print(f"command: {manifest['command']}")
-    print("config:  " + "  ".join(f"{k}={v}" for k, v in config.items()))
+    if file := provenance.edited_file(manifest):
+        warn(f"{file} has changed since")
+    echo(f"{manifest['experiment']}  {manifest['status']}, started {manifest['started']}")
+    echo(f"command: {manifest['command']}")
+    echo("config:  " + "  ".join(f"{name}={plain_text(value)}" for name, value in flatten(config).items()))
     history = read_log(path)
+    metrics: dict[str, dict[str, float]] = {}
     if (path / "result.json").exists():
-        result = folder.read_json(path / "result.json")
-        metrics = {split: result[split] for split in ("train", "validation", "test") if split in result}
+        result = folder.read_result(path)
+        metrics |= {split: result[split] for split in ("train", "validation", "test") if split in result}
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
-        print(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
+        echo(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
     else:
-        newest = {line["split"]: line for line in history}
-        metrics = {split: {k: v for k, v in newest[split].items() if k not in ("step", "split")} for split in newest}
+        for line in history:
+            values = {name: value for name, value in line.items() if name not in LOG_FIELDS}
+            metrics[line["split"]] = metrics.get(line["split"], {}) | values
         title = f"newest metrics, step {history[-1]['step'] if history else 0}; `foldax resume` goes on"
-    tables.print_table(tables.metrics_table(title, metrics))
-    # Redrawn, because an unfinished run has none and a resumed one has old ones.
-    if history:
-        (path / "figures").mkdir(exist_ok=True)
-        common.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
+    print_table(tables.metrics_table(title, metrics))
+    # Redrawn unless they are the experiment's own, because an unfinished run has none and a resumed one has old ones.
+    if history and not (path / "figures" / "learning_curves.txt").exists():
+        try:
+            (path / "figures").mkdir(exist_ok=True)
+            common.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
+        except OSError as error:  # somebody else's folder
+            warn(f"the learning curves are not redrawn: {error.strerror or error}")
     for figure in sorted((path / "figures").glob("*")):
-        print(tables.display_path(figure))
+        echo(tables.display_path(figure))

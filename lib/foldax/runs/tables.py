@@ -69,13 +69,6 @@ def text_table(
     return table
 
 
-def print_table(table: Any) -> None:
-    """Prints a table of `rich` on stdout, as wide as the terminal."""
-    from rich.console import Console
-
-    Console().print(table)
-
-
 def shape_text(shape: Sequence[int]) -> str:
     """Formats a shape.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from foldax.engine.checkpoint import Checkpoints, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
-from foldax.errors import FoldaxError, Interrupted, RunError
+from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
-from foldax.runs import folder, tables
+from foldax.runs import folder, tables, terminal
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.runs.terminal import warn
@@ -35,6 +36,7 @@ def train(
     save: bool = True,
     dataset: Dataset | None = None,
     initial: Any = None,
+    allow_other_data: bool = False,
     verbose: bool = True,
 ) -> Result:
     """Trains, evaluates and tests an experiment, and records it in a run folder.
@@ -48,6 +50,7 @@ def train(
       dataset: the dataset, if it is loaded already.
       initial: initial parameters, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by path,
         a run folder, or the result of `foldax.transfer.rename`; matched by path and shape.
+      allow_other_data: goes on with a run although its data have changed; its manifest records both fingerprints.
       verbose: shows progress and tables.
 
     Returns:
@@ -77,25 +80,33 @@ def train(
         if resume:
             folder.check_same_run(path, experiment, config)
             # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
-            if reason := folder.read_json(path / "manifest.json").get("nonresumable_reason"):
+            if reason := folder.begin_session(path, experiment).get("nonresumable_reason"):
                 warn(reason)
-            folder.update_manifest(path, status="running", ended=None)
+            folder.record_config(path, config)
         else:
             folder.create(path, experiment, config)
             if source is not None:
                 folder.update_manifest(path, init_from=source().provenance)
         try:
-            return _train_in_folder(path, experiment, config, dataset, source, verbose)
+            result = _train_in_folder(path, experiment, config, dataset, source, allow_other_data, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
             status = "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}"
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.update_manifest(path, status=status, ended=folder.now())
             raise
+        # 4. The run is finished, whatever happens to its figures
+        return _save_pictures(result, verbose)
 
 
 def _train_in_folder(
-    path: Path, experiment: Experiment, config: Any, dataset: Dataset | None, source: ReadSource | None, verbose: bool
+    path: Path,
+    experiment: Experiment,
+    config: Any,
+    dataset: Dataset | None,
+    source: ReadSource | None,
+    allow_other_data: bool,
+    verbose: bool,
 ) -> Result:
     with (
         contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
@@ -103,7 +114,7 @@ def _train_in_folder(
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
         stop_on_signals() as stop_requested,
     ):
-        hooks = _hooks(progress, stop_requested, source, verbose, path, log)._replace(
+        hooks = _hooks(progress, stop_requested, source, verbose, path, log, allow_other_data)._replace(
             load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
         )
         result = fit(experiment, config, hooks, dataset)
@@ -111,12 +122,21 @@ def _train_in_folder(
         reason = nonresumable_reason(result.dataset)
         command = f"foldax resume {tables.display_path(path)}{f' ({reason})' if reason else ''}"
         raise Interrupted(f"stopped at step {result.step} of {config.steps}; go on with: {command}")
-    # `figures` of the experiment may read the run folder, so it is set first.
-    # `result.json` comes last: it marks the run as finished.
     result = dataclasses.replace(result, run_dir=path)
-    result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
     folder.update_manifest(path, status=result.status, ended=folder.now())
-    folder.write_json(path / "result.json", result_json(result))
+    folder.write_json(path / "result.json", result_json(result))  # marks the run as finished
+    return result
+
+
+def _save_pictures(result: Result, verbose: bool) -> Result:
+    """Saves the figures of a finished run, names them in its `result.json`, and prints its metrics."""
+    path = result.run_dir
+    assert path is not None
+    result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
+    try:
+        folder.write_json(path / "result.json", result_json(result))
+    except RunError as error:
+        warn(f"{error}; the result of the run is saved, but does not name its figures")
     if verbose:
         print_result(result)
     return result
@@ -129,6 +149,7 @@ def _hooks(
     verbose: bool,
     path: Path | None = None,
     log: Log | None = None,
+    allow_other_data: bool = False,
 ) -> Hooks:
     """Makes the hooks of a run; without `path` and `log` they write nothing to disk."""
 
@@ -140,10 +161,10 @@ def _hooks(
     def on_start(run: Run) -> None:
         info = run.program.info
         if path is not None and info is not None:
-            reason = nonresumable_reason(run.dataset)
-            folder.update_manifest(path, data_fingerprint=info.fingerprint, nonresumable_reason=reason)
+            folder.record_data(path, info.fingerprint, allow_other_data)
+            folder.update_manifest(path, nonresumable_reason=nonresumable_reason(run.dataset))
         if verbose:
-            tables.print_table(tables.model_table(run))
+            terminal.print_table(tables.model_table(run))
 
     def on_match(match: matching.Match) -> None:
         if path is not None:
@@ -152,7 +173,7 @@ def _hooks(
         if verbose:
             matching.show(match)
 
-    hooks = Hooks(log=write_metrics, progress=progress.step, stop_requested=stop_requested, on_start=on_start)
+    hooks = Hooks(write_metrics, progress.step, stop_requested, on_start=on_start, warn=warn)
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
 
 
@@ -190,31 +211,52 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
     """Saves the learning curves and the experiment's `figures`: figures as PNG, texts as `.txt`.
 
-    Returns:
-      The files by name.
+    A figure that fails is left out, with a warning: the run has ended, and its result stands.
 
-    Raises:
-      ExperimentError: the experiment's `figures` failed.
-      RunError: a file cannot be written.
+    Returns:
+      The files by name of the figure; characters that file names lack become "%" and their code.
     """
     from foldax.plots import common
 
-    figures: dict[str, Any] = {"learning_curves": common.learning_curves(result.history)}
-    if result.experiment.figures is not None:
-        with compiled.user_code_errors(result.experiment):
-            figures |= result.experiment.figures(result)
-    files = {name: path / f"{name}.{'txt' if isinstance(figure, str) else 'png'}" for name, figure in figures.items()}
-    with folder.write_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            if isinstance(figure, str):
-                files[name].write_text(figure + "\n")
-            else:
-                figure.savefig(files[name], dpi=120)
-    for figure in figures.values():
-        if verbose and isinstance(figure, str):
-            print(figure)
+    figures: dict[str, Any] = {}
+    with _figure_errors("learning curves"):
+        figures["learning_curves"] = common.learning_curves(result.history)
+    with _figure_errors("the experiment's `figures`"), compiled.user_code_errors(result.experiment):
+        own = {} if result.experiment.figures is None else result.experiment.figures(result)
+        if not isinstance(own, dict):
+            raise ExperimentError(f"they must be a dict of figures and texts by name, not {type(own).__name__}")
+        figures |= own
+    files = {}
+    for name, figure in figures.items():
+        with _figure_errors(f"figure {name!r}"):
+            files[name] = _save_figure(str(name), figure, path)
+            if verbose and isinstance(figure, str):
+                terminal.echo(figure)
     return files
+
+
+def _save_figure(name: str, figure: Any, folder: Path) -> Path:
+    if not (isinstance(figure, str) or hasattr(figure, "savefig")):
+        raise ExperimentError(f"expected a matplotlib figure or a text, not {type(figure).__name__}")
+    if not name:
+        raise ExperimentError("it has no name")
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r'[/\\%\0-\x1f:*?"<>|]', lambda match: f"%{ord(match[0]):02X}", name)
+    file = folder / f"{stem}.{'txt' if isinstance(figure, str) else 'png'}"
+    if isinstance(figure, str):
+        file.write_text(figure + "\n", encoding="utf-8")
+    else:
+        figure.savefig(file, dpi=120)
+    return file
+
+
+@contextlib.contextmanager
+def _figure_errors(what: str) -> Iterator[None]:
+    """Turns every error of a figure into a warning."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"{what} could not be drawn; the result of the run is saved: {str(error) or type(error).__name__}")
 
 
 def result_json(result: Result) -> dict[str, Any]:
@@ -244,9 +286,9 @@ def print_result(result: Result) -> None:
     environment = f", {result.config.environment_steps_after(result.step):,} environment steps" if is_agent else ""
     title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps{environment} ({state})"
     evaluations = {split: metrics for split, metrics in result.metrics.items() if split != "train"}
-    tables.print_table(tables.metrics_table(title, evaluations or result.metrics))
+    terminal.print_table(tables.metrics_table(title, evaluations or result.metrics))
     speed = f"{result.steps_per_second:,.0f} steps/s, " if result.steps_per_second else ""
-    print(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
+    terminal.echo(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
     paths = result.figures if result.run_dir is None else {**result.figures, "run folder": result.run_dir}
     for name, path in paths.items():
-        print(f"{name}: {tables.display_path(path)}")
+        terminal.echo(f"{name}: {tables.display_path(path)}")

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.configuration import field_kinds, field_types
+from foldax.configuration import field_types
 from foldax.errors import ConfigError, FoldaxError
 from foldax.experiment import Experiment
-from foldax.field_values import is_config, type_name
-from foldax.runs import folder, tables
+from foldax.options import Config, options_help, parse_alternatives, set_fields
+from foldax.runs import folder
+from foldax.runs.terminal import echo, print_table, warn
 from foldax.sweeps.launchers.launch import LAUNCHERS
 from foldax.sweeps.plan import Plan, make_plan
 from foldax.sweeps.search import SEARCHES
-from foldax.sweeps.space import Config, Space, flat_values, parse_space, parse_values, set_fields, structural_values
+from foldax.sweeps.space import Space, flat_values, parse_space, structural_values
 from foldax.sweeps.sweep import sweep
 
 EPILOG = """\
 A field with one value is set to it; one with several is swept. Tuples are written "(64, 64)".
 With --samples N, a float may be a range: log:1e-5:1e-1 or uniform:0:0.5.
 
-fields of the config:
 """
 
 
@@ -63,18 +63,21 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
-def resume(path: Path) -> int:
+def resume(path: Path, allow_other_data: bool = False) -> int:
     """Goes on with an interrupted sweep, with the options of its `sweep.json`; returns the exit code."""
     experiment, config = folder.load(path, "sweep.json")
     metadata = folder.read_json(path / "sweep.json")
     if metadata["status"] == "finished":
-        print(f"{path} is finished; `foldax show {path}` shows it")
+        echo(f"{path} is finished; `foldax show {path}` shows it")
         return 0
     options = {name: metadata.get(name) for name in ("seeds", "samples", "execution", "max_concurrent")}
     for role, kinds in (("search", SEARCHES), ("launcher", LAUNCHERS)):
         kind: Any = kinds.get(metadata.get(role, ""))
+        if kind and (sampler := metadata[f"{role}_options"].pop("sampler", None)):
+            warn(f"{path} was started with a {sampler}, which cannot be restored; Optuna's default sampler goes on")
         options[role] = kind and kind(**metadata[f"{role}_options"])
-    sweep(experiment, metadata["space"], config=config, sweep_dir=path, resume=True, **options)
+    options |= dict(sweep_dir=path, resume=True, allow_other_data=allow_other_data)
+    sweep(experiment, metadata["space"], config=config, **options)
     return 0
 
 
@@ -104,7 +107,7 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"foldax sweep {file.name}",
         description="Trains with every combination of the values given for the config's fields, and several seeds.",
-        epilog=EPILOG + "\n".join(_field_help(experiment.config)),
+        epilog=EPILOG + options_help(experiment.config, experiment.config(), with_kinds=True),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
@@ -136,17 +139,6 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def _field_help(cls: type, prefix: str = "") -> list[str]:
-    lines = []
-    for name, hint in field_types(cls).items():
-        option = f"{prefix}{name}"
-        if is_config(hint):
-            lines += _field_help(hint, f"{option}.")
-        elif option != "seed":
-            lines.append(f"  --{option.replace('_', '-'):24} {type_name(hint)} ({field_kinds(cls)[name]})")
-    return lines
-
-
 def _split_space(
     experiment: Experiment, file_space: Mapping[str, Any], field_arguments: Sequence[str], seeds: int
 ) -> tuple[Config, Space]:
@@ -161,23 +153,8 @@ def _split_space(
     Returns:
       The config with the fields that have a single value, and the space of the others.
     """
-    config, values_by_field = experiment.config(), dict(file_space)
-    name: str | None = None
-    texts: dict[str, list[str]] = {}
-    # Arguments that argparse does not know are fields, each with the values up to the next one.
-    for argument in field_arguments:
-        if argument.startswith("--"):
-            name, _, value = argument[2:].partition("=")
-            name = name.replace("-", "_")
-            texts[name] = [value] if value else []
-        elif name is None:
-            raise ConfigError(f"{argument!r} belongs to no option: write --field before its values")
-        else:
-            texts[name].append(argument)
-    for name, values in texts.items():
-        values_by_field[name] = parse_values(type(config), name, values)
-        if not values:
-            raise ConfigError(f"--{name.replace('_', '-')}: no value is given")
+    config = experiment.config()
+    values_by_field = dict(file_space) | parse_alternatives(type(config), field_arguments)
     seed = values_by_field.pop("seed", None)
     if seed is not None:
         seed = seed if isinstance(seed, list) else [seed]
@@ -227,12 +204,12 @@ def print_plan(plan: Plan) -> None:
         size = f"{group.member_bytes / 2**20:,.2f}"
         cells = [str(values[name]) for name in differing]
         table.add_row(str(index), str(len(group.members)), group.execution, str(group.max_concurrent), size, *cells)
-    tables.print_table(table)
+    print_table(table)
     steps = sum(config.steps for config in plan.configs)
-    print(f"{steps:,} member-steps; each program is traced once and compiled once for each device it runs on")
+    echo(f"{steps:,} member-steps; each program is traced once and compiled once for each device it runs on")
     if differing:
-        print(f"a new program for each combination of: {', '.join(differing)} (structural fields)")
+        echo(f"a new program for each combination of: {', '.join(differing)} (structural fields)")
     elif len(plan.groups) > 1:
-        print("the programs differ in their data or driver fields")
-    swept = {name: len({str(flat_values(config)[name]) for config in plan.configs}) for name in plan.fields}
-    print("swept: " + (", ".join(f"{name} ({count} values)" for name, count in swept.items()) or "the seed alone"))
+        echo("the programs differ in their data or driver fields")
+    swept = {name: len({str(flat_values(config).get(name)) for config in plan.configs}) for name in plan.fields}
+    echo("swept: " + (", ".join(f"{name} ({count} values)" for name, count in swept.items()) or "the seed alone"))

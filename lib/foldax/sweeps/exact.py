@@ -6,6 +6,7 @@ with them fused multiply-adds, by the code that surrounds the training loop.
 """
 
 import contextlib
+import json
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 
+from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
 from foldax.engine.checkpoint import state_digest
@@ -60,6 +62,7 @@ class MemberResult(NamedTuple):
       history: lines of the member's log, `{"step": ..., "split": ..., name: value}`.
       state_sha256: hash of all bits of the last state, or None for a member that is not finite.
       seconds: device time.
+      config: the config that it ended with, as JSON; a search may have changed it. Empty in older sweeps.
     """
 
     number: int
@@ -70,6 +73,7 @@ class MemberResult(NamedTuple):
     history: list[dict[str, Any]]
     state_sha256: str | None
     seconds: float
+    config: str = ""
 
 
 class DeviceWorkers:
@@ -160,6 +164,9 @@ class DeviceWorkers:
             # A member that is not finite has ended; the sweep goes on.
             run.step = error.step
             return "not finite"
+        except Exception as error:
+            loop.save_after_error(run, hooks, error)
+            raise
 
     @contextlib.contextmanager
     def _compile_once(self, group: int, device: Device) -> Iterator[bool]:
@@ -193,4 +200,5 @@ def member_result(member: Member, run: Run, status: str) -> MemberResult:
         # An interrupted run is not evaluated.
         result = loop.finish_run(run, status if finite else "interrupted")
     best_step, digest = (result.best_step, state_digest(result.final_state)) if finite else (None, None)
-    return MemberResult(member.number, status, run.step, best_step, result.metrics, run.history, digest, result.seconds)
+    rest = (result.metrics, run.history, digest, result.seconds, json.dumps(to_json(member.config)))
+    return MemberResult(member.number, status, run.step, best_step, *rest)

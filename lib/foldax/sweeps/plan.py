@@ -11,6 +11,7 @@ from foldax.data.protocol import Dataset
 from foldax.engine import setup
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
+from foldax.field_values import is_config
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space
@@ -131,8 +132,17 @@ class Planner:
             group = self._groups.setdefault(key, len(self._groups))
             by_group.setdefault(group, []).append(Member(number, group, config, dataset))
         groups = [self._group(members) for members in by_group.values()]
-        fields = [name for name, values in self.space.items() if isinstance(values, Range) or len(values) > 1]
-        return Plan(configs, groups, fields)
+        return Plan(configs, groups, self._swept_fields())
+
+    def _swept_fields(self) -> list[str]:
+        fields: dict[str, None] = {}
+        for name, values in self.space.items():
+            if isinstance(values, Range) or len(values) > 1:
+                # A swept nested config is a column for each of its fields.
+                nested = [*values] if isinstance(values, list) else []
+                inner = [f"{name}.{rest}" for value in nested if is_config(value) for rest in spaces.flat_values(value)]
+                fields |= dict.fromkeys(inner or [name])
+        return list(fields)
 
     def _group(self, members: list[Member]) -> Group:
         dataset, devices = members[0].dataset, jax.local_device_count()

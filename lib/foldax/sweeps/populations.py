@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.configuration import parse_interval
-from foldax.engine import compiled, evaluation, loop, setup
+from foldax.engine import compiled, evaluation, setup
 from foldax.engine.fold import BestState, Fold
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.records import MemberCheckpoints
-from foldax.sweeps.space import traced_names
+from foldax.sweeps.space import Config, traced_names
 
 STOPPED = "stopped by the search"
 
@@ -119,15 +119,16 @@ class Population:
         run = self.runs[number]
         if self.ended.get(number) == "not finite":
             return math.nan
-        evaluated = loop.evaluate_split(run, run.fold.state, "validation")
+        evaluated = evaluation.evaluate_split(run, run.fold.state, "validation")
         value = evaluation.monitored_metric(run.program, evaluated, run.config.monitor)
         return float(value) * (-1 if run.config.mode == "max" else 1)
 
     def finish(self, numbers: Iterable[int], status: str = "finished") -> None:
         """Removes members, and passes on their results; `status` is that of members whose runs have not ended."""
         for number in numbers:
-            how = self.ended.get(number) or status
-            self._callbacks.on_result(member_result(self.members[number], self.runs.pop(number), how))
+            how, run = self.ended.get(number) or status, self.runs.pop(number)
+            member = self.members[number]._replace(config=final_config(run))
+            self._callbacks.on_result(member_result(member, run, how))
 
     def save(self, now: bool = False) -> None:
         """Starts writing a checkpoint of all runs, if it is due or `now`."""
@@ -177,6 +178,14 @@ class Population:
 def hyperparameters(run: Run) -> np.ndarray:
     """Values of a run's traced fields, float32 `[F]`, in the order of the config's leaves."""
     return np.array(jax.device_get(jax.tree.leaves(run.arguments["config"])), np.float32)
+
+
+def final_config(run: Run) -> Config:
+    """A run's config with the values that its traced fields have now."""
+    leaves, tree = jax.tree.flatten(run.config)
+    # Those that nothing has changed keep the digits that float32 has not.
+    values = [old if np.float32(old) == new else float(new) for old, new in zip(leaves, hyperparameters(run))]
+    return jax.tree.unflatten(tree, values)
 
 
 def set_hyperparameters(run: Run, values: Sequence[float]) -> None:

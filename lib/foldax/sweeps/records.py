@@ -1,6 +1,5 @@
 """Files of a sweep's members: final results, one JSON line each, and checkpoints of members that are still running."""
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 from foldax.engine.checkpoint import Checkpoints
 from foldax.learner import State
 from foldax.runs.folder import write_errors
-from foldax.runs.log import read_json_lines
+from foldax.runs.log import json_line, read_json_lines
 from foldax.sweeps.exact import MemberResult
 
 
@@ -47,7 +46,7 @@ class ResultStore:
         with write_errors(self._path):
             # Written anew, for a kill may have left half a line at the end.
             partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(one._asdict()) + "\n" for one in self.results.values()))
+            partial.write_text("".join(json_line(one._asdict()) for one in self.results.values()))
             partial.replace(self._path)
             self._file = self._path.open("a")
 
@@ -64,7 +63,7 @@ class ResultStore:
             self.results[result.number] = result
             if self._file is not None:
                 with write_errors(self._path):
-                    self._file.write(json.dumps(result._asdict()) + "\n")
+                    self._file.write(json_line(result._asdict()))
                     # Flushed per result: a kill loses at most the member that is being written.
                     self._file.flush()
 

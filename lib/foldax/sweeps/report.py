@@ -40,7 +40,7 @@ def write_report(path: Path) -> Path:
 
     metadata, results, curves = statistics.read(path)
     metric = statistics.default_metric(metadata, results)
-    data, notes = None, ["no member is done yet"]
+    data, notes = None, [statistics.missing_metric(results)]
     if results is not None and metric is not None:
         data, notes = _page_data(metadata, results, curves, metric), statistics.caveats(results)
     status = "" if metadata["status"] == "finished" else f" ({metadata['status']})"
@@ -68,9 +68,10 @@ def _page_data(metadata: Json, results: "DataFrame", curves: "DataFrame | None",
 
     # Configs in order of rank, by the mean over seeds of the metric that the sweep monitors.
     fields, names = metadata["fields"], statistics.metric_names(results)
+    mode = statistics.best_mode(metadata, metric) or metadata["mode"]
     ids = statistics.config_ids(results, fields)
     means = statistics.seed_statistics(results, ids, metric)["mean"]
-    order = means.sort_values(ascending=metadata["mode"] == "min", kind="stable").index
+    order = means.sort_values(ascending=mode == "min", kind="stable").index
     ranks = ids.map(pandas.Series(range(len(order)), order))
     configs = results[~ranks.duplicated()].set_axis(ranks[~ranks.duplicated()])
     # Main effects need the level of each member: that of its config.
@@ -83,7 +84,7 @@ def _page_data(metadata: Json, results: "DataFrame", curves: "DataFrame | None",
     rank_of = pandas.Series(ranks.to_numpy(), results["member"])
     return {
         "metric": metric,
-        "mode": metadata["mode"],
+        "mode": mode,
         "fields": levels,
         "best": min(BEST_CURVES, len(configs)),
         "means": {name: _as_json(statistics.finite_values(results, name).groupby(ranks).mean()) for name in measured},

@@ -1,20 +1,23 @@
 """Adaptive searches as sweeps: successive halving, population-based training, and Optuna's samplers."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from foldax.errors import ConfigError, FoldaxError
+from foldax.field_values import coerce_value, to_plain
+from foldax.options import Config, Overrides, field_type
+from foldax.runs import folder
 from foldax.runs.terminal import warn
 from foldax.sweeps.exact import DeviceWorkers, worker_devices
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.plan import Plan, Planner
 from foldax.sweeps.populations import PBT, Population, SuccessiveHalving, population_based_training, successive_halving
 from foldax.sweeps.records import MemberCheckpoints
-from foldax.sweeps.space import Config, Overrides, Range, Space, field_type, traced_names
+from foldax.sweeps.space import Range, Space, traced_names
 
 if TYPE_CHECKING:
     import optuna
@@ -113,7 +116,9 @@ def fold_population(
             checkpoints.delete()
 
 
-def fold_optuna(planner: Planner, search: Optuna, callbacks: SweepCallbacks, fold: Callable[[Plan], None]) -> Plan:
+def fold_optuna(
+    planner: Planner, search: Optuna, callbacks: SweepCallbacks, fold: Callable[[Plan], None], path: Path | None
+) -> Plan:
     """Trains the configs that Optuna suggests; its objective is each config's mean of the monitored metric over seeds.
 
     Args:
@@ -121,6 +126,7 @@ def fold_optuna(planner: Planner, search: Optuna, callbacks: SweepCallbacks, fol
       search: the settings.
       callbacks: hold the results.
       fold: trains all members of a plan that have no result yet.
+      path: the sweep folder, whose `sweep.json` records the suggestions, or None.
 
     Returns:
       The plan of all suggested configs.
@@ -146,21 +152,52 @@ def fold_optuna(planner: Planner, search: Optuna, callbacks: SweepCallbacks, fol
         # By index, because Optuna's categories must be numbers or text.
         return values[trial.suggest_categorical(name, list(range(len(values))))]
 
-    all_overrides: list[Overrides] = []
+    # Results and checkpoints of a resumed sweep belong to the configs that were suggested then.
+    recorded = folder.read_json(path / "sweep.json").get("suggestions", []) if path else []
+    all_overrides = [_restore(planner.config, overrides) for overrides in recorded]
     for first in range(0, search.num_trials, search.batch_size):
-        # 1. Ask for a batch of configs.
-        trials = [study.ask() for _ in range(min(search.batch_size, search.num_trials - first))]
-        all_overrides += [{name: suggest(trial, name, v) for name, v in planner.space.items()} for trial in trials]
+        # 1. Ask for a batch of configs, also where they are recorded, so that the sampler's random numbers go on.
+        numbers = range(first, min(first + search.batch_size, search.num_trials))
+        trials = [study.ask() for _ in numbers]
+        suggestions = [{name: suggest(trial, name, v) for name, v in planner.space.items()} for trial in trials]
+        all_overrides += suggestions[max(0, len(all_overrides) - first) :]
+        if path and len(all_overrides) > len(recorded):
+            recorded = to_plain(all_overrides)
+            folder.write_json(path / "sweep.json", folder.read_json(path / "sweep.json") | {"suggestions": recorded})
         # 2. Train them; after a resume, finished ones only report their results to Optuna again.
-        fold(planner.plan(all_overrides))
-        # 3. Tell the objectives; a config with a member that is not finite has failed.
-        for number, trial in enumerate(trials, start=first):
+        plan = planner.plan(all_overrides[: numbers.stop])
+        fold(plan)
+        # 3. Tell the objectives.
+        for number, trial, suggestion in zip(numbers, trials, suggestions, strict=True):
             members = range(number * seeds, (number + 1) * seeds)
             if any(member not in results for member in members):
-                return planner.plan(all_overrides)  # interrupted
+                return plan  # interrupted
             metrics = [results[member].metrics.get("validation", {}) for member in members]
             values = [metric.get(config.monitor, np.nan) for metric in metrics]
-            failed = not np.isfinite(values).all()
-            state = optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE
-            study.tell(trial, None if failed else float(np.mean(values)), state=state)
+            trained = None if all_overrides[number] == suggestion else all_overrides[number]
+            _tell(study, trial, values, trained, planner.space)
     return planner.plan(all_overrides)
+
+
+def _restore(config: Config, overrides: Overrides) -> Overrides:
+    """Restores overrides from plain values."""
+    cls = type(config)
+    return {name: coerce_value(value, field_type(cls, name)[1], name) for name, value in overrides.items()}
+
+
+def _tell(
+    study: "optuna.Study", trial: "optuna.Trial", objectives: Sequence[float], trained: Overrides | None, space: Space
+) -> None:
+    """Tells Optuna the objectives of a config's members; `trained` is the config if it is not the trial's own."""
+    from optuna.trial import TrialState, create_trial
+
+    # A config with a member that is not finite has failed.
+    failed = not np.isfinite(objectives).all()
+    value, state = None if failed else float(np.mean(objectives)), TrialState.FAIL if failed else TrialState.COMPLETE
+    if trained is None:
+        study.tell(trial, value, state=state)
+        return
+    # Another sampler, or another version of Optuna, has suggested something else: it learns about what was trained.
+    study.tell(trial, state=TrialState.FAIL)
+    params = {name: trained[name] if isinstance(v, Range) else v.index(trained[name]) for name, v in space.items()}
+    study.add_trial(create_trial(state=state, value=value, params=params, distributions=trial.distributions))

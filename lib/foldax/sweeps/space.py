@@ -1,24 +1,20 @@
 """Search spaces: lists or ranges of config fields, and the configs of a sweep's members."""
 
-import ast
-import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
-from foldax.configuration import field_kinds, field_types, to_json, without_driver_fields
-from foldax.errors import ConfigError, did_you_mean
-from foldax.field_values import coerce_value, is_config
+from foldax.configuration import field_types, without_driver_fields
+from foldax.errors import ConfigError
+from foldax.field_values import coerce_value, is_config, to_plain
+from foldax.options import Config, Overrides, field_type, plain_text, set_fields
 
-Config: TypeAlias = Any  # an instance of a config class (see `foldax.config`), which is a pytree of its traced fields
-Overrides: TypeAlias = dict[str, Any]  # values of config fields by name, dotted in nested configs
 T = TypeVar("T")
 
 
@@ -80,7 +76,9 @@ def parse_space(config: Config, space: Mapping[str, Any]) -> Space:
         kind, hint = field_type(type(config), name)
         if name == "seed":
             raise ConfigError("seed: give the number of seeds instead (seeds=8, --seeds 8)")
-        sampled = _parse_range(name, values)
+        # Where a text is a value of the field, it is no range.
+        is_text = str in (hint, *typing.get_args(hint)) and not isinstance(values, Range)
+        sampled = None if is_text else _parse_range(name, values)
         if sampled is not None and kind != "traced":
             raise ConfigError(
                 f"{name}: a range needs a traced float, and this field is {kind}; list its values instead"
@@ -116,97 +114,16 @@ def _parse_range(name: str, values: Any) -> Range | None:
     return parsed
 
 
-def field_type(cls: type, name: str) -> tuple[str, Any]:
-    """Looks up a config field: whether it is traced, and its type.
-
-    Args:
-      cls: a config class.
-      name: name of the field, dotted in nested configs.
-
-    Returns:
-      `("traced" | "structural" | "driver", type)`.
-
-    Raises:
-      ConfigError: the class has no such field.
-
-    >>> import foldax
-    >>> field_type(foldax.Training, "steps")
-    ('structural', <class 'int'>)
-    """
-    head, dot, rest = name.partition(".")
-    kinds = field_kinds(cls)
-    if head not in kinds or (dot and not rest):
-        hint, names = did_you_mean(head, kinds), ", ".join(kinds)
-        raise ConfigError(f"{cls.__name__} has no field {name!r}{hint} (fields: {names})")
-    hint = field_types(cls)[head]
-    if not rest:
-        return kinds[head], hint
-    inner = [arm for arm in (hint, *typing.get_args(hint)) if is_config(arm)]
-    if not inner:
-        raise ConfigError(f"{cls.__name__}.{head} is no nested config, so there is no field {name!r}")
-    return field_type(inner[0], rest)
-
-
-def set_fields(config: T, overrides: Overrides) -> T:
-    """Copies a config with some fields replaced, all at once, so that fields are only checked together.
-
-    Raises:
-      ConfigError: a value is not allowed, or the nested config of a field is None.
-
-    >>> import foldax
-    >>> set_fields(foldax.Training(), {"steps": 5, "seed": 1}).steps
-    5
-    """
-    changes: dict[str, Any] = {name: value for name, value in overrides.items() if "." not in name}
-    # Fields of one nested config are replaced together, since it may check them together.
-    nested: dict[str, Overrides] = {}
-    for name in overrides.keys() - changes.keys():
-        head, _, rest = name.partition(".")
-        nested.setdefault(head, {})[rest] = overrides[name]
-    for head, inner in nested.items():
-        owner = changes.get(head, getattr(config, head))
-        if owner is None:
-            raise ConfigError(f"{type(config).__name__}.{head} is None, so its field {min(inner)!r} cannot be set")
-        changes[head] = set_fields(owner, inner)
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def parse_values(cls: type, name: str, texts: Sequence[str]) -> list[Any]:
-    """Parses the values of a field on the command line: Python literals, or the text itself where the field is a str.
-
-    Raises:
-      ConfigError: the class has no such field.
-
-    >>> import foldax
-    >>> parse_values(foldax.Training, "steps", ["1_000", "20"])
-    [1000, 20]
-    """
-    _, hint = field_type(cls, name)
-    return [_parse_value(text, hint) for text in texts]
-
-
-def _parse_value(text: str, hint: Any) -> Any:
-    # Literals first: 1 is an int for an int field, and text for a str field.
-    candidates = [{"true": True, "false": False, "none": None}.get(text.lower(), text)]
-    with contextlib.suppress(ValueError, SyntaxError):
-        candidates.append(ast.literal_eval(text))
-    for value in (*candidates, text):
-        with contextlib.suppress(ConfigError):
-            if not isinstance(value, str) or value == text:
-                return coerce_value(value, hint, "")
-    return candidates[-1]  # fits no type of the field: `parse_space` says so with the field's name
-
-
 def enumerate_overrides(space: Space, samples: int | None = None, seed: int = 0) -> list[Overrides]:
     """Enumerates the grid of a search space, or samples it at random (Bergstra & Bengio, 2012).
 
     Args:
       space: from `parse_space`.
-      samples: number of random configs; None enumerates the grid. More samples begin with those of fewer.
+      samples: number of different random configs; None enumerates the grid. More samples begin with those of fewer.
       seed: seed of the samples.
 
     Raises:
-      ConfigError: a range in a grid, or fewer than one sample.
+      ConfigError: a range in a grid, fewer than one sample, or more samples than the space has configs.
 
     >>> enumerate_overrides({"hidden": [8, 16], "bias": [True]})
     [{'hidden': 8, 'bias': True}, {'hidden': 16, 'bias': True}]
@@ -224,7 +141,17 @@ def enumerate_overrides(space: Space, samples: int | None = None, seed: int = 0)
     def sample(values: list[Any] | Range) -> Any:
         return values.sample(random) if isinstance(values, Range) else values[random.randint(len(values))]
 
-    return [{name: sample(values) for name, values in space.items()} for _ in range(samples)]
+    if ranges:
+        return [{name: sample(values) for name, values in space.items()} for _ in range(samples)]
+    # Without replacement: the same config and seed twice would count as two independent results.
+    size = math.prod(len(values) for values in space.values() if not isinstance(values, Range))
+    if samples > size:
+        remedy = "leave `samples` out to train all of them, and repeat them with `seeds`"
+        raise ConfigError(f"samples: {samples} is too many, because the space has {size} different configs; {remedy}")
+    different: dict[tuple[Any, ...], None] = {}
+    while len(different) < samples:
+        different[tuple(sample(values) for values in space.values())] = None
+    return [dict(zip(space, values)) for values in different]
 
 
 def member_configs(config: T, all_overrides: Iterable[Overrides], seeds: int) -> list[T]:
@@ -280,22 +207,23 @@ def structural_values(config: Config) -> dict[str, Any]:
     {'steps': 5}
     """
     values, cls = flat_values(config), type(config)
-    return {name: value for name, value in values.items() if field_type(cls, name)[0] == "structural"}
+    return {name: to_plain(value) for name, value in values.items() if field_type(cls, name)[0] == "structural"}
 
 
 def flat_values(config: Config) -> dict[str, Any]:
-    """All fields by dotted name, as table cells: numbers, text, None, and tuples as JSON.
+    """All fields by dotted name, as table cells: numbers, bools and None, and any other value as options spell it.
 
     >>> import foldax
     >>> flat_values(foldax.Training(steps=5))["steps"]
     5
     """
-
-    def cells(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from cells(f"{prefix}{name}.", value)
-            else:
-                yield prefix + name, json.dumps(value) if isinstance(value, list) else value
-
-    return dict(cells("", to_json(config)))
+    values: dict[str, Any] = {}
+    for name in field_types(type(config)):
+        value = getattr(config, name)
+        if is_config(value):
+            values |= {f"{name}.{rest}": cell for rest, cell in flat_values(value).items()}
+        else:
+            # In a table a NaN would be a missing value.
+            is_cell = value is None or (isinstance(value, (bool, int, float)) and value == value)
+            values[name] = value if is_cell else plain_text(to_plain(value))
+    return values

@@ -1,5 +1,6 @@
-"""Statistics of a sweep: means and intervals over seeds, and the tables of `foldax show`."""
+"""Statistics of a sweep: means and intervals over seeds, its best member, and what it cost."""
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +10,16 @@ import chex
 import numpy as np
 
 from foldax.errors import RunError, did_you_mean
-from foldax.runs import folder, tables
+from foldax.options import Config, format_options
+from foldax.runs import folder
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
-    from rich.table import Table
 
 NOT_FINITE, STOPPED = "not finite", "stopped by the search"
-SHOWN = 20  # rows of a table in the terminal
+# Words in names of metrics that say which values are best.
+SMALLER_IS_BETTER = {"loss", "error", "rmse", "mse", "mae", "nll", "kl", "perplexity", "bits", "distance", "regret"}
+LARGER_IS_BETTER = {"accuracy", "return", "reward", "score", "auc", "auroc", "f1", "precision", "recall", "index", "r2"}
 
 
 class SweepFolder(NamedTuple):
@@ -83,6 +86,23 @@ def default_metric(metadata: dict[str, Any], results: "DataFrame | None") -> str
     others = sorted(metric_names(results), key=lambda name: name.startswith("test/"))
     names = [name for name in preferred if name in results] + others
     return next((name for name in names if finite_values(results, name).notna().any()), names[0] if names else None)
+
+
+def best_mode(metadata: dict[str, Any], metric: str) -> str | None:
+    """Whether the best value of a metric is its smallest or its largest; None if nothing says so.
+
+    Args:
+      metadata: content of `sweep.json`, of which "monitor" and "mode" are used.
+      metric: name of a column, such as "test/loss".
+
+    >>> [best_mode({"monitor": "return", "mode": "max"}, name) for name in ("test/return", "test/loss", "test/size")]
+    ['max', 'min', None]
+    """
+    name = metric.rpartition("/")[2]
+    if name == metadata["monitor"]:
+        return metadata["mode"]
+    words = set(name.lower().split("_"))
+    return "min" if words & SMALLER_IS_BETTER else "max" if words & LARGER_IS_BETTER else None
 
 
 def config_ids(results: "DataFrame", fields: Sequence[str]) -> "Series":
@@ -211,10 +231,11 @@ def seed_statistics(results: "DataFrame", ids: "Series", metric: str) -> "DataFr
 def format_field(value: object) -> str:
     """Formats a value of a config field; "none" for None and missing values.
 
-    >>> format_field(0.00123456), format_field(None), format_field("[8, 4]")
-    ('0.001235', 'none', '[8, 4]')
+    >>> format_field(0.00123456), format_field(None), format_field("(8, 4)")
+    ('0.001235', 'none', '(8, 4)')
     """
-    if str(value) in ("None", "nan", "<NA>"):
+    # A missing value of pandas, too; but not the text "None".
+    if not isinstance(value, str) and str(value) in ("None", "nan", "<NA>"):
         return "none"
     return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
@@ -228,36 +249,34 @@ def format_metric(value: float) -> str:
     return f"{value:#.4g}".rstrip(".") if value == value else ""
 
 
-def _option_text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple | np.ndarray) else str(value)
-
-
-def best_member(metadata: dict[str, Any], results: "DataFrame | None") -> dict[str, str] | None:
+def best_member(
+    metadata: dict[str, Any], results: "DataFrame | None", configs: Sequence[Config]
+) -> dict[str, str] | None:
     """Finds the best member.
 
     Args:
       metadata: content of `sweep.json`.
       results: a row per member, or None.
+      configs: config of each member.
 
     Returns:
       The "metric" by which members are compared, and the "options" of `foldax run` that train the best one; None if
       no member is finite.
 
-    >>> import pandas
-    >>> results = pandas.DataFrame({"rate": [1, 2], "seed": 0, "status": "finished", "validation/loss": [0.5, 0.1]})
-    >>> best_member({"monitor": "loss", "mode": "min", "fields": ["rate"]}, results)
-    {'metric': 'validation/loss', 'options': '--rate 2 --seed 0'}
+    >>> import foldax, pandas
+    >>> results = pandas.DataFrame({"member": [0, 1], "status": "finished", "validation/loss": [0.5, 0.1]})
+    >>> configs = [foldax.Training(steps=5), foldax.Training(steps=6, profile=True)]
+    >>> best_member({"monitor": "loss", "mode": "min"}, results, configs)
+    {'metric': 'validation/loss', 'options': '--profile --steps 6'}
     """
     metric = default_metric(metadata, results)
     if results is None or metric is None or finite_values(results, metric).isna().all():
         return None
     values = finite_values(results, metric)
-    best = results.loc[values.idxmax() if metadata["mode"] == "max" else values.idxmin()]
-    # A swept nested config has a column for each of its fields, named "config.field".
-    fields = metadata["fields"]
-    columns = [name for name in results.columns if name in fields or name.split(".")[0] in fields] + ["seed"]
-    options = " ".join(f"--{name.replace('_', '-')} {_option_text(best[name])}" for name in columns)
-    return {"metric": metric, "options": options}
+    best = values.idxmax() if best_mode(metadata, metric) == "max" else values.idxmin()
+    # All fields that are not at their defaults, swept or not.
+    options = format_options(configs[int(results.loc[best, "member"])])
+    return {"metric": metric, "options": shlex.join(options)}
 
 
 def caveats(results: "DataFrame") -> list[str]:
@@ -272,27 +291,16 @@ def caveats(results: "DataFrame") -> list[str]:
     return [f"members {text}: {counts[status]:,}" for status, text in texts.items() if status in counts]
 
 
-def show(path: Path) -> None:
-    """Prints a sweep: its command, progress, groups and best configs.
+def missing_metric(results: "DataFrame | None") -> str:
+    """Explains why no member has a metric, as a sentence.
 
-    Raises:
-      RunError: `path` is no sweep folder, or a file in it is damaged.
+    >>> import pandas
+    >>> missing_metric(None), missing_metric(pandas.DataFrame({"status": ["not finite"]}))
+    ('no member is done yet', 'no member has a metric: all became NaN or infinite')
     """
-    metadata, results, _ = read(path)
-    status = f"sweep ({metadata['search']}), {metadata['status']}, started {metadata['started']}"
-    print(f"{metadata['experiment']}  {status}")
-    print(f"command: {metadata['command']}")
-    print("  ".join(f"{name}: {value}" for name, value in counts_and_speed(metadata, results).items()))
-    if metadata["groups"]:
-        tables.print_table(_groups_table(metadata["groups"]))
-    metric = default_metric(metadata, results)
-    if results is not None and metric is not None:
-        tables.print_table(_configs_table(metadata, results, metric))
-    else:
-        print(f"no member is done yet: there is no metric in {tables.display_path(path / 'results.parquet')}")
-    for name in ("report.html", "results.parquet", "curves.parquet", "sweep.json"):
-        if (path / name).exists():
-            print(tables.display_path(path / name))
+    if results is None or len(results) == 0 or (results["status"] != NOT_FINITE).any():
+        return "no member is done yet"
+    return "no member has a metric: all became NaN or infinite"
 
 
 def counts_and_speed(metadata: dict[str, Any], results: "DataFrame | None") -> dict[str, str]:
@@ -341,46 +349,3 @@ def _read_table(path: Path) -> "DataFrame | None":
         return pandas.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow raises both
         raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _groups_table(groups: list[dict[str, Any]]) -> "Table":
-    names = differing_fields(groups)
-    rows = [
-        (*(format_field(group["structural"].get(name)) for name in names), f"{group['members']:,}", group["execution"])
-        for group in groups[:SHOWN]
-    ]
-    columns = (*names, "members", "execution")
-    table = tables.text_table(columns, rows, left={*columns} - {"members"}, title="Groups: one program each")
-    if len(groups) > SHOWN:
-        table.caption = f"and {len(groups) - SHOWN} more"
-    return table
-
-
-def _configs_table(metadata: dict[str, Any], results: "DataFrame", metric: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    fields, ids = metadata["fields"], config_ids(results, metadata["fields"])
-    configs = results[~ids.duplicated()].set_axis(ids[~ids.duplicated()])
-    # The table is ranked by the monitored metric on validation, never by test metrics.
-    ranked = seed_statistics(results, ids, metric)
-    ranked = ranked.sort_values("mean", ascending=metadata["mode"] == "min", kind="stable")
-    test_names = [name for name in metric_names(results) if name.startswith("test/")]
-    test_means = {name: finite_values(results, name).groupby(ids).mean() for name in test_names}
-    title = f"Best configs by {metric} ({metadata['mode']}), means over seeds"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in fields:
-        table.add_column(name.replace("_", "\n").replace(".", "\n"), overflow="fold")
-    for name in (metric, "95%\ninterval", "n", *test_means):
-        table.add_column(name.replace("/", "\n"), justify="right", no_wrap=True)
-    for config_id, row in ranked.head(SHOWN).iterrows():
-        n, num_not_finite = int(row["n"]), int(row["not_finite"])
-        interval = f"{format_metric(row['low'])}..{format_metric(row['high'])}" if n > 1 else ""
-        cells = [*(format_field(configs.at[config_id, name]) for name in fields), format_metric(row["mean"]), interval]
-        cells.append(f"{n} of {n + num_not_finite}" if num_not_finite else f"{n}")
-        cells += [format_metric(means[config_id]) for means in test_means.values()]
-        table.add_row(*map(Text, cells))
-    more = [f"and {len(ranked) - SHOWN:,} more configs"] if len(ranked) > SHOWN else []
-    table.caption = "\n".join([*more, *caveats(results)])
-    return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from foldax.configuration import to_json
+from foldax.configuration import from_json, to_json
 from foldax.engine import compiled
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
@@ -27,6 +27,7 @@ from foldax.sweeps.launchers.launch import LAUNCHERS, Launcher, check_launcher, 
 from foldax.sweeps.plan import Plan, Planner
 from foldax.sweeps.records import ResultStore
 from foldax.sweeps.search import SEARCHES, Optuna, Search, check_search, fold_optuna, fold_population
+from foldax.sweeps.show import show
 from foldax.sweeps.space import Config, Range, enumerate_overrides, flat_values, parse_space
 
 if TYPE_CHECKING:
@@ -61,18 +62,20 @@ class SweepResult:
 
         Args:
           metric: such as "test/accuracy"; by default the monitored metric on the validation split.
-          mode: "min" or "max", whichever is best; by default the config's `mode` for the metric that it monitors, and
-            "max" for others.
+          mode: "min" or "max", whichever is best; by default the config's `mode` for the metric that it monitors, "min"
+            for losses and errors, and "max" for accuracies, returns and scores.
 
         Raises:
           RunError: there is no such metric.
+          ConfigError: `mode` is needed, because nothing says which values of the metric are best.
         """
         name = metric or statistics.default_metric(self.metadata, self.results)
         if name is None:
-            raise RunError("no member has a metric yet")
-        monitored = name.split("/")[-1] == self.metadata["monitor"]
-        best = mode or (self.metadata["mode"] if monitored else "max")
-        return statistics.summarize(self.results, self.metadata["fields"], name, best)
+            raise RunError(statistics.missing_metric(self.results))
+        best = mode or statistics.best_mode(self.metadata, name)
+        if best not in ("min", "max") and name in self.results:
+            raise ConfigError(f'mode: say which values of {name!r} are best: mode="min" or mode="max"')
+        return statistics.summarize(self.results, self.metadata["fields"], name, best or "max")
 
 
 def sweep(
@@ -88,6 +91,7 @@ def sweep(
     max_concurrent: int | None = None,
     sweep_dir: str | Path | None = None,
     resume: bool = False,
+    allow_other_data: bool = False,
     save: bool = True,
     verbose: bool = True,
 ) -> SweepResult:
@@ -108,6 +112,7 @@ def sweep(
       max_concurrent: maximum number of members that train at a time; by default what fits into memory.
       sweep_dir: the sweep folder; by default a new one under `runs/`.
       resume: goes on with the sweep in `sweep_dir`.
+      allow_other_data: goes on although the data have changed; `sweep.json` records both fingerprints.
       save: False writes nothing to disk.
       verbose: shows progress and tables.
 
@@ -164,6 +169,9 @@ def sweep(
         path = path / f"process-{jax.process_index()}"
     with folder.lock(path):
         _create_or_check_folder(path, experiment, config, request, resume)
+        members = [member for group in plan.groups for member in group.members]
+        if members:
+            folder.record_data(path, members[0].data_fingerprint, allow_other_data, "sweep.json")
         try:
             return _run(path, planner, plan, search, launcher, verbose)
         except BaseException as error:
@@ -190,7 +198,7 @@ def _request(planner: Planner, samples: int | None, search: Search | None, launc
             name = next(name for name, kind in kinds.items() if isinstance(chosen, kind))
             request |= {role: name, f"{role}_options": chosen._asdict()}
     if isinstance(search, Optuna):
-        request["search_options"]["sampler"] = None  # an object, which JSON cannot hold
+        request["search_options"]["sampler"] = search.sampler and type(search.sampler).__name__  # JSON holds no object
     return request
 
 
@@ -213,7 +221,7 @@ def _create_or_check_folder(
     if differing:
         raise ConfigError(f"{path} was started with another {', '.join(differing)}; see its sweep.json")
     if before["status"] != "finished":
-        folder.write_json(path / "sweep.json", before | {"status": "running", "ended": None})
+        folder.begin_session(path, experiment, "sweep.json")
 
 
 def _run(
@@ -241,7 +249,7 @@ def _run(
                 launch(experiment, plan, launcher, callbacks, path)
 
         if isinstance(search, Optuna):
-            plan = fold_optuna(planner, search, callbacks, fold)
+            plan = fold_optuna(planner, search, callbacks, fold, path)
         elif search is not None and len(before) < count:
             fold_population(planner, plan, search, callbacks, path)
         else:
@@ -265,7 +273,7 @@ def _run(
         hint = f"; go on with: {command}" if path else ""
         raise Interrupted(f"stopped with {len(done)} of {count} members done{hint}")
     if verbose and path is not None and jax.process_index() == 0:
-        statistics.show(path)
+        show(path)
     return swept
 
 
@@ -273,6 +281,9 @@ def _save(
     path: Path | None, config: Config, plan: Plan, results: dict[int, MemberResult], measured: dict[str, Any]
 ) -> SweepResult:
     """Makes the tables and metadata of a sweep, and writes them, unless the folder holds a finished sweep already."""
+    # A search may have changed configs while members trained.
+    ended = {n: from_json(type(config), json.loads(result.config)) for n, result in results.items() if result.config}
+    plan = plan._replace(configs=[ended.get(number, one) for number, one in enumerate(plan.configs)])
     frame, curves = make_tables(plan, results)
     metadata = {
         "monitor": config.monitor,
@@ -287,8 +298,8 @@ def _save(
         before = folder.read_json(path / "sweep.json")
         if before["status"] == "finished":
             return SweepResult(frame, curves, before, plan.configs, path)
-        metadata = before | metadata
-        metadata["best_member"] = statistics.best_member(metadata, frame if len(frame) else None)
+        metadata = before | metadata | {"data_fingerprint": before["data_fingerprint"]}
+        metadata["best_member"] = statistics.best_member(metadata, frame if len(frame) else None, plan.configs)
         write_tables(path, frame, curves)
         folder.write_json(path / "sweep.json", metadata)
     return SweepResult(frame, curves, metadata, plan.configs, path)

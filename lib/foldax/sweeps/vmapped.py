@@ -5,6 +5,7 @@ rounding at first and then drift, because XLA orders the sums of a vmapped progr
 """
 
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from foldax.configuration import to_json
 from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import state_digest
@@ -27,7 +29,7 @@ from foldax.sweeps.space import Config
 
 MEMBER_AXIS = "members"  # of the mesh
 # `step` is not mapped: all members share it, so that the bound of the loop is a scalar instead of an array.
-FOLD_AXES = Fold(None, 0, 0, 0)  # type: ignore[arg-type]
+FOLD_AXES = Fold(None, 0, 0, 0, 0)  # type: ignore[arg-type]
 REPORT_AXES = ChunkReport(None, 0, 0)  # type: ignore[arg-type]
 
 
@@ -138,7 +140,8 @@ class VmappedMembers:
         with self._user_errors():
             fold = _initial_fold(self.mesh, program, **arguments)
             state = jax.eval_shape(lambda state: jax.tree.map(lambda x: x[0], state), fold.state)
-            setup.check_evaluate(program, *arguments_by_row[0], state, dataset)
+            names = setup.check_evaluate(program, *arguments_by_row[0], state, dataset)
+            setup.check_monitor(config, self.experiment, dataset, names)
         if replace_initial_state is not None:
             states = jax.device_get(fold.state)  # on the host, as in a single run
             replaced = [replace_initial_state(evaluation.take_rows(states, row)) for row in range(len(rows))]
@@ -231,22 +234,22 @@ class VmappedMembers:
             state = _best_or_last_state(run.best, run.fold.state)
         with self._user_errors():
             splits = [split for split in ("validation", "test") if setup.has_split(run.dataset, split)]
-            evaluations = {split: jax.device_get(loop.evaluate_split(run, state, split)) for split in splits}
+            evaluations = {split: jax.device_get(evaluation.evaluate_split(run, state, split)) for split in splits}
             last_state = jax.device_get(run.fold.state)
             seconds = (time.perf_counter() - run.started_at.seconds) / len(self.members)
 
             def result(row: int) -> MemberResult:
-                number = self.members[row].number
+                number, config = self.members[row].number, json.dumps(to_json(self.members[row].config))
                 status, steps = self.frozen.get(number, ("finished", run.step))
                 history = self.histories[number]
                 if status == "not finite":
-                    return MemberResult(number, status, steps, None, {}, history, None, seconds)
-                metrics = loop.last_training_metrics(history)
+                    return MemberResult(number, status, steps, None, {}, history, None, seconds, config)
+                metrics = evaluation.last_training_metrics(history)
                 for split, evaluated in evaluations.items():
                     metrics[split] = evaluation.split_metrics(run.program, evaluation.member_evaluation(evaluated, row))
                 best = int(best_step[row]) if best_step[row] >= 0 else None
                 digest = state_digest(evaluation.take_rows(last_state, row))
-                return MemberResult(number, status, steps, best, metrics, history, digest, seconds)
+                return MemberResult(number, status, steps, best, metrics, history, digest, seconds, config)
 
             return [result(row) for row in rows]
 

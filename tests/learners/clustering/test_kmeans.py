@@ -39,6 +39,25 @@ def test_kmeans_plus_plus_draws_distant_points():
         assert len(np.unique(np.round(centers / 100), axis=0)) == 3
 
 
+def test_clusters_far_from_the_origin_are_found():
+    """Two clusters of width 0.1, one apart; at 10,000 float32 has steps of 0.001."""
+    offset = 10_000
+    truth = np.repeat([0, 1], 200)
+    points = np.random.RandomState(0).randn(400, 2) * 0.1 + truth[:, None]
+    centers, inertia = jax.jit(lambda points: kmeans.fit(KEY, points, 2, num_restarts=2))(np.float32(points + offset))
+    assignments = np.asarray(kmeans.assign(np.float32(points + offset), centers))
+    assert abs((assignments == truth).mean() - 0.5) == 0.5  # all right, but for the order of the clusters
+    means = [points[truth == label].mean(axis=0) for label in (0, 1)]
+    assert float(inertia) == pytest.approx(sum(((points[truth == k] - means[k]) ** 2).sum() for k in (0, 1)), rel=1e-2)
+    learner = kmeans.minibatch_kmeans(2)
+    state = learner.init(KEY, {"inputs": np.float32(points + offset)})
+    for rows in np.random.RandomState(0).randint(400, size=(20, 100)):
+        state, _ = learner.update(state, {"inputs": np.float32(points + offset)[rows]}, KEY)
+    np.testing.assert_allclose(
+        np.sort(np.asarray(state.centers)[:, 0]) - offset, np.sort(np.array(means)[:, 0]), atol=0.05
+    )
+
+
 def test_equal_points_give_finite_centres():
     centers, inertia = kmeans.fit(KEY, jnp.ones((7, 3)), 3, num_restarts=2)
     assert float(inertia) == 0.0

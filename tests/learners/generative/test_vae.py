@@ -151,6 +151,15 @@ def test_discretized_logistic_matches_scipy(num_mixtures):
     np.testing.assert_allclose(mean, np.einsum("lbn,l->bn", expected, np.arange(levels)), rtol=1e-4)
 
 
+def test_a_discretized_logistic_of_256_levels_can_be_sure_of_one():
+    parameters = jnp.array([[[0.0, -20.0]]])  # the mean is between the levels 127 and 128
+    parameters = parameters.at[..., 0].set(0.5 / 127.5)
+    log_prob = likelihoods.discretized_logistic(256).log_prob(parameters, jnp.array([[128.0]]))
+    # The authors' bound on the log scale is -7: tanh(0.5 / scale / 2) with the scale in levels.
+    np.testing.assert_allclose(np.exp(log_prob), np.tanh(0.25 / (127.5 * np.exp(-7))), rtol=1e-4)
+    assert np.exp(log_prob) > 0.97
+
+
 def test_a_discretized_logistic_far_from_the_input_still_has_a_gradient():
     likelihood = likelihoods.discretized_logistic(17)
     outputs = jnp.asarray([[[-20.0, -6.0]], [[20.0, -9.0]], [[0.0, 9.0]]])

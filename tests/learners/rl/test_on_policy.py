@@ -376,6 +376,10 @@ def test_episodes_that_were_stopped_are_not_finished():
 def test_epsilon_falls_linearly_and_then_stays():
     epsilons = exploration.epsilon_schedule(jnp.array([0, 50, 100, 1000]), 0.2, 100.0)
     np.testing.assert_allclose(epsilons, [1.0, 0.6, 0.2, 0.2], rtol=1e-6)
+    # Beyond 31 bits the count stays where it is, so epsilon does too.
+    steps = exploration.add_steps(exploration.add_steps(jnp.int32(2**31 - 2), 4096), 4096)
+    assert int(steps) == 2**31 - 1
+    assert float(exploration.epsilon_schedule(steps, 0.2, 100.0)) == pytest.approx(0.2)
     q_values = jnp.tile(jnp.array([[0.0, 1.0, 0.5, 0.2]]), (8000, 1))
     np.testing.assert_array_equal(exploration.epsilon_greedy(q_values, 0.0, KEY), 1)
     frequencies = np.bincount(exploration.epsilon_greedy(q_values, 0.4, KEY), minlength=4) / 8000

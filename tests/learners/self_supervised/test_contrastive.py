@@ -14,6 +14,7 @@ from foldax.errors import ConfigError
 from foldax.learners.self_supervised import views
 from foldax.learners.self_supervised.byol import projection_std
 from foldax.models import MLP, ProjectionNetwork
+from foldax.runs.transfer.parameters import parameters_of
 
 KEY = jax.random.key(0)
 ROWS = np.random.RandomState(0).randn(12, 5).astype(np.float32)
@@ -57,6 +58,16 @@ def test_the_gradient_of_nt_xent_is_that_of_finite_differences():
         step[index] = 1e-5
         above, below = (nt_xent_by_loops(first + sign * step, second, 0.7).sum() for sign in (1, -1))
         assert float(gradient[index]) == pytest.approx((above - below) / 2e-5, abs=2e-3)
+
+
+def test_the_gradient_of_nt_xent_by_the_temperature_is_that_of_finite_differences():
+    first, second = jax.random.normal(KEY, (2, 5, 3))
+
+    def loss(temperature):
+        return learners.nt_xent(first, second, temperature).mean()
+
+    difference = (loss(0.501) - loss(0.499)) / 0.002
+    np.testing.assert_allclose(jax.grad(loss)(0.5), difference, rtol=1e-2)
 
 
 def test_views_of_an_image_are_adjacent_and_differ():
@@ -104,8 +115,8 @@ def test_alignment_is_two_minus_twice_the_cosine(scale):
 def test_byol_predicts_the_target_projection_of_the_other_view():
     learner = learners.byol(MODEL, optax.sgd(0.1), views=VIEWS, momentum=0.9)
     state = jax.jit(learner.init)(KEY, BATCH)
-    target_params = jax.tree.map(lambda leaf: leaf + 0.1, state.online.ema_params)
-    state = state._replace(online=state.online._replace(ema_params=target_params))
+    target_params = jax.tree.map(lambda leaf: leaf + 0.1, state.target_params)
+    state = state._replace(target_params=target_params)
     after, metrics = jax.jit(learner.update)(state, BATCH, KEY)
     pairs = views.make_view_pairs(VIEWS)(jax.random.split(KEY, 4)[1], BATCH)["inputs"]
 
@@ -119,7 +130,7 @@ def test_byol_predicts_the_target_projection_of_the_other_view():
     cosines = [predictions[i] @ targets[i ^ 1] / length for i, length in enumerate(lengths)]
     assert float(metrics["loss"]) == pytest.approx(4 - 2 * np.sum(cosines) / len(ROWS), rel=1e-4)
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, target_params, after.online.params)
-    chex.assert_trees_all_close(after.online.ema_params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(after.target_params, expected, rtol=1e-5, atol=1e-6)
     assert int(after.step) == 1
 
 
@@ -129,7 +140,15 @@ def test_no_gradient_reaches_the_target_network():
     state = jax.jit(learner.init)(KEY, BATCH)
     after, _ = jax.jit(learner.update)(state, BATCH, KEY)
     chex.assert_trees_all_equal(after.online.params, state.online.params)
-    chex.assert_trees_all_equal(after.online.ema_params, state.online.params)
+    chex.assert_trees_all_equal(after.target_params, state.online.params)
+
+
+def test_another_run_starts_from_the_online_network():
+    batch = {"inputs": jnp.asarray(np.random.RandomState(0).randn(6, 3), jnp.float32)}
+    state = learners.byol(MODEL, optax.sgd(0.1), views=VIEWS).init(KEY, batch)
+    state = state._replace(target_params=jax.tree.map(jnp.zeros_like, state.target_params))
+    named, params = parameters_of(state), parameters_of({"params": state.online.params})
+    chex.assert_trees_all_equal({name: named[name] for name in params}, params)
 
 
 def test_the_target_momentum_rises_to_one():
@@ -138,7 +157,7 @@ def test_the_target_momentum_rises_to_one():
     schedule = learners.byol_momentum_schedule(0.0, 10)  # with a momentum of 0, the target is the online network
     learner = learners.byol(MODEL, optax.sgd(0.1), views=VIEWS, momentum=schedule)
     after, _ = jax.jit(learner.update)(jax.jit(learner.init)(KEY, BATCH), BATCH, KEY)
-    chex.assert_trees_all_equal(after.online.ema_params, after.online.params)
+    chex.assert_trees_all_equal(after.target_params, after.online.params)
 
 
 def test_projection_std_detects_a_collapse():

@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_masked_patches_only(normalize_patches, variables):
     result = jax.jit(learner.evaluate)(state, {"inputs": IMAGES}, KEY)
     patches, mask = jax.jit(MODEL.apply)({"params": state.params}, IMAGES, rngs={"dropout": KEY})
     pixels = np.asarray(patchify(jnp.asarray(IMAGES), 2), np.float64)
-    mean, std = pixels.mean(-1, keepdims=True), pixels.std(-1, keepdims=True)
+    mean, std = pixels.mean(-1, keepdims=True), pixels.std(-1, ddof=1, keepdims=True)
     targets = (pixels - mean) / std if normalize_patches else pixels
     errors = np.square(np.asarray(patches) - targets).mean(-1)
     expected = [error[m > 0].mean() for error, m in zip(errors, mask)]

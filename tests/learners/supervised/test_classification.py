@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 
 from foldax.errors import ExperimentError
 from foldax.learners import classifier, losses
+from foldax.learners.supervised.classification import accuracy
 from foldax.models import MLP
 from tests.learners.supervised.shared import CLASSES, CONTINUOUS, INPUTS, KEY, LINEAR, fit
 
@@ -48,6 +49,13 @@ def test_one_logit_classifies_two_classes(width, loss, negative):
     assert evaluation.metrics["accuracy"].mean() == 1.0
 
 
+def test_a_prediction_of_nan_is_wrong():
+    nan = jnp.full((2, 3), jnp.nan)
+    assert accuracy(nan, jnp.array([0, 1])).tolist() == [0, 0]
+    assert accuracy(nan[:, :1], jnp.array([0, 1])).tolist() == [0, 0]
+    np.testing.assert_allclose(accuracy(nan.at[0, 1].set(2.0), jnp.array([[0, 1, 0], [0, 0, 0]])), [1 / 3, 0])
+
+
 def test_accuracy_of_many_labels_counts_each():
     batch = {"inputs": INPUTS, "targets": jnp.ones((12, 3), int)}
     learner = classifier(LINEAR, optax.sgd(0.0), loss=losses.sigmoid_cross_entropy)
@@ -74,6 +82,15 @@ def test_smoothing_and_weights_act_in_training_only():
     actual, expected = (learner.evaluate(state, CLASSES, KEY).metrics["loss"] for learner in (weighted, plain))
     np.testing.assert_array_equal(actual, expected)
     assert metrics["loss"][0] != pytest.approx(float(expected.mean()))
+
+
+def test_a_batch_of_classes_with_weight_zero_has_loss_zero_and_changes_nothing():
+    learner = classifier(LINEAR, optax.sgd(0.5), class_weights=(0.0, 1.0, 1.0))
+    batch = {**CLASSES, "targets": jnp.zeros_like(CLASSES["targets"])}
+    state = learner.init(KEY, batch)
+    after, metrics = learner.update(state, batch, KEY)
+    assert metrics["loss"] == metrics["gradient_norm"] == 0
+    chex.assert_trees_all_equal(after, state)
 
 
 def test_microbatches_equal_the_whole_batch_with_class_weights():
@@ -107,6 +124,10 @@ def test_soft_labels_of_an_augmentation_are_trained_on_and_the_most_probable_cla
         (lambda: classifier(LINEAR, optax.sgd(0.1)), CONTINUOUS, "integer classes"),
         (lambda: classifier(LINEAR, optax.sgd(0.1), microbatches=5), CLASSES, "microbatches=5"),
         (lambda: classifier(LINEAR, optax.sgd(0.1), class_weights=jnp.ones(3)), CONTINUOUS, "class_weights"),
+        (lambda: classifier(LINEAR, optax.sgd(0.1), class_weights=jnp.ones(2)), CLASSES, "2 weights do not fit the 3"),
+        (lambda: classifier(LINEAR, optax.sgd(0.1), class_weights=(1, np.nan, 1)), CLASSES, "nan of class 1 must be"),
+        (lambda: classifier(LINEAR, optax.sgd(0.1), class_weights=np.zeros(3)), CLASSES, "not all 0"),
+        (lambda: classifier(LINEAR, optax.sgd(0.1), loss="sigmoid"), CLASSES, "loss: 'sigmoid' is no function"),
         (lambda: classifier(LINEAR, optax.sgd(0.1), loss=losses.hinge, label_smoothing=0.1), CLASSES, "hinge"),
     ],
 )

@@ -66,6 +66,18 @@ def test_published_networks_have_the_layers_of_their_paper() -> None:
     assert parameter_count(model, random(1, 50, 1)) == first + second + third + norms + 128 * 2 + 2
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms", "group"])
+def test_gradients_with_padding_are_finite(kind) -> None:
+    """Also where all of a row is padding, of which no statistics can be computed."""
+    model, x, mask = FCN(2, (4, 4), (2, 3), pool_size=2, normalization=kind), random(3, 9, 2), np.ones((3, 9), int)
+    mask[0, 5:] = mask[1] = 0
+    variables = model.init(KEY, x)
+    gradients = jax.jit(jax.grad(lambda variables: model.apply(variables, x, mask=mask).sum()))(variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    alone = model.apply(variables, x[:1, :5])
+    assert_close(model.apply(variables, x, mask=mask)[:1], alone, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "residual", "activation"), [(None, False, "gelu"), ("batch", True, "relu")])
 def test_padding_has_no_influence(kind, residual, activation) -> None:
     """On neither outputs nor running statistics, whatever its values and however long it is."""

@@ -34,6 +34,9 @@ def squared_distances(points: jax.Array, centers: jax.Array) -> jax.Array:
     [[25.0, 1.0]]
     """
     chex.assert_rank([points, centers], 2)
+    # Relative to the mean centre: far from the origin, the squared norms would cancel in float32.
+    origin = centers.mean(axis=0, keepdims=True)
+    points, centers = points - origin, centers - origin
     # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, which rounding can make slightly negative.
     squared_norms = jnp.square(points).sum(axis=1)[:, None] + jnp.square(centers).sum(axis=1)[None, :]
     return jnp.maximum(squared_norms - 2 * (points @ centers.T), 0.0)
@@ -90,6 +93,9 @@ def lloyd(points: jax.Array, centers: jax.Array, max_iterations: int = 300) -> t
     ([1.0, 9.0], 2.0)
     """
     points, centers, num_clusters = jnp.asarray(points), jnp.asarray(centers), len(centers)
+    # Relative to an initial centre, so that sums over many points far from the origin keep their precision.
+    origin = centers[:1]
+    points, centers = points - origin, centers - origin
 
     def changed(carry: chex.ArrayTree) -> jax.Array:
         _, assignments, previous, iteration = carry
@@ -107,7 +113,7 @@ def lloyd(points: jax.Array, centers: jax.Array, max_iterations: int = 300) -> t
     # No assignment equals -1, so there is at least one iteration.
     initial = (centers, assign(points, centers), jnp.full(len(points), -1), 0)
     centers, *_ = jax.lax.while_loop(changed, iterate, initial)
-    return centers, squared_distances(points, centers).min(axis=1).sum()
+    return centers + origin, squared_distances(points, centers).min(axis=1).sum()
 
 
 def assign(points: jax.Array, centers: jax.Array) -> jax.Array:
@@ -181,7 +187,8 @@ def minibatch_kmeans(num_clusters: int, *, preprocess: tasks.Preprocess | None =
         members = jax.nn.one_hot(distances.argmin(axis=1), num_clusters)
         # 2. Per-centre learning rate 1 / count: each centre stays the mean of all points ever assigned to it.
         counts = state.counts + members.sum(axis=0)
-        steps = members.T @ points - members.sum(axis=0)[:, None] * state.centers
+        origin = state.centers.mean(axis=0, keepdims=True)
+        steps = members.T @ (points - origin) - members.sum(axis=0)[:, None] * (state.centers - origin)
         centers = state.centers + steps * jnp.reciprocal(jnp.maximum(counts, 1))[:, None]
         return KMeansState(centers, counts), {"loss": distances.min(axis=1).mean()}
 

@@ -271,7 +271,8 @@ def gan(
     Args:
       model: both networks, in units of `preprocess`.
       generator_optimizer: Optax optimizer; its rates may be traced.
-      discriminator_optimizer: likewise.
+      discriminator_optimizer: likewise; it takes `discriminator_steps` steps an update, which its schedule counts:
+        build it for `steps * discriminator_steps`.
       objective: "non_saturating", "wasserstein" (to be used with a gradient penalty or `models.SpectralNorm`) or
         "hinge"; see `discriminator_losses`.
       gradient_penalty_weight: lambda of WGAN-GP (Gulrajani et al., 2017, who use 10); may be traced. None: no penalty,

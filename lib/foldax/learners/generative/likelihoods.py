@@ -135,9 +135,10 @@ def discretized_logistic(num_levels: int, num_mixtures: int = 1) -> Likelihood:
 
     def components(parameters: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Means and inverse scales in levels, and log mixture weights, each `[B, N, K]`."""
-        # Scales are bounded, so that the mass of a level does not vanish early in training.
+        # Scales are bounded, below by -7 as in the authors' code, so that the mass of a level does not vanish early in
+        # training.
         means, log_scales, *logits = jnp.split(parameters, 2 if num_mixtures == 1 else 3, axis=-1)
-        inverse_scales = jnp.exp(-jnp.clip(log_scales, -6.0, 6.0)) * (1 / half)
+        inverse_scales = jnp.exp(-jnp.clip(log_scales, -7.0, 6.0)) * (1 / half)
         log_weights = jax.nn.log_softmax(logits[0]) if logits else jnp.zeros_like(means)
         return half * (1 + means), inverse_scales, log_weights
 

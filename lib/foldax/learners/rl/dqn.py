@@ -125,10 +125,10 @@ def dqn(
     """Deep Q-learning (Mnih et al., 2015), and with all options Rainbow (Hessel et al., 2018).
 
     An update takes `rollout_steps` steps in every environment and one gradient step on a batch from the replay buffer.
-    It reports "loss", "q_value" (mean of the sampled actions), "epsilon", "gradient_norm" and, over the episodes that
-    ended, "return" and "length". `evaluate` plays greedy episodes and reports "return", "length" and "finished" (0 if
-    `evaluation_steps` cut an episode short). `predict` returns the greedy actions of observations `[B, ...]`, and
-    exploratory ones of an `rl.ExplorationRequest`.
+    It reports "loss", "q_value" (mean of the sampled actions), "epsilon", "gradient_norm", "replay_size" (transitions
+    that can be sampled) and, over the episodes that ended, "return" and "length". `evaluate` plays greedy episodes and
+    reports "return", "length" and "finished" (0 if `evaluation_steps` cut an episode short). `predict` returns the
+    greedy actions of observations `[B, ...]`, and exploratory ones of an `rl.ExplorationRequest`.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions are discrete.
@@ -169,6 +169,7 @@ def dqn(
         init_key, environment_key = jax.random.split(key)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
         params = model.init({"params": init_key}, observation[:1])["params"]
+        rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation[:1]))
         # The target network starts as a copy; donated states must not share buffers.
         return DQNState(init_train_state(params, optimizer), jax.tree.map(jnp.copy, params), replay_state)
 

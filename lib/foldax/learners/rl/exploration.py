@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.learner import Key
 
@@ -20,6 +21,15 @@ def epsilon_schedule(steps: chex.Numeric, final_epsilon: chex.Numeric, decay_ste
     """
     progress = jnp.clip(jnp.asarray(steps, jnp.float32) * jnp.reciprocal(jnp.maximum(decay_steps, 1.0)), 0.0, 1.0)
     return 1.0 + progress * (final_epsilon - 1.0)
+
+
+def add_steps(steps: jax.Array, more: int) -> jax.Array:
+    """Adds to a count of environment steps, int32 [], which stays at its largest value instead of turning negative.
+
+    >>> int(add_steps(jnp.int32(2**31 - 5), 8)) == 2**31 - 1
+    True
+    """
+    return jnp.minimum(steps, np.iinfo(np.int32).max - more) + more
 
 
 def epsilon_greedy(q_values: jax.Array, epsilon: chex.Numeric, key: Key) -> jax.Array:

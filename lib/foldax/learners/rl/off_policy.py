@@ -19,6 +19,7 @@ from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
 from foldax.learner import Average, Batch, EnvironmentSteps, Key, Metrics, Model, Params, State
 from foldax.learners import gradients
+from foldax.learners.rl.exploration import add_steps
 from foldax.rl import replay
 
 SelectAction = Callable[[jax.Array, jax.Array, Key], jax.Array]
@@ -41,7 +42,7 @@ class ReplaySettings:
     """
 
     capacity: int = 10_000
-    """Transitions that the buffer holds."""
+    """Transitions that the buffer holds; see the metric "replay_size"."""
     n_steps: int = 1
     """Rewards summed before bootstrapping from a value (n-step returns: Sutton, 1988)."""
     prioritized: bool = False
@@ -215,17 +216,22 @@ def store_rollout(
 
 
 def train_steps(setup: ReplaySetup, train: Train, state: State) -> tuple[State, Metrics]:
-    """Calls `train(state)`; on the host, only once there are `learning_starts` transitions; no metrics before."""
+    """Calls `train(state)`; on the host, only once there are `learning_starts` transitions; no metrics before.
+
+    Adds the metric "replay_size", the transitions that can be sampled. Where episodes are short they are fewer than the
+    capacity, down to 56% of it: last frames of episodes take room, too.
+    """
+    size = replay.num_transitions(state.replay.buffer, setup.settings.replay.n_steps).astype(jnp.float32)
     if isinstance(setup.environment, rl.Environment):
         state, metrics = train(state)
-        return state, {**metrics}
+        return state, {**metrics, "replay_size": size}
     # On the host, the first updates only fill the buffer.
     ready = state.replay.environment_steps >= setup.learning_starts
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(train, state)[1])
     # `lax.cond` runs one branch only because learners of host environments are never under `vmap`.
     state, metrics = jax.lax.cond(ready, train, lambda state: (state, zeros), state)
     count = ready.astype(jnp.float32)
-    return state, {name: Average(value * count, count) for name, value in metrics.items()}
+    return state, {name: Average(value * count, count) for name, value in metrics.items()} | {"replay_size": size}
 
 
 def scan_gradient_steps(
@@ -243,7 +249,7 @@ def add_transitions(
     frame = replay.newest_frame(observation, settings.frame_stack)
     next_frame = replay.newest_frame(transition.next_observation, settings.frame_stack)
     buffer = replay.add(state.buffer, transition._replace(next_observation=next_frame), frame, settings.frame_stack)
-    state = state._replace(buffer=buffer, environment_steps=state.environment_steps + len(observation))
+    state = state._replace(buffer=buffer, environment_steps=add_steps(state.environment_steps, len(observation)))
     return _refresh_priorities(settings, state)
 
 
@@ -393,14 +399,19 @@ def check_settings(setup: ReplaySetup) -> None:
     capacity, n_steps = settings.capacity, settings.n_steps
     if capacity < batch_size:
         raise ConfigError(f"replay.capacity: {capacity} transitions are fewer than a batch of {batch_size}")
-    if capacity < n_steps * num_envs:
-        raise ConfigError(f"replay.capacity: {capacity} must hold {n_steps} steps of {num_envs} environments")
+    if replay.min_sampled_rows(capacity, num_envs, settings.frame_stack) < n_steps:
+        # Else rows that are overwritten already would be sampled, while episodes are short.
+        held = f"must hold {n_steps} steps of {num_envs} environments, even if every episode has one step"
+        raise ConfigError(f"replay.capacity: {capacity} {held}; make it larger")
     least = max(batch_size, n_steps * num_envs)
     if starts < least:
         raise ConfigError(f"learning_starts: {starts} must be at least {least}, so that a batch can be sampled")
     if isinstance(environment, rl.Environment) and starts % num_envs:
         more = -(-starts // num_envs) * num_envs
         raise ConfigError(f"learning_starts: {starts} must be a multiple of num_envs, {num_envs}; for example {more}")
+    if (setup.environment_steps or 0) > replay.MAX_STEPS:
+        problem = f"{setup.environment_steps} steps are more than a replay buffer can number, {replay.MAX_STEPS}"
+        raise ConfigError(f"environment_steps: {problem}; take fewer, or ppo or pqn, which have no such limit")
     if settings.prioritized and settings.importance_steps is None and setup.environment_steps is None:
         raise ConfigError("replay.importance_steps: is needed where the learner is given no environment_steps")
 

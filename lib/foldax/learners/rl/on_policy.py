@@ -137,6 +137,9 @@ def init_agent(
       num_envs: number N of parallel environments.
       examples: first observations `[N, ...]` of a host; None for an environment on the device.
       settings: whether to keep running statistics of observations, and of discounted returns.
+
+    Raises:
+      ConfigError: the network does not fit the actions of the environment.
     """
     init_key, environment_key = jax.random.split(key)
     environment_state, observation = None, examples
@@ -145,6 +148,8 @@ def init_agent(
         observation = environment_state.observation
     # One observation is enough: only its shape matters.
     params = model.init({"params": init_key}, observation[:1])["params"]
+    output = jax.eval_shape(model.apply, {"params": params}, observation[:1])
+    rl.check_network(environment, getattr(output, "distribution", output))
     statistics = normalization.init_statistics(observation, settings.normalize_observations, settings.normalize_rewards)
     return AgentState(init_train_state(params, optimizer), environment_state, statistics)
 
@@ -452,7 +457,7 @@ def minibatch_epochs(
       loss: of a minibatch.
       optimizer: Optax optimizer.
       batch: tree of arrays `[R, ...]`; `num_minibatches` divides R.
-      key: order of the rows, a new one in each epoch.
+      key: of the order of the rows, a new one in each epoch, and of the loss, another one in each minibatch.
       num_epochs: passes over the batch.
       num_minibatches: gradient steps in a pass.
 
@@ -462,13 +467,15 @@ def minibatch_epochs(
     num_rows = len(jax.tree.leaves(batch)[0])
 
     def epoch(network: TrainState, key: Key) -> tuple[TrainState, ScalarMetrics]:
+        order_key, loss_key = jax.random.split(key)
         # A new order of all rows, cut into minibatches
-        order = jax.random.permutation(key, num_rows).reshape(num_minibatches, -1)
+        order = jax.random.permutation(order_key, num_rows).reshape(num_minibatches, -1)
 
-        def minibatch_step(network: TrainState, rows: jax.Array) -> tuple[TrainState, ScalarMetrics]:
-            return gradient_step(network, loss, optimizer, jax.tree.map(lambda x: x[rows], batch), key)
+        def minibatch_step(network: TrainState, step: tuple[jax.Array, Key]) -> tuple[TrainState, ScalarMetrics]:
+            minibatch = jax.tree.map(lambda x: x[step[0]], batch)
+            return gradient_step(network, loss, optimizer, minibatch, step[1])
 
-        return jax.lax.scan(minibatch_step, network, order)
+        return jax.lax.scan(minibatch_step, network, (order, jax.random.split(loss_key, num_minibatches)))
 
     network, metrics = jax.lax.scan(epoch, network, jax.random.split(key, num_epochs))
     return network, {name: value.mean() for name, value in metrics.items()}

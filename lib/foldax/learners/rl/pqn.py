@@ -18,7 +18,7 @@ from foldax.errors import ConfigError
 from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
-from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
+from foldax.learners.rl.exploration import add_steps, epsilon_greedy, epsilon_schedule
 
 
 @config
@@ -146,7 +146,7 @@ def pqn(
         network, metrics = on_policy.minibatch_epochs(
             state.network, loss_fn, optimizer, rollout, shuffle_key, settings.num_epochs, settings.num_minibatches
         )
-        steps = state.environment_steps + num_envs * rollout_steps
+        steps = add_steps(state.environment_steps, num_envs * rollout_steps)
         return PQNState(network, environment_state, steps), metrics | episode_metrics | {"epsilon": epsilon}
 
     def loss_fn(params: Params, model_state: State, minibatch: QBatch, key: Key) -> gradients.LossAndAux:

@@ -107,7 +107,9 @@ def recurrent_ppo(
     def init(key: Key, examples: Batch) -> RecurrentAgentState:
         init_key, environment_key = jax.random.split(key)
         environment_state = rl.reset_environments(memory_environment, environment_key, num_envs)
-        params = model.init({"params": init_key}, environment_state.observation[0][:1, None])["params"]
+        observation = environment_state.observation[0][:1, None]
+        params = model.init({"params": init_key}, observation)["params"]
+        rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation)[0].distribution)
         return RecurrentAgentState(gradients.init_train_state(params, optimizer), environment_state)
 
     def update(state: RecurrentAgentState, batch: Batch, key: Key) -> tuple[RecurrentAgentState, Metrics]:

@@ -5,7 +5,7 @@ temperature with a target entropy. `off_policy` collects, stores and samples tra
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import rl
+from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
 from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy
+from foldax.rl import replay
 from foldax.rl.replay import ReplayBatch
 
 
@@ -37,6 +38,8 @@ class SACSettings(off_policy.OffPolicySettings):
     """Weight of the entropy at the start, alpha; above 0."""
     target_entropy: float | None = None
     """Entropy in nats that the temperature is adapted to hold; None: minus the number of action dimensions."""
+    learn_temperature: bool = True
+    """Whether the temperature is adapted; otherwise it stays `initial_temperature`."""
     greedy_evaluation: bool = True
     """Whether evaluation takes the mode of the policy instead of samples; on a host, the host decides."""
 
@@ -112,6 +115,37 @@ def temperature_loss(log_temperature: jax.Array, entropy: jax.Array, target_entr
     return log_temperature * (entropy - target_entropy)
 
 
+def soft_rewards(
+    policy: Callable[[jax.Array], models.SquashedNormal],
+    temperature: jax.Array,
+    batch: ReplayBatch,
+    buffer: replay.ReplayBuffer,
+    settings: SACSettings,
+    keys: Sequence[Key],
+) -> jax.Array:
+    """Adds the entropy of the steps between to n-step rewards: gamma^k (-alpha log pi(a_k|s_k)) with a_k ~ pi(s_k).
+
+    Args:
+      policy: observations `[B, ...]` to the distribution over actions.
+      temperature: alpha, [].
+      batch: the sampled transitions, with their n-step rewards.
+      buffer: where the steps between are read.
+      settings: discount and frame stack.
+      keys: one for each of the n - 1 steps between; without any, the rewards stay.
+
+    Returns:
+      float32 `[B]`.
+    """
+    rewards = batch.rewards
+    for offset, key in enumerate(keys, start=1):
+        start = buffer, batch.rows, batch.environments
+        observations, weights = replay.observations_after(
+            *start, offset, settings.discount, settings.replay.frame_stack
+        )
+        rewards = rewards - weights * temperature * policy(observations).sample_and_log_prob(key)[1]
+    return rewards
+
+
 def sac(
     environment: rl.EnvironmentLike,
     actor: Model,
@@ -126,22 +160,24 @@ def sac(
     environment_steps: int | None = None,
     loss: off_policy.CriticLoss = off_policy.twin_q_loss,
     actor_loss: ActorLoss = sac_actor_loss,
+    temperature_optimizer: optax.GradientTransformation | None = None,
 ) -> Learner:
     """Soft actor-critic (Haarnoja et al., 2018) for bounded continuous actions.
 
     An update takes `rollout_steps` steps in every environment and `gradient_steps` gradient steps, each on its own
     batch. It reports "loss" (critics), "q_value", "actor_loss", "entropy" (in nats, estimated, of actions in [-1, 1]),
-    "temperature", "gradient_norm" (critics) and, over the episodes that ended, "return" and "length". `evaluate` plays
-    episodes and reports "return", "length" and "finished" (0 if `evaluation_steps` cut an episode short). `predict`
-    returns the mode of the policy for observations `[B, ...]`, and samples for an `rl.ExplorationRequest`. With
-    `replay.n_steps` above 1 the targets omit the entropy of the intermediate steps.
+    "temperature", "gradient_norm" (critics), "replay_size" (transitions that can be sampled) and, over the episodes
+    that ended, "return" and "length". `evaluate` plays episodes and reports "return", "length" and "finished" (0 if
+    `evaluation_steps` cut an episode short). `predict` returns the mode of the policy for observations `[B, ...]`, and
+    samples for an `rl.ExplorationRequest`. With `replay.n_steps` above 1 the targets hold the entropy of the present
+    policy at the steps between, too.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions `[A]` are bounded.
       actor: observations `[B, ...]` to a `models.SquashedNormal` `[B, A]`, such as `models.GaussianActor`.
       critic: observations and actions `[B, A]` in [-1, 1] to `[B, 2]`, such as `models.TwinCritic`.
       actor_optimizer: any Optax optimizer; its rates may be traced.
-      critic_optimizer: of the critics and, with a state of its own, of the temperature.
+      critic_optimizer: of the critics.
       settings: hyperparameters; their floats may be traced.
       num_envs: N, the number of parallel environments.
       rollout_steps: steps of every environment in an update.
@@ -150,6 +186,7 @@ def sac(
       environment_steps: length of the whole training; needed only to anneal the importance weights of priorities.
       loss: of the critics, `(q_values [B, 2], td_target [B], batch) -> (loss [], td_errors [B], metrics)`.
       actor_loss: `(output: SACActorOutput, batch: ReplayBatch) -> (loss [], metrics)`.
+      temperature_optimizer: of the log temperature; None: `critic_optimizer`, with a state of its own.
 
     Returns:
       The learner, whose state is a `SACState`.
@@ -158,7 +195,6 @@ def sac(
       ConfigError: `environment` is not an environment, its actions are discrete or unbounded, or numbers do not fit
         each other or the host.
 
-    >>> from foldax import models
     >>> networks = models.GaussianActor(1, (4,)), models.TwinCritic((4,))
     >>> learner = sac(rl.gymnax("Pendulum-v1"), *networks, optax.adam(1e-3), optax.adam(1e-3),
     ...               SACSettings(batch_size=8, replay=off_policy.ReplaySettings(capacity=100)), learning_starts=16)
@@ -173,6 +209,7 @@ def sac(
     # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
     setup, evaluation_setup = setup._replace(environment=off_policy.scale_actions(environment)), setup
     critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
+    alpha_optimizer = temperature_optimizer or critic_optimizer
     # The heuristic of the paper: minus the number of action dimensions
     target_entropy = -float(action_space.shape[0]) if settings.target_entropy is None else settings.target_entropy
 
@@ -182,10 +219,13 @@ def sac(
         action = jnp.zeros((1, *action_space.shape))
         critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
         critic_state = init_train_state(critic_params, critic_optimizer)
-        actor_state = init_train_state(actor.init({"params": actor_key}, observation[:1])["params"], actor_optimizer)
+        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
+        actor_state = init_train_state(actor_params, actor_optimizer)
         # The target critics start as copies; donated states must not share buffers.
         target_critic_params = jax.tree.map(jnp.copy, critic_params)
-        temperature = init_train_state(jnp.log(jnp.float32(settings.initial_temperature)), critic_optimizer)
+        log_temperature = jnp.log(jnp.float32(settings.initial_temperature))
+        temperature = init_train_state(log_temperature, alpha_optimizer)
         return SACState(actor_state, critic_state, target_critic_params, temperature, replay_state)
 
     def update(state: SACState, batch: Batch, key: Key) -> tuple[SACState, Metrics]:
@@ -202,7 +242,7 @@ def sac(
         return state, metrics | episode_metrics
 
     def step(state: SACState, key: Key) -> tuple[SACState, off_policy.ScalarMetrics]:
-        sample_key, next_action_key, actor_key = jax.random.split(key, 3)
+        sample_key, next_action_key, actor_key, *entropy_keys = jax.random.split(key, 2 + settings.replay.n_steps)
         temperature = jnp.exp(state.temperature.params)
 
         # 2. Sample a batch of transitions.
@@ -214,7 +254,9 @@ def sac(
         next_q_values = critic.apply({"params": state.target_critic_params}, batch.next_observations, next_actions)
         next_values = next_q_values.min(axis=-1) - temperature * next_log_probs
         # `batch.discounts`: gamma^n, 0 where the episode terminated; `batch.rewards`: n-step sums.
-        td_target = jax.lax.stop_gradient(batch.rewards + batch.discounts * next_values)
+        policy_of = functools.partial(actor.apply, {"params": state.actor.params})
+        rewards = soft_rewards(policy_of, temperature, batch, state.replay.buffer, settings, entropy_keys)
+        td_target = jax.lax.stop_gradient(rewards + batch.discounts * next_values)
         inputs: Batch = (batch, td_target)
         critic_state, metrics = gradient_step(state.critic, critic_loss_fn, critic_optimizer, inputs, next_action_key)
         replay_state = off_policy.update_priorities(settings.replay, state.replay, batch, metrics.pop("td_errors"))
@@ -226,7 +268,9 @@ def sac(
 
         # 5. Temperature.
         entropy = actor_metrics["entropy"]
-        alpha_state, _ = gradient_step(state.temperature, alpha_loss_fn, critic_optimizer, entropy, actor_key)
+        alpha_state = state.temperature
+        if settings.learn_temperature:
+            alpha_state, _ = gradient_step(alpha_state, alpha_loss_fn, alpha_optimizer, entropy, actor_key)
 
         # 6. Target critics: exponential moving average.
         target_critic_params = optax.incremental_update(critic_state.params, state.target_critic_params, settings.tau)

@@ -123,10 +123,11 @@ def td3(
 ) -> Learner:
     """Twin delayed deep deterministic policy gradient (Fujimoto et al., 2018) for bounded continuous actions.
 
-    An update reports "loss" (critics), "q_value", "actor_loss", "gradient_norm" (critics) and, over the episodes that
-    ended, "return" and "length". `evaluate` plays episodes without noise and reports "return", "length" and "finished"
-    (0 if `evaluation_steps` cut an episode short). `predict` returns the actions of the policy for observations
-    `[B, ...]`, with exploration noise for an `rl.ExplorationRequest`.
+    An update reports "loss" (critics), "q_value", "actor_loss", "gradient_norm" (critics), "replay_size" (transitions
+    that can be sampled) and, over the episodes that ended, "return" and "length". `evaluate` plays episodes without
+    noise and reports "return", "length" and "finished" (0 if `evaluation_steps` cut an episode short). `predict`
+    returns the actions of the policy for observations `[B, ...]`, with exploration noise for an
+    `rl.ExplorationRequest`.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host; its actions `[A]` are bounded.
@@ -171,6 +172,7 @@ def td3(
         action = jnp.zeros((1, *action_space.shape))
         critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
         actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
         # The target networks start as copies; donated states must not share buffers.
         target_params = jax.tree.map(jnp.copy, (actor_params, critic_params))
         actor_state = init_train_state(actor_params, actor_optimizer)

@@ -57,6 +57,7 @@ def autoencoder(
     >>> jax.eval_shape(learner.evaluate, state, batch, jax.random.key(1)).outputs["latents"].shape
     (4, 2)
     """
+    losses.check_loss(loss)
     inputs_of = tasks.input_function(model, preprocess)
 
     # Loss: reconstruct the clean input (Vincent et al., 2008), plus a penalty on active latents.

@@ -13,9 +13,9 @@ import optax
 
 from foldax.augment import Augmentation
 from foldax.errors import ConfigError
-from foldax.learner import Evaluation, Key, Learner, Metrics, Model
+from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params
 from foldax.learners import tasks
-from foldax.learners.gradients import TrainState
+from foldax.learners.gradients import TrainState, moving_average
 from foldax.learners.losses import l2_normalize
 from foldax.learners.self_supervised import views as view_pairs
 from foldax.models import SSLOutput
@@ -27,11 +27,13 @@ class BYOLState(NamedTuple):
     """Training state of BYOL.
 
     Attributes:
-      online: the online network; its moving average `ema_params` is the target network.
+      online: the online network.
+      target_params: parameters of the target network, the moving average of those of the online network.
       step: int32, updates done.
     """
 
     online: TrainState
+    target_params: Params
     step: jax.Array
 
 
@@ -89,11 +91,12 @@ def byol(
 
     task = tasks.Task(("inputs",), tasks.input_function(model, preprocess), train_metrics, view_pairs.ssl_outputs)
 
-    def online_learner(momentum: chex.Numeric) -> Learner:
-        return tasks.network_learner(model, optimizer, task, **{**network_options, "ema_decay": momentum})
+    learner = tasks.network_learner(model, optimizer, task, **network_options)
 
     def init(key: Key, examples: tasks.Batch) -> BYOLState:
-        return BYOLState(online_learner(1.0).init(key, examples), jnp.zeros((), jnp.int32))
+        online = learner.init(key, examples)
+        # The target network starts as a copy; donated states must not share buffers.
+        return BYOLState(online, jax.tree.map(jnp.copy, online.params), jnp.zeros((), jnp.int32))
 
     def update(state: BYOLState, batch: tasks.Batch, key: Key) -> tuple[BYOLState, Metrics]:
         augment_key, views_key, online_key, dropout_key = jax.random.split(key, 4)
@@ -102,24 +105,22 @@ def byol(
         pairs = view_pairs.make_view_pairs(views, options.get("microbatches", 1))(views_key, batch)
         # 2. Target projections of both views, without a gradient. The target network also normalises by the statistics
         #    of this batch; its changes of the running statistics are dropped.
-        variables = {"params": state.online.ema_params, **state.online.model_state}
+        variables = {"params": state.target_params, **state.online.model_state}
         rngs, mutable = {"dropout": dropout_key}, list(state.online.model_state)
         target_output, _ = model.apply(variables, task.inputs(pairs), train=True, rngs=rngs, mutable=mutable)
         # 3. One optimizer step of the online network, then the target network moves towards it (equation 1).
         tau = momentum(state.step) if callable(momentum) else momentum
         pairs = {**pairs, "target_projections": jax.lax.stop_gradient(target_output.projections)}
-        online, metrics = online_learner(tau).update(state.online, pairs, online_key)
-        return BYOLState(online, state.step + 1), metrics
+        online, metrics = learner.update(state.online, pairs, online_key)
+        target_params = moving_average(online.params, state.target_params, tau, online.optimizer_state)
+        return BYOLState(online, target_params, state.step + 1), metrics
 
-    learner = online_learner(1.0)
-
-    # Without `ema_params`, the network learner evaluates the online parameters.
     def evaluate(state: BYOLState, batch: tasks.Batch, key: Key) -> Evaluation | dict[str, Any]:
-        return learner.evaluate(state.online._replace(ema_params=None), batch, key)
+        return learner.evaluate(state.online, batch, key)
 
     def predict(state: BYOLState, inputs: tasks.Batch, key: Key) -> SSLOutput:
         assert learner.predict is not None
-        return learner.predict(state.online._replace(ema_params=None), inputs, key)
+        return learner.predict(state.online, inputs, key)
 
     return view_pairs.with_alignment_metric(Learner(init, update, evaluate, predict), views)
 

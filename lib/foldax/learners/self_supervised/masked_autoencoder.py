@@ -53,7 +53,9 @@ def masked_autoencoder(
         """Returns the target pixels `[B, N, size * size * C]`, and the mean and deviation `[B, N, 1]` of each patch."""
         patches = patchify(inputs_of(batch), model.patch_size)
         mean = patches.mean(axis=-1, keepdims=True)
-        std = jnp.sqrt(jnp.square(patches - mean).mean(axis=-1, keepdims=True) + 1e-6)
+        # Divided by one less than the number of elements, as in the authors' code.
+        scale = 1.0 / max(patches.shape[-1] - 1, 1)
+        std = jnp.sqrt(jnp.square(patches - mean).sum(axis=-1, keepdims=True) * scale + 1e-6)
         if not normalize_patches:
             mean, std = jnp.zeros_like(mean), jnp.ones_like(std)
         return (patches - mean) * jnp.reciprocal(std), mean, std

@@ -101,8 +101,9 @@ def nt_xent(first: jax.Array, second: jax.Array, temperature: chex.Numeric = 0.5
         remedy = "batch_size (divided by `microbatches`) must be at least 2"
         raise ConfigError(f"simclr: a batch of one image has no negatives; {remedy}")
     z = l2_normalize(jnp.concatenate([first, second]))
-    similarities = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, z @ z.T)  # without k = i
     # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
-    logits = similarities * jnp.reciprocal(jnp.asarray(temperature, jnp.float32))
+    logits = (z @ z.T) * jnp.reciprocal(jnp.asarray(temperature, jnp.float32))
+    # Without k = i. After the product, whose gradient by the temperature would otherwise be 0 * -inf.
+    logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, logits)
     positives = jnp.roll(jnp.arange(len(z)), len(first))
     return optax.softmax_cross_entropy_with_integer_labels(logits, positives)

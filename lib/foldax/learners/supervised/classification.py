@@ -10,6 +10,7 @@ from typing import Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from foldax.errors import ExperimentError
@@ -42,12 +43,14 @@ def classifier(
       preprocess: pure function of the inputs, such as `info.standardize`. By default inputs become float32, or int32
         for a model with a vocabulary.
       label_smoothing: passed to the loss in training; may be traced.
-      class_weights: weight of each class, `[C]`; the training loss is the weighted mean.
+      class_weights: weight of each class, `[C]`, at least 0; the training loss is the weighted mean, 0 for a batch
+        whose examples all have weight 0. With `label_smoothing`, the whole smoothed loss of an example has the weight
+        of its class, as in Keras; PyTorch weights the term of each class in it.
       **options: those of `learners.NetworkOptions`: augment, frozen, l1, l2, ema_decay, microbatches.
 
     Raises:
-      ExperimentError: the loss has no `label_smoothing`; while tracing, if the batch lacks a required field, or logits
-        and targets do not match.
+      ExperimentError: the loss is no function or has no `label_smoothing`, or class weights are out of range; while
+        tracing, if the batch lacks a required field, or logits, targets and class weights do not match.
 
     >>> from foldax.models import MLP
     >>> batch = {"inputs": jnp.array([[0.0, 1.0], [1.0, 0.0]]), "targets": jnp.array([0, 1])}
@@ -58,17 +61,25 @@ def classifier(
     >>> learner.evaluate(state, batch, jax.random.key(0)).metrics["accuracy"]
     Array([1., 1.], dtype=float32)
     """
+    losses.check_loss(loss)
+    if class_weights is not None:
+        check_class_weights(class_weights)
     smoothing = {} if label_smoothing is None else {"label_smoothing": label_smoothing}
     if smoothing and "label_smoothing" not in inspect.signature(loss).parameters:
         raise ExperimentError(f"label_smoothing: the loss {getattr(loss, '__name__', loss)!r} does not take it")
 
     def with_weights(batch: Batch) -> Batch:
         weights = example_weights(batch["targets"], jnp.asarray(class_weights, jnp.float32))
-        # Mean 1 over the whole batch, so that the mean over microbatches is the weighted mean.
-        return {**batch, "example_weights": weights * jnp.reciprocal(weights.mean())}
+        # Mean 1 over the whole batch, so that the mean over microbatches is the weighted mean; 0 if all weights are 0.
+        scale = jnp.reciprocal(jnp.maximum(weights.mean(), jnp.finfo(jnp.float32).tiny))
+        return {**batch, "example_weights": weights * scale}
 
     def train_metrics(logits: jax.Array, batch: Batch) -> Metrics:
         logits, targets = losses.as_columns(logits), batch["targets"]
+        num_weights = None if class_weights is None else len(jnp.asarray(class_weights))
+        # Two classes may have one logit.
+        if num_weights is not None and num_weights != max(logits.shape[1], 2):
+            raise ExperimentError(f"class_weights: {num_weights} weights do not fit the {logits.shape[1]} logits")
         values = loss(logits, targets, **smoothing)
         values = values if class_weights is None else values * batch["example_weights"]
         # An augmentation such as mixup may have made soft labels of the classes.
@@ -88,7 +99,7 @@ def classifier(
 
 
 def accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Fraction of correct labels of each example, `[B]`.
+    """Fraction of correct labels of each example, `[B]`; a logit that is NaN predicts nothing right.
 
     Args:
       logits: `[B, C]`, whose largest is the prediction; or `[B, 1]` or `[B, K]`, where logits above 0 predict a label.
@@ -100,8 +111,29 @@ def accuracy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     chex.assert_rank(logits, 2)
     # Classes: the largest logit. Labels: each logit by its sign.
     if targets.ndim == 1 and logits.shape[1] > 1:
-        return (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-    return ((logits > 0) == (losses.as_columns(targets) > 0)).astype(jnp.float32).mean(axis=-1)
+        return losses.is_correct(logits, targets).astype(jnp.float32)
+    correct = ((logits > 0) == (losses.as_columns(targets) > 0)) & ~jnp.isnan(logits)
+    return correct.astype(jnp.float32).mean(axis=-1)
+
+
+def check_class_weights(class_weights: chex.ArrayTree) -> None:
+    """Checks weights `[C]` of classes; traced ones, whose values are unknown, pass.
+
+    Raises:
+      ExperimentError: they are not `[C]`, one is negative, NaN or infinite, or all are 0.
+
+    >>> check_class_weights((1.0, float("inf")))
+    Traceback (most recent call last):
+    foldax.errors.ExperimentError: class_weights: inf of class 1 must be finite and at least 0 (0 for an absent class)
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(class_weights)):
+        return
+    weights = np.asarray(class_weights, np.float32)
+    if weights.ndim != 1 or not (weights != 0).any():
+        raise ExperimentError(f"class_weights: must be one weight for each class, [C], not all 0; got {class_weights}")
+    if wrong := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0))).tolist():
+        allowed = "must be finite and at least 0 (0 for an absent class)"
+        raise ExperimentError(f"class_weights: {weights[wrong[0]]} of class {wrong[0]} {allowed}")
 
 
 def example_weights(targets: jax.Array, class_weights: jax.Array) -> jax.Array:

@@ -54,6 +54,7 @@ def regressor(
     >>> learner.evaluate(state, batch, jax.random.key(0)).outputs["predictions"].shape
     (4, 1)
     """
+    losses.check_loss(loss)
     mean, std = as_row(target_mean), as_row(target_std)
     inverse_std = jnp.reciprocal(std)
 

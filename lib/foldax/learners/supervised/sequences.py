@@ -195,7 +195,7 @@ def _step_weights(loss_mask: jax.Array) -> jax.Array:
 
 def _train_steps(logits: jax.Array, batch: Batch, label_smoothing: chex.Numeric | None) -> Metrics:
     nats = _cross_entropy(logits, batch["targets"], label_smoothing)
-    correct = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+    correct = losses.is_correct(logits, batch["targets"]).astype(jnp.float32)
     weights = batch["step_weights"]
     return {"loss": (nats * weights).sum(axis=1), "accuracy": (correct * weights).sum(axis=1)}
 
@@ -203,7 +203,7 @@ def _train_steps(logits: jax.Array, batch: Batch, label_smoothing: chex.Numeric 
 def _evaluate_steps(logits: jax.Array, batch: Batch) -> Evaluation:
     targets, loss_mask = batch["targets"], batch["loss_mask"]
     nats = jnp.where(loss_mask, _cross_entropy(logits, targets), 0.0)
-    correct = (jnp.argmax(logits, axis=-1) == targets) & loss_mask
+    correct = losses.is_correct(logits, targets) & loss_mask
     # `Average`s, because rows have different numbers of real steps.
     count = loss_mask.sum(axis=1).astype(jnp.float32)
     metrics: Metrics = {"loss": Average(nats.sum(axis=1), count), "accuracy": Average(correct.sum(axis=1), count)}

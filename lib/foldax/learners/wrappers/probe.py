@@ -125,8 +125,8 @@ def with_probe(
         logits = _probe_logits(state.linear, state.memory_bank, rows)
         votes = knn_votes(state.memory_bank, rows, num_classes, neighbors, temperature)
         metrics = {"probe_loss": losses.softmax_cross_entropy(logits, targets)}
-        metrics["probe_accuracy"] = (logits.argmax(axis=1) == targets).astype(jnp.float32)
-        metrics["knn_accuracy"] = (votes.argmax(axis=1) == targets).astype(jnp.float32)
+        metrics["probe_accuracy"] = losses.is_correct(logits, targets).astype(jnp.float32)
+        metrics["knn_accuracy"] = losses.is_correct(votes, targets).astype(jnp.float32)
         return result.with_values(metrics=metrics)
 
     inner_predict = learner.predict

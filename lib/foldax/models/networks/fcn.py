@@ -97,7 +97,16 @@ class FCN(nn.Module):
         x = Conv(width, (size,), use_bias=bias, kernel_init=kernel_init, dtype=self.dtype)(_zero_padding(x, real))
         if self.normalization is None:
             return x
-        return normalization(self.normalization, width, train, self.dtype)(x, mask=real)
+        return normalization(self.normalization, width, train, self.dtype)(x, mask=self._statistics_mask(x, real))
+
+    def _statistics_mask(self, x: jax.Array, real: jax.Array | None) -> jax.Array | None:
+        # "layer" and "rms" normalise every step by its own channels, which padding cannot influence.
+        if real is None or self.normalization in ("layer", "rms"):
+            return None
+        if self.normalization == "batch":
+            return real
+        # Groups of a row that is all padding have the statistics of all its steps, as those of none would be NaN.
+        return jnp.broadcast_to(real | ~real.any(axis=1, keepdims=True), x.shape)
 
 
 def masked_max_pool(x: jax.Array, real: jax.Array | None, size: int) -> tuple[jax.Array, jax.Array | None]:

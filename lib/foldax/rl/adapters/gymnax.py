@@ -4,13 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from foldax.errors import ConfigError
 from foldax.learner import Key
 from foldax.rl import rendering
 from foldax.rl.adapters import check_name
-from foldax.rl.environment import Box, Discrete, Environment, State, Step
+from foldax.rl.environment import Box, Environment, State, Step, space_of
 
 
 def gymnax(name: str, **parameters: Any) -> Environment:
@@ -23,7 +22,8 @@ def gymnax(name: str, **parameters: Any) -> Environment:
       **parameters: fields of its `EnvParams`, such as `max_steps_in_episode`.
 
     Raises:
-      ConfigError: gymnax is not installed, it has no such environment, or the environment has no such parameter.
+      ConfigError: gymnax is not installed, it has no such environment, or the environment has no such parameter or
+        observations that are no arrays of numbers.
 
     >>> environment = gymnax("CartPole-v1", max_steps_in_episode=200)
     >>> environment.observation_space.shape, environment.action_space
@@ -55,13 +55,8 @@ def gymnax(name: str, **parameters: Any) -> Environment:
 
     # Learners are made inside traced programs, but spaces must be known before tracing.
     with jax.ensure_compile_time_eval():
-        actions = environment.action_space(params)
-        action_space = Discrete(int(actions.n)) if hasattr(actions, "n") else _box(actions)
-        observation_space = _box(environment.observation_space(params))
+        action_space = space_of(environment.action_space(params), name, "actions")
+        observation_space = space_of(environment.observation_space(params), name, "observations")
     render = rendering.gymnax_renderer(name, environment, params)
+    assert isinstance(observation_space, Box)
     return Environment(reset, step, observation_space, action_space, name, render)
-
-
-def _box(space: Any) -> Box:
-    low, high = (np.broadcast_to(np.asarray(bound, np.float32), space.shape) for bound in (space.low, space.high))
-    return Box(low, high)

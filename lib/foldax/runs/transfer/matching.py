@@ -10,6 +10,7 @@ from foldax import parameter_paths
 from foldax.errors import RunError
 from foldax.runs import tables
 from foldax.runs.tables import join_first, shape_text
+from foldax.runs.terminal import print_table
 from foldax.runs.transfer import parameters
 from foldax.runs.transfer.parameters import Rename, Source, display_name
 
@@ -157,7 +158,7 @@ def _difference(row: Row) -> str:
 
 def show(result: Match) -> None:
     """Prints the table of a match."""
-    tables.print_table(table(result))
+    print_table(table(result))
 
 
 def table(result: Match) -> Any:

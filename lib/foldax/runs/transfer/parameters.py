@@ -195,7 +195,7 @@ def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -
         status = f"its status is {manifest['status']!r}"
         raise RunError(f"{path} has no checkpoint ({status}); `foldax resume {path}` goes on with the run")
     arrays, meta = content
-    result = folder.read_json(path / "result.json") if (path / "result.json").exists() else None
+    result = folder.read_result(path) if (path / "result.json").exists() else None
     if result is not None and meta["step"] != result["steps"]:
         problem = f"the checkpoint of the last step, {result['steps']}, is missing or damaged"
         newest = f"the newest that can be read is of step {meta['step']}"

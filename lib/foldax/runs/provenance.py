@@ -1,0 +1,134 @@
+"""What a run is made with (file, data, versions, devices, flags): recorded by every run, and compared by its users."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from foldax.errors import DataError
+from foldax.experiment import Experiment, experiment_file, experiment_name
+from foldax.field_values import to_plain
+from foldax.runs.terminal import warn
+
+PACKAGES = ("foldax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
+# Settings of JAX that change what is computed.
+FLAGS = ["jax_enable_x64", "jax_default_prng_impl", "jax_default_matmul_precision", "jax_threefry_partitionable"]
+FLAGS += ["jax_numpy_dtype_promotion", "jax_disable_jit", "jax_disable_most_optimizations"]
+
+
+def collect(experiment: Experiment) -> dict[str, Any]:
+    """Collects what a run that starts now is made with.
+
+    >>> collect(Experiment(None, print))["flags"]["jax_enable_x64"]
+    False
+    """
+    file = experiment_file(experiment)
+    flags = {name: to_plain(jax.config.values.get(name)) for name in FLAGS}
+    return {
+        "experiment": experiment_name(experiment),
+        "file": str(file) if file else None,
+        "file_sha256": file_sha256(file) if file else None,
+        "python": sys.version.split()[0],
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git": _git(file.parent if file else Path.cwd()),
+        "backend": jax.default_backend(),
+        "devices": [str(device) for device in jax.devices()],
+        "flags": flags | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")},
+    }
+
+
+def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names what differs between the provenance of a run and that of now, but for its data.
+
+    Args:
+      recorded: content of `manifest.json` or `sweep.json`; what an older version did not record counts as unchanged.
+      now: see `collect`.
+
+    >>> changes({"python": "3.11.4", "flags": {"jax_enable_x64": False}}, {"python": "3.12.1", "flags": {}})
+    ['python was 3.11.4, is 3.12.1']
+    """
+    hashes = {recorded.get("file_sha256"), now.get("file_sha256")} - {None}
+    texts = [f"{Path(now['file']).name} has changed since"] if len(hashes) == 2 else []
+    git, git_now = (facts.get("git") or {} for facts in (recorded, now))
+    pairs = {name: (recorded.get(name), now.get(name)) for name in ("python", "backend", "devices")}
+    pairs |= {"commit": (git.get("commit"), git_now.get("commit"))}
+    for group in ("versions", "flags"):
+        pairs |= {name: (value, now[group].get(name)) for name, value in (recorded.get(group) or {}).items()}
+    pairs = {name: pair for name, pair in pairs.items() if None not in pair}
+    return texts + [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
+
+
+def warn_of_changes(folder: Path, recorded: dict[str, Any], experiment: Experiment) -> list[str]:
+    """Warns of what has changed since a run or sweep was made, and returns it; see `changes`."""
+    texts = changes(recorded, collect(experiment))
+    if texts:
+        warn(f"{folder} was made under other conditions: {'; '.join(texts)}")
+    return texts
+
+
+def check_data(folder: Path, recorded: dict[str, Any], fingerprint: str | None, allow_other_data: bool) -> bool:
+    """Checks that the data are those that a run was made with, or last resumed with.
+
+    Args:
+      folder: the run's or sweep's folder.
+      recorded: content of `manifest.json` or `sweep.json`.
+      fingerprint: that of the data now; None if there are none.
+      allow_other_data: whether other data are only warned about.
+
+    Returns:
+      Whether they are the same.
+
+    Raises:
+      DataError: they are not, and that is not allowed.
+
+    >>> check_data(Path("run"), {"data_fingerprint": "1f3a"}, "1f3a", allow_other_data=False)
+    True
+    """
+    sessions = [one["data_fingerprint"] for one in recorded.get("sessions", []) if "data_fingerprint" in one]
+    before = [recorded.get("data_fingerprint"), *sessions][-1]
+    if None in (before, fingerprint) or before == fingerprint:
+        return True
+    problem = f"the data of {folder} have changed: their fingerprint was {before:.12}, and is {fingerprint:.12}"
+    if not allow_other_data:
+        remedy = "put the old data back, or allow others (--allow-other-data, allow_other_data=True)"
+        raise DataError(f"{problem}; {remedy}")
+    warn(problem)
+    return False
+
+
+def edited_file(recorded: dict[str, Any]) -> Path | None:
+    """Path of the experiment file of a run or sweep, if it has changed since.
+
+    >>> edited_file({"file": None})
+    """
+    file, before = Path(recorded.get("file") or ""), recorded.get("file_sha256")
+    return file if before and file.is_file() and file_sha256(file) != before else None
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # Outside of a repository, or without git, there is no commit to record.
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
