@@ -329,7 +329,12 @@ def without_weak_types(tree: State) -> State:
     >>> jax.jit(without_weak_types)(jnp.asarray(1.0)).weak_type
     False
     """
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype) if jax.typeof(x).weak_type else x, tree)
+
+    def strong(x: Any) -> Any:
+        kind = jax.typeof(x)
+        return jax.lax.convert_element_type(x, kind.dtype) if kind.weak_type else x
+
+    return jax.tree.map(strong, tree)
 
 
 def _divide(program: Program, batch: Batch) -> Batch:
