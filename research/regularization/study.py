@@ -8,7 +8,6 @@ README.md beside this file has the answer. Dropout: Srivastava et al. (2014). Ba
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ def train_all(grid: Grid, runs: Path) -> pandas.DataFrame:
     """Trains all members; returns a row for each, with its regulariser and strength."""
     stop = {"keep": "best", "evaluate_every": grid.evaluate_every}
     candidates = [(name, value) for name, values in zip(TRACED, grid.strengths, strict=True) for value in values]
-    labels = {json.dumps(alone(*label)): label for label in [("none", 0.0), *candidates]}
+    labels = {str(alone(*label)): label for label in [("none", 0.0), *candidates]}
     traced = {"examples_per_class": grid.examples_per_class, "strengths": [alone(*label) for label in labels.values()]}
     plain = run(grid, runs / "traced", traced)
     normal = run(grid, runs / "batch-norm", {"examples_per_class": grid.examples_per_class}, batch_norm=True)
@@ -154,11 +153,12 @@ def train_all(grid: Grid, runs: Path) -> pandas.DataFrame:
     ]
     for size in grid.examples_per_class:
         full = [chosen[name, size] for name in TRACED]
-        mixed = {json.dumps([fraction * value for value in full]): fraction for fraction in grid.strength_fractions}
-        space = {"examples_per_class": [size], "strengths": [tuple(json.loads(text)) for text in mixed]}
+        mixed = {tuple(float(fraction * value) for value in full): fraction for fraction in grid.strength_fractions}
+        space = {"examples_per_class": [size], "strengths": list(mixed)}
         patience = int(chosen["early stopping", size])
         together = run(grid, runs / f"together-{size}", space, batch_norm=True, patience=patience, **stop)
-        members.append(together.assign(regularizer="all together", strength=together["strengths"].map(mixed)))
+        fractions = together["strengths"].map({str(strengths): fraction for strengths, fraction in mixed.items()})
+        members.append(together.assign(regularizer="all together", strength=fractions))
     return pandas.concat(members, ignore_index=True)
 
 

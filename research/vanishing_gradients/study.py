@@ -10,7 +10,6 @@ Szegedy (2015) of batches, Ba et al. (2016) of layers.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,7 +224,7 @@ def train_all(grid: Grid, runs: Path) -> tuple[pandas.DataFrame, int]:
     ]
     programs = sum(len(sweep.metadata["groups"]) for sweep in sweeps)
     members = pandas.concat([sweep.results for sweep in sweeps], ignore_index=True)
-    names = {json.dumps(values): name for name, values in INITIALIZERS.items()}
+    names = {str(values): name for name, values in INITIALIZERS.items()}
     return members.assign(initializer=members["inverse_variance"].map(names)), programs
 
 

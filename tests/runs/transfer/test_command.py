@@ -1,6 +1,7 @@
 """`foldax run --init-from`, `foldax export` and `foldax predict` on the command line, and their errors."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_sweep_over_initial_parameters(foldax, run) -> None:
         assert err.startswith(
             "foldax: s is the folder of a sweep, which keeps no parameters of its members; train its best "
         )
-        assert "alone: foldax run tiny_file.py --init-from " in err
+        assert re.search("alone: foldax run tiny_file.py .*--init-from ", err)
 
 
 @pytest.mark.parametrize("command", [("export", "RUN"), ("predict", "RUN", "test"), ("run", "tiny_file.py", "--init-from", "RUN")], ids=lambda c: c[0])  # fmt: skip
