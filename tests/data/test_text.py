@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from foldax import data
 from foldax.errors import DataError
 
-SPECIAL = ("begin", "end")
+SPECIAL = ("<|begin|>", "<|end|>")
 CORPUS = "the cat sat on the mat; the dog sat on the log. Größe, 日本語, 🙂 <|end|>\r\n\tthe end" * 3
 tokenizers = pytest.importorskip("tokenizers")
 TRAINED_BPE = data.BPE.train(CORPUS, 300, SPECIAL)
@@ -44,7 +44,7 @@ def test_byte_tokenizer():
     tokenizer = data.Bytes(SPECIAL)
     assert tokenizer.vocabulary_size == 258
     assert tokenizer.encode("aß").tolist() == [97, 195, 159]
-    assert (tokenizer.token("begin"), tokenizer.token("end")) == (256, 257)
+    assert (tokenizer.token("<|begin|>"), tokenizer.token("<|end|>")) == (256, 257)
     assert tokenizer.decode([256, 97, 257]) == "a"
     assert tokenizer.decode([195]) == "\ufffd"
     assert tokenizer.token_bytes.tolist() == [1] * 256 + [0, 0]
@@ -137,13 +137,18 @@ def test_unknown_tokens_raise_helpful_errors(tokenizer):
 def test_text_without_utf8_raises_a_helpful_error(tokenizer):
     with pytest.raises(DataError, match=r"character '\\ud800' at position 1 has no UTF-8"):
         tokenizer.encode("a\ud800")
-    with pytest.raises(DataError, match=r"no special token 'ende'; did you mean 'end'\?"):
-        tokenizer.token("ende")
+    with pytest.raises(DataError, match=r"no special token '<end>'; did you mean '<\|end\|>'\?"):
+        tokenizer.token("<end>")
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_an_error():
     with pytest.raises(DataError, match="vocabulary_size=257 is too small; bytes and special tokens need 258"):
         data.BPE.train("text", 257, SPECIAL)
+
+
+def test_a_special_token_that_is_a_word_of_the_texts_is_an_error():
+    with pytest.raises(DataError, match=r"'end' is also a word of the texts; .* '<\|end\|>'"):
+        data.BPE.train("tend bend send " * 9, 300, ("end",))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch):

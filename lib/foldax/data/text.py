@@ -163,7 +163,8 @@ class BPE:
           The tokenizer.
 
         Raises:
-          DataError: the vocabulary has no room for the bytes, or `tokenizers` is not installed.
+          DataError: the vocabulary has no room for the bytes, a special token has the name of a merged word, or
+            `tokenizers` is not installed.
         """
         smallest = 256 + len(special_tokens)
         if vocabulary_size < smallest:
@@ -184,7 +185,12 @@ class BPE:
         for text in corpus:
             _utf8(text)
         tokenizer.train_from_iterator(corpus, trainer, length=len(corpus))
-        return BPE(tokenizer.to_str(), tuple(special_tokens))
+        trained = BPE(tokenizer.to_str(), tuple(special_tokens))
+        for name in special_tokens:
+            if trained.encode(name).tolist() == [trained.token(name)]:
+                remedy = f"put signs around its letters, as in '<|{name}|>'"
+                raise DataError(f"special_tokens: {name!r} is also a word of the texts; {remedy}")
+        return trained
 
     @staticmethod
     def load(path: str | Path) -> "BPE":
