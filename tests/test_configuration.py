@@ -340,7 +340,7 @@ optimizers = st.builds(
 configs = st.builds(
     Config,
     optimizer=optimizers,
-    steps=st.integers(1, 2**31),
+    steps=st.integers(1, 2**31 - 1),
     seed=st.integers(0, 2**32 - 1),
     hidden=st.lists(st.integers()).map(tuple),
     betas=st.tuples(finite, finite),
