@@ -182,6 +182,12 @@ class MonitoredByNeighbors(Config):
     mode = "max"
 
 
+@foldax.config
+class MonitoredByReturn(Config):
+    monitor = "return"
+    mode = "max"
+
+
 def adam_with_large_eps(config: Config) -> optax.GradientTransformation:
     """Adam that ignores gradients which are rounding errors, as those of a bias before batch normalization."""
     return optax.adam(config.learning_rate, eps=1e-5)
@@ -330,16 +336,16 @@ LEARNERS = {
     "mixture": foldax.Experiment(Config, gaussian_mixture, images, name="mixture"),
     "subset": foldax.Experiment(Config, few_labels, tiny_dataset, name="subset"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
-    "ppo": foldax.Experiment(Config, ppo_normalized, name="ppo"),
-    "ppo_continuous": foldax.Experiment(Config, ppo_continuous, name="ppo_continuous"),
-    "recurrent_ppo": foldax.Experiment(Config, recurrent_ppo, name="recurrent_ppo"),
-    "a2c": foldax.Experiment(Config, a2c, name="a2c"),
-    "reinforce": foldax.Experiment(Config, reinforce, name="reinforce"),
-    "pqn": foldax.Experiment(Config, pqn, name="pqn"),
-    "dqn": foldax.Experiment(Config, double_dqn, name="dqn"),
-    "rainbow": foldax.Experiment(Config, rainbow, name="rainbow"),
-    "sac": foldax.Experiment(Config, sac, name="sac"),
-    "td3": foldax.Experiment(Config, td3, name="td3"),
+    "ppo": foldax.Experiment(MonitoredByReturn, ppo_normalized, name="ppo"),
+    "ppo_continuous": foldax.Experiment(MonitoredByReturn, ppo_continuous, name="ppo_continuous"),
+    "recurrent_ppo": foldax.Experiment(MonitoredByReturn, recurrent_ppo, name="recurrent_ppo"),
+    "a2c": foldax.Experiment(MonitoredByReturn, a2c, name="a2c"),
+    "reinforce": foldax.Experiment(MonitoredByReturn, reinforce, name="reinforce"),
+    "pqn": foldax.Experiment(MonitoredByReturn, pqn, name="pqn"),
+    "dqn": foldax.Experiment(MonitoredByReturn, double_dqn, name="dqn"),
+    "rainbow": foldax.Experiment(MonitoredByReturn, rainbow, name="rainbow"),
+    "sac": foldax.Experiment(MonitoredByReturn, sac, name="sac"),
+    "td3": foldax.Experiment(MonitoredByReturn, td3, name="td3"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }
 RESUMABLE_OR_BATCH_LAWS = ("resume", "sweep", "chunking", "learning")  # which host environments cannot satisfy
