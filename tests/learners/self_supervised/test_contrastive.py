@@ -109,7 +109,7 @@ def test_alignment_is_two_minus_twice_the_cosine(scale):
     first, second = np.random.RandomState(2).randn(2, 5, 3).astype(np.float32)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     expected = 2 - 2 * (first * second).sum(1) / lengths
-    np.testing.assert_allclose(views.alignment(first * scale, second), expected, rtol=1e-4)
+    np.testing.assert_allclose(views.alignment(jnp.asarray(first * scale), jnp.asarray(second)), expected, rtol=1e-4)
 
 
 def test_byol_predicts_the_target_projection_of_the_other_view():
