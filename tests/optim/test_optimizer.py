@@ -210,8 +210,8 @@ def test_weight_decay_acts_on_kernels_only_whether_stacked_or_not() -> None:
         acts = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params))
         names = {path[-1].key for path, leaf in acts if leaf}
         left = {path[-1].key for path, leaf in acts if not leaf}
-        assert names == {"kernel", "positions", "class_token"}
-        assert left == {"bias", "scale"}
+        assert names == {"kernel", "positions"}
+        assert left == {"bias", "scale", "class_token"}
 
 
 def test_biases_do_not_decay() -> None:

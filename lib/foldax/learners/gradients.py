@@ -168,7 +168,7 @@ def gradient_step(
         # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
         decay = jnp.minimum(ema_decay, (1.0 + steps) * jnp.reciprocal(10.0 + steps))
         ema_params = moving_average(params, ema_params, decay, optimizer_state)
-        ema_steps = ema_steps + has_stepped(optimizer_state)
+        ema_steps = ema_steps + jnp.int32(has_stepped(optimizer_state))
     metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(params, model_state, optimizer_state, ema_params, ema_steps), metrics
 
