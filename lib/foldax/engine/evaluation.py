@@ -92,12 +92,12 @@ def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], 
     >>> nonfinite_metrics([{"step": 6, "split": "test", "loss": float("nan")}, {"step": 6, "split": "train", "x": 0.5}])
     {('test', 'loss'): (nan, 6)}
     """
-    found: dict[tuple[str, str], tuple[float, int]] = {}
+    first_values: dict[tuple[str, str], tuple[float, int]] = {}
     for line in lines:
         for name, value in line.items():
             if isinstance(value, float) and not math.isfinite(value) and line["split"] in ("validation", "test"):
-                found.setdefault((line["split"], name), (value, line["step"]))
-    return found
+                first_values.setdefault((line["split"], name), (value, line["step"]))
+    return first_values
 
 
 def monitored_metric(

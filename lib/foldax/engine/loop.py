@@ -201,12 +201,14 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
 
 def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
     """Adds lines to the log, and warns of the first evaluation in which a metric is NaN or infinite."""
-    known = evaluation.nonfinite_metrics(run.history)
     new = [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
+    nonfinite = evaluation.nonfinite_metrics(new)
+    # The whole log is searched only then: a long run has millions of lines.
+    known = evaluation.nonfinite_metrics(run.history) if nonfinite else {}
     run.history += new
     for line in lines:
         hooks.log(*line)
-    for (split, name), (value, step) in evaluation.nonfinite_metrics(new).items():
+    for (split, name), (value, step) in nonfinite.items():
         if (split, name) not in known:
             hooks.warn(f"{split} metric {name!r} is {value} at step {step}, which is never the best")
 
