@@ -203,8 +203,7 @@ def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
     """Adds lines to the log, and warns of the first evaluation in which a metric is NaN or infinite."""
     new = [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
     nonfinite = evaluation.nonfinite_metrics(new)
-    # The whole log is searched only then: a long run has millions of lines.
-    known = evaluation.nonfinite_metrics(run.history) if nonfinite else {}
+    known = evaluation.nonfinite_metrics(run.history) if nonfinite else {}  # a log may have millions of lines
     run.history += new
     for line in lines:
         hooks.log(*line)
