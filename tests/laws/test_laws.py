@@ -486,6 +486,18 @@ BROKEN = {
 }
 
 
+def test_sharding_allows_noise_in_a_bias_before_batch_normalization() -> None:
+    def normalized(config: Config, info: data.Info) -> foldax.Learner:
+        model = models.MLP((64, 3), normalization="batch")
+        # Without `eps`, Adam turns the rounding errors of a gradient of zero into whole steps.
+        return learners.classifier(model, optax.adam(1e-4, eps=1e-30), preprocess=info.standardize)
+
+    subject = laws.make_subject(foldax.Experiment(Config, normalized, images))
+    one, two = (laws._train(subject.start_run(devices=count), [3]) for count in (1, 2))
+    assert abs(one["params.Dense_0.bias"] - two["params.Dense_0.bias"]).max() > 1e-4
+    assert laws.sharding(subject) is None
+
+
 @pytest.mark.parametrize("law", laws.LAWS)
 def test_law_catches_a_broken_learner(law: str) -> None:
     experiment, sentence = BROKEN[law]
