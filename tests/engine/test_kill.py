@@ -64,7 +64,7 @@ def kill_at_a_random_moment(process: subprocess.Popen, run: Path, rng: random.Ra
             break
         time.sleep(0.005)
     try:
-        process.wait(timeout=rng.uniform(0, 1.5))
+        process.wait(timeout=rng.uniform(0, 0.5))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -75,11 +75,11 @@ def command(kind: str, folder: Path) -> list[object]:
     """Returns file and options of a run of this kind, some seconds long."""
     if kind in ("device", "stream"):
         file = folder / "killed.py"
-        file.write_text(FILE.replace("SOURCE", kind).replace("STEPS", "6_000" if kind == "device" else "1_500"))
+        file.write_text(FILE.replace("SOURCE", kind).replace("STEPS", "2_000" if kind == "device" else "500"))
         return [file]
     pytest.importorskip("gymnax", reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)")
     # Steps of environments, and updates between checkpoints.
-    steps, every = {"ppo": (100_000, 10), "dqn": (30_000, 200)}[kind]
+    steps, every = {"ppo": (40_000, 10), "dqn": (16_000, 200)}[kind]
     file = ROOT / "experiments" / "rl" / f"{kind}_cartpole.py"
     return [file, "--environment-steps", steps, "--checkpoint-every", every, "--log-every", every // 2]
 

@@ -134,7 +134,7 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     start = run.step
     with _profile(run, hooks) as max_steps:
         end = min(end, start + max_steps)
-        report = _advance(run, end)
+        report = advance(run, end)
     run.step, run.num_chunks = end, run.num_chunks + 1
     # Known from now on, so that its steps are not lost if their evaluation fails.
     run.unread.append(PendingChunk(start, end, report, None, None, None, run.block.cursor))
@@ -318,7 +318,8 @@ def finish_run(run: Run, status: str) -> Result:
     )
 
 
-def _advance(run: Run, end: int) -> ChunkReport:
+def advance(run: Run, end: int) -> ChunkReport:
+    """Dispatches the steps from `run.step` to `end` alone, without evaluating or saving."""
     config, seed, block = run.arguments["config"], run.arguments["seed"], run.block
     arguments = dict(config=config, seed=seed, data=block.data, block_start=np.int32(block.start))
     log_every = np.int32(min(run.config.log_every, NEVER))
