@@ -29,7 +29,7 @@ from foldax.engine.setup import (
     unused_patience,
 )
 from foldax.engine.state import NEVER, Hooks, PendingChunk, Run, Timestamp
-from foldax.errors import NonFiniteError, RunError
+from foldax.errors import Interrupted, NonFiniteError, RunError
 from foldax.experiment import Experiment
 
 CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
@@ -257,7 +257,7 @@ def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor
 
 def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
     """Saves the state of a run that an error has ended, unless the error is that of the state or of the disk."""
-    if hooks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError)):
+    if hooks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError, Interrupted)):
         return
     # Whatever fails here too, such as a device that is gone, must not hide the first error.
     with contextlib.suppress(Exception):

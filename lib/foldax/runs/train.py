@@ -3,11 +3,8 @@
 import contextlib
 import dataclasses
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from foldax.configuration import RLTraining
@@ -22,6 +19,7 @@ from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
+from foldax.runs.signals import stop_on_signals
 from foldax.runs.terminal import warn
 from foldax.runs.transfer import initial_parameters, matching
 from foldax.runs.transfer.initial_parameters import ReadSource
@@ -58,7 +56,7 @@ def train(
 
     Raises:
       FoldaxError: see `foldax.engine.loop.fit`.
-      Interrupted: SIGINT or SIGTERM stopped the run, after its state was saved.
+      Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run, after its state was saved.
       RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
     """
     # 1. Initial parameters
@@ -91,7 +89,7 @@ def train(
             result = _train_in_folder(path, experiment, config, dataset, source, allow_other_data, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
-            status = "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}"
+            status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else f"failed: {reason}"
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.update_manifest(path, status=status, ended=folder.now())
             raise
@@ -108,11 +106,12 @@ def _train_in_folder(
     allow_other_data: bool,
     verbose: bool,
 ) -> Result:
+    command = f"foldax resume {tables.display_path(path)}"
     with (
         contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
         contextlib.closing(Log(path)) as log,
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
-        stop_on_signals() as stop_requested,
+        stop_on_signals(f"stopped before its first step; go on with: {command}") as stop_requested,
     ):
         hooks = _hooks(progress, stop_requested, source, verbose, path, log, allow_other_data)._replace(
             load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
@@ -120,7 +119,7 @@ def _train_in_folder(
         result = fit(experiment, config, hooks, dataset)
     if result.status == "interrupted":
         reason = nonresumable_reason(result.dataset)
-        command = f"foldax resume {tables.display_path(path)}{f' ({reason})' if reason else ''}"
+        command += f" ({reason})" if reason else ""
         raise Interrupted(f"stopped at step {result.step} of {config.steps}; go on with: {command}")
     result = dataclasses.replace(result, run_dir=path)
     folder.update_manifest(path, status=result.status, ended=folder.now())
@@ -175,37 +174,6 @@ def _hooks(
 
     hooks = Hooks(write_metrics, progress.step, stop_requested, on_start=on_start, warn=warn)
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Catches SIGINT and SIGTERM in its block: the first asks to save and stop, a second SIGINT stops at once.
-
-    Yields a function that returns whether a signal was received. Outside the main thread nothing is caught.
-
-    >>> with stop_on_signals() as stop_requested:
-    ...     stop_requested()
-    False
-    """
-    received: list[int] = []
-    # Python allows signal handlers in the main thread only.
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        # A second Ctrl-C does not wait for the next chunk.
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        # Handlers of the caller, for example those of a notebook.
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
 from foldax.runs import folder, tables
 from foldax.runs.progress import Progress
-from foldax.runs.train import stop_on_signals
+from foldax.runs.signals import stop_on_signals
 from foldax.runs.transfer import matching, parameters
 from foldax.sweeps import statistics
 from foldax.sweeps.exact import MemberResult
