@@ -17,6 +17,7 @@ import foldax
 from foldax import laws, learners, models, rl
 from foldax.configuration import with_steps
 from foldax.errors import ConfigError, Interrupted, NonFiniteError
+from foldax.experiment import load_experiment
 from foldax.inference.play import play as play_run
 from foldax.inference.rollout import decompress_image
 from foldax.rl.host_environment import VectorEnvironment, collect_host_rollout
@@ -273,9 +274,26 @@ def test_a_reward_of_nan_ends_the_run():
         foldax.train(broken, Config(checkpoint_every=0), save=False, verbose=False)
 
 
-def test_environments_in_their_own_processes_have_the_same_observations():
+OWN = """
+import numpy as np, gymnasium as gym
+class Own(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.float32(self.np_random.uniform(size=1)), {}
+    def step(self, action):
+        return np.float32(self.np_random.uniform(size=1)), 1.0, False, False, {}
+gym.register("Own-v0", Own)
+experiment = foldax.Experiment(foldax.RLTraining, print)
+"""
+
+
+def test_environments_in_their_own_processes_have_the_same_observations(tmp_path):
+    """Their class is that of an experiment's file, which the processes cannot import."""
+    (tmp_path / "own.py").write_text("import foldax\n" + OWN)
+    load_experiment(tmp_path / "own.py")
     sizes = dict(num_envs=2, rollout_steps=3)
-    sync, parallel = (batches(rl.gymnasium("CartPole-v1", mode=mode, **sizes), 1)[0] for mode in ("sync", "async"))
+    sync, parallel = (batches(rl.gymnasium("Own-v0", mode=mode, **sizes), 1)[0] for mode in ("sync", "async"))
     np.testing.assert_array_equal(sync.transitions.next_observation, parallel.transitions.next_observation)
 
 

@@ -5,13 +5,10 @@ import contextlib
 import copy
 import multiprocessing
 import os
-import signal
-import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from functools import cached_property, partial
-from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
+from foldax.data.processes import starting_processes
 from foldax.data.protocol import DataBlock, EvaluationBlock
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
@@ -127,7 +125,7 @@ class StreamSource:
         # Blocks begin at multiples of their size, so the step alone finds its block.
         start = int(cursor["start"]) if cursor is not None else step // size * size
         with contextlib.ExitStack() as stack:
-            with _starting_workers() if self._workers else contextlib.nullcontext():
+            with starting_processes() if self._workers else contextlib.nullcontext():
                 iterator = iter(self._pipeline(seed, start // size))
                 stack.callback(iterator.close)
                 block = _next_block(iterator)
@@ -222,27 +220,6 @@ def _read(examples: Examples, indices: np.ndarray, positions: np.ndarray) -> dic
     """Reads the examples at positions `[K, B]` of a split; a module-level function, so that workers can unpickle it."""
     rows = examples.read(indices[positions.reshape(-1)])
     return {key: array.reshape(positions.shape + array.shape[1:]) for key, array in rows.items()}
-
-
-@contextlib.contextmanager
-def _starting_workers() -> Iterator[None]:
-    """Until the first block is there, hides the main module and Ctrl-C from the processes that start.
-
-    A process would run a script without `if __name__ == "__main__"` again, and with it the training. It needs nothing
-    from there: what it reads is pickled with its classes. Ctrl-C is for the main process, which ends the others.
-    """
-    main = vars(sys.modules["__main__"])
-    hidden: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    main.pop("__file__", None)
-    main["__spec__"] = None
-    resource_tracker.ensure_running()  # before, for its start unblocks the signal
-    # Threads inherit the blocked signal from the thread that starts them, and processes from threads.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        main.update(hidden)
 
 
 def _next_block(iterator: Iterator[Batch]) -> Batch:

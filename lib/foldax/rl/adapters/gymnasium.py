@@ -1,9 +1,12 @@
 """Adapter to Gymnasium (extra `gymnasium`): classic control, MuJoCo, Atari and others, on the host."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from foldax.data.processes import starting_processes
 from foldax.errors import ConfigError, did_you_mean
 from foldax.rl import headless
 from foldax.rl.host_environment import HostEnvironment, from_vector_env
@@ -63,7 +66,11 @@ def gymnasium(
         if mode != "vector_entry_point":
             vector_options = dict(vector_kwargs=vector_options, wrappers=list(wrappers))
         try:
-            return library.make_vec(name, count, vectorization_mode=mode, **vector_options, **(options | changes))
+            with _own_processes() if mode == "async" else contextlib.nullcontext():
+                return library.make_vec(name, count, vectorization_mode=mode, **vector_options, **(options | changes))
+        except (EOFError, OSError) as error:
+            remedy = "its class must come from a module that can be imported, or from the experiment's file"
+            raise ConfigError(f"Gymnasium cannot make {name!r}: a process of it ended ({error}); {remedy}") from error
         except (library.error.NameNotFound, library.error.NamespaceNotFound, library.error.VersionNotFound) as error:
             known = list(library.registry)
             raise ConfigError(f"Gymnasium has no environment {name!r}{did_you_mean(name, known)}") from error
@@ -81,3 +88,17 @@ def gymnasium(
     if mode != "vector_entry_point":
         settings["make_for_rendering"] = functools.partial(make, render_options)
     return from_vector_env(functools.partial(make, {}), name, **settings)
+
+
+@contextlib.contextmanager
+def _own_processes() -> Iterator[None]:
+    """Lets the processes that are started in its block have the classes of experiment files, which none can import."""
+    import cloudpickle
+
+    by_value = [module for name, module in sys.modules.items() if name.startswith("foldax_experiment_")]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(starting_processes())
+        for module in by_value:
+            cloudpickle.register_pickle_by_value(module)
+            stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        yield
