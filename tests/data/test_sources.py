@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import select
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from foldax import data
 from foldax.data import sources
+from foldax.data.info import ArrayExamples
 from foldax.errors import DataError
 
 X = np.arange(50, dtype=np.int32)
@@ -135,6 +137,16 @@ def test_worker_processes_give_the_same_order():
     one = stream(small_blocks(numbers("stream"), 5), 3, 7, count=3)
     two = stream(small_blocks(numbers("stream", workers=2), 5), 3, 7, one[0][2], count=3)
     assert all(np.array_equal(a[3], b[3]) for a, b in zip(one, two, strict=True))
+
+
+def test_worker_processes_share_a_mapped_file(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(40_000.0).reshape(-1, 2))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    examples = ArrayExamples({"view": np.asarray(mapped)[500:], "columns": mapped[:, 1][:5], "array": np.arange(3)})
+    pickled = pickle.dumps(examples)
+    assert len(pickled) < 2_000
+    for key, array in pickle.loads(pickled).arrays.items():
+        np.testing.assert_array_equal(array, examples.arrays[key])
 
 
 def test_closing_a_stream_ends_its_threads():

@@ -95,7 +95,8 @@ def load(
       source: "device" (all splits on the device), "stream" (blocks are read during training), or "auto": on the device
         up to 1 GiB.
       evaluate_batch_size: examples per evaluation batch; by default at most `batch_size`.
-      workers: processes that read a stream; 0 reads in threads of this process.
+      workers: processes that read a stream; 0 reads in threads of this process. Files that are memory-mapped are shared
+        (downloaded datasets, `np.load(..., mmap_mode="r")`); of other arrays each process holds a copy.
 
     Raises:
       DataError: the dataset does not exist or cannot be downloaded, or the arguments do not fit it.

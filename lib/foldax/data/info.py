@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -38,6 +39,25 @@ class ArrayExamples:
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {key: np.asarray(array[indices]) for key, array in self.arrays.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles arrays of a mapped file as its name, so that the processes that read a stream share one copy."""
+        return {"arrays": {key: _without_mapped_data(array) for key, array in self.arrays.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__({key: array() if callable(array) else array for key, array in state["arrays"].items()})  # type: ignore[misc]
+
+
+def _without_mapped_data(array: np.ndarray) -> Any:
+    """Returns a function that maps the file of a memory-mapped array again; other arrays as they are."""
+    root: Any = array
+    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
+        root = root.base
+    # Changes of a map of mode "c" are not in its file.
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c" or not array.flags.c_contiguous:
+        return array
+    offset = root.offset + array.ctypes.data - root.ctypes.data
+    return partial(np.memmap, root.filename, array.dtype, "r", offset, array.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
