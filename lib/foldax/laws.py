@@ -203,7 +203,7 @@ def sharding(subject: Subject) -> str | None:
         if not error <= SHARDING_TOLERANCE * distance and not _has_no_influence(subject, name):
             difference = f"{error / max(distance, 1e-30):.1%} of the distance it moved: more than rounding"
             causes = "the learner depends on how a batch is divided, or amplifies rounding"
-            problem = f"`{name}` differs from one device's by {difference} ({causes})"
+            problem = f"`{name or 'state'}` differs from one device's by {difference} ({causes})"
             raise LawBroken(f"after {SHARDING_STEPS} steps on {count} devices, {problem}")
     return None
 
@@ -370,4 +370,4 @@ def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
 def _check_same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray], difference: str, reason: str) -> None:
     for name, array in first.items():
         if array.tobytes() != second[name].tobytes():
-            raise LawBroken(f"{difference}, in `{name}` at least: {reason}")
+            raise LawBroken(f"{difference}, in `{name or 'state'}` at least: {reason}")

@@ -505,6 +505,11 @@ def test_law_catches_a_broken_learner(law: str) -> None:
         laws.LAWS[law](laws.make_subject(experiment))
 
 
+def test_a_state_that_is_one_array_has_a_name_in_the_laws() -> None:
+    with pytest.raises(laws.LawBroken, match="they differ, in `state` at least: why"):
+        laws._check_same_bits({"": np.zeros(2)}, {"": np.ones(2)}, "they differ", "why")
+
+
 def test_coverage_catches_values_that_are_not_per_example() -> None:
     with pytest.raises(foldax.FoldaxError, match="one value per example"):
         laws.coverage(laws.make_subject(wrapped(evaluate=evaluates_the_first_example)))
