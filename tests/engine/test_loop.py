@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import foldax
-from foldax.engine import compiled, loop
+from foldax.engine import compiled, evaluation, loop
 from foldax.engine.checkpoint import Checkpoints, host_arrays
 from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
 
@@ -311,6 +311,21 @@ def test_predict_gives_the_logits_of_evaluate(plain: foldax.Result) -> None:
     inputs = plain.examples("test")["inputs"]
     values = plain.learner.evaluate(plain.state, plain.examples("test"), jax.random.key(0))
     np.testing.assert_allclose(plain.predict(inputs), values.outputs["logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_values_for_figures_are_collected_at_the_end_only(monkeypatch) -> None:
+    blocks, evaluate_split = [], evaluation.evaluate_split
+
+    def spy(*args, **kwargs):
+        split = evaluate_split(*args, **kwargs)
+        blocks.append(len(split.blocks))
+        return split
+
+    monkeypatch.setattr(evaluation, "evaluate_split", spy)
+    experiment = with_losses([3, 2, 1, 0])._replace(figures=lambda result: {})
+    result = loop.fit(experiment, Config(steps=3, evaluate_every=1))
+    assert blocks == [0, 0, 0, 1, 1]
+    assert result.values["test"]["loss"] == [0]
 
 
 def test_summarize_gets_every_example_in_order_and_can_be_monitored() -> None:

@@ -156,7 +156,9 @@ def check_summarize(run: Run) -> None:
         check_monitor(run.config.monitor, metrics)
 
 
-def evaluate_split(run: Run, state: State, split: str, max_blocks: int | None = None) -> SplitEvaluation:
+def evaluate_split(
+    run: Run, state: State, split: str, max_blocks: int | None = None, is_final: bool = False
+) -> SplitEvaluation:
     """Dispatches the evaluation of a split, block by block, without waiting for it.
 
     Without a dataset there is one call, with the split's own random key.
@@ -166,9 +168,10 @@ def evaluate_split(run: Run, state: State, split: str, max_blocks: int | None = 
       state: the learner's state, which need not be the run's current one.
       split: "validation" or "test".
       max_blocks: number of blocks to evaluate; None for all.
+      is_final: whether figures are drawn of it.
     """
     program, config, seed = run.program, run.arguments["config"], run.arguments["seed"]
-    collect = collects_values(program)
+    collect = collects_values(program, is_final)
     evaluate = functools.partial(run.compiled.evaluate, program, config, seed, state, collect=collect)
     if run.dataset is None:
         sums, values = evaluate(None, None, jnp.int32(("validation", "test").index(split)))
@@ -195,7 +198,7 @@ def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], 
     metrics, values = last_training_metrics(run.history), {}
     for name in ("validation", "test"):
         if has_split(run.dataset, name):
-            split = evaluate_split(run, state, name)
+            split = evaluate_split(run, state, name, is_final=True)
             metrics[name] = split_metrics(run.program, split)
             if split.blocks:
                 values[name] = collect_values(split)

@@ -141,7 +141,14 @@ def check_evaluate(
             return ()
         block = dataset.splits[split].block_spec()
     sums, _ = compiled.evaluate.eval_shape(
-        program, config, seed, state, block.batches, block.mask, jnp.int32(0), collect=collects_values(program)
+        program,
+        config,
+        seed,
+        state,
+        block.batches,
+        block.mask,
+        jnp.int32(0),
+        collect=collects_values(program, is_final=False),
     )
     return tuple(sums)
 
@@ -194,9 +201,9 @@ def _apply_monitor(run: Run, hooks: Hooks, before: list[str], device: Any) -> No
     run.best = run.best._replace(stopped=_place(run.program, device, np.array(stopped)))
 
 
-def collects_values(program: Program) -> bool:
-    """Whether evaluations keep the values of every example; for all evaluations alike, so that they are one program."""
-    return program.experiment.summarize is not None or program.experiment.figures is not None
+def collects_values(program: Program, is_final: bool) -> bool:
+    """Whether an evaluation keeps the values of every example: for `summarize`, or at the end for `figures`."""
+    return program.experiment.summarize is not None or (is_final and program.experiment.figures is not None)
 
 
 def has_split(dataset: Dataset | None, split: str) -> bool:
