@@ -113,24 +113,24 @@ class StreamSource:
         Args:
           seed: seed of the order.
           step: a training step in the first block.
-          cursor: `DataBlock.cursor` of that block, the only state; a run may resume with another number of workers.
+          cursor: not needed, as the step alone finds its block; a run may resume with another number of workers, and
+            with blocks of another size.
         """
-        blocks = self._blocks(seed, step, cursor)
+        blocks = self._blocks(seed, step)
         # Streams that are still open at exit are closed there, or their threads would block it.
         _OPEN.add(blocks)
         return blocks
 
-    def _blocks(self, seed: int, step: int, cursor: dict[str, Any] | None) -> Iterator[DataBlock]:
+    def _blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         size = self.feed.batches
-        # Blocks begin at multiples of their size, so the step alone finds its block.
-        start = int(cursor["start"]) if cursor is not None else step // size * size
+        start = step // size * size
         with contextlib.ExitStack() as stack:
             with starting_processes() if self._workers else contextlib.nullcontext():
                 iterator = iter(self._pipeline(seed, start // size))
                 stack.callback(iterator.close)
                 block = _next_block(iterator)
             while True:
-                yield DataBlock(block, start, start + size, {"start": start})
+                yield DataBlock(block, start, start + size)
                 start, block = start + size, _next_block(iterator)
 
     def _pipeline(self, seed: int, first: int) -> Any:
