@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import pickle
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from foldax.engine import compiled
 from foldax.engine.checkpoint import state_digest
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.sweeps.exact import DeviceWorkers
-from foldax.sweeps.plan import make_plan
+from foldax.sweeps.plan import DatasetCache, make_plan
 from foldax.sweeps.space import parse_space
 from tests.conftest import Config, tiny, tiny_arrays, tiny_dataset
 
@@ -412,6 +414,18 @@ def test_dataset_that_depends_on_a_swept_field_is_loaded_per_value(read: str) ->
             assert member.dataset.info.fingerprint == dataset(member.config).info.fingerprint
     if read in ("attribute", "getattr", "branch"):
         assert len(loaded) == 2 + 4
+
+
+def test_dataset_that_keeps_its_config_is_loaded_per_config() -> None:
+    def dataset(config: Noisy) -> Any:
+        return SimpleNamespace(splits={}, read_late=lambda: config.noise, config=config)
+
+    load = DatasetCache(foldax.Experiment(Noisy, tiny.learner, dataset))
+    first, other, again = (load(Noisy(noise=noise)) for noise in (0.0, 0.25, 0.0))
+    assert (first.read_late(), other.read_late()) == (0.0, 0.25)
+    assert again is first
+    assert type(other.config) is Noisy
+    assert pickle.loads(pickle.dumps(other.config)) == Noisy(noise=0.25)
 
 
 def test_members_with_different_datasets() -> None:

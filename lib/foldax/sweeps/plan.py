@@ -1,6 +1,8 @@
 """The plan of a sweep: its members, in groups that share one program and one dataset."""
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -163,7 +165,11 @@ def _driver_values(config: Config) -> str:
 
 
 class DatasetCache:
-    """Loads the datasets of configs, once for all configs that agree in the fields that `Experiment.dataset` reads."""
+    """Loads the datasets of configs, once for all configs that agree in the fields that the dataset depends on.
+
+    These are the fields that `Experiment.dataset` reads, or all fields if the dataset keeps the config, since then it
+    may read others later.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -178,10 +184,16 @@ class DatasetCache:
         for fields, dataset in self._cache:
             if all(getattr(config, name) == value for name, value in fields.items()):
                 return dataset
-        # Which fields the dataset depends on is observed, not declared: fields that it reads.
+        # Which fields the dataset depends on is observed, not declared.
         tracked, read = _track_reads(config)
         dataset = setup.load_dataset(self._experiment, tracked)
-        self._cache.append(({name: getattr(config, name) for name in read}, dataset))
+        object.__setattr__(tracked, "__class__", type(config))  # whoever keeps it has an ordinary config
+        keeper = weakref.ref(tracked)
+        del tracked
+        if keeper() is not None:
+            gc.collect()  # reference cycles may keep it for no one
+        names = read if keeper() is None else config.__dataclass_fields__
+        self._cache.append(({name: getattr(config, name) for name in names}, dataset))
         return dataset
 
 
