@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 
 import foldax
 from foldax.engine import compiled
 from foldax.errors import ConfigError, Interrupted, RunError
-from foldax.sweeps.populations import SuccessiveHalving, exploit_and_explore, rungs
+from foldax.sweeps.populations import Population, SuccessiveHalving, exploit_and_explore, rungs
 from foldax.sweeps.reproduce import reproduce_member
 from tests.conftest import Config, tiny
 
@@ -116,28 +117,34 @@ def test_resumed_optuna_gives_results_to_the_configs_that_were_trained(tmp_path,
         assert reproduce_member(tmp_path / "s", number)
 
 
-def test_interrupted_search_resumes_to_the_same_bits(tmp_path, monkeypatch) -> None:
-    search = foldax.PBT(perturbation_interval=6)
-    config = dataclasses.replace(CONFIG, checkpoint_every=6)
-    whole = run_sweep(search, config=config)
-    from foldax.sweeps import populations as module
+@pytest.mark.parametrize(
+    "search", [foldax.PBT(perturbation_interval=6), foldax.SuccessiveHalving(2)], ids=["PBT", "halving"]
+)
+def test_killed_search_goes_on_between_two_decisions_to_the_same_table(search, tmp_path, monkeypatch) -> None:
+    config, steps = dataclasses.replace(CONFIG, checkpoint_every=2), []
+    save, restore = Population.save, Population.restore
 
-    copy_from_parents = module.copy_from_parents
-    calls = []
-
-    def killed(*arguments) -> None:
-        calls.append(1)
-        if len(calls) == 2:
+    def killed(self: Population, now: bool = False) -> None:
+        save(self, now)
+        if self.round == 1 and len({run.step for run in self.runs.values()}) > 1:
             raise Interrupted("stopped")
-        copy_from_parents(*arguments)
 
-    monkeypatch.setattr(module, "copy_from_parents", killed)
+    def restored(self: Population) -> None:
+        restore(self)
+        steps.append((self.round, {number: run.step for number, run in self.runs.items()}))
+
+    monkeypatch.setattr(Population, "restore", restored)
+    monkeypatch.setattr(Population, "save", killed)
     with pytest.raises(Interrupted):
         run_sweep(search, config=config, save=True, sweep_dir=tmp_path / "s")
-    monkeypatch.undo()
+    monkeypatch.setattr(Population, "save", save)
     resumed = run_sweep(search, config=config, save=True, sweep_dir=tmp_path / "s", resume=True)
-    assert list(resumed.results["state_sha256"]) == list(whole.results["state_sha256"])
-    assert len(calls) == 2
+    whole = run_sweep(search, config=config)
+    round_, last = steps[1]
+    assert round_ == 1
+    assert len({*last.values()}) > 1  # one is ahead of the others
+    assert_frame_equal(resumed.results.drop(columns="seconds"), whole.results.drop(columns="seconds"))
+    assert_frame_equal(resumed.curves, whole.curves)
 
 
 def test_optuna_suggests_batches_of_one_program() -> None:

@@ -90,7 +90,9 @@ class Population:
         self.ended: dict[int, str] = {}
         self.round = 0
         self._workers, self._callbacks, self._checkpoints = workers, callbacks, checkpoints
+        self._interval = parse_interval(members[0].config.checkpoint_every)
         self._last_save_time, self._saves = time.perf_counter(), 0
+        self._saved_steps: dict[int, int] = {}  # of each run, in the last checkpoint
 
     def _hooks(self, number: int) -> Hooks:
         progress = functools.partial(self._callbacks.on_steps, [number])
@@ -111,8 +113,16 @@ class Population:
             if status not in ("paused", "interrupted"):
                 self.ended[number] = status
 
-        self._workers.run_all([number for number in numbers if number not in self.ended], work)
-        return not self._workers.stop_requested()
+        waiting = [number for number in numbers if number not in self.ended]
+        while waiting:
+            # All members pause where a checkpoint is due, because one holds the states of all.
+            self._workers.run_all(waiting, work)
+            if self._callbacks.stop_requested():
+                return False
+            is_paused = {number for number, run in self.runs.items() if run.step >= until} | self.ended.keys()
+            waiting = [number for number in waiting if number not in is_paused]
+            self.save()
+        return True
 
     def objective(self, number: int) -> float:
         """Monitored metric of a member on the validation split, negated if more is better; NaN if not finite."""
@@ -130,22 +140,28 @@ class Population:
             member = self.members[number]._replace(config=final_config(run))
             self._callbacks.on_result(member_result(member, run, how))
 
+    def is_save_due(self) -> bool:
+        """Whether a checkpoint is due: `checkpoint_every` has passed, whose steps are those of a run on average."""
+        steps, seconds = self._interval
+        # A list first: other threads may add runs meanwhile.
+        runs = list(self.runs.items())
+        advanced = sum(max(0, run.step - self._saved_steps.get(number, 0)) for number, run in runs)
+        is_late = time.perf_counter() - self._last_save_time >= seconds or 0 < steps * len(runs) <= advanced
+        return self._checkpoints is not None and advanced > 0 and is_late
+
     def save(self, now: bool = False) -> None:
         """Starts writing a checkpoint of all runs, if it is due or `now`."""
-        if self._checkpoints is None or not self.runs:
-            return
-        # Only intervals in seconds count here: decisions are the only steps at which all members can be saved.
-        _, seconds = parse_interval(next(iter(self.members.values())).config.checkpoint_every)
-        if not now and time.perf_counter() - self._last_save_time < (0 if math.isinf(seconds) else seconds):
+        if self._checkpoints is None or not self.runs or not (now or self.is_save_due()):
             return
         self._last_save_time, self._saves = time.perf_counter(), self._saves + 1
+        self._saved_steps = {number: run.step for number, run in self.runs.items()}
         numbers = sorted(self.runs)
         meta = {
             "numbers": numbers,
             "round": self.round,
             "saves": self._saves,
             "ended": [[number, status] for number, status in self.ended.items()],
-            "histories": [self.runs[number].history for number in numbers],
+            "histories": [list(self.runs[number].history) for number in numbers],  # copies: they grow meanwhile
             "hyperparameters": [hyperparameters(self.runs[number]).tolist() for number in numbers],
         }
         # Copied on the devices, because training goes on while the checkpoint is written.
@@ -173,6 +189,7 @@ class Population:
             run = self.runs[number]
             run.fold, run.best, run.step, run.history = fold, best, int(fold.step), history
             set_hyperparameters(run, values)
+        self._saved_steps = {number: run.step for number, run in self.runs.items()}
 
 
 def hyperparameters(run: Run) -> np.ndarray:

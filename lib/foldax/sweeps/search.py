@@ -100,7 +100,9 @@ def fold_population(
         if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
             raise ConfigError('search: members must pause, so the data must be on the device (source="device")')
     # Members train in exact execution, so that a paused run can move between devices.
-    workers = DeviceWorkers(planner.experiment, worker_devices(), callbacks.stop_requested)
+    workers = DeviceWorkers(
+        planner.experiment, worker_devices(), lambda: callbacks.stop_requested() or population.is_save_due()
+    )
     opened = None if path is None else contextlib.closing(MemberCheckpoints(path / "members" / "population", warn))
     with opened or contextlib.nullcontext() as checkpoints:
         population = Population(members, workers, callbacks, checkpoints)
