@@ -323,14 +323,14 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     if not {"-h", "--help"}.isdisjoint(arguments):
         file = experiment_file(experiment)
         echo(f"usage: foldax run {file.name if file else 'FILE'} [--run-dir DIR] [--field VALUE ...]")
-        echo(f"\n{_first_paragraph(experiment)}\n\n{options_help(experiment.config, default)}".rstrip())
+        echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
         raise SystemExit(0)
     return set_fields(default, parse_options(experiment.config, arguments))
 
 
-def _first_paragraph(experiment: Experiment) -> str:
-    module = sys.modules.get(experiment.learner.__module__)
-    return ((module.__doc__ if module else None) or "").split("\n\n")[0]
+def _first_paragraph(file: Path | None) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_bytes())) if file else None
+    return (docstring or "").split("\n\n")[0]
 
 
 def _reject(options: list[str]) -> None:

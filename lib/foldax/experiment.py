@@ -1,5 +1,7 @@
 """An experiment: a config class, a learner built from a config, and the data it learns from."""
 
+import functools
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -12,6 +14,8 @@ import numpy as np
 
 from foldax.errors import ExperimentError
 from foldax.learner import Learner
+
+_folders: list[str] = []  # of experiment files that were imported, as they are in `sys.path`
 
 
 class Experiment(NamedTuple):
@@ -49,12 +53,24 @@ class Experiment(NamedTuple):
 
 
 def experiment_file(experiment: Experiment) -> Path | None:
-    """Finds the file that defines the experiment's learner; None in a notebook or at a prompt."""
+    """Finds the file that defines the experiment; None in a notebook or at a prompt."""
+    # The file that holds it as `experiment`; its learner may come from elsewhere. Of several, the last was imported by
+    # the others.
+    learner = _unwrap(experiment.learner)
+    modules = [*sys.modules.values(), sys.modules.get(getattr(learner, "__module__", ""))]
+    holders = [module for module in modules if getattr(module, "__dict__", {}).get("experiment") is experiment]
     try:
-        file = inspect.getsourcefile(inspect.unwrap(experiment.learner))
+        file = getattr(holders[-1], "__file__", None) if holders else inspect.getsourcefile(learner)
     except TypeError:
         return None
     return Path(file).resolve() if file and Path(file).is_file() else None
+
+
+def _unwrap(function: Any) -> Any:
+    """Returns what a function calls in the end, or the class of a callable object."""
+    while isinstance(function := inspect.unwrap(function), functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
 
 
 def experiment_name(experiment: Experiment) -> str:
@@ -79,16 +95,21 @@ def load_experiment(path: str | Path) -> Experiment:
         hint = f" (in that folder: {', '.join(neighbours)})" if neighbours else ""
         raise ExperimentError(f"there is no experiment file {str(path)!r}{hint}; `foldax list` shows all")
     path = path.resolve()
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise ExperimentError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    # Two files of one name in two folders are two modules.
     name = f"foldax_experiment_{path.stem}"
+    if getattr(sys.modules.get(name), "__file__", str(path)) != str(path):
+        name += f"_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{str(path)!r} is not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     # Registered before its code runs: dataclasses and pickle look their module up by name.
     sys.modules[name] = module
-    # At the end, so that a file beside the experiment hides no installed package.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    _import_from(path.parent)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -98,6 +119,22 @@ def load_experiment(path: str | Path) -> Experiment:
         remedy = "end it with `experiment = foldax.Experiment(Config, learner, dataset)`"
         raise ExperimentError(f"{path.name} has no `experiment`: {remedy} (`foldax new NAME` writes a template)")
     return experiment
+
+
+def _import_from(folder: Path) -> None:
+    """Lets imports find the modules in an experiment's folder, not their namesakes beside an earlier experiment."""
+    others = [path for path in _folders if path != str(folder)]
+    if str(folder) in _folders or str(folder) not in sys.path:
+        # At the end, so that a file beside the experiment hides no installed package.
+        sys.path[:] = [path for path in sys.path if path not in _folders] + [str(folder), *others]
+        _folders[:] = [str(folder), *others]
+    here = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    for name in here & sys.modules.keys():
+        places = getattr(sys.modules[name], "__path__", [getattr(sys.modules[name], "__file__", None) or ""])
+        if any(str(Path(place).parent) in others for place in places):
+            # The earlier experiment keeps the modules that it has imported.
+            for loaded in [other for other in sys.modules if other.partition(".")[0] == name]:
+                del sys.modules[loaded]
 
 
 def user_traceback(error: BaseException, file: Path | None) -> str:

@@ -107,7 +107,10 @@ def edited_file(recorded: dict[str, Any]) -> Path | None:
     >>> edited_file({"file": None})
     """
     file, before = Path(recorded.get("file") or ""), recorded.get("file_sha256")
-    return file if before and file.is_file() and file_sha256(file) != before else None
+    try:
+        return file if before and file.is_file() and file_sha256(file) != before else None
+    except OSError:
+        return None  # loading it is the error
 
 
 def file_sha256(file: Path) -> str:
