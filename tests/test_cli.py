@@ -287,6 +287,22 @@ def test_new_writes_a_supervised_experiment_by_default(foldax, workdir) -> None:
     assert (code, err) == (1, "foldax: mine.py exists already; choose another name\n")
 
 
+def test_new_takes_names_of_modules_that_hide_no_other(foldax, workdir) -> None:
+    assert foldax("new", "PROFILE")[:2] == (0, "wrote PROFILE.py; try: foldax run PROFILE.py\n")
+    assert Path("PROFILE.py").read_text().split("\n")[:3:2] == [
+        '"""PROFILE: say here what is trained on what, and which score it reaches.', "foldax run PROFILE.py"
+    ]  # fmt: skip
+    for name, words in {
+        "class": "no word of the language", "3d": "cannot be a Python module's name", "a-b": "letters, digits",
+        "jax": "a module that the file would hide", "profile": "a module that the file would hide",
+    }.items():  # fmt: skip
+        code, _, err = foldax("new", name)
+        assert code == 2
+        assert repr(name) in err
+        assert words in err
+        assert not Path(f"{name}.py").exists()
+
+
 def test_run_show_resume_and_reproduce(foldax, workdir) -> None:
     code, out, err = foldax("run", "line.py", "--seed", 3, "--optimizer.learning-rate", 0.2, "--run-dir", "r")
     assert code == 0

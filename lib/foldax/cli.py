@@ -3,8 +3,10 @@
 import argparse
 import ast
 import contextlib
-import importlib
+import importlib.machinery
+import keyword
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -288,13 +290,19 @@ def _new(command: argparse.Namespace) -> None:
 
     path = Path(command.file_name)
     path = path if path.suffix == ".py" else path.with_name(path.name + ".py")
-    if not path.stem.isidentifier():
-        raise ConfigError(f"{path.stem!r} cannot be a Python module's name: use letters, digits and underscores")
+    if not path.stem.isidentifier() or keyword.iskeyword(path.stem):
+        rule = "use letters, digits and underscores, and no word of the language"
+        raise ConfigError(f"{path.stem!r} cannot be a Python module's name: {rule}")
+    installed = [place for place in sys.path if "site-packages" in place]
+    if path.stem in sys.stdlib_module_names or importlib.machinery.PathFinder.find_spec(path.stem, installed):
+        raise ConfigError(f"{path.stem!r} is the name of a module that the file would hide; choose another name")
     if path.exists():
         raise RunError(f"{path} exists already; choose another name")
     text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text(encoding="utf-8")
     with write_errors(path):
-        path.write_text(text.replace("NAME", path.stem, 1).replace("FILE", str(path)), encoding="utf-8")
+        # At once: a name may hold "FILE" itself.
+        values = {"NAME": path.stem, "FILE": str(path)}
+        path.write_text(re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text), encoding="utf-8")
     echo(f"wrote {path}; try: foldax run {path}")
 
 
