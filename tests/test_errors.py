@@ -338,6 +338,13 @@ def test_a_run_dir_that_cannot_be_created_is_named(write, foldax, tmp_path) -> N
     expect_message(foldax("run", write(), "--run-dir", "file/r"), 1, "cannot write to file/r", "Not a directory")
 
 
+def test_an_address_is_no_run_dir(write, foldax) -> None:
+    address = "gs://bucket/r"
+    for arguments in (("run", write(), "--run-dir", address), ("sweep", write(), "--sweep-dir", address)):
+        expect_message(foldax(*arguments), 1, "gs:/bucket/r is an address", "mount it")
+        assert not Path("gs:").exists()
+
+
 def test_a_missing_experiment_file_of_a_run_is_named(finished, foldax) -> None:
     remove_result(finished)
     Path("line.py").unlink()

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -103,8 +104,12 @@ def lock(folder: Path) -> IO[str]:
     """Locks a folder for this process until the returned file is closed; creates the folder if it is missing.
 
     Raises:
-      RunError: another process holds the lock, or the folder cannot be written.
+      RunError: another process holds the lock, or the folder cannot be written or is an address such as gs://bucket/run.
     """
+    # A path has one of the two slashes.
+    if re.fullmatch(r"\w{2,}:", folder.parts[0] if folder.parts else ""):
+        remedy = "mount it, or choose a folder and copy it there in the end"
+        raise RunError(f"{folder} is an address, and files are written and locked in folders only: {remedy}")
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
