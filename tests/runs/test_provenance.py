@@ -94,8 +94,18 @@ def test_an_edited_experiment_file_is_named_by_all_that_use_the_run(tiny_file, t
     for command in (["show", "run"], ["predict", "run", "test"], ["reproduce", "run"]):
         capfd.readouterr()
         assert cli.main(command) == 0
-        out, err = capfd.readouterr()
-        assert "tiny_file.py has changed since" in err + out, command
+        err = capfd.readouterr().err
+        assert err.count("tiny_file.py has changed since") == 1, command
+
+
+def test_git_is_asked_for_a_commit_only_where_one_is_recorded(experiment, monkeypatch) -> None:
+    questions = []
+    monkeypatch.setattr(provenance, "_ask_git", lambda experiment, *arguments: questions.append(arguments) or "1f3a")
+    recorded = provenance.collect(experiment)
+    assert recorded["git"] == {"commit": "1f3a", "dirty": True}
+    for git in (None, {"commit": "1f3a", "dirty": False}):
+        assert provenance.warn_of_changes(Path("run"), recorded | {"git": git}, experiment) == []
+    assert [one[0] for one in questions] == ["rev-parse", "status", "rev-parse"]
 
 
 def test_seconds_add_up_over_sessions(interrupted: Path, experiment) -> None:

@@ -249,7 +249,9 @@ def begin_session(folder: Path, experiment: Experiment, name: str = "manifest.js
     return content
 
 
-def record_data(folder: Path, fingerprint: str | None, allow_other_data: bool, name: str = "manifest.json") -> None:
+def record_data(
+    folder: Path, fingerprint: str | None, allow_other_data: bool, name: str = "manifest.json", **values: Any
+) -> None:
     """Records the fingerprint of the data at the first start of a run or sweep; later, checks that it is the same.
 
     Args:
@@ -257,11 +259,12 @@ def record_data(folder: Path, fingerprint: str | None, allow_other_data: bool, n
       fingerprint: of the data now.
       allow_other_data: whether other data are recorded with the current session, instead of an error.
       name: "manifest.json", or "sweep.json" for a sweep.
+      **values: other entries to record.
 
     Raises:
       DataError: the data are others.
     """
-    content = read_json(folder / name)
+    content = read_json(folder / name) | values
     if not provenance.check_data(folder, content, fingerprint, allow_other_data):
         content["sessions"][-1]["data_fingerprint"] = fingerprint
     elif content["data_fingerprint"] is None:
@@ -298,6 +301,7 @@ def load(folder: Path, manifest: str = "manifest.json", call: str | None = None)
         raise RunError(f"{folder} was made in a notebook or prompt, so there is no file to load; call there: {call}")
     if file := provenance.edited_file(content):
         ask(f"{file} has changed since {folder} was made, and is run now")
+        provenance.announced.add(provenance.file_sha256(file))
     experiment = load_experiment(content["file"])
     config = content["config"] if "config" in content else read_json(folder / "config.json")
     return experiment, read_config(folder, experiment.config, config)

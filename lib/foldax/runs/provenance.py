@@ -21,12 +21,20 @@ FLAGS = ["jax_enable_x64", "jax_default_prng_impl", "jax_default_matmul_precisio
 FLAGS += ["jax_numpy_dtype_promotion", "jax_disable_jit", "jax_disable_most_optimizations"]
 
 
+announced: set[str] = set()  # hashes of experiment files whose change has been told to the user
+
+
 def collect(experiment: Experiment) -> dict[str, Any]:
     """Collects what a run that starts now is made with.
 
     >>> collect(Experiment(None, print))["flags"]["jax_enable_x64"]
     False
     """
+    return _conditions(experiment) | {"git": _git(experiment)}
+
+
+def _conditions(experiment: Experiment) -> dict[str, Any]:
+    """What `collect` returns, without git's part, which takes time."""
     file = experiment_file(experiment)
     flags = {name: to_plain(jax.config.values.get(name)) for name in FLAGS}
     return {
@@ -35,7 +43,6 @@ def collect(experiment: Experiment) -> dict[str, Any]:
         "file_sha256": file_sha256(file) if file else None,
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in PACKAGES},
-        "git": _git(file.parent if file else Path.cwd()),
         "backend": jax.default_backend(),
         "devices": [str(device) for device in jax.devices()],
         "flags": flags | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")},
@@ -53,7 +60,7 @@ def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ['python was 3.11.4, is 3.12.1']
     """
     hashes = {recorded.get("file_sha256"), now.get("file_sha256")} - {None}
-    texts = [f"{Path(now['file']).name} has changed since"] if len(hashes) == 2 else []
+    texts = [_file_text(now)] if len(hashes) == 2 else []
     git, git_now = (facts.get("git") or {} for facts in (recorded, now))
     pairs = {name: (recorded.get(name), now.get(name)) for name in ("python", "backend", "devices")}
     pairs |= {"commit": (git.get("commit"), git_now.get("commit"))}
@@ -65,10 +72,19 @@ def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def warn_of_changes(folder: Path, recorded: dict[str, Any], experiment: Experiment) -> list[str]:
     """Warns of what has changed since a run or sweep was made, and returns it; see `changes`."""
-    texts = changes(recorded, collect(experiment))
-    if texts:
-        warn(f"{folder} was made under other conditions: {'; '.join(texts)}")
+    now = _conditions(experiment)
+    if recorded.get("git"):
+        now["git"] = {"commit": _commit(experiment)}
+    texts = changes(recorded, now)
+    # Whoever loaded the experiment from the folder has been told about its file.
+    untold = [text for text in texts if text != _file_text(now) or now["file_sha256"] not in announced]
+    if untold:
+        warn(f"{folder} was made under other conditions: {'; '.join(untold)}")
     return texts
+
+
+def _file_text(now: dict[str, Any]) -> str:
+    return f"{Path(now['file'] or '').name} has changed since"
 
 
 def check_data(folder: Path, recorded: dict[str, Any], fingerprint: str | None, allow_other_data: bool) -> bool:
@@ -125,13 +141,20 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+def _git(experiment: Experiment) -> dict[str, Any] | None:
+    commit = _commit(experiment)
+    return {"commit": commit, "dirty": bool(_ask_git(experiment, "status", "--porcelain"))} if commit else None
 
+
+def _commit(experiment: Experiment) -> str | None:
+    return _ask_git(experiment, "rev-parse", "HEAD")
+
+
+def _ask_git(experiment: Experiment, *arguments: str) -> str | None:
+    """Answer of git about the experiment's folder; None outside of a repository, or without git."""
+    file = experiment_file(experiment)
+    command = ["git", "-C", str(file.parent if file else Path.cwd()), *arguments]
     try:
-        # Outside of a repository, or without git, there is no commit to record.
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -160,8 +160,8 @@ def _hooks(
     def on_start(run: Run) -> None:
         info = run.program.info
         if path is not None and info is not None:
-            folder.record_data(path, info.fingerprint, allow_other_data)
-            folder.update_manifest(path, nonresumable_reason=nonresumable_reason(run.dataset))
+            reason = nonresumable_reason(run.dataset)
+            folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
         if verbose:
             terminal.print_table(tables.model_table(run))
 
