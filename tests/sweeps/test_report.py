@@ -11,7 +11,7 @@ import pytest
 
 from foldax.errors import RunError
 from foldax.sweeps import statistics
-from foldax.sweeps.report import write_report
+from foldax.sweeps.report import _mean_curves, write_report
 from tests.sweeps.test_statistics import SPACE, results_of, write_sweep
 
 pytest.importorskip("plotly")
@@ -124,6 +124,10 @@ def test_field_with_many_values_is_cut_into_ranges(tmp_path) -> None:
     assert rate["at"] == sorted(rate["at"])
     assert set(rate["effects"]["test/loss"]["low"]) == {None}  # one seed has no interval
     assert "low" not in data["curves"]["validation/loss"]["0"]
+    # Some versions of pandas have NumPy's integers as keys of groups, which JSON refuses.
+    _, results, curves = statistics.read(path)
+    ranks = results.set_index("member").index.to_series()
+    assert {type(rank) for rank in _mean_curves(curves, ranks)["validation/loss"]} == {int}
 
 
 def test_page_states_its_provenance(folder) -> None:

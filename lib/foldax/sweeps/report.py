@@ -145,7 +145,7 @@ def _mean_curves(curves: "DataFrame", rank_of: "Series") -> dict[str, dict[int, 
         curve = {"step": _as_json(part.index.get_level_values("step")), "mean": _as_json(part["mean"])}
         if rank < BEST_CURVES and (part["count"] > 1).any():
             curve |= {"low": _as_json(part["min"]), "high": _as_json(part["max"])}
-        by_metric.setdefault(f"{split}/{metric}", {})[rank] = curve
+        by_metric.setdefault(f"{split}/{metric}", {})[int(rank)] = curve  # JSON refuses NumPy's integers as keys
     return by_metric
 
 
