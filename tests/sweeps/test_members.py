@@ -303,10 +303,12 @@ def test_sweep_and_single_runs_share_a_program() -> None:
     )  # the default device and the same one by name are different to JAX
 
 
-def test_make_plan_compiles_nothing() -> None:
-    first = compiled.trace_counts["advance"]
+def test_make_plan_compiles_nothing_and_keeps_no_data_on_devices() -> None:
+    first, size = compiled.trace_counts["advance"], tiny_dataset(Config()).train.examples()["inputs"].shape
+    before = {id(array) for array in jax.live_arrays() if array.shape == size}
     plan = make_plan(tiny, Config(), parse_space(Config(), {"hidden": [(3,), (2,)], "learning_rate": [1, 2]}), seeds=3)
     assert compiled.trace_counts["advance"] == first
+    assert {id(array) for array in jax.live_arrays() if array.shape == size} <= before
     assert [len(group.members) for group in plan.groups] == [6, 6]
     assert plan.fields == ["hidden", "learning_rate"]
     assert [member.number for member in plan.groups[1].members] == list(range(6, 12))

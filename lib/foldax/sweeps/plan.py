@@ -17,7 +17,7 @@ from foldax.field_values import is_config
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space
-from foldax.sweeps.vmapped import can_be_sharded, memory_estimate
+from foldax.sweeps.vmapped import can_be_sharded, data_specs, memory_estimate
 
 EXECUTIONS = ("exact", "fast")
 
@@ -67,7 +67,7 @@ def make_plan(
     execution: str | None = None,
     max_concurrent: int | None = None,
 ) -> Plan:
-    """Plans a grid or random search: loads the data, but compiles and trains nothing.
+    """Plans a grid or random search: loads the data to the host, but compiles and trains nothing.
 
     Args:
       experiment: the experiment that all members run.
@@ -119,6 +119,7 @@ class Planner:
             raise ConfigError(f"max_concurrent: {self.max_concurrent} is too small; it must be at least 1")
         self.execution = self.execution or ("exact" if jax.default_backend() == "cpu" else "fast")
         self._datasets, self._groups = DatasetCache(self.experiment), dict[Any, int]()
+        self._specs = dict[int, Any]()
 
     def plan(self, all_overrides: Sequence[Overrides]) -> Plan:
         """Makes the members of some configs, grouped by program."""
@@ -148,12 +149,14 @@ class Planner:
 
     def _group(self, members: list[Member]) -> Group:
         dataset, devices = members[0].dataset, jax.local_device_count()
+        specs = self._specs.get(id(dataset)) or data_specs(dataset)
+        self._specs[id(dataset)] = specs  # groups may share a dataset
         # A stream has one order, but vmapped members would need one each; step dispatch has no loop to vmap.
         streams = dataset is not None and not hasattr(dataset.train.feed, "num_examples")
         exact = self.execution == "exact" or streams or members[0].config.dispatch == "step"
-        exact = exact or (devices > 1 and not can_be_sharded(self.experiment, members[0]))
+        exact = exact or (devices > 1 and not can_be_sharded(self.experiment, members[0], specs))
         # Exact members need one device each; vmapped ones share devices as far as memory allows.
-        member_bytes, in_memory = memory_estimate(self.experiment, members[0])
+        member_bytes, in_memory = memory_estimate(self.experiment, members[0], specs)
         concurrent = min(devices, in_memory) if exact else in_memory
         concurrent = max(1, min(len(members), concurrent, self.max_concurrent or concurrent))
         return Group(members, "exact" if exact else "fast", concurrent, member_bytes)

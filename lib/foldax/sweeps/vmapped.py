@@ -4,6 +4,7 @@ The default on accelerators. A member has the keys and the order of data of its 
 rounding at first and then drift, because XLA orders the sums of a vmapped program differently.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from foldax.configuration import to_json
+from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import state_digest
@@ -327,22 +329,34 @@ def restore_or_begin(
     return vmapped
 
 
-def can_be_sharded(experiment: Experiment, member: Member) -> bool:
+def data_specs(dataset: Dataset | None) -> tuple[Batch, Batch]:
+    """Shapes and dtypes of the examples and of the first block, read on the host: a plan leaves accelerators free."""
+    if dataset is None:
+        return None, None
+    with contextlib.suppress(RuntimeError):  # JAX may have been started without CPUs
+        dataset = dataset.to(jax.local_devices(backend="cpu")[0])
+    arrays = dataset.train.examples(), next(setup.data_blocks(dataset, 0, 0, None)).data
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+
+
+def can_be_sharded(experiment: Experiment, member: Member, specs: tuple[Batch, Batch]) -> bool:
     """Whether members like this one can be sharded over devices: jaxlib 0.12 crashes on arrays without elements."""
-    program, arguments = setup.initial_fold_arguments(experiment, member.config, member.dataset)
+    program = setup.make_program(experiment, member.config, member.dataset)
+    arguments = (*compiled.traced_config_and_seed(member.config), *specs)
     with compiled.user_errors(program, *arguments):
         fold = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments)
     return all(leaf.size for leaf in jax.tree.leaves(fold))
 
 
-def memory_estimate(experiment: Experiment, member: Member) -> tuple[int, int]:
-    """Estimates the memory of members like this one.
+def memory_estimate(experiment: Experiment, member: Member, specs: tuple[Batch, Batch]) -> tuple[int, int]:
+    """Estimates the memory of members like this one, whose data have these `data_specs`.
 
     Returns:
       Upper bound of a member's bytes without the dataset, and the number of members that fit into half of the free
       memory of all devices.
     """
-    program, arguments = setup.initial_fold_arguments(experiment, member.config, member.dataset)
+    program = setup.make_program(experiment, member.config, member.dataset)
+    arguments = (*compiled.traced_config_and_seed(member.config), *specs)
     with compiled.user_errors(program, *arguments):
         member_bytes = compiled.update_bytes(program, *arguments)
     stats = jax.local_devices()[0].memory_stats() or {}
