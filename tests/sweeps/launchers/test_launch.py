@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +18,12 @@ from pandas.testing import assert_frame_equal
 
 import foldax
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, Interrupted, RunError
-from foldax.sweeps.launchers import launch, pool
+from foldax.runs.progress import Progress
+from foldax.sweeps.groups import SweepCallbacks
+from foldax.sweeps.launchers import launch, pool, worker
 from foldax.sweeps.launchers.ray import Ray
 from foldax.sweeps.launchers.slurm import Slurm
+from foldax.sweeps.records import ResultStore
 
 FILE = '''
 """A line through the origin; where a file `kill` is, a worker kills itself at its seventh evaluation, or all do."""
@@ -233,6 +237,37 @@ def test_slurm_jobs_match_a_local_sweep_though_one_is_killed(home, finished_swee
     assert_same_tables(finished_sweep, run_sweep(home, Slurm(workers=2, cluster="local"), sweep_dir=home / "sweep"))
     assert not (home / "kill").exists(), "no worker was killed"
     assert len(processes(home)) == 3
+
+
+def test_only_workers_without_progress_in_turn_end_a_sweep(tmp_path) -> None:
+    job = {"slice": 0, "members": [(0, {}), (1, {})], "execution": "exact", "folder": str(tmp_path)}
+    attempts, callbacks = {}, SweepCallbacks(None, ResultStore(None, 2), Progress("", 0, shown=False), lambda: False)
+    for step in (10, 20, 30, 40, 40):  # a time limit that ends each worker, and the fourth before it saves
+        (tmp_path / "members" / "1" / str(step)).mkdir(parents=True, exist_ok=True)
+        assert launch._remaining_jobs(job, "TIMEOUT", attempts, callbacks) == [job]
+    with pytest.raises(RunError, match=r"3 workers in turn were lost with the members 0, 1; the last: TIMEOUT"):
+        launch._remaining_jobs(job, "TIMEOUT", attempts, callbacks)
+
+
+def test_workers_receive_the_modules_beside_the_experiment(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, text in {
+        "line.py": "import foldax\nfrom beside import part\nfrom lines.slope import learner\n"
+        "experiment = foldax.Experiment(foldax.Training, learner)\n",
+        "beside.py": "part = 1\n", "lines/slope.py": "def learner(config, info): return 'mine'\n", "unused.py": "",
+    }.items():  # fmt: skip
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text(text)
+    foldax.load_experiment(tmp_path / "here" / "line.py")
+    sources = launch.sources_beside(tmp_path / "here" / "line.py")
+    assert sorted(name for name, _ in sources) == ["beside.py", "line.py", "lines/slope.py"]
+    shutil.rmtree(tmp_path / "here")
+    for name in ("beside", "lines", "lines.slope"):
+        del sys.modules[name]
+    experiment, _ = worker._load_experiment("/nowhere/line.py", tuple(sources))
+    assert experiment.learner(None, None) == "mine"
+    for name in ("beside", "lines", "lines.slope"):
+        del sys.modules[name]
 
 
 # Errors

@@ -6,10 +6,11 @@ collects the results.
 
 import collections
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from foldax import errors
 from foldax.configuration import to_json
@@ -28,9 +29,17 @@ from foldax.sweeps.space import Config
 
 Launcher: TypeAlias = Ray | Slurm
 LAUNCHERS: dict[str, type[Launcher]] = {"ray": Ray, "slurm": Slurm}
-MAX_ATTEMPTS = 3  # of a slice whose workers are lost before one of its members ends
+MAX_ATTEMPTS = 3  # of a slice whose workers are lost before one of its members ends or saves a new checkpoint
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0  # time that workers have to save and stop before they are killed
+
+
+class Attempts(NamedTuple):
+    """Progress of a slice when its last worker was lost, and the number of workers in turn that made none."""
+
+    num_remaining: int
+    step: int
+    failed: int
 
 
 def check_launcher(launcher: Launcher, experiment: Experiment, search: Search | None, save: bool) -> None:
@@ -84,7 +93,7 @@ def launch(
         # 1. Cut what is left of the plan into jobs.
         waiting = collections.deque(make_jobs(experiment, plan, launcher.cpus, pool, callbacks, path))
         running: list[tuple[Job, Handle]] = []
-        failed_attempts: collections.Counter[int] = collections.Counter()  # in a row, by slice
+        attempts: dict[int, Attempts] = {}  # by slice
         try:
             while (waiting or running) and not callbacks.stop_requested():
                 # 2. Keep every worker busy.
@@ -97,15 +106,13 @@ def launch(
                         handle_event(event, job, fingerprints, callbacks)
                     if end_reason is not None:
                         running.remove((job, handle))
-                        waiting.extendleft(_remaining_jobs(job, end_reason, failed_attempts, callbacks))
+                        waiting.extendleft(_remaining_jobs(job, end_reason, attempts, callbacks))
                 time.sleep(POLL_SECONDS)
         finally:
             _stop(pool, [handle for _, handle in running], callbacks)
 
 
-def _remaining_jobs(
-    job: Job, end_reason: str, failed_attempts: collections.Counter[int], callbacks: SweepCallbacks
-) -> list[Job]:
+def _remaining_jobs(job: Job, end_reason: str, attempts: dict[int, Attempts], callbacks: SweepCallbacks) -> list[Job]:
     """Makes a job of the members that have no result although their job has ended; none if all have one.
 
     Raises:
@@ -113,12 +120,24 @@ def _remaining_jobs(
     """
     # A vmapped slice is submitted whole, since the bits of its members depend on its size.
     remaining = [(number, config) for number, config in job["members"] if number not in callbacks.store.results]
-    progressed = len(remaining) < len(job["members"])
-    failed_attempts[job["slice"]] = 1 if progressed else failed_attempts[job["slice"]] + 1
-    if remaining and failed_attempts[job["slice"]] == MAX_ATTEMPTS:
+    if not remaining:
+        return []
+    # A time limit that is shorter than a member's training is no failure while its checkpoints advance.
+    before = attempts.get(job["slice"], Attempts(len(job["members"]), 0, 0))
+    num_remaining, step = len(remaining), _checkpoint_step(job)
+    progressed = num_remaining < before.num_remaining or step > before.step
+    attempt = Attempts(num_remaining, step, 1 if progressed else before.failed + 1)
+    attempts[job["slice"]] = attempt
+    if attempt.failed == MAX_ATTEMPTS:
         numbers = ", ".join(str(number) for number, _ in remaining[:8]) + (", ..." if len(remaining) > 8 else "")
         raise RunError(f"{MAX_ATTEMPTS} workers in turn were lost with the members {numbers}; the last: {end_reason}")
-    return [{**job, "members": remaining if job["execution"] == "exact" else job["members"]}] if remaining else []
+    return [{**job, "members": remaining if job["execution"] == "exact" else job["members"]}]
+
+
+def _checkpoint_step(job: Job) -> int:
+    """Sum of the steps of the newest checkpoints of a job's members; 0 without a sweep folder."""
+    folders = [Path(job["folder"], "members", str(number)) for number, _ in job["members"]] if job["folder"] else []
+    return sum(max((int(path.name) for path in one.glob("*") if path.name.isdigit()), default=0) for one in folders)
 
 
 def _stop(pool: WorkerPool, handles: list[Handle], callbacks: SweepCallbacks) -> None:
@@ -155,6 +174,7 @@ def make_jobs(
     """
     file = experiment_file(experiment)
     assert file is not None
+    sources = sources_beside(file)
     results = callbacks.store.results
     total = sum(len(group.members) for group in plan.groups)
     for group in plan.groups:
@@ -172,7 +192,7 @@ def make_jobs(
             yield {
                 "slice": part[0].number,
                 "file": str(file),
-                "source": file.read_text(),
+                "sources": sources,
                 "members": [(member.number, _config_as_json(member.config)) for member in part],
                 "group": group.members[0].group,
                 "execution": group.execution,
@@ -180,6 +200,20 @@ def make_jobs(
                 "devices": cpus,
                 "folder": None if path is None else str(path.resolve()),
             }
+
+
+def sources_beside(file: Path) -> list[tuple[str, str]]:
+    """Paths and texts of an experiment file and of the modules in its folder that have been imported, for workers.
+
+    Paths are relative to the folder. By the time of a plan the experiment has imported what it needs.
+    """
+    sources = {file.name: file.read_text()}
+    for name, module in sorted(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "")
+        relative = name.replace(".", "/")
+        if path in (file.parent / f"{relative}.py", file.parent / relative / "__init__.py") and path.is_file():
+            sources[str(path.relative_to(file.parent))] = path.read_text()
+    return list(sources.items())
 
 
 def _config_as_json(config: Config) -> dict[str, object]:

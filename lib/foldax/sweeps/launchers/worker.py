@@ -28,8 +28,9 @@ Event: TypeAlias = tuple[Any, ...]
 `("error", class name, message)` or `("end",)`: plain values, so that they pass as JSON."""
 
 Job: TypeAlias = dict[str, Any]
-"""A slice of a group as JSON values: slice (its first member), file and source of the experiment, members
-`[(number, config), ...]`, group, execution, max_concurrent, devices, and folder of the sweep or None."""
+"""A slice of a group as JSON values: slice (its first member), file of the experiment, sources `[(path, text), ...]` of
+the file and of modules beside it, members `[(number, config), ...]`, group, execution, max_concurrent, devices, and
+folder of the sweep or None."""
 
 
 class ForwardingCallbacks(SweepCallbacks):
@@ -94,7 +95,7 @@ def run_job(job: Job) -> Generator[Event, None, None]:
 
 def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], None]) -> None:
     try:
-        experiment, datasets = _load_experiment(job["file"], job["source"])
+        experiment, datasets = _load_experiment(job["file"], tuple(map(tuple, job["sources"])))
         configs = [(number, from_json(experiment.config, values)) for number, values in job["members"]]
         members = [Member(number, job["group"], config, datasets(config)) for number, config in configs]
         send(("data", members[0].data_fingerprint))
@@ -107,15 +108,17 @@ def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], Non
 
 
 @functools.lru_cache(maxsize=4)
-def _load_experiment(file: str, source: str) -> tuple[Experiment, DatasetCache]:
-    """Loads an experiment from its file, or from a copy of its source where the worker cannot see the file.
+def _load_experiment(file: str, sources: tuple[tuple[str, str], ...]) -> tuple[Experiment, DatasetCache]:
+    """Loads an experiment from its file, or from copies of its sources where the worker cannot see them.
 
     Once per process, so that all jobs of a worker share its compiled programs.
     """
     path = Path(file)
-    # The file may also have changed since the sweep was started; its source at that time counts.
-    if not path.is_file() or path.read_text() != source:
+    # Files may also have changed since the sweep was started; the sources at that time count.
+    if not all((one := path.parent / name).is_file() and one.read_text() == text for name, text in sources):
         path = Path(tempfile.mkdtemp(prefix="foldax-")) / path.name
-        path.write_text(source)
+        for name, text in sources:
+            (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / name).write_text(text)
     experiment = load_experiment(path)
     return experiment, DatasetCache(experiment)
