@@ -16,7 +16,10 @@ from foldax import Training
 from foldax.errors import ConfigError, RunError
 from foldax.runs import folder
 from foldax.sweeps import statistics
+from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.show import show
+from foldax.sweeps.statistics import NOT_FINITE, STOPPED
+from foldax.sweeps.sweep import _status
 
 SPACE = {"learning_rate": [1e-3, 1e-2, 1e-1], "hidden": ["[8]", "[8, 8]"], "clip": [None, 1.0]}
 
@@ -116,6 +119,25 @@ def test_members_that_are_not_finite_are_counted_and_excluded() -> None:
     assert table["not_finite"].tolist() == [2, 3]
     assert table[["low", "high"]].isna().all(axis=None)
     assert statistics.caveats(results) == ["members not finite, so in no mean: 4"]
+
+
+def test_status_of_a_member_names_evaluations_that_are_not_finite() -> None:
+    nan, lines = float("nan"), [{"step": step, "split": "validation", "loss": 0.5} for step in (2, 4)]
+    lines[1]["loss"] = nan
+    numbers = {"finished": {"test": {"loss": float("inf")}}, STOPPED: {}, NOT_FINITE: {}}
+    members = [MemberResult(0, *how, lines, None, 1.0) for how in ((s, 6, 2, m) for s, m in numbers.items())]
+    statuses = [*map(_status, members), _status(members[0]._replace(metrics={}, history=lines[:1]))]
+    assert statuses == [
+        "finished (validation loss is nan at step 4; test loss is inf at step 2)",
+        "stopped by the search (validation loss is nan at step 4)",
+        "not finite",
+        "finished",
+    ]
+    assert statistics.caveats(pandas.DataFrame({"status": statuses})) == [
+        "members not finite, so in no mean: 1",
+        "members stopped by the search, so to be compared with care: 1",
+        "members with an evaluation that is not finite, which their status names: 2",
+    ]
 
 
 def test_sweep_of_seeds_only_is_one_config() -> None:

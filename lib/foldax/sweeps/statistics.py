@@ -287,8 +287,9 @@ def caveats(results: "DataFrame") -> list[str]:
     ['members not finite, so in no mean: 1']
     """
     texts = {NOT_FINITE: "not finite, so in no mean", STOPPED: "stopped by the search, so to be compared with care"}
-    counts = results["status"].value_counts()
-    return [f"members {text}: {counts[status]:,}" for status, text in texts.items() if status in counts]
+    texts["("] = "with an evaluation that is not finite, which their status names"
+    counts = {text: results["status"].str.contains(part, regex=False).sum() for part, text in texts.items()}
+    return [f"members {text}: {count:,}" for text, count in counts.items() if count]
 
 
 def missing_metric(results: "DataFrame | None") -> str:

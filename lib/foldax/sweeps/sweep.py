@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from foldax.configuration import from_json, to_json
-from foldax.engine import compiled
+from foldax.engine import compiled, evaluation
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
@@ -322,7 +322,7 @@ def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple["pandas.D
     for number, result in sorted(results.items()):
         metrics = {f"{split}/{k}": v for split, values in result.metrics.items() for k, v in values.items()}
         row = {"member": number, "group": group_of[number], **flat_values(plan.configs[number])}
-        row |= {"status": result.status, "steps_done": result.steps, "best_step": result.best_step}
+        row |= {"status": _status(result), "steps_done": result.steps, "best_step": result.best_step}
         rows.append(row | {"seconds": result.seconds, "state_sha256": result.state_sha256} | metrics)
         for line in result.history:
             names = [name for name in line if name not in ("step", "split")]
@@ -336,6 +336,17 @@ def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple["pandas.D
     if len(frame):
         frame["best_step"] = frame["best_step"].astype("Int64")
     return frame, pandas.DataFrame(points, columns=["member", "step", "split", "metric", "value"])
+
+
+def _status(result: MemberResult) -> str:
+    """Status of a member, with every metric of its evaluations that was NaN or infinite, as of a run."""
+    tested_at = result.steps if result.best_step is None else result.best_step
+    final = [{"step": tested_at, "split": split, **metrics} for split, metrics in result.metrics.items()]
+    nonfinite = evaluation.nonfinite_metrics([*result.history, *final])
+    if not nonfinite or result.status == statistics.NOT_FINITE:
+        return result.status
+    texts = [f"{split} {name} is {value} at step {step}" for (split, name), (value, step) in nonfinite.items()]
+    return f"{result.status} ({'; '.join(texts)})"
 
 
 def write_tables(path: Path, results: "pandas.DataFrame", curves: "pandas.DataFrame") -> None:
