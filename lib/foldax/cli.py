@@ -75,6 +75,14 @@ def _exit_code(command: Callable[[], int | None]) -> int:
         if os.environ.get("FOLDAX_TRACEBACK"):
             traceback.print_exc()
         return USAGE if isinstance(error, ConfigError) else FAILED
+    except (RuntimeError, AssertionError) as error:
+        # JAX starts its backends at their first use.
+        if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+            raise
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error) or "there is no such device, or no plugin of JAX for it"
+        warn(f"JAX cannot start (JAX_PLATFORMS={platforms}): {reason}")
+        return FAILED
     except KeyboardInterrupt:
         warn("stopped")
         return FAILED
