@@ -303,6 +303,16 @@ def test_new_takes_names_of_modules_that_hide_no_other(foldax, workdir) -> None:
         assert not Path(f"{name}.py").exists()
 
 
+def test_new_leaves_nothing_on_a_full_disk(foldax, workdir, monkeypatch) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> None:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert foldax("new", "mine") == (1, "", "foldax: cannot write to mine.py: No space left on device\n")
+    assert not Path("mine.py").exists()
+
+
 def test_run_show_resume_and_reproduce(foldax, workdir) -> None:
     code, out, err = foldax("run", "line.py", "--seed", 3, "--optimizer.learning-rate", 0.2, "--run-dir", "r")
     assert code == 0

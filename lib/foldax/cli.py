@@ -310,7 +310,12 @@ def _new(command: argparse.Namespace) -> None:
     with write_errors(path):
         # At once: a name may hold "FILE" itself.
         values = {"NAME": path.stem, "FILE": str(path)}
-        path.write_text(re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text), encoding="utf-8")
+        text = re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError:
+            path.unlink(missing_ok=True)  # a full disk leaves an empty file, which would be in the way
+            raise
     echo(f"wrote {path}; try: foldax run {path}")
 
 
