@@ -43,6 +43,9 @@ def test_what_has_changed_is_named() -> None:
         "jax was 0.9, is 0.10",
     ]
     assert provenance.changes(before, before) == []
+    flags = {"versions": {}, "flags": {"jax_default_matmul_precision": None}}
+    changed = {"versions": {}, "flags": {"jax_default_matmul_precision": "bfloat16", "new": 1}}
+    assert provenance.changes(flags, changed) == ["jax_default_matmul_precision was None, is bfloat16"]
 
 
 def test_flags_of_jax_are_recorded(experiment: foldax.Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,11 @@ def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     git, git_now = (facts.get("git") or {} for facts in (recorded, now))
     pairs = {name: (recorded.get(name), now.get(name)) for name in ("python", "backend", "devices")}
     pairs |= {"commit": (git.get("commit"), git_now.get("commit"))}
-    for group in ("versions", "flags"):
-        pairs |= {name: (value, now[group].get(name)) for name, value in (recorded.get(group) or {}).items()}
+    pairs |= {name: (value, now["versions"].get(name)) for name, value in (recorded.get("versions") or {}).items()}
     pairs = {name: pair for name, pair in pairs.items() if None not in pair}
+    # None is a value of flags.
+    flags = recorded.get("flags") or {}
+    pairs |= {name: (flags[name], value) for name, value in (now.get("flags") or {}).items() if name in flags}
     return texts + [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
 
 
