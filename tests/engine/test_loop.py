@@ -313,6 +313,31 @@ def test_predict_gives_the_logits_of_evaluate(plain: foldax.Result) -> None:
     np.testing.assert_allclose(plain.predict(inputs), values.outputs["logits"], rtol=1e-5, atol=1e-5)
 
 
+def test_the_device_holds_the_state_and_the_best_one_and_no_copy_of_them(tmp_path: Path) -> None:
+    size, in_states = 4 * 250_000, []
+
+    def learner(config: Config, info: None) -> foldax.Learner:
+        return foldax.Learner(
+            init=lambda key, examples: jax.numpy.zeros(size // 4),
+            update=lambda state, batch, key: (state + 1, {"loss": state[0]}),
+            evaluate=lambda state, batch, key: {"loss": -state[:1]},
+        )
+
+    def live_bytes() -> int:
+        # Arrays that were copied to the host have an alias on the CPU.
+        return sum({array.unsafe_buffer_pointer(): array.nbytes for array in jax.live_arrays()}.values())
+
+    before = live_bytes()
+    config = Config(steps=5, evaluate_every=1, checkpoint_every=1)
+    fit_in(
+        tmp_path,
+        foldax.Experiment(Config, learner),
+        config,
+        progress=lambda step: in_states.append((live_bytes() - before) / size),
+    )
+    np.testing.assert_allclose(in_states, 2, atol=0.1)
+
+
 def test_values_for_figures_are_collected_at_the_end_only(monkeypatch) -> None:
     blocks, evaluate_split = [], evaluation.evaluate_split
 

@@ -49,7 +49,7 @@ def host_arrays(tree: Any) -> dict[str, np.ndarray]:
     {'step': array(3, dtype=int32)}
     """
     return {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        name: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         for name, leaf in leaves_by_path(tree).items()
     }
 
@@ -68,7 +68,7 @@ def tree_from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
 
     def device_leaf(name: str, like: Any) -> jax.Array:
         array = jax.numpy.asarray(arrays[name])
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key(like) else array
 
     leaves = [device_leaf(name, leaf) for name, leaf in leaves_by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -372,12 +372,17 @@ def _silence_late_reads() -> None:
     sys.unraisablehook = hook
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds typed random keys, which NumPy has no type for.
+
+    >>> is_key(jax.random.key(0)), is_key(jax.numpy.zeros(2))
+    (True, False)
+    """
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
-    if _is_key(leaf):
+    if is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 

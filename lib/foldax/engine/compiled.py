@@ -13,6 +13,7 @@ import numpy as np
 
 from foldax.configuration import traced_config
 from foldax.engine import fold as folds
+from foldax.engine.checkpoint import is_key
 from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
 from foldax.errors import ExperimentError, FoldaxError
@@ -51,6 +52,18 @@ reset_metric_sums = jax.jit(folds.reset_metric_sums, donate_argnames="fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
 update_best = jax.jit(folds.update_best, donate_argnames="best")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def copy_to_host(tree: Any) -> Any:
+    """Waits for a pytree and copies its arrays to NumPy; only random keys stay on the device.
+
+    >>> type(copy_to_host(jnp.zeros(3))).__name__
+    'ndarray'
+    """
+    jax.tree.map(lambda leaf: leaf.copy_to_host_async(), tree)  # all at once
+    # Copies: a view of a buffer on the CPU would keep it from being donated.
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), tree)
+
 
 _compile_seconds = 0.0
 

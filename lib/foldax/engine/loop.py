@@ -1,7 +1,7 @@
 """The driver of a run: chunks of compiled steps and, at each boundary between them, in this order: evaluate, log,
 save, stop.
 
-A chunk is dispatched before the previous one is read, so the device never waits for the host.
+A chunk is dispatched before the previous one is read, so the device waits for the host only where it saves.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ def fetch_data_block(run: Run) -> None:
 
 
 def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
-    """Dispatches the steps up to `end`, and the evaluation and snapshot that are due there, without waiting.
+    """Dispatches the steps up to `end`, and the evaluation that is due there, without waiting; takes a due snapshot.
 
     The chunk is appended to `run.unread`.
     """
@@ -142,10 +142,11 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
     split, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
 
-    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated).
+    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). Here alone the device
+    # waits, for a copy that stayed on it would take as much of its memory as all of the run.
     snapshot = None
     if _save_is_due(run, hooks):
-        snapshot, run.last_save_time = compiled.copy((run.fold, run.best)), time.perf_counter()
+        snapshot, run.last_save_time = compiled.copy_to_host((run.fold, run.best)), time.perf_counter()
     run.unread[-1] = run.unread[-1]._replace(evaluation=split, stopped=stopped, snapshot=snapshot)
 
 

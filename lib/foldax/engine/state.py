@@ -164,7 +164,7 @@ class PendingChunk(NamedTuple):
       report: its training metrics.
       evaluation: of the validation split at its end, if one was due.
       stopped: bool [], whether patience ran out at its end; None without an evaluation.
-      snapshot: a copy of fold and best state to be saved, if a checkpoint was due.
+      snapshot: a copy of fold and best state on the host, to be saved, if a checkpoint was due.
       cursor: of the data at its end, for the checkpoint.
     """
 
