@@ -313,6 +313,11 @@ def test_predict_gives_the_logits_of_evaluate(plain: foldax.Result) -> None:
     np.testing.assert_allclose(plain.predict(inputs), values.outputs["logits"], rtol=1e-5, atol=1e-5)
 
 
+def test_no_key_is_used_twice() -> None:
+    with jax.debug_key_reuse(True):
+        assert loop.fit(tiny, Config(steps=2)).status == "finished"
+
+
 def test_the_device_holds_the_state_and_the_best_one_and_no_copy_of_them(tmp_path: Path) -> None:
     size, in_states = 4 * 250_000, []
 

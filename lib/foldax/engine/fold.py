@@ -245,9 +245,11 @@ def step_function(
     program: Program, config: Any, seed: jax.Array, data: Batch, block_start: jax.Array
 ) -> Callable[[Fold], Fold]:
     """Builds the function that is folded: `Fold -> Fold`, one update on one batch."""
-    learner, keys = make_learner(program, config), key_streams(seed)
+    learner = make_learner(program, config)
 
     def step(fold: Fold) -> Fold:
+        # Made of the seed in each step: a key that a loop closes over counts as used again (JAX_DEBUG_KEY_REUSE).
+        keys = key_streams(seed)
         # 1. Batch: an index into the block, divided over the mesh.
         batch = program.feed.batch(data, keys.data, fold.step, block_start)
         batch = _divide(program, batch)
@@ -298,13 +300,13 @@ def evaluate(
       ExperimentError: while tracing, `Learner.evaluate` breaks its promises (see `check_evaluation` and
         `check_logits`).
     """
-    learner, key = make_learner(program, config), key_streams(seed).evaluate
+    learner = make_learner(program, config)
     batch_size = None if mask is None else mask.shape[1]
 
     def one_batch(batch: Batch, mask: Any, index: jax.Array) -> tuple[dict[str, Average], dict[str, Any]]:
         if program.mesh is not None and batch_size is not None and batch_size % program.mesh.size == 0:
             batch = _divide(program, batch)
-        result = learner.evaluate(state, batch, jax.random.fold_in(key, index))
+        result = learner.evaluate(state, batch, jax.random.fold_in(key_streams(seed).evaluate, index))
         evaluation = check_evaluation(result, batch_size)
         check_logits(evaluation, program.info)
         averages = {name: as_average(value) for name, value in evaluation.metrics.items()}
