@@ -338,8 +338,8 @@ def test_a_run_dir_that_cannot_be_created_is_named(write, foldax, tmp_path) -> N
     expect_message(foldax("run", write(), "--run-dir", "file/r"), 1, "cannot write to file/r", "Not a directory")
 
 
-def test_a_platform_without_devices_is_named(write) -> None:
-    command = [sys.executable, "-m", "foldax.cli", "run", write(), "--run-dir", "r"]
+def test_a_platform_without_devices_is_named(write, tmp_path) -> None:
+    command = [sys.executable, "-m", "foldax.cli", "run", write(), "--run-dir", str(tmp_path / "r")]
     done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "nonsense"}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "foldax: JAX cannot start (JAX_PLATFORMS=nonsense): " in done.stderr
