@@ -167,7 +167,7 @@ def gradient_step(
         steps = ema_steps.astype(jnp.float32)
         # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
         decay = jnp.minimum(ema_decay, (1.0 + steps) * jnp.reciprocal(10.0 + steps))
-        ema_params = moving_average(params, ema_params, decay, optimizer_state)
+        ema_params = moving_average(params, ema_params, 1.0 - decay, optimizer_state)
         ema_steps = ema_steps + jnp.int32(has_stepped(optimizer_state))
     metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(params, model_state, optimizer_state, ema_params, ema_steps), metrics
@@ -230,19 +230,19 @@ def restore_frozen(before: State, after: State, frozen: Sequence[str]) -> State:
     return parameter_paths.merge(parameter_paths.split(after, frozen)[0], parameter_paths.split(before, frozen)[1])
 
 
-def moving_average(params: Params, average: Params, decay: Numeric, optimizer_state: State) -> Params:
+def moving_average(params: Params, average: Params, step_size: Numeric, optimizer_state: State) -> Params:
     """Moves an exponential moving average towards parameters, once per step of their optimizer.
 
     Args:
       params: the parameters after a call of the optimizer.
       average: their average before it.
-      decay: weight of the past, between 0 and 1; may be traced.
+      step_size: weight of the parameters, between 0 and 1: tau of a target network, 1 - decay; may be traced.
       optimizer_state: the optimizer's state after the call, which says whether it was a step (see `has_stepped`).
 
-    >>> float(moving_average(jnp.array(1.0), jnp.array(0.0), 0.75, optax.EmptyState()))
+    >>> float(moving_average(jnp.array(1.0), jnp.array(0.0), 0.25, optax.EmptyState()))
     0.25
     """
-    moved = optax.incremental_update(params, average, 1.0 - decay)
+    moved = optax.incremental_update(params, average, step_size)
     if _accumulation(optimizer_state) is None:
         return moved
     return jax.tree.map(lambda new, old: jnp.where(has_stepped(optimizer_state), new, old), moved, average)

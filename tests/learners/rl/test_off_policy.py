@@ -420,6 +420,20 @@ def test_the_target_network_is_copied_once_a_period():
     assert equal == [before // 12 < after // 12 for before, after in itertools.pairwise(steps)]
 
 
+def test_target_networks_move_with_steps_of_the_optimizer_not_with_each_accumulated_batch():
+    optimizer = optax.MultiSteps(optax.sgd(1e-2), 2).gradient_transformation()
+    networks = continuous(), models.DeterministicActor(1, (4,)), models.TwinCritic((4,)), optimizer, optimizer
+    settings = dict(replay=ReplaySettings(capacity=1000), policy_delay=1, gradient_steps=1)
+    learner = make_learner(learners.td3, learners.TD3Settings, *networks, settings=settings, options={})
+    state, targets = jax.jit(lambda: learner.init(KEY, None))(), []
+    update = jax.jit(learner.update)
+    for step in range(3):
+        targets.append(state.target_params)
+        state, _ = update(state, None, jax.random.fold_in(KEY, step))
+    chex.assert_trees_all_equal(targets[0], targets[1])
+    assert not all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, targets[1:]), strict=True))
+
+
 # -- own losses and exploration --------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import optax
 from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state, moving_average
 from foldax.learners.rl import off_policy
 from foldax.rl import replay
 from foldax.rl.replay import ReplayBatch
@@ -273,7 +273,8 @@ def sac(
             alpha_state, _ = gradient_step(alpha_state, alpha_loss_fn, alpha_optimizer, entropy, actor_key)
 
         # 6. Target critics: exponential moving average.
-        target_critic_params = optax.incremental_update(critic_state.params, state.target_critic_params, settings.tau)
+        target = critic_state.params, state.target_critic_params, settings.tau
+        target_critic_params = moving_average(*target, critic_state.optimizer_state)
         state = SACState(actor_state, critic_state, target_critic_params, alpha_state, replay_state)
         return state, metrics | actor_metrics | {"temperature": temperature}
 

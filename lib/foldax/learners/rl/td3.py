@@ -18,7 +18,7 @@ from foldax import rl
 from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state, moving_average
 from foldax.learners.rl import off_policy
 from foldax.rl.replay import ReplayBatch
 
@@ -203,8 +203,10 @@ def td3(
         actor_metrics.pop("gradient_norm")  # "gradient_norm" is the critics'
 
         # 5. Targets: exponential moving average.
-        params = (actor_state.params, state.critic.params)
-        target_params = optax.incremental_update(params, state.target_params, settings.tau)
+        def track(network: TrainState, target_params: Params) -> Params:
+            return moving_average(network.params, target_params, settings.tau, network.optimizer_state)
+
+        target_params = track(actor_state, state.target_params[0]), track(state.critic, state.target_params[1])
         return state._replace(actor=actor_state, target_params=target_params), metrics | actor_metrics
 
     def critic_step(state: TD3State, key: Key) -> tuple[TD3State, tuple[off_policy.ScalarMetrics, ReplayBatch]]:

@@ -112,7 +112,7 @@ def byol(
         tau = momentum(state.step) if callable(momentum) else momentum
         pairs = {**pairs, "target_projections": jax.lax.stop_gradient(target_output.projections)}
         online, metrics = learner.update(state.online, pairs, online_key)
-        target_params = moving_average(online.params, state.target_params, tau, online.optimizer_state)
+        target_params = moving_average(online.params, state.target_params, 1.0 - tau, online.optimizer_state)
         return BYOLState(online, target_params, state.step + 1), metrics
 
     def evaluate(state: BYOLState, batch: tasks.Batch, key: Key) -> Evaluation | dict[str, Any]:
