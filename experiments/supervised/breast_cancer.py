@@ -53,7 +53,7 @@ def summarize(values: dict[str, np.ndarray]) -> dict[str, float]:
 
 def figures(result: foldax.Result) -> dict:
     test, names = result.values["test"], result.info.class_names
-    scores, predictions = benign_scores(test), test["logits"].argmax(axis=1)
+    scores, predictions = benign_scores(test), plots.predicted_classes(test["logits"])
     wrong = np.flatnonzero(predictions != test["targets"])
     lines = [f"test example {i}: {names[test['targets'][i]]}, log odds of benign {scores[i]:+.2f}" for i in wrong]
     return {

@@ -151,7 +151,7 @@ def _as_aeon(part: dict[str, np.ndarray]) -> tuple[Any, np.ndarray]:
 
 def figures(result: foldax.Result) -> dict:
     test, info = result.values["test"], result.info
-    names, predictions = info.class_names, test["logits"].argmax(axis=1)
+    names, predictions = info.class_names, plots.predicted_classes(test["logits"])
     cache_name = f"dtw-{info.name}-{info.fingerprint[:16]}-aeon-{metadata.version('aeon')}"
     baselines = data.disk_cached(cache_name, lambda: nearest_neighbor_accuracies(result.dataset))
     rows = {

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from foldax import plots
+from foldax.errors import ExperimentError
 
 CLASSES = st.integers(2, 6)
 
@@ -22,6 +23,12 @@ def test_confusion_counts_equal_those_of_scikit_learn(example) -> None:
         warnings.simplefilter("ignore")
         expected = metrics.confusion_matrix(targets, predictions, labels=range(num_classes))
     np.testing.assert_array_equal(plots.confusion_counts(targets, predictions, num_classes), expected)
+
+
+def test_logits_that_are_nan_predict_no_class() -> None:
+    logits = np.array([[0.0, 1.0], [np.nan, np.nan]])
+    with pytest.raises(ExperimentError, match="NaN for 1 of 2 examples, the first at index 1"):
+        plots.mistakes(np.zeros((2, 4, 4, 1)), np.array([0, 1]), logits, ["cat", "dog"])
 
 
 def test_confusion_as_text_has_a_row_per_class() -> None:

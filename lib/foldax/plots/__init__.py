@@ -7,6 +7,7 @@ from foldax.plots.classification import (
     confusion_text,
     image_classification,
     mistakes,
+    predicted_classes,
     roc_curve,
 )
 from foldax.plots.common import embedding, embeddings, learning_curves, project_to_plane
@@ -22,6 +23,7 @@ from foldax.plots.style import COLORS, CYCLE, new_figure
 
 # Classification
 __all__ = ["confusion_counts", "confusion_matrix", "confusion_text", "image_classification", "mistakes", "roc_curve"]
+__all__ += ["predicted_classes"]
 # Regression and forecasts
 __all__ += ["prediction_intervals", "interval_coverage", "interval_half_width", "calibration_curve", "forecast_fans"]
 # Agents

@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import numpy as np
 
+from foldax.errors import ExperimentError
 from foldax.plots.images import image_grid
 from foldax.plots.style import COLORS, Figure, grid_and_legend, single_axis
 
@@ -29,6 +30,23 @@ def confusion_counts(targets: np.ndarray, predictions: np.ndarray, num_classes: 
     # Unlike `counts[...] += 1`, this counts repeated pairs.
     np.add.at(counts, (targets, predictions), 1)
     return counts
+
+
+def predicted_classes(logits: np.ndarray) -> np.ndarray:
+    """Finds the class int `[N]` of the largest of the logits `[N, C]`.
+
+    Raises:
+      ExperimentError: a logit is NaN, which `argmax` would count as the largest.
+
+    >>> predicted_classes(np.array([[0.0, 2.0], [3.0, 0.0]])).tolist()
+    [1, 0]
+    """
+    undefined = np.isnan(logits).any(axis=1)
+    if undefined.any():
+        where = f"{undefined.sum()} of {len(logits)} examples, the first at index {undefined.argmax()}"
+        remedy = "find the first value in the log that is not finite; lower the learning rate or check the inputs"
+        raise ExperimentError(f"logits are NaN for {where}, so that these have no predicted class; {remedy}")
+    return np.asarray(logits.argmax(axis=1))
 
 
 def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> Figure:
@@ -122,7 +140,7 @@ def mistakes(images: np.ndarray, targets: np.ndarray, logits: np.ndarray, class_
     'dog as cat'
     """
     # The margin is how much more the network favoured the predicted class than the true one.
-    predictions = logits.argmax(axis=1)
+    predictions = predicted_classes(logits)
     margin = logits.max(axis=1) - np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     wrong = np.flatnonzero(predictions != targets)
     worst = wrong[np.argsort(-margin[wrong], kind="stable")][:32]
@@ -141,7 +159,7 @@ def image_classification(result: Any) -> dict[str, Any]:
       "confusion" (text), "confusion_matrix" and "mistakes" (figures).
     """
     images, test = result.examples("test")["inputs"], result.values["test"]
-    names, predictions = result.info.class_names, test["logits"].argmax(axis=1)
+    names, predictions = result.info.class_names, predicted_classes(test["logits"])
     compared = (test["targets"], predictions, names)
     figures = {"confusion": confusion_text(*compared), "confusion_matrix": confusion_matrix(*compared)}
     return {**figures, "mistakes": mistakes(images, test["targets"], test["logits"], names)}
