@@ -118,6 +118,26 @@ def test_gradient_of_a_gradient_norm(strides):
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("axes", [None, (0, None), (None, 0), (0, 0)])
+def test_forward_mode_of_values_and_of_gradients_also_batched(axes):
+    lhs, rhs = random_arrays((2, 6, 5, 2), (3, 2), 3)
+
+    def tangents(conv):
+        function = sum_of_sines(conv, (2, 1), "SAME")
+        if axes is not None:
+            function = (lambda f: lambda *args: jax.vmap(f, axes)(*args).sum())(function)
+        args = [
+            x if axis is None else jnp.stack([x, 2 * x])
+            for x, axis in zip((lhs, rhs), axes or (None, None), strict=True)
+        ]
+        # The value's tangent, the gradients, and their tangents (forward over reverse)
+        both = jax.jit(lambda *args: jax.jvp(jax.value_and_grad(function, (0, 1)), args, args))
+        return jax.tree.leaves(both(*args))
+
+    for mine, theirs in zip(tangents(convolution), tangents(lax.conv_general_dilated), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_batched_over_kernels_in_a_scan():
     lhs, _ = random_arrays((2, 5, 5, 2), (3, 3), 3)
     kernels = jax.random.normal(jax.random.key(1), (3, 3, 3, 2, 3))

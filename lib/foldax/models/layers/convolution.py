@@ -11,11 +11,13 @@ channels. Other platforms keep their native gradients.
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
 Sizes = tuple[int, ...]
@@ -37,8 +39,7 @@ def convolution(
     """Computes `lax.conv_general_dilated`, with gradients that are fast inside loops on the CPU.
 
     The fast gradients need Flax's layout (inputs `[B, ..., C]`, kernels `[..., C, features]`) and a single group; any
-    other call is passed on to JAX. Reverse mode works to any order; forward mode (`jvp`) only where the call is passed
-    on.
+    other call is passed on to JAX. Forward and reverse mode work to any order.
 
     Args:
       lhs: inputs `[B, H, W, C]`, or with any other number of spatial axes.
@@ -103,25 +104,42 @@ def _native(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
     return lax.conv_general_dilated(lhs, rhs, *geometry[:4], _channels_last(lhs.ndim - 2), precision=geometry.precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
-    return _native(lhs, rhs, geometry)
+    return _convolution_p.bind(lhs, rhs, geometry=geometry)
 
 
-def _forward(lhs: Array, rhs: Array, geometry: Geometry) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(lhs, rhs, geometry), (lhs, rhs)
+def _batched(arguments: Sequence[Array], axes: Sequence[int | None], *, geometry: Geometry) -> tuple[Array, int]:
+    """Vmaps a convolution over inputs or kernels, by more images or more features, or over both, by JAX's own rule."""
+    (lhs, rhs), (lhs_axis, rhs_axis) = arguments, axes
+    if rhs_axis is None:
+        images = jnp.moveaxis(lhs, lhs_axis, 0)
+        outputs = _convolve(images.reshape(-1, *images.shape[2:]), rhs, geometry)
+        return outputs.reshape(*images.shape[:2], *outputs.shape[1:]), 0
+    if lhs_axis is None:
+        kernels = jnp.moveaxis(rhs, rhs_axis, -2)
+        outputs = _convolve(lhs, kernels.reshape(*kernels.shape[:-2], -1), geometry)
+        return outputs.reshape(*outputs.shape[:-1], *kernels.shape[-2:]), outputs.ndim - 1
+    native = functools.partial(_native, geometry=geometry)
+    return jax.vmap(native, in_axes=(lhs_axis, rhs_axis))(lhs, rhs), 0
 
 
-def _backward(geometry: Geometry, residuals: tuple[Array, Array], output_gradient: Array) -> tuple[Array, Array]:
-    def native(lhs: Array, rhs: Array, output_gradient: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda lhs, rhs: _native(lhs, rhs, geometry), lhs, rhs)[1](output_gradient)
+def _gradient(index: int, output_gradient: Array, lhs: Any, rhs: Any, *, geometry: Geometry) -> Array:
+    """Gradient by the inputs (index 0) or the kernel (1); of that one only shape and dtype are known."""
+    unknown, known = (lhs, rhs) if index == 0 else (rhs, lhs)
 
-    def cpu(lhs: Array, rhs: Array, output_gradient: Array) -> tuple[Array, Array]:
-        arguments = (lhs, rhs, output_gradient, geometry)
-        return _input_gradient(*arguments), _kernel_gradient(*arguments)
+    def native(known: Array, output_gradient: Array) -> Array:
+        def convolve(unknown: Array) -> Array:
+            return _native(*((unknown, known) if index == 0 else (known, unknown)), geometry)
+
+        return jax.linear_transpose(convolve, unknown.aval)(output_gradient)[0]
+
+    def cpu(known: Array, output_gradient: Array) -> Array:
+        if index == 0:
+            return _input_gradient(unknown.aval, known, output_gradient, geometry)
+        return _kernel_gradient(known, unknown.aval, output_gradient, geometry)
 
     # The platform is known at lowering only, so both versions are traced.
-    return lax.platform_dependent(*residuals, output_gradient, cpu=cpu, default=native)
+    return lax.platform_dependent(known, output_gradient, cpu=cpu, default=native)
 
 
 def _input_gradient(lhs: Array, rhs: Array, output_gradient: Array, geometry: Geometry) -> Array:
@@ -190,4 +208,13 @@ def _kernel_gradient_by_products(lhs: Array, rhs: Array, output_gradient: Array,
     return jnp.concatenate(products).reshape(rhs.shape).astype(rhs.dtype)
 
 
-_convolve.defvjp(_forward, _backward)
+# A primitive, since a function has a derivative of its own in reverse mode (`jax.custom_vjp`) or in forward mode
+# (`jax.custom_jvp`), not in both. A bilinear one has its tangents from itself and its gradients from here.
+_convolution_p = Primitive("convolution")
+_convolution_p.def_impl(jax.jit(_native, static_argnames="geometry"))
+_convolution_p.def_abstract_eval(
+    lambda lhs, rhs, *, geometry: jax.typeof(jax.eval_shape(functools.partial(_native, geometry=geometry), lhs, rhs))
+)
+ad.defbilinear(_convolution_p, functools.partial(_gradient, 0), functools.partial(_gradient, 1))
+batching.primitive_batchers[_convolution_p] = _batched
+mlir.register_lowering(_convolution_p, mlir.lower_fun(_native, multiple_results=False))
