@@ -32,7 +32,10 @@ class Likelihood(NamedTuple):
 
 
 def bernoulli() -> Likelihood:
-    """Bernoulli likelihood of inputs that are 0 or 1, or probabilities in between; the parameter is the logit.
+    """Bernoulli likelihood of inputs that are 0 or 1; the parameter is the logit.
+
+    Inputs in between (grey values) give a cross-entropy, which is no likelihood of grey values: "bits_per_dimension" of
+    `vae` is then no code length, and not comparable with that of `discretized_logistic`, which has one for grey levels.
 
     >>> bool(bernoulli().log_prob(jnp.zeros((1, 2, 1)), jnp.array([[0.0, 1.0]]))[0] == 2 * jnp.log(0.5))
     True
