@@ -75,12 +75,14 @@ def test_a_minibatch_centre_is_the_mean_of_all_points_assigned_to_it():
 def test_minibatches_approach_the_inertia_of_the_whole_dataset():
     learner = kmeans.minibatch_kmeans(10)
     state, update = learner.init(KEY, {"inputs": POINTS}), jax.jit(learner.update)
+    best = KMeans(10, n_init=10, random_state=0).fit(POINTS).inertia_
+    # The start is the best of ten; a single one of k-means++ has 1.5 times the inertia.
+    assert float(kmeans.squared_distances(POINTS, state.centers).min(axis=1).sum()) < 1.02 * best
     for index in range(60):
         rows = np.random.RandomState(index).choice(len(POINTS), 100, replace=False)
         state, _ = update(state, {"inputs": POINTS[rows]}, KEY)
     result = learner.evaluate(state, {"inputs": POINTS, "targets": load_digits().target[:600]}, KEY)
-    best = KMeans(10, n_init=10, random_state=0).fit(POINTS).inertia_
-    assert best * 0.999 < float(result.metrics["loss"].sum()) < 1.1 * best
+    assert best * 0.999 < float(result.metrics["loss"].sum()) < 1.02 * best
     np.testing.assert_array_equal(result.outputs["assignments"], learner.predict(state, POINTS, KEY))
     assert kmeans.clustering_scores({k: np.asarray(v) for k, v in result.outputs.items()})["adjusted_rand_index"] > 0.4
 

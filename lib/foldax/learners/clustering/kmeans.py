@@ -125,7 +125,9 @@ def assign(points: jax.Array, centers: jax.Array) -> jax.Array:
     return squared_distances(points, centers).argmin(axis=1)
 
 
-def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) -> tuple[jax.Array, jax.Array]:
+def fit(
+    key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10, max_iterations: int = 300
+) -> tuple[jax.Array, jax.Array]:
     """Runs k-means from several k-means++ initialisations and keeps the result of the lowest inertia.
 
     Args:
@@ -133,6 +135,7 @@ def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) 
       points: `[N, D]`.
       num_clusters: K, from 1 to N.
       num_restarts: initialisations, at least 1.
+      max_iterations: upper limit of Lloyd's iterations from each of them.
 
     Returns:
       `(centers, inertia)`, as `lloyd` returns them.
@@ -148,15 +151,20 @@ def fit(key: Key, points: jax.Array, num_clusters: int, num_restarts: int = 10) 
     points = jnp.asarray(points)
 
     def run(key: Key) -> tuple[jax.Array, jax.Array]:
-        return lloyd(points, kmeans_plus_plus(key, points, num_clusters))
+        return lloyd(points, kmeans_plus_plus(key, points, num_clusters), max_iterations)
 
     centers, inertia = jax.lax.map(run, jax.random.split(key, num_restarts))
     best = inertia.argmin()
     return centers[best], inertia[best]
 
 
-def minibatch_kmeans(num_clusters: int, *, preprocess: tasks.Preprocess | None = None) -> Learner:
-    """Minibatch k-means (Sculley, 2010), initialised by k-means++ from the examples that `init` receives.
+def minibatch_kmeans(
+    num_clusters: int, *, preprocess: tasks.Preprocess | None = None, num_restarts: int = 10
+) -> Learner:
+    """Minibatch k-means (Sculley, 2010), initialised from the examples that `init` receives.
+
+    The initial centres are the best of `num_restarts` starts of k-means++, by the inertia after ten iterations of
+    Lloyd's algorithm: centres that minibatches move seldom leave the basin of a bad start.
 
     `update` and `evaluate` report "loss", the squared distance to the nearest centre. The outputs of `evaluate` are
     "assignments" int32 `[B]` and, if the batch has them, "targets" `[B]`. `predict` returns assignments.
@@ -164,9 +172,11 @@ def minibatch_kmeans(num_clusters: int, *, preprocess: tasks.Preprocess | None =
     Args:
       num_clusters: K, at least 1.
       preprocess: elementwise function of the inputs `[B, ...]`, which are then flattened; None converts to float32.
+      num_restarts: starts of k-means++, at least 1.
 
     Raises:
-      ConfigError: `num_clusters` is below 1; while tracing, `init` receives fewer examples than clusters.
+      ConfigError: `num_clusters` or `num_restarts` is below 1; while tracing, `init` receives fewer examples than
+        clusters.
 
     >>> learner = minibatch_kmeans(2)
     >>> batch = {"inputs": jnp.array([[0.0], [2.0], [9.0]])}
@@ -174,10 +184,11 @@ def minibatch_kmeans(num_clusters: int, *, preprocess: tasks.Preprocess | None =
     >>> learner.predict(state, batch["inputs"], jax.random.key(1)).shape
     (3,)
     """
-    check_positive(num_clusters=num_clusters)
+    check_positive(num_clusters=num_clusters, num_restarts=num_restarts)
 
     def init(key: Key, examples: Batch) -> KMeansState:
-        centers = kmeans_plus_plus(key, as_points(examples["inputs"], preprocess), num_clusters)
+        points = as_points(examples["inputs"], preprocess)
+        centers, _ = fit(key, points, num_clusters, num_restarts, max_iterations=10)
         return KMeansState(centers, jnp.zeros(num_clusters))
 
     def update(state: KMeansState, batch: Batch, key: Key) -> tuple[KMeansState, Metrics]:
