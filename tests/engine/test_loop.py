@@ -14,6 +14,8 @@ import pytest
 import foldax
 from foldax.engine import compiled, evaluation, loop
 from foldax.engine.checkpoint import Checkpoints, host_arrays
+from foldax.engine.setup import make_program
+from foldax.errors import ConfigError
 from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
 
 
@@ -95,6 +97,11 @@ def test_predictions_compile_once(plain: foldax.Result) -> None:
     assert plain._predict._cache_size() == 1
     plain.predict(inputs, seed=1)
     assert plain._predict._cache_size() == 1
+
+
+def test_several_devices_without_a_dataset_to_divide_are_refused() -> None:
+    with pytest.raises(ConfigError, match="devices: 2 asked for, but this run has no dataset.*take 1"):
+        make_program(tiny, Config(devices=2), None)
 
 
 def test_two_devices_get_the_data_once() -> None:

@@ -105,10 +105,13 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
     """Gathers what is static in a run.
 
     Raises:
-      ConfigError: the machine has fewer devices than `config.devices`, or they do not divide a batch.
+      ConfigError: the machine has fewer devices than `config.devices`, they do not divide a batch, or there is none.
     """
     mesh = None
     if config.devices > 1:
+        if dataset is None:
+            problem = "this run has no dataset whose batches they could divide, so each would do the same"
+            raise ConfigError(f"devices: {config.devices} asked for, but {problem}; take 1 (sweeps use all of them)")
         if config.devices > jax.device_count():
             raise ConfigError(f"devices: {config.devices} asked for, but this machine has {jax.device_count()}")
         if dataset is not None and dataset.info.batch_size % config.devices:
