@@ -163,5 +163,8 @@ def test_errors_name_what_gymnax_lacks():
         rl.gymnax("FrozenLake-misc")
     with pytest.raises(ConfigError, match="no environment 'CartPole-v2'; did you mean 'CartPole-v1'"):
         rl.gymnax("CartPole-v2")
+    for adapter in (rl.gymnax, lambda name: rl.gymnasium(name, num_envs=1, rollout_steps=1)):
+        with pytest.raises(ConfigError, match="of type Environment, which is no name; give its name"):
+            adapter(counter())
     with pytest.raises(ConfigError, match="no parameter 'max_steps'"):
         rl.gymnax("CartPole-v1", max_steps=5)

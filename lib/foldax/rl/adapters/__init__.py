@@ -9,10 +9,13 @@ def check_name(name: str, allowed: Iterable[str], problem: str) -> None:
     """Checks that a library knows a name; `problem`, such as "gymnax has no environment", begins the error.
 
     Raises:
-      ConfigError: the name is not allowed; lists those that are.
+      ConfigError: it is not allowed, or no name; lists those that are.
 
     >>> check_name("CartPole-v1", ["CartPole-v1"], "gymnax has no environment")
     """
+    if not isinstance(name, str):
+        remedy = "give its name; of an object make an rl.Environment, or on the host use rl.from_vector_env"
+        raise ConfigError(f"{problem} {name!r:.80}, of type {type(name).__name__}, which is no name; {remedy}")
     known = list(allowed)
     if name not in known:
         raise ConfigError(f"{problem} {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from foldax.data.processes import starting_processes
 from foldax.errors import ConfigError, did_you_mean
 from foldax.rl import headless
+from foldax.rl.adapters import check_name
 from foldax.rl.host_environment import HostEnvironment, from_vector_env
 
 
@@ -48,6 +49,8 @@ def gymnasium(
     >>> host.info.observation_space.shape, host.info.action_space
     ((4,), Discrete(num=2))
     """
+    if not isinstance(name, str):
+        check_name(name, (), "Gymnasium has no environment")
     if wrappers and mode == "vector_entry_point":
         problem = "mode 'vector_entry_point' takes no wrappers, which wrap single environments"
         raise ConfigError(f"{name}: {problem}; take 'sync'")
