@@ -111,11 +111,11 @@ def _convolve(lhs: Array, rhs: Array, geometry: Geometry) -> Array:
 def _batched(arguments: Sequence[Array], axes: Sequence[int | None], *, geometry: Geometry) -> tuple[Array, int]:
     """Vmaps a convolution over inputs or kernels, by more images or more features, or over both, by JAX's own rule."""
     (lhs, rhs), (lhs_axis, rhs_axis) = arguments, axes
-    if rhs_axis is None:
+    if rhs_axis is None and lhs_axis is not None:
         images = jnp.moveaxis(lhs, lhs_axis, 0)
         outputs = _convolve(images.reshape(-1, *images.shape[2:]), rhs, geometry)
         return outputs.reshape(*images.shape[:2], *outputs.shape[1:]), 0
-    if lhs_axis is None:
+    if lhs_axis is None and rhs_axis is not None:
         kernels = jnp.moveaxis(rhs, rhs_axis, -2)
         outputs = _convolve(lhs, kernels.reshape(*kernels.shape[:-2], -1), geometry)
         return outputs.reshape(*outputs.shape[:-1], *kernels.shape[-2:]), outputs.ndim - 1
