@@ -185,8 +185,9 @@ def _check_vmapped_sweep(subject: Subject, members: list[Member], lone_runs: lis
 
 def sharding(subject: Subject) -> str | None:
     """Several devices that share each batch give the result of one device, to rounding."""
-    count = jax.device_count()
-    batch_size = subject.dataset.info.batch_size if subject.dataset is not None else count
+    if subject.dataset is None:
+        return "it has no dataset, whose batches devices would divide"
+    count, batch_size = jax.device_count(), subject.dataset.info.batch_size
     # The largest number of devices that divides a batch.
     count = max((n for n in range(1, count + 1) if batch_size % n == 0), default=1)
     if count < 2:
