@@ -99,7 +99,8 @@ def network(config: Config) -> Any:
 
 
 def learner(config: Config, info: data.Info) -> foldax.Learner:
-    return learners.language_model(network(config), optim.build(config.optimizer, config.steps))
+    optimizer = optim.build(config.optimizer, config.steps)
+    return learners.language_model(network(config), optimizer, tokenizer=TOKENS)
 
 
 def figures(result: foldax.Result) -> dict[str, Any]:

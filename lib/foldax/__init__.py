@@ -14,7 +14,7 @@ from foldax.configuration import RLTraining, Training, config, config_hash, driv
 from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
-from foldax.learner import Average, EnvironmentSteps, Evaluation, Learner
+from foldax.learner import Average, EnvironmentSteps, Evaluation, InputSpec, Learner, Sampler
 from foldax.runs.train import train
 from foldax.sweeps.launchers.ray import Ray
 from foldax.sweeps.launchers.slurm import Slurm
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foldax.cli import run_experiment as main
     from foldax.inference.cluster import cluster
     from foldax.inference.export import export
+    from foldax.inference.sample import sample
     from foldax.runs import transfer
     from foldax.runs.load import load_run
 
@@ -37,9 +38,9 @@ __all__ = ["Experiment", "load_experiment"]
 # Configs
 __all__ += ["config", "Training", "RLTraining", "structural", "driver", "config_hash", "to_json", "from_json"]
 # Learners
-__all__ += ["Learner", "Evaluation", "Average", "EnvironmentSteps"]
+__all__ += ["Learner", "InputSpec", "Sampler", "Evaluation", "Average", "EnvironmentSteps"]
 # Runs
-__all__ += ["train", "Result", "load_run", "main", "export", "cluster", "transfer", "FoldaxError"]
+__all__ += ["train", "Result", "load_run", "main", "export", "sample", "cluster", "transfer", "FoldaxError"]
 # Sweeps
 __all__ += ["sweep", "SweepResult", "Range", "SuccessiveHalving", "PBT", "Optuna", "Ray", "Slurm"]
 # Packages
@@ -50,6 +51,7 @@ _PACKAGES = ("augment", "data", "evaluation", "laws", "learners", "models", "opt
 _LAZY: dict[str, tuple[str, str | None]] = {name: (f"foldax.{name}", None) for name in _PACKAGES} | {
     "cluster": ("foldax.inference.cluster", "cluster"),
     "export": ("foldax.inference.export", "export"),
+    "sample": ("foldax.inference.sample", "sample"),
     "load_run": ("foldax.runs.load", "load_run"),
     "main": ("foldax.cli", "run_experiment"),
     "transfer": ("foldax.runs.transfer", None),

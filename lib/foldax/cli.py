@@ -166,7 +166,17 @@ def _add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None
         "episode is written beside FILE (_strip.png). If the environment cannot be rendered, a figure of the "
         "observations (_observations.png) replaces both."
     )
-    for command in (predict, export, cluster, play):
+
+    sample = add("sample", _use_run, "write samples of a run's generative model: a grid of images, or text", "RUN_DIR")
+    sample.add_argument("--prompt", metavar="TEXT", help="text that a language model continues")
+    sample.add_argument(
+        "--class", dest="label", type=int, metavar="K", help="class of all images (default: all in turn)"
+    )
+    sample.add_argument("--count", type=int, metavar="N", help="number of images (default: 64) or texts (default: 1)")
+    sample.add_argument("--length", type=int, default=200, metavar="N", help="tokens of a text (default: 200)")
+    sample.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    sample.add_argument("--out", type=Path, metavar="FILE", help="default: samples.png or samples.txt in RUN_DIR")
+    for command in (predict, export, cluster, play, sample):
         command.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
 
 

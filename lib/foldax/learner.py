@@ -1,11 +1,12 @@
 """The vocabulary of learning: a `Learner` is a few pure functions, the same four for every kind of learning."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 State: TypeAlias = Any  # pytree of arrays: all that `update` changes
 Params: TypeAlias = chex.ArrayTree  # pytree of arrays: Flax's "params" collection
@@ -93,6 +94,47 @@ class EnvironmentSteps(NamedTuple):
     per_update: int
 
 
+class InputSpec(NamedTuple):
+    """One array that `Learner.predict` takes.
+
+    Attributes:
+      shape: of one example, without the batch axis; a name such as "time" stands for any length.
+      dtype: of the array.
+      meaning: what the array holds, for readers of an export.
+      num_classes: where it holds classes, their number; all are from 0 to `num_classes` - 1.
+
+    >>> InputSpec(("time", 4), np.dtype("float32"), "observations of the episode so far").num_classes is None
+    True
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: np.dtype
+    meaning: str = ""
+    num_classes: int | None = None
+
+
+class Sampler(NamedTuple):
+    """Samples from a generative model, for `foldax sample`.
+
+    Attributes:
+      draw: for images `(state, labels int [B], key, shape of one image) -> images [B, ...]`, where an unconditional
+        model uses only the number of labels; for text `(state, prompt int [B, T], key, num_tokens) -> tokens int
+        [B, num_tokens]`.
+      takes: "labels" for images, "prompt" for text.
+      num_classes: number of classes of a conditional model of images.
+      tokenizer: of text, with `encode` and `decode` (see `foldax.data`).
+
+    >>> noise = Sampler(lambda state, labels, key, shape: jax.random.normal(key, (len(labels), *shape)))
+    >>> noise.draw(None, jnp.zeros(2, int), jax.random.key(0), (4, 4)).shape
+    (2, 4, 4)
+    """
+
+    draw: Callable[..., jax.Array]
+    takes: Literal["labels", "prompt"] = "labels"
+    num_classes: int | None = None
+    tokenizer: Any = None
+
+
 class Learner(NamedTuple):
     """A learning algorithm as pure functions of arrays (compare optax's `GradientTransformation`).
 
@@ -107,6 +149,10 @@ class Learner(NamedTuple):
       predict: `(state, inputs, key) -> outputs`: logits, an action, a reconstruction; None if there is nothing to
         predict.
       environment_steps: of an agent, how many environment steps it takes; must agree with the run's config.
+      predict_inputs: the arrays that `predict` takes, by name: one "inputs" alone as it is, several as a dict. None in
+        place of an array's `InputSpec`: it is the dataset's field of that name. None: the dataset's "inputs", and its
+        "mask" if it has one.
+      sampler: draws samples for `foldax sample`; None if there is nothing to sample.
 
     >>> mean_of_data = Learner(
     ...     init=lambda key, examples: jnp.zeros(()),
@@ -124,6 +170,26 @@ class Learner(NamedTuple):
     evaluate: Callable[[State, Batch, Key], Evaluation | dict[str, Any]]
     predict: Callable[[State, Any, Key], Any] | None = None
     environment_steps: EnvironmentSteps | None = None
+    predict_inputs: Mapping[str, InputSpec | None] | None = None
+    sampler: Sampler | None = None
+
+    def with_inner(self, inner: Callable[[State], State], **functions: Any) -> "Learner":
+        """Copies the learner with other functions, for a wrapper that predicts and samples as the wrapped learner does.
+
+        Args:
+          inner: gets the wrapped learner's state from the wrapper's.
+          **functions: `init`, `update` and `evaluate` of the wrapper.
+
+        >>> doubled = Learner(min, min, min, lambda state, inputs, key: state * inputs).with_inner(lambda s: s["w"])
+        >>> doubled.predict({"w": 2}, 3, None)
+        6
+        """
+        predict, sampler = self.predict, self.sampler
+        if predict is not None:
+            functions["predict"] = lambda state, inputs, key: predict(inner(state), inputs, key)
+        if sampler is not None:
+            functions["sampler"] = sampler._replace(draw=lambda state, *rest: sampler.draw(inner(state), *rest))
+        return self._replace(**functions)
 
 
 def as_average(value: Any) -> Average:

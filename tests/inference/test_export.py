@@ -19,9 +19,13 @@ from safetensors.numpy import load_file
 
 import foldax
 from foldax import data, learners, models, transfer
+from foldax.engine import setup
+from foldax.engine.state import Hooks
 from foldax.errors import ConfigError, DataError, ExperimentError, RunError
+from foldax.inference.predict import predict
 from foldax.runs.transfer import parameters
 from tests.conftest import Config, tiny, tiny_dataset
+from tests.laws.test_laws import LEARNERS
 
 ALONE = """
 import runpy, sys
@@ -57,6 +61,16 @@ def program(folder: Path, *inputs: Any) -> Any:
 def trained(learner: Any, path: Path, dataset: Any = tiny_dataset, **changes: Any) -> foldax.Result:
     experiment = foldax.Experiment(Config, learner, dataset, name="made")
     return foldax.train(experiment, Config(steps=2, **changes), run_dir=path, verbose=False)
+
+
+def untrained(experiment: foldax.Experiment) -> foldax.Result:
+    """A run before its first step: exports and samples do not depend on the training."""
+    config = experiment.config()
+    run = setup.start_run(experiment, config, Hooks(), experiment.dataset and experiment.dataset(config))
+    info, state = run.dataset and run.dataset.info, run.fold.state
+    return foldax.Result(
+        experiment, config, info, run.dataset, state, state, 0, None, "finished", {}, {}, [], 0.0, 0.0, 0.0
+    )
 
 
 # Files
@@ -220,6 +234,32 @@ def test_a_model_that_needs_a_fixed_batch_size(tmp_path, capsys) -> None:
     with pytest.raises(ExperimentError, match=r"cannot be exported with a symbolic batch size \(a number may do: --b"):
         foldax.export(result, batch_size="symbolic", verbose=False)
     assert signature(foldax.export(result, batch_size=4, verbose=False))["inputs"]["shape"] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "expected"),
+    [
+        ("recurrent_ppo", np.ones((3, 7, 2), np.float32), {"shape": ["batch", "time", 2], "dtype": "float32"}),
+        ("ppo_continuous", np.ones((3, 1), np.float32), {"shape": ["batch", 1], "meaning": "observations"}),
+        ("gan", np.array([0, 2, 1], np.int32), {"shape": ["batch"], "meaning": "class of each sample", "num_classes": 3}),
+        (
+            "vae",
+            {"inputs": np.ones((3, 6, 6, 1), np.uint8), "targets": np.array([0, 2, 1], np.int32)},
+            {"targets": {"shape": ["batch"], "dtype": "int32", "meaning": "as the dataset's targets", "num_classes": 3}},
+        ),
+    ],
+)  # fmt: skip
+def test_policies_and_samplers_run_without_foldax(name, inputs, expected, tmp_path) -> None:
+    result = untrained(LEARNERS[name])
+    folder = foldax.export(result, tmp_path / "out", verbose=False)
+    assert expected.items() <= signature(folder)["inputs"].items()
+    file = tmp_path / ("inputs.npz" if isinstance(inputs, dict) else "inputs.npy")
+    np.savez(file, **inputs) if isinstance(inputs, dict) else np.save(file, inputs)
+    command = [sys.executable, "-c", ALONE, tmp_path / "outputs.npz", folder / "example.py", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predicted = predict(result, str(file))
+    np.testing.assert_allclose(np.load(tmp_path / "outputs.npz")["arr_0"], predicted, rtol=1e-5, atol=1e-6)
 
 
 # Errors

@@ -1,7 +1,8 @@
 """`foldax export`: a run's parameters as safetensors, and a program that predicts without any code of foldax.
 
 The program is the learner's `predict`, exported by `jax.export` as StableHLO for several platforms at once. Parameters
-are its argument, which keeps it small. It takes raw inputs, as the dataset yields them.
+are its argument, which keeps it small. It takes raw inputs, as the dataset yields them, or
+as the learner states them: observations, classes.
 """
 
 import json
@@ -94,11 +95,11 @@ def export(
     # 2. Program, tried on a few examples
     specs = input_specs(result)
     if shape is not None:  # a mask has only the axes of time
-        specs = {name: (tuple(shape)[: len(old) or None], dtype) for name, (old, dtype) in specs.items()}
+        specs = {name: spec._replace(shape=tuple(shape)[: len(spec.shape) or None]) for name, spec in specs.items()}
     exported = _export_predict(result, specs, batch_size, tuple(platforms))
     comparison = _compare_to_predict(exported, result, specs)
     # 3. Files
-    signature = _signature(result, exported)
+    signature = _signature(result, exported, specs)
     _write(folder, result, exported, signature)
     if verbose:
         _print_summary(folder, signature, comparison)
@@ -108,9 +109,10 @@ def export(
 def _batch_specs(specs: InputSpecs, batch: int | str, scope: Any = None) -> Inputs:
     """Returns shapes and dtypes of a batch, whose sizes may be symbolic."""
     batch_specs = {}
-    for name, (shape, dtype) in specs.items():
-        sizes = ", ".join(map(str, (batch, *shape)))
-        batch_specs[name] = jax.ShapeDtypeStruct(jax_export.symbolic_shape(sizes, scope=scope), dtype)
+    for name, spec in specs.items():
+        # The comma makes a tuple of one size, too.
+        sizes = ", ".join(map(str, (batch, *spec.shape))) + ","
+        batch_specs[name] = jax.ShapeDtypeStruct(jax_export.symbolic_shape(sizes, scope=scope), spec.dtype)
     return predict_argument(batch_specs)
 
 
@@ -128,7 +130,10 @@ def _export_predict(
         return by_path[""] if list(by_path) == [""] else by_path
 
     # 1. A trial export with fixed sizes tells which leaves of the state `predict` reads, and whether it uses its key.
-    fixed = {name: (tuple(s if isinstance(s, int) else 8 for s in shape), d) for name, (shape, d) in specs.items()}
+    fixed = {
+        name: spec._replace(shape=tuple(size if isinstance(size, int) else 8 for size in spec.shape))
+        for name, spec in specs.items()
+    }
     state_specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.state)
     seed_spec = jax.ShapeDtypeStruct((), jnp.uint32)
     arguments = (state_specs, _batch_specs(fixed, 2), seed_spec)
@@ -161,7 +166,7 @@ def _export_predict(
     except ExperimentError as error:
         if batch_size == "symbolic":
             raise
-        size = result.info.batch_size
+        size = getattr(result.info, "batch_size", CHECKED_EXAMPLES)  # an agent's run has no dataset
         warn(f"{str(error).splitlines()[0]}; the program takes {size} examples at a time")
         return export_batch(size, f" with a batch size of {size}")
 
@@ -214,7 +219,7 @@ def _compare_to_predict(exported: ExportedPredict, result: Result, specs: InputS
     return f"differs from `predict` by {difference:.1g} at most"
 
 
-def _signature(result: Result, exported: ExportedPredict) -> dict[str, Any]:
+def _signature(result: Result, exported: ExportedPredict, specs: InputSpecs) -> dict[str, Any]:
     def describe(aval: Any) -> dict[str, Any]:
         sizes = [size if isinstance(size, int) else str(size) for size in aval.shape]
         return {"shape": sizes, "dtype": str(aval.dtype)}
@@ -236,7 +241,14 @@ def _signature(result: Result, exported: ExportedPredict) -> dict[str, Any]:
         "data_fingerprint": getattr(result.info, "fingerprint", None),
         "test": result.metrics.get("test", {}),
         "platforms": list(program.platforms),
-        "inputs": jax.tree.map(describe, inputs),
+        "inputs": predict_argument(
+            {
+                name: describe(inputs[name] if isinstance(inputs, dict) else inputs)
+                | {"meaning": spec.meaning}
+                | ({} if spec.num_classes is None else {"num_classes": spec.num_classes})
+                for name, spec in specs.items()
+            }
+        ),
         "outputs": jax.tree.map(describe, outputs),
         "takes_seed": exported.takes_seed,
         "class_names": names("class"),
@@ -282,7 +294,10 @@ def example_script(signature: dict[str, Any]) -> str:
         experiment=signature["experiment"],
         test=f" (test: {test})" if test else "",
         file="INPUTS.npy" if is_array else "INPUTS.npz",
-        dtypes=", ".join(f"{spec['dtype']}{list_text(spec['shape'])}" for spec in specs.values()),
+        dtypes=", ".join(
+            f"{spec['dtype']}{list_text(spec['shape'])}" + (f" ({spec['meaning']})" if spec.get("meaning") else "")
+            for spec in specs.values()
+        ),
         arrays="an array" if is_array else " and ".join(f'"{name}"' for name in specs),
         load="np.load(sys.argv[1])" if is_array else "dict(np.load(sys.argv[1]))",
         constants=constants["inputs"] if is_array else f"{{{by_name}}}",

@@ -14,10 +14,11 @@ import numpy as np
 from foldax.data.conversion import as_array
 from foldax.engine.result import Result
 from foldax.errors import DataError, RunError, did_you_mean
+from foldax.learner import InputSpec
 
 Shape = tuple[Any, ...]
-InputSpecs = dict[str, tuple[Shape, np.dtype]]
-"""Shape and dtype of one example's "inputs" and, where sequences are masked, of its "mask"."""
+InputSpecs = dict[str, InputSpec]
+"""The arrays that `predict` takes: "inputs" and, say, the "mask" of sequences, "targets" of a conditional model."""
 Arrays = dict[str, np.ndarray]
 ENCODING = "utf-8-sig"  # UTF-8, with or without the byte order mark that spreadsheets write
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -25,15 +26,25 @@ MAX_BATCH = 256  # examples per call of a learner's function
 
 
 def input_specs(result: Result) -> InputSpecs:
-    """Returns shape and dtype of one example's inputs (and mask), from the run's dataset.
+    """Returns the arrays that `predict` takes: as the learner states them, or else as the run's dataset has them.
 
     Raises:
-      RunError: there is no dataset, or it has no "inputs".
+      RunError: the learner states none, and there is no dataset, or it lacks a field.
     """
     shapes = getattr(result.info, "shapes", {})
-    if "inputs" not in shapes:
-        raise RunError('the experiment has no dataset with "inputs", so the shape that `predict` takes is not known')
-    return {name: (shapes[name], result.info.dtypes[name]) for name in ("inputs", "mask") if name in shapes}
+    stated = result.learner.predict_inputs
+    if stated is None:
+        stated = dict.fromkeys(name for name in ("inputs", "mask") if name == "inputs" or name in shapes)
+    specs = {}
+    for name, spec in stated.items():
+        if spec is None and name not in shapes:
+            problem = f'the experiment has no dataset with "{name}", so the shape that `predict` takes is not known'
+            raise RunError(f"{problem}; let the learner state it (`Learner.predict_inputs`)")
+        size = getattr(result.info, "num_classes" if name == "targets" else "vocabulary_size", None)
+        specs[name] = spec or InputSpec(
+            shapes[name], result.info.dtypes[name], f"as the dataset's {name}", None if name == "mask" else size
+        )
+    return specs
 
 
 def predict_argument(arrays: dict[str, Any]) -> Any:
@@ -79,81 +90,99 @@ def example_inputs(result: Result, count: int, specs: InputSpecs) -> Any:
     Returns:
       The argument of `predict`, `[count, ...]`.
     """
-    split = next((name for name in ("test", "validation") if name in result.dataset.splits), None)
+    split = next((name for name in ("test", "validation") if name in splits_with_inputs(result)), None)
     if split is not None and specs == input_specs(result):
         examples = result.examples(split)
-        return predict_argument({name: np.resize(examples[name], (count, *specs[name][0])) for name in specs})
+        return predict_argument({name: np.resize(examples[name], (count, *specs[name].shape)) for name in specs})
     constants = {}
-    for name, (shape, dtype) in specs.items():
-        sizes = (size if isinstance(size, int) else 8 for size in shape)
-        constants[name] = np.full((count, *sizes), name == "mask", dtype)
+    for name, spec in specs.items():
+        sizes = (size if isinstance(size, int) else 8 for size in spec.shape)
+        constants[name] = np.full((count, *sizes), name == "mask", spec.dtype)
     return predict_argument(constants)
+
+
+def splits_with_inputs(result: Result) -> Sequence[str]:
+    """Names the evaluation splits that hold inputs of `predict`: none where the learner states inputs of its own."""
+    stated = result.learner.predict_inputs or {}
+    return () if result.dataset is None or any(stated.values()) else tuple(result.dataset.splits)
 
 
 def read_inputs(result: Result, source: str) -> tuple[Arrays, Arrays]:
     """Reads inputs from a file or an evaluation split.
 
     Args:
-      result: the run, whose dataset gives shape and dtype of the inputs.
+      result: the run, whose learner or dataset gives shape and dtype of the inputs.
       source: "test" or "validation", or a .npy, .npz, .csv, .json, .png, .jpg or .jpeg file.
 
     Returns:
-      `(inputs and mask by name [B, ...], targets by name)`; a file has no targets.
+      `(arrays that `predict` takes by name [B, ...], targets by name)`; a file has no targets.
 
     Raises:
       DataError: there is no such split or file, or its content does not fit the run's inputs.
     """
     # A split of the dataset
-    specs = input_specs(result)
-    if source in result.dataset.splits:
+    specs, splits = input_specs(result), splits_with_inputs(result)
+    if source in splits:
         examples = result.examples(source)
         return {name: examples[name] for name in specs}, {k: v for k, v in examples.items() if k == "targets"}
     # A file
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if reader is None or not path.is_file():
-        splits = ", ".join(result.dataset.splits) or "none"
+        names = ", ".join(splits) or "none"
         unknown = f"{source!r} is neither a split nor a file of a known kind"
         reason = f"there is no file {source!r}" if reader else unknown
-        raise DataError(f"{reason} (splits: {splits}; files: {', '.join(READERS)})")
-    shape, dtype = specs["inputs"]
+        raise DataError(f"{reason} (splits: {names}; files: {', '.join(READERS)})")
     try:
-        content = reader(path, shape, getattr(result.info, "feature_names", None))
+        content = reader(path, specs["inputs"].shape, getattr(result.info, "feature_names", None))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    arrays = {"inputs": _as_batch(content["inputs"], shape, dtype, f"{path}")}
-    if "mask" in specs:
-        # Without a mask in the file, no step is masked.
-        ones = np.ones((len(arrays["inputs"]), *arrays["inputs"].shape[1:][: len(specs["mask"][0])]), np.int32)
-        arrays["mask"] = _as_batch(content.get("mask", ones), *specs["mask"], f"{path}, mask")
+    arrays: Arrays = {}
+    for name, spec in specs.items():
+        if name == "mask" and "mask" not in content:
+            # Without a mask in the file, no step is masked.
+            content["mask"] = np.ones((len(arrays["inputs"]), *arrays["inputs"].shape[1:][: len(spec.shape)]), np.int32)
+        if name not in content:
+            raise DataError(f'{path} has no "{name}", which `predict` takes too; write an .npz or .json file with both')
+        arrays[name] = _as_batch(content[name], spec, f"{path}" if name == "inputs" else f"{path}, {name}")
+        _check_classes(arrays[name], spec, "token" if len(spec.shape) else "class", path)
     _check_range(result, arrays["inputs"], path)
     return arrays, {}
 
 
+def _check_classes(array: np.ndarray, spec: InputSpec, kind: str, path: Path) -> None:
+    """Raises a DataError for classes, or tokens, that do not exist."""
+    size = spec.num_classes
+    if size is not None and (array.min() < 0 or array.max() >= size):
+        bad = array[(array < 0) | (array >= size)][0]
+        raise DataError(f"{path}: there is no {kind} {bad}; there are 0 to {size - 1}")
+
+
 def _check_range(result: Result, inputs: np.ndarray, path: Path) -> None:
-    """Raises a DataError for tokens outside the vocabulary, and for an image that is not scaled as in training."""
-    size = getattr(result.info, "vocabulary_size", None)
-    if size is not None and (inputs.min() < 0 or inputs.max() >= size):
-        bad = inputs[(inputs < 0) | (inputs >= size)][0]
-        raise DataError(f"{path}: there is no token {bad}; there are 0 to {size - 1}")
-    if path.suffix.lower() in IMAGES:
+    """Raises a DataError for an image that is not scaled as in training."""
+    if path.suffix.lower() in IMAGES and result.dataset is not None:
         largest, known = float(inputs.max()), float(np.max(result.dataset.train.examples()["inputs"]))
         if largest > 2 * known:
             problem = f"the image has values up to {largest:g}, but the training data up to {known:g}"
             raise DataError(f"{path}: {problem}; scale it as they were, and save it as a .npy file")
 
 
-def _as_batch(array: np.ndarray, shape: Shape, dtype: np.dtype, where: str) -> np.ndarray:
-    """Checks an array and converts it to a batch `[B, *shape]` of the dtype.
+def _as_batch(array: np.ndarray, spec: InputSpec, where: str) -> np.ndarray:
+    """Checks an array and converts it to a batch `[B, ...]` of the dtype.
 
     Raises:
       DataError: its shape or values do not fit.
     """
-    is_tokens = len(shape) == 1 and np.issubdtype(dtype, np.integer)  # sequences of any length
+    shape, dtype = spec.shape, spec.dtype
+    if len(shape) == 1 and np.issubdtype(dtype, np.integer):
+        shape = ("T",)  # sequences of tokens have any length
+
+    def fits(sizes: Shape) -> bool:
+        return len(sizes) == len(shape) and all(isinstance(b, str) or a == b for a, b in zip(sizes, shape))
+
     # One example becomes a batch of one.
-    if array.shape == shape or (is_tokens and array.ndim == 1):
-        array = array[None]
-    if array.ndim != len(shape) + 1 or (array.shape[1:] != shape and not is_tokens) or not len(array):
+    array = array[None] if fits(array.shape) else array
+    if not fits(array.shape[1:]) or not array.ndim or not len(array):
         expected = f"{list_text(('B', *shape))} or {list_text(shape)}"
         raise DataError(f"{where}: expected {expected}, got {list_text(array.shape)}")
     return as_array(array, where, dtype, unit="row")
@@ -185,7 +214,7 @@ def _read_json(path: Path, shape: Shape, names: Any) -> Arrays:
     content = content if isinstance(content, dict) else {"inputs": content}
     if "inputs" not in content:
         raise DataError(f'{path}: expected a list, or an object with "inputs"; got the keys {", ".join(content)}')
-    return {name: np.array(content[name]) for name in ("inputs", "mask") if name in content}
+    return {name: np.array(content[name]) for name in ("inputs", "mask", "targets") if name in content}
 
 
 def _read_csv(path: Path, shape: Shape, names: Any) -> Arrays:

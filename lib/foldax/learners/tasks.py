@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, Unpack
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from foldax.errors import ExperimentError
-from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params
+from foldax.learner import Evaluation, InputSpec, Key, Learner, Metrics, Model, Params
 from foldax.learners.gradients import TrainState, gradient_step, init_network
 from foldax.optim import decay_mask
 
@@ -229,3 +230,13 @@ def require_fields(batch: chex.ArrayTree, fields: tuple[str, ...]) -> Batch:
             required = ", ".join(f'"{field}"' for field in fields)
             raise ExperimentError(f"this learner takes batches {{{required}}}; {name!r} is missing: got {got}")
     return {name: jnp.asarray(leaf) for name, leaf in batch.items()}
+
+
+def label_inputs(num_classes: int | None) -> dict[str, InputSpec]:
+    """States the inputs of a `predict` that samples: a label for each sample, unused by a model without classes.
+
+    >>> label_inputs(10)["inputs"].meaning
+    'class of each sample'
+    """
+    meaning = "any number for each sample" if num_classes is None else "class of each sample"
+    return {"inputs": InputSpec((), np.dtype(np.int32), meaning, num_classes)}

@@ -19,6 +19,7 @@ from foldax.rl.environment import (
     Transition,
     episode_metrics,
     evaluate_policy,
+    observation_inputs,
     play_episodes,
     reset_environments,
     rollout,
@@ -40,7 +41,13 @@ __all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "wrappe
 __all__ += ["gymnasium", "gymnax", "playground"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
-__all__ += ["ExplorationRequest", "check_environment", "check_device_environment", "check_network"]
+__all__ += [
+    "ExplorationRequest",
+    "check_environment",
+    "check_device_environment",
+    "check_network",
+    "observation_inputs",
+]
 # Rollouts and evaluation
 __all__ += ["Policy", "Transition", "reset_environments", "step_environments", "rollout", "with_policy_memory"]
 __all__ += ["EpisodeStatistics", "episode_metrics", "evaluate_policy", "play_episodes"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError
-from foldax.learner import Average, Key
+from foldax.learner import Average, InputSpec, Key
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
 Observation: TypeAlias = Any  # an array; with `with_policy_memory` a pair of an array and a tree of arrays
@@ -187,6 +187,25 @@ class HostSpec:
 
 EnvironmentLike: TypeAlias = Environment | HostSpec
 """The environment to act in, or its specification when it runs on the host."""
+
+
+def observation_inputs(environment: EnvironmentLike, *axes: str) -> dict[str, InputSpec]:
+    """States the inputs of a policy's `predict`: observations, after the axes that are named.
+
+    Args:
+      environment: its space gives the shape.
+      *axes: "time" for a policy with memory, which takes the observations of the episode so far.
+
+    >>> from foldax import rl
+    >>> observation_inputs(rl.gymnax("CartPole-v1"), "time")["inputs"].shape
+    ('time', 4)
+    """
+    if isinstance(environment, HostSpec):
+        dtype = environment.dtype
+    else:
+        dtype = jax.eval_shape(environment.reset, jax.random.key(0))[1].dtype
+    meaning = "observations of the episode so far" if axes else "observations"
+    return {"inputs": InputSpec((*axes, *environment.observation_space.shape), np.dtype(dtype), meaning)}
 
 
 class HostRollout(NamedTuple):

@@ -17,7 +17,7 @@ import optax
 
 from foldax.augment import chain
 from foldax.errors import ConfigError, ExperimentError, check_positive
-from foldax.learner import Evaluation, Key, Learner, Model, as_evaluation
+from foldax.learner import Evaluation, Key, Learner, Model, Sampler, as_evaluation
 from foldax.learners import losses, tasks
 from foldax.learners.generative import noise_schedule as schedules
 from foldax.learners.generative.noise_schedule import NoiseSchedule, PredictionType
@@ -262,11 +262,13 @@ def diffusion(
     def predict(state: TrainState, inputs: jax.Array | Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
         batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
         labels = _class_labels("predict", batch["inputs"]) if task.conditional else jnp.asarray(batch["inputs"])
-        noise, sampler_key = initial_noise(key, len(labels))
+        noise, sampler_key = initial_noise(key, labels.shape[0])
         noise = jnp.asarray(batch.get("noise", noise))
         return postprocess(sample_images(task, state, labels, sampler_key, noise, sampler))
 
-    return Learner(learner.init, learner.update, evaluate, predict)
+    draws = Sampler(lambda state, labels, key, shape: predict(state, labels, key), num_classes=model.num_classes)
+    inputs = tasks.label_inputs(model.num_classes)
+    return Learner(learner.init, learner.update, evaluate, predict, predict_inputs=inputs, sampler=draws)
 
 
 def sample_images(
@@ -287,7 +289,7 @@ def sample_images(
     """
     sampler_key, network_key = jax.random.split(key)
     variables = state.evaluation_variables
-    null_labels = jnp.full(len(labels), task.model.num_classes or 0)
+    null_labels = jnp.full(labels.shape[0], task.model.num_classes or 0)
     options = sampler._asdict()
     guidance_scale = options.pop("guidance_scale")
 

@@ -18,7 +18,7 @@ from flax.typing import VariableDict
 from jax import Array
 
 from foldax.errors import ConfigError, ExperimentError, check_positive, did_you_mean
-from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params
+from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params, Sampler
 from foldax.learners import tasks
 from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_network
 
@@ -361,7 +361,9 @@ def gan(
         variables = state.generator.evaluation_variables
         return postprocess(generate_images(model, variables, labels, key, batch.get("latents"), train=False)[0])
 
-    return Learner(init, update, evaluate, predict)
+    sampler = Sampler(lambda state, labels, key, shape: predict(state, labels, key), num_classes=model.num_classes)
+    inputs = tasks.label_inputs(model.num_classes)
+    return Learner(init, update, evaluate, predict, predict_inputs=inputs, sampler=sampler)
 
 
 def generate_images(
@@ -385,8 +387,8 @@ def generate_images(
     """
     latent_key, dropout_key = jax.random.split(key)
     if latents is None:
-        latents = jax.random.normal(latent_key, (len(labels), model.latent_size))
-    if latents.shape != (len(labels), model.latent_size):
+        latents = jax.random.normal(latent_key, (labels.shape[0], model.latent_size))
+    if latents.shape != (labels.shape[0], model.latent_size):
         raise ExperimentError(f"GAN: latents must be [{len(labels)}, {model.latent_size}], got {list(latents.shape)}")
     # Running statistics change in training only.
     mutable = [name for name in variables if name != "params"] if train else []

@@ -242,7 +242,7 @@ def sample_ddim(
 
     def step(noisy: jax.Array, scanned: tuple[jax.Array, Any, Any]) -> tuple[jax.Array, None]:
         index, *both_times = scanned
-        time, earlier = (jnp.full(len(noisy), t) for t in both_times)
+        time, earlier = (jnp.full(noisy.shape[0], t) for t in both_times)
 
         # 1. Predicted x_0 and epsilon; a clipped x_0 implies another epsilon.
         x0, epsilon = predict_x0_and_noise(schedule, prediction_type, noisy, denoise(noisy, time), time)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.typing import VariableDict
 
 from foldax.errors import ConfigError
-from foldax.learner import Evaluation, Learner, as_evaluation
+from foldax.learner import Evaluation, Learner, Sampler, as_evaluation
 from foldax.learners import tasks
 from foldax.learners.generative.likelihoods import Likelihood
 from foldax.learners.gradients import TrainState
@@ -271,7 +271,17 @@ def vae(
         mean, _ = model.apply(variables, x, **task.model_kwargs(batch), method=VAE.encode)
         return decode_images(model, variables, mean, x.shape[1:], **task.model_kwargs(batch))
 
-    return Learner(learner.init, learner.update, evaluate, predict)
+    def draw(state: TrainState, labels: jax.Array, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        latent_key, pixel_key = jax.random.split(key)
+        conditioning, variables = {} if model.num_classes is None else {"labels": labels}, state.evaluation_variables
+        x = jnp.zeros((labels.shape[0], *shape))
+        mean, _ = jax.eval_shape(lambda: model.apply(variables, x, **conditioning, method=VAE.encode))
+        latents = jax.random.normal(latent_key, mean.shape)
+        return decode_images(model, variables, latents, shape, **conditioning, key=pixel_key)
+
+    sampler = Sampler(draw, num_classes=model.num_classes)
+    fields = None if model.num_classes is None else dict.fromkeys(task.fields)
+    return Learner(learner.init, learner.update, evaluate, predict, predict_inputs=fields, sampler=sampler)
 
 
 def decode_images(

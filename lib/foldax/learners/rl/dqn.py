@@ -231,7 +231,8 @@ def dqn(
     def evaluate(state: DQNState, batch: Batch, key: Key) -> ScalarMetrics:
         return off_policy.evaluate_policy(setup, functools.partial(predict, state), batch, key)
 
-    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)
 
 
 def _apply(model: Model, params: Params, observations: jax.Array, noise_key: Key | None = None) -> jax.Array:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from foldax import models, rl
@@ -207,7 +206,7 @@ def clip_action(action_space: rl.Discrete | rl.Box, action: jax.Array) -> jax.Ar
     """
     if isinstance(action_space, rl.Discrete):
         return action
-    return jnp.clip(action, *(np.broadcast_to(bound, action.shape) for bound in action_space))
+    return jnp.clip(action, *(jnp.broadcast_to(bound, action.shape) for bound in action_space))
 
 
 def with_clipped_actions(environment: E) -> E:

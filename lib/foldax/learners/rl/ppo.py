@@ -164,4 +164,5 @@ def ppo(
         return state._replace(network=network), metrics | episode_metrics
 
     evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)
-    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)

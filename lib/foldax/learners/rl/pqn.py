@@ -167,7 +167,8 @@ def pqn(
 
         return on_policy.evaluate_policy(environment, policy, settings, batch, key)
 
-    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)
 
 
 def with_lambda_returns(

@@ -146,7 +146,8 @@ def recurrent_ppo(
         output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
         return on_policy.clip_action(environment.action_space, output.distribution.mode())
 
-    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps))
+    inputs = rl.observation_inputs(environment, "time")
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)
 
 
 def _step(model: Model, params: Params, observation: Any) -> tuple[models.ActorCriticOutput, chex.ArrayTree]:

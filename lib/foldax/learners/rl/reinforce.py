@@ -96,7 +96,8 @@ def reinforce(
         return state._replace(network=network), metrics | episode_metrics
 
     evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)
-    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * episode_steps))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * episode_steps), inputs)
 
 
 def first_episodes(transitions: rl.Transition) -> tuple[jax.Array, dict[str, Average]]:

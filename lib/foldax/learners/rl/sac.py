@@ -307,4 +307,5 @@ def sac(
 
         return off_policy.evaluate_policy(evaluation_setup, select_action, batch, key)
 
-    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)

@@ -249,4 +249,5 @@ def td3(
     def evaluate(state: TD3State, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
         return off_policy.evaluate_policy(evaluation_setup, functools.partial(predict, state), batch, key)
 
-    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup))
+    inputs = rl.observation_inputs(environment)
+    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)

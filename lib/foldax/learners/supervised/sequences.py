@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from foldax import models
 from foldax.errors import ExperimentError
-from foldax.learner import Average, Evaluation, Learner, Metrics, Model
+from foldax.learner import Average, Evaluation, Learner, Metrics, Model, Sampler
 from foldax.learners import losses, tasks
+from foldax.learners.gradients import TrainState
 from foldax.learners.supervised.classification import classifier
 from foldax.learners.tasks import INPUTS_AND_TARGETS, Batch, NetworkOptions, Preprocess, Task
 
@@ -26,6 +28,7 @@ def language_model(
     *,
     token_bytes: chex.Array | None = None,
     label_smoothing: chex.Numeric | None = None,
+    tokenizer: Any = None,
     **options: Unpack[NetworkOptions],
 ) -> Learner:
     """Learns to predict each token from the tokens before it (autoregressive language modelling).
@@ -43,6 +46,7 @@ def language_model(
       optimizer: Optax optimizer; its learning rate may be traced.
       token_bytes: number of bytes of each token, `[V]` (a tokenizer's `token_bytes`); None: 1.
       label_smoothing: probability mass that is spread evenly over all tokens in training; may be traced.
+      tokenizer: with which `foldax sample` reads and writes text (see `foldax.data`); None: it cannot.
       **options: those of `learners.NetworkOptions`: augment, frozen, l1, l2, ema_decay, microbatches.
 
     Raises:
@@ -87,7 +91,21 @@ def language_model(
 
     train_metrics = functools.partial(_train_steps, label_smoothing=label_smoothing)
     task = Task(("inputs",), lambda batch: batch["inputs"].astype(jnp.int32), train_metrics, evaluate, prepare=prepare)
-    return tasks.network_learner(model, optimizer, task, **options)
+
+    def draw(state: TrainState, prompt: jax.Array, key: jax.Array, num_tokens: int) -> jax.Array:
+        tokens, window = prompt, getattr(model, "max_length", prompt.shape[1] + num_tokens)
+        while tokens.shape[1] < prompt.shape[1] + num_tokens:
+            # A full window continues from its last half.
+            context = tokens if tokens.shape[1] < window else tokens[:, -max(1, window // 2) :]
+            count = max(1, min(window - context.shape[1], prompt.shape[1] + num_tokens - tokens.shape[1]))
+            key, sample_key = jax.random.split(key)
+            variables = state.evaluation_variables
+            new = models.generate(model, variables, context, sample_key, num_tokens=count)  # type: ignore[arg-type]
+            tokens = jnp.concatenate([tokens, new], axis=1)
+        return tokens[:, prompt.shape[1] :]
+
+    learner = tasks.network_learner(model, optimizer, task, **options)
+    return learner._replace(sampler=Sampler(draw, "prompt", tokenizer=tokenizer))
 
 
 def perplexity(values: dict[str, np.ndarray]) -> dict[str, float]:

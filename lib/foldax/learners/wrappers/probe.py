@@ -129,9 +129,7 @@ def with_probe(
         metrics["knn_accuracy"] = losses.is_correct(votes, targets).astype(jnp.float32)
         return result.with_values(metrics=metrics)
 
-    inner_predict = learner.predict
-    predict = None if inner_predict is None else lambda state, inputs, key: inner_predict(state.learner, inputs, key)
-    return Learner(init, update, evaluate, predict)
+    return learner.with_inner(lambda state: state.learner, init=init, update=update, evaluate=evaluate)
 
 
 def add_to_bank(bank: MemoryBank, features: Array, targets: Array) -> MemoryBank:

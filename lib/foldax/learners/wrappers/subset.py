@@ -81,6 +81,4 @@ def subset(learner: Learner, examples_per_class: int, info: Info) -> Learner:
     def evaluate(state: SubsetState, batch: Batch, key: Key) -> Evaluation | dict[str, Any]:
         return learner.evaluate(state.learner, batch, key)
 
-    inner_predict = learner.predict
-    predict = None if inner_predict is None else lambda state, inputs, key: inner_predict(state.learner, inputs, key)
-    return Learner(init, update, evaluate, predict)
+    return learner.with_inner(lambda state: state.learner, init=init, update=update, evaluate=evaluate)

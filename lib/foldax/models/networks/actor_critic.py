@@ -116,7 +116,7 @@ class RecurrentActorCritic(nn.Module):
         """
         batch, length = x.shape[:2]
         x = jnp.asarray(x, jnp.float32).reshape(batch * length, *x.shape[2:])
-        x = x.reshape(len(x), -1) if self.encoder is None else self.encoder(x, train=train)
+        x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
         for index, width in enumerate(self.hidden):
             x = activation(self.activation)(_dense(width, math.sqrt(2), f"hidden_{index}")(x))
         carry = self.initial_memory(batch) if memory is None else memory
