@@ -19,12 +19,13 @@ import numpy as np
 
 from foldax.configuration import field_kinds, with_steps
 from foldax.data.protocol import Dataset, EvaluationBlock
-from foldax.engine import compiled, loop, setup
+from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.state import Hooks, Run
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
+from foldax.inference.export import check_export
 from foldax.learner import Batch
 from foldax.runs.transfer import initial_parameters
 from foldax.sweeps.exact import DeviceWorkers, Member, worker_devices
@@ -318,8 +319,26 @@ def _losses_on_one_batch(run: Run) -> np.ndarray:
     return np.stack(losses)
 
 
+def finishes(subject: Subject) -> str | None:
+    """A trained run finds its monitor, evaluates, summarises, saves, draws, predicts and exports."""
+    run = subject.start_run()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Checkpoints(Path(folder))) as checkpoints:
+        with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
+            evaluation.check_summarize(run)
+            loop.train_loop(run, Hooks(), 2)
+            loop.save_checkpoint(run, Hooks(checkpoints=checkpoints), (run.fold, run.best), run.block.cursor)
+            result = loop.finish_run(run, "finished")
+        checkpoints.wait()
+    with compiled.user_code_errors(subject.experiment):
+        if subject.experiment.figures is not None:
+            subject.experiment.figures(result)
+    if result.learner.predict is not None:
+        check_export(result)
+    return None
+
+
 LAWS: dict[str, Callable[[Subject], str | None]] = {
-    law.__name__: law for law in (purity, chunking, resume, sweep, sharding, tracing, coverage, learning)
+    law.__name__: law for law in (purity, chunking, resume, sweep, sharding, tracing, coverage, learning, finishes)
 }
 
 

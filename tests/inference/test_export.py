@@ -240,7 +240,6 @@ def test_a_model_that_needs_a_fixed_batch_size(tmp_path, capsys) -> None:
     ("name", "inputs", "expected"),
     [
         ("recurrent_ppo", np.ones((3, 7, 2), np.float32), {"shape": ["batch", "time", 2], "dtype": "float32"}),
-        ("ppo_continuous", np.ones((3, 1), np.float32), {"shape": ["batch", 1], "meaning": "observations"}),
         ("gan", np.array([0, 2, 1], np.int32), {"shape": ["batch"], "meaning": "class of each sample", "num_classes": 3}),
         (
             "vae",

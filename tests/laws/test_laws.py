@@ -471,6 +471,10 @@ def evaluates_the_first_example(learner):
     return evaluate
 
 
+def predicts_with_numpy(config, info):
+    return tiny_learner(config, info)._replace(predict=lambda state, inputs, key: np.asarray(inputs).sum())
+
+
 BROKEN = {
     "purity": (wrapped(draws_from_numpy), "two runs with the same seed differ.*from something other than its key"),
     "chunking": (wrapped(reads_the_clock), "one chunk of 10 steps and four smaller ones differ"),
@@ -483,6 +487,7 @@ BROKEN = {
         "'loss' of an example depends on the other examples",
     ),
     "learning": (wrapped(learner=ascends_the_loss), "it does not learn"),
+    "finishes": (wrapped(learner=predicts_with_numpy), "predict cannot be exported"),
 }
 
 

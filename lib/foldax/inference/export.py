@@ -106,6 +106,16 @@ def export(
     return folder
 
 
+def check_export(result: Result) -> None:
+    """Traces the program that `export` would write, for two examples; compiles and computes nothing.
+
+    Raises:
+      ExperimentError: `predict` fails, or cannot be exported.
+      RunError: the inputs of `predict` are not known.
+    """
+    _export_predict(result, input_specs(result), 2, ("cpu",))
+
+
 def _batch_specs(specs: InputSpecs, batch: int | str, scope: Any = None) -> Inputs:
     """Returns shapes and dtypes of a batch, whose sizes may be symbolic."""
     batch_specs = {}

@@ -68,20 +68,8 @@ def gymnasium(
             vector_options["context"] = "spawn"  # a fork of a process that runs JAX's threads may hang
         if mode != "vector_entry_point":
             vector_options = dict(vector_kwargs=vector_options, wrappers=list(wrappers))
-        try:
-            with _own_processes() if mode == "async" else contextlib.nullcontext():
-                return library.make_vec(name, count, vectorization_mode=mode, **vector_options, **(options | changes))
-        except (EOFError, OSError) as error:
-            remedy = "its class must come from a module that can be imported, or from the experiment's file"
-            raise ConfigError(f"Gymnasium cannot make {name!r}: a process of it ended ({error}); {remedy}") from error
-        except (library.error.NameNotFound, library.error.NamespaceNotFound, library.error.VersionNotFound) as error:
-            known = list(library.registry)
-            raise ConfigError(f"Gymnasium has no environment {name!r}{did_you_mean(name, known)}") from error
-        except (ModuleNotFoundError, library.error.DependencyNotInstalled) as error:
-            needs = "Atari games need foldax[atari], MuJoCo environments foldax[mujoco]"
-            raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]} ({needs})") from error
-        except (library.error.Error, TypeError) as error:
-            raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]}") from error
+        with _errors_of(library, name), _own_processes() if mode == "async" else contextlib.nullcontext():
+            return library.make_vec(name, count, vectorization_mode=mode, **vector_options, **(options | changes))
 
     # Episodes are rendered in the environments of the evaluation.
     render_options = (evaluation_options or {}) | {"render_mode": "rgb_array"}
@@ -91,6 +79,24 @@ def gymnasium(
     if mode != "vector_entry_point":
         settings["make_for_rendering"] = functools.partial(make, render_options)
     return from_vector_env(functools.partial(make, {}), name, **settings)
+
+
+@contextlib.contextmanager
+def _errors_of(library: Any, name: str) -> Iterator[None]:
+    """Says in a line why Gymnasium cannot make an environment."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        remedy = "its class must come from a module that can be imported, or from the experiment's file"
+        raise ConfigError(f"Gymnasium cannot make {name!r}: a process of it ended ({error}); {remedy}") from error
+    except (library.error.NameNotFound, library.error.NamespaceNotFound, library.error.VersionNotFound) as error:
+        known = list(library.registry)
+        raise ConfigError(f"Gymnasium has no environment {name!r}{did_you_mean(name, known)}") from error
+    except (ModuleNotFoundError, library.error.DependencyNotInstalled) as error:
+        needs = "Atari games need foldax[atari], MuJoCo environments foldax[mujoco]"
+        raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]} ({needs})") from error
+    except (library.error.Error, TypeError) as error:
+        raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
