@@ -9,6 +9,7 @@ from sklearn import manifold
 
 import foldax
 from foldax.evaluation import likelihood
+from foldax.inference.export import check_export
 from tests.conftest import EXPERIMENTS, shrunk
 
 
@@ -37,6 +38,8 @@ def test_experiment_runs_to_its_end(path: Path, tmp_path: Path, monkeypatch: pyt
     for file in result.figures.values():
         assert file.stat().st_size > 0
         assert file.suffix == ".txt" or file.read_bytes().startswith(b"\x89PNG")
+    if result.learner.predict is not None:
+        check_export(result)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
