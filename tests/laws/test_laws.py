@@ -349,8 +349,8 @@ LEARNERS = {
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }
 RESUMABLE_OR_BATCH_LAWS = ("resume", "sweep", "chunking", "learning")  # which host environments cannot satisfy
-DATASET_LAWS = ("coverage", "learning")  # of examples and batches
-AGENT_LAWS = ("resume", "sweep", "tracing", *DATASET_LAWS)
+DATASET_LAWS = ("coverage", "learning", "sharding")  # of examples and batches
+AGENT_LAWS = ("resume", "sweep", "tracing", "coverage", "learning")
 EXEMPT = {("streaming", "sweep")}  # a stream cannot be vmapped
 EXEMPT |= {(name, law) for name, experiment in LEARNERS.items() if experiment.dataset is None for law in DATASET_LAWS}
 
