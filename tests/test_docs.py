@@ -1,4 +1,4 @@
-"""The pages: their links exist, their commands are real, and their Python runs."""
+"""The pages: their links exist, their tables are complete, and their Python runs; `test_commands.py` has their commands."""
 
 import re
 from pathlib import Path
