@@ -2,7 +2,7 @@
 
     foldax run experiments/supervised/breast_cancer.py
 
-Test AUROC 0.9967 (mean of seeds 0 to 7, which agree to four digits; 114 tumours), accuracy 0.9649; 19 s on 2 CPU cores,
+Test AUROC 0.9966 (mean of seeds 8 to 15, standard deviation 0.0002; 114 tumours), accuracy 0.9660; 19 s on 2 CPU cores,
 of which training takes less than one.
 """
 

@@ -2,8 +2,8 @@
 
     foldax run experiments/supervised/digits.py
 
-Test accuracy 0.9770 (mean of seeds 0 to 7, standard deviation 0.0029, 359 images); 17 s on 2 CPU cores, of which
-training takes 2.
+Test accuracy 0.9760 (mean of seeds 8 to 15, which chose no setting; standard deviation 0.0036, 359 images; 0.9770 and
+0.0029 over seeds 0 to 7); 17 s on 2 CPU cores, of which training takes 2.
 """
 
 import optax

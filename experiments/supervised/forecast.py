@@ -13,7 +13,8 @@ block bootstrap over origins. The ARIMAs of statsmodels are fitted to the same p
     sunspots  52 origins   skill 0.210 +- 0.016 (0.104 to 0.373)   90% interval covers 90.8%
       AR(9)                      0.210 (-0.045 to 0.395)                                82.0%
 
-19 s per series on 2 CPU cores.
+Skill over seeds 8 to 15, which chose no setting: co2 0.7281 +- 0.0015, sunspots 0.203 +- 0.015. 19 s per series on 2
+CPU cores.
 """
 
 import warnings
