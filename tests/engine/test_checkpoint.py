@@ -197,9 +197,11 @@ def test_a_checkpoint_that_the_system_does_not_read_now_is_not_set_aside(checkpo
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "restore", fail)
+        patch.setattr(type(checkpoints._manager), "restore", fail)
         with pytest.raises(RunError, match="cannot be read now, and is left as it is: "):
             checkpoints.restore({"x": jnp.zeros(3)})
+        with pytest.raises(RunError, match=r"checkpoints/7 cannot be read now"):
+            read_arrays(checkpoints.folder, lambda path: True)
     assert checkpoints.restore({"x": jnp.zeros(3)})[1]["step"] == 7
 
 
@@ -217,10 +219,8 @@ def test_a_folder_may_hold_characters_of_patterns(tmp_path, name) -> None:
 
 
 def test_the_first_checkpoint_is_read_back(checkpoints, monkeypatch) -> None:
-    def damage(path: str) -> None:
-        raise RunError("the checksum of `x` does not fit")
-
-    monkeypatch.setattr("foldax.engine.checkpoint._verify", lambda name, array, meta: damage(name))
+    checksums = iter((1, 2))  # as written, as read
+    monkeypatch.setattr("foldax.engine.checkpoint._checksum", lambda array: next(checksums))
     checkpoints.save(1, {"x": jnp.ones(3)}, {})
     with pytest.raises(RunError, match="checksum of `x`"):
         checkpoints.wait()

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -87,6 +87,7 @@ def state_digest(state: Any) -> str:
     return digest.hexdigest()
 
 
+R = TypeVar("R")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A good checkpoint cannot be read now.
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.ESTALE)
@@ -111,21 +112,12 @@ class Checkpoints:
           folder: where they are.
           warn: receives a sentence about every damaged checkpoint.
         """
-        import orbax.checkpoint as ocp
-
-        self.folder = folder
-        self._ocp, self._warn = ocp, warn
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints the errors that it raises
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        self.folder, self._warn = folder, warn
         folder.mkdir(parents=True, exist_ok=True)
         self._resources = contextlib.ExitStack()
         path = self._resources.enter_context(_plain_path(folder))
-        handlers = {  # trained weights do not compress: trying would only cost processor time
-            "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
         with _ORBAX_LOCK:
-            self._manager = ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+            self._manager = _manager(path, max_to_keep=2, enable_async_checkpointing=True)
         # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
         self._writing: Future[None] | None = None
@@ -152,9 +144,11 @@ class Checkpoints:
         self._writing = self._writer.submit(self._save, step, tree, meta, finite)
 
     def _save(self, step: int, tree: Any, meta: dict[str, Any], finite: str) -> None:
+        from orbax.checkpoint import args
+
         if step in self._manager.all_steps():
             return
-        args, arrays = self._ocp.args, host_arrays(tree)
+        arrays = host_arrays(tree)
         for name, array in arrays.items():
             if finite and re.search(finite, name) and _has_nan(array):
                 problem = f"`{name}` holds NaN at step {step}, although all training metrics were finite"
@@ -200,55 +194,36 @@ class Checkpoints:
           RunError: there are checkpoints, but none is intact, the newest one holds other arrays than `like`, or the
             system refuses to read it. Nothing is renamed then.
         """
-        _silence_late_reads()
-        damaged: dict[int, str] = {}
         with _ORBAX_LOCK:
-            for step in sorted(self._manager.all_steps(), reverse=True):
-                try:
-                    restored = self._restore(step, like)
-                except _DamagedError as error:
-                    damaged[step] = str(error)
-                    continue
-                # Set aside only now: they are all there is, until an older one is known to be intact.
-                for number, reason in damaged.items():
-                    self._warn(f"checkpoint {self.folder / str(number)} is damaged and was set aside: {reason}")
-                    (self.folder / str(number)).rename(self.folder / f"damaged-{number}")
-                    self._manager.reload()
-                return restored
-        if damaged:
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise RunError(f"none of the checkpoints in {self.folder} can be read ({reasons}); start the run anew")
-        return None
+            restored, damaged = _newest_intact(self._manager, self.folder, lambda step: self._restore(step, like))
+            # Set aside only now: they are all there is, until an older one is known to be intact.
+            for step, reason in damaged.items():
+                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
+                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                self._manager.reload()
+        return restored
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        args = self._ocp.args
-        with _reading(self.folder / str(step)):
-            meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
+        path = self.folder / str(step)
+        meta = _read_meta(self._manager, path)
         like = like(meta) if callable(like) else like
         specs = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
         if different := sorted(specs.keys() ^ meta["checksums"].keys()):
             problem = f"holds other arrays than this experiment's state ({', '.join(different[:5])})"
             remedy = "undo the change of the experiment, or start a new run (`init_from` takes what fits)"
-            raise RunError(f"checkpoint {self.folder / str(step)} {problem}; {remedy}")
+            raise RunError(f"checkpoint {path} {problem}; {remedy}")
         return tree_from_arrays(self._read(step, specs, meta), like), meta
 
     def _read(self, step: int, specs: dict[str, jax.ShapeDtypeStruct], meta: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Reads the arrays of a checkpoint, as NumPy, and checks them."""
-        args, path = self._ocp.args, self.folder / str(step)
-        nonempty = {name: spec for name, spec in specs.items() if spec.size}
-        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in nonempty}
-        with _reading(path):
-            item = args.PyTreeRestore(item=nonempty, restore_args=as_numpy)
-            restored = self._manager.restore(step, args=args.Composite(arrays=item))
-        # Empty arrays, which Orbax did not save, are made anew.
-        arrays = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items() if not spec.size}
-        for name, array in (arrays | restored.arrays).items():
+        """Reads the arrays of a checkpoint, as NumPy, and checks that they fit a state."""
+        path = self.folder / str(step)
+        stored = _read_arrays(self._manager, path, [name for name, spec in specs.items() if spec.size], meta)
+        for name, array in stored.items():
             if array.shape != specs[name].shape or array.dtype != specs[name].dtype:
                 problem = f"`{name}` is {array.dtype}{array.shape}, not {specs[name].dtype}{specs[name].shape}"
                 raise RunError(f"checkpoint {path} does not fit this experiment's state: {problem}")
-            _verify(name, array, meta)
-            arrays[name] = array
-        return arrays
+        # Empty arrays, which Orbax did not save, are made anew.
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items() if not spec.size} | stored
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends Orbax's threads.
@@ -312,35 +287,65 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
     Raises:
       RunError: there are checkpoints, but none can be read.
     """
-    import orbax.checkpoint as ocp
-
     if not folder.is_dir():
         return None
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    with _ORBAX_LOCK, _plain_path(folder) as path, _manager(path, read_only=True) as manager:
+
+        def read(step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+            meta = _read_meta(manager, folder / str(step))
+            with _reading(folder / str(step)):
+                names = list(filter(select, manager.item_metadata(step).arrays))
+            return _read_arrays(manager, folder / str(step), names, meta), meta
+
+        return _newest_intact(manager, folder, read)[0]
+
+
+def _manager(path: Path, **options: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints the errors that it raises
+    handlers = {  # trained weights do not compress: trying would only cost processor time
+        "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
+
+
+def _newest_intact(manager: Any, folder: Path, read: Callable[[int], R]) -> tuple[R | None, dict[int, str]]:
+    """Reads the newest intact checkpoint, or None if there is none at all; and why each later one is damaged."""
     _silence_late_reads()
-    args, options = ocp.args, ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    reasons: list[str] = []
-    with (
-        _ORBAX_LOCK,
-        _plain_path(folder) as path,
-        ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager,
-    ):
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                meta = manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
-                stored = manager.item_metadata(step).arrays
-                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored if select(name)}
-                item = args.PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy, partial_restore=True)
-                arrays = manager.restore(step, args=args.Composite(arrays=item)).arrays
-                for name, array in arrays.items():
-                    _verify(name, array, meta)
-                return arrays, meta
-            except Exception as error:
-                reasons.append(f"{step}: {textwrap.shorten(str(error) or type(error).__name__, 120)}")
-    if reasons:
-        raise RunError(f"none of the checkpoints in {folder} can be read ({'; '.join(reasons)})")
-    return None
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return read(step), damaged
+        except _DamagedError as error:
+            damaged[step] = str(error)
+    if damaged:
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise RunError(f"none of the checkpoints in {folder} can be read ({reasons}); start the run anew")
+    return None, {}
+
+
+def _read_meta(manager: Any, path: Path) -> dict[str, Any]:
+    from orbax.checkpoint import args
+
+    with _reading(path):
+        return manager.restore(int(path.name), args=args.Composite(meta=args.JsonRestore())).meta
+
+
+def _read_arrays(manager: Any, path: Path, names: Sequence[str], meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Reads the arrays of these names, none of which is empty, and verifies their checksums."""
+    import orbax.checkpoint as ocp
+
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    item = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=as_numpy, partial_restore=True)
+    with _reading(path):
+        restored = manager.restore(int(path.name), args=ocp.args.Composite(arrays=item)).arrays
+        arrays = {name: restored[name] for name in names}
+    for name, array in arrays.items():
+        if _checksum(array) != meta["checksums"][name]:
+            raise _DamagedError(f"the checksum of `{name}` does not fit")
+    return arrays
 
 
 @contextlib.contextmanager
@@ -389,11 +394,6 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _has_nan(array: np.ndarray) -> bool:
     return bool(jax.numpy.issubdtype(array.dtype, np.floating) and np.isnan(array).any())
-
-
-def _verify(name: str, array: np.ndarray, meta: dict[str, Any]) -> None:
-    if _checksum(array) != meta["checksums"][name]:
-        raise _DamagedError(f"the checksum of `{name}` does not fit")
 
 
 def _checksum(array: np.ndarray) -> int:
