@@ -182,16 +182,14 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluation)
     write_lines(run, hooks, lines)
     if nonfinite:
-        name = min(nonfinite, key=lambda name: (nonfinite[name], name != "loss"))
+        name, step = min(nonfinite.items(), key=lambda item: (item[1], item[0] != "loss"))
         kept = f"; the checkpoint of step {run.last_saved_step} is kept" if run.last_saved_step >= 0 else ""
         remedy = "Try a smaller learning rate, gradient clipping (optax.clip_by_global_norm), or look at the inputs"
         # The parameters that a non-finite loss spoils act only in the next step, so this return is the environment's.
-        if isinstance(run.config, RLTraining) and nonfinite.get("return") == nonfinite[name]:
+        if isinstance(run.config, RLTraining) and nonfinite.get("return") == step:
             remedy = "The environment gave a reward that is not finite: look at how it computes rewards from actions"
-        raise NonFiniteError(
-            nonfinite[name],
-            f"training metric {name!r} became NaN or infinite at step {nonfinite[name]}{kept}. {remedy}",
-        )
+        problem = f"training metric {name!r} became NaN or infinite at step {step}{kept}"
+        raise NonFiniteError(step, f"{problem}. {remedy}")
     hooks.progress(chunk.end)
     # 3. Save the copy.
     if chunk.snapshot is not None:
