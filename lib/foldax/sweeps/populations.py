@@ -164,8 +164,8 @@ class Population:
             "histories": [list(self.runs[number].history) for number in numbers],  # copies: they grow meanwhile
             "hyperparameters": [hyperparameters(self.runs[number]).tolist() for number in numbers],
         }
-        # Copied on the devices, because training goes on while the checkpoint is written.
-        tree = compiled.copy([(self.runs[number].fold, self.runs[number].best) for number in numbers])
+        # Copied, because training goes on while the checkpoint is written.
+        tree = compiled.copy_to_host([(self.runs[number].fold, self.runs[number].best) for number in numbers])
         self._checkpoints.save(self._saves, tree, meta)
 
     def restore(self) -> None:
