@@ -304,7 +304,7 @@ def _check(command: argparse.Namespace) -> int:
 
 
 def _new(command: argparse.Namespace) -> None:
-    from foldax.runs.folder import write_errors
+    from foldax.runs.folder import whole_file
 
     path = Path(command.file_name)
     path = path if path.suffix == ".py" else path.with_name(path.name + ".py")
@@ -317,15 +317,10 @@ def _new(command: argparse.Namespace) -> None:
     if path.exists():
         raise RunError(f"{path} exists already; choose another name")
     text = (Path(__file__).with_name("templates") / f"{command.kind}.py").read_text(encoding="utf-8")
-    with write_errors(path):
+    with whole_file(path) as temporary:
         # At once: a name may hold "FILE" itself.
         values = {"NAME": path.stem, "FILE": str(path)}
-        text = re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text)
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError:
-            path.unlink(missing_ok=True)  # a full disk leaves an empty file, which would be in the way
-            raise
+        temporary.write_text(re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text), encoding="utf-8")
     echo(f"wrote {path}; try: foldax run {path}")
 
 

@@ -315,6 +315,19 @@ def test_several_outputs_are_written(tmp_path) -> None:
         predict(run, "test", tmp_path / "y.npy")
 
 
+def test_a_full_disk_leaves_the_earlier_file(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *arguments: object, **options: object) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    predict(table, "test", tmp_path / "y.npy")
+    before = (tmp_path / "y.npy").read_bytes()
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(RunError, match="cannot write to .*y.npy: No space left on device"):
+        predict(table, "test", tmp_path / "y.npy")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("y.npy", before)]
+
+
 def test_errors_of_predict(table, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--out: '.*y.txt' is of no known kind; allowed are .npy, .npz, .csv, .json"):
         predict(table, "test", tmp_path / "y.txt")

@@ -20,7 +20,7 @@ from foldax.inference.outputs import output_path
 from foldax.inference.rollout import Episode, decompress_image, rollout_on_device, rollout_on_host
 from foldax.plots import agents
 from foldax.runs import tables
-from foldax.runs.folder import write_errors
+from foldax.runs.folder import whole_file
 from foldax.runs.load import load_run
 from foldax.runs.terminal import echo
 
@@ -210,9 +210,9 @@ def _film_strip(experiment: Experiment, scene: Scene, episode: Episode, title: s
 
 
 def _save(path: Path, write: Callable[[Path], Any]) -> Path:
-    with write_errors(path):
+    with whole_file(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
+        write(temporary)
     return path
 
 

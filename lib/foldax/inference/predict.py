@@ -13,7 +13,7 @@ from foldax.errors import ConfigError
 from foldax.inference.inputs import Arrays, map_in_batches, predict_argument, read_inputs
 from foldax.inference.outputs import write_csv
 from foldax.runs import tables
-from foldax.runs.folder import write_errors
+from foldax.runs.folder import whole_file
 from foldax.runs.load import load_run
 from foldax.runs.log import json_line
 from foldax.runs.terminal import echo, print_table
@@ -164,16 +164,16 @@ def _write(path: Path, outputs: chex.ArrayTree, classes: dict[str, Any] | None) 
       RunError: the file cannot be written.
     """
     by_path = parameter_paths.leaves_by_path(outputs)
-    with write_errors(path):
+    with whole_file(path) as temporary:
         if path.suffix == ".npy":
             if list(by_path) != [""]:
                 raise ConfigError(f"--out: there are several outputs ({', '.join(by_path)}); write a .npz")
-            np.save(path, by_path[""], allow_pickle=False)
+            np.save(temporary, by_path[""], allow_pickle=False)
         elif path.suffix == ".npz":
-            np.savez(path, **{name.replace("/", ".") or "outputs": value for name, value in by_path.items()})
+            np.savez(temporary, **{name.replace("/", ".") or "outputs": value for name, value in by_path.items()})
         elif path.suffix == ".json":
             # A single output needs no name: a plain list instead of an object.
             plain = {name: np.asarray(value).tolist() for name, value in (classes or by_path).items()}
-            path.write_text(json_line(plain[""] if list(plain) == [""] else plain))
+            temporary.write_text(json_line(plain[""] if list(plain) == [""] else plain))
         else:
-            write_csv(path, classes or output_columns(outputs))
+            write_csv(temporary, classes or output_columns(outputs))

@@ -15,7 +15,7 @@ from foldax.inference.outputs import output_path
 from foldax.learner import Sampler
 from foldax.plots.images import image_rows
 from foldax.runs import tables
-from foldax.runs.folder import write_errors
+from foldax.runs.folder import whole_file
 from foldax.runs.load import load_run
 from foldax.runs.terminal import echo
 
@@ -63,8 +63,8 @@ def sample(
             raise ConfigError("--class: a language model has no classes; give it a --prompt")
         path = output_path(result, out, "samples.txt", "file to write")
         texts = _sample_texts(result, sampler, prompt, count or 1, length, seed)
-        with write_errors(path):
-            path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        with whole_file(path) as temporary:
+            temporary.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
         if verbose:
             echo("\n\n".join(texts))
     else:
@@ -74,8 +74,8 @@ def sample(
         labels = _labels(sampler, label, count or COLUMNS**2)
         images = _sample_images(result, sampler, labels, seed)
         figure = image_rows(_as_rows(images))
-        with write_errors(path):
-            figure.savefig(path, dpi=120)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     if verbose:
         echo(f"written: {tables.display_path(path)}")
     return path

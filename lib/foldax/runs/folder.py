@@ -51,6 +51,29 @@ def write_errors(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary file, which takes the name `path` at the end of its block, if nothing failed.
+
+    Raises:
+      RunError: the file cannot be written.
+
+    >>> with whole_file(Path("/gone/x.txt")) as temporary:
+    ...     temporary.write_text("x")
+    Traceback (most recent call last):
+    foldax.errors.RunError: cannot write to /gone/x.txt: No such file or directory
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # np.save wants the suffix at the end
+    try:
+        with write_errors(path):
+            yield temporary
+            # A process that is killed before leaves the old file.
+            temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # its folder may be none
+            temporary.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file completely or not at all; floats that JSON lacks become texts (see `to_plain`).
 
@@ -63,18 +86,11 @@ def write_json(path: Path, value: Any) -> None:
     ...     read_json(Path(directory) / "x.json")
     {'steps': 3}
     """
-    # A process that is killed half-way leaves the old file: only a whole file gets its name.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with write_errors(path):
-            with temporary.open("w") as file:
-                json.dump(to_plain(value), file, indent=2, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w") as file:
+        json.dump(to_plain(value), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:
