@@ -119,6 +119,9 @@ def test_members_that_are_not_finite_are_counted_and_excluded() -> None:
     assert table["not_finite"].tolist() == [2, 3]
     assert table[["low", "high"]].isna().all(axis=None)
     assert statistics.caveats(results) == ["members not finite, so in no mean: 4"]
+    results.loc[3, "status"] = "finished (validation loss is nan at step 4)"
+    results.loc[4, "status"] = "finished (test loss is nan at step 4)"  # this one has no validation loss
+    assert statistics.summarize(results, ["learning_rate"], "validation/loss")["not_finite"].tolist() == [2, 2]
 
 
 def test_status_of_a_member_names_evaluations_that_are_not_finite() -> None:

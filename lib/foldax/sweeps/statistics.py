@@ -218,8 +218,9 @@ def seed_statistics(results: "DataFrame", ids: "Series", metric: str) -> "DataFr
     import pandas
 
     values, raw = finite_values(results, metric), results[metric].astype(float)
-    # A metric can be infinite although training stayed finite.
-    num_not_finite = ((results["status"] == NOT_FINITE) | np.isinf(raw)).groupby(ids).sum()
+    # A metric can be infinite or NaN although training stayed finite: its status says so of a NaN that is no gap.
+    is_named = results["status"].str.contains(metric.replace("/", " ") + " is ", regex=False)
+    num_not_finite = ((results["status"] == NOT_FINITE) | np.isinf(raw) | (raw.isna() & is_named)).groupby(ids).sum()
     rows = {}
     for config_id, group in values.groupby(ids):
         finite = group.dropna().to_numpy()
