@@ -620,8 +620,9 @@ def test_every_member_can_be_reproduced(finished_sweeps: dict, capsys: pytest.Ca
             assert re.search(rf"^{name} +identical$", out, re.MULTILINE)
     with pytest.raises(RunError, match=r"member 6 .* became not finite at step"):
         reproduce_member(path, 6)
-    for number in (NUM_MEMBERS, -1, None):
-        with pytest.raises(ConfigError, match=r"is no member of .*it has the members 0 to 11"):
+    problems = {NUM_MEMBERS: "there is no member 12", -1: "there is no member -1", None: "give its number"}
+    for number, problem in problems.items():
+        with pytest.raises(ConfigError, match=f"--member: {problem}; .* has the members 0 to 11"):
             reproduce_member(path, number)
 
 

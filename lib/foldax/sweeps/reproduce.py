@@ -37,7 +37,8 @@ def reproduce_member(path: Path, number: int | None) -> bool:
     metadata = folder.read_json(path / "sweep.json")
     planned = _planned_configs(config, metadata)
     if number is None or not 0 <= number < len(planned):
-        raise ConfigError(f"--member: {number} is no member of {path}; it has the members 0 to {len(planned) - 1}")
+        problem = "give its number" if number is None else f"there is no member {number}"
+        raise ConfigError(f"--member: {problem}; {path} has the members 0 to {len(planned) - 1}")
     results = {line["number"]: line for line in read_json_lines(path / "members.jsonl")}
     if number not in results:
         raise RunError(f"member {number} of {path} is not done; `foldax resume {path}` goes on with the sweep")
