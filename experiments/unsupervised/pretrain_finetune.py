@@ -91,8 +91,7 @@ def dataset(config: Config) -> data.Dataset:
 
 def learner(config: Config, info: data.Info) -> foldax.Learner:
     projection_head = head(config) if config.layer == "projections" else None
-    running_statistics = config.frozen or config.use_running_statistics
-    network = Network(encoder(config), projection_head, info.num_classes, running_statistics)
+    network = Network(encoder(config), projection_head, info.num_classes, config.use_running_statistics)
     pretrained = r"encoder|head"
     decay = optax.cosine_decay_schedule(1.0, config.steps)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import Numeric
+from flax import linen as nn
 
 from foldax import parameter_paths
 from foldax.errors import ExperimentError
@@ -19,6 +20,8 @@ from foldax.learner import Batch, Key, Model, Params, State, Variables
 LossAndAux: TypeAlias = tuple[jax.Array, tuple[State, dict[str, jax.Array]]]  # loss [], new model state, metrics
 LossFunction = Callable[[Params, State, Batch, Key], LossAndAux]
 """`(params, model_state, batch, key) -> (loss, (model_state, metrics))`; loss and metrics are means over the batch."""
+
+EVALUATION_MODE = {"train": False, "use_running_average": True}  # arguments of Flax modules
 
 
 class TrainState(NamedTuple):
@@ -126,7 +129,8 @@ def gradient_step(
         TensorFlow, so that a short run does not keep its initial parameters. Calls that only accumulate gradients
         (`optax.MultiSteps`) are no steps.
       frozen: patterns of parameter paths, as given to `init_train_state`. Gradients of these parameters are not
-        computed; they keep their values, and so do model statistics at the same paths.
+        computed; they keep their values, and so do model statistics at the same paths. A Flax module whose parameters
+        are all frozen runs as in evaluation, where it is called with `train=` or `use_running_average=` by keyword.
 
     Returns:
       The new state, and the metrics of the loss with "gradient_norm", the global L2 norm.
@@ -150,7 +154,8 @@ def gradient_step(
     trained, fixed = parameter_paths.split(state.params, frozen)
 
     def loss_of_trained(trained: Params, *args: Any) -> LossAndAux:
-        return loss(parameter_paths.merge(trained, fixed), *args)
+        with nn.intercept_methods(_evaluation_mode_of(fixed)):
+            return loss(parameter_paths.merge(trained, fixed), *args)
 
     # 1. Gradients of the trained parameters, averaged over microbatches
     differentiated = (state._replace(params=trained), loss_of_trained, batch, key, microbatches)
@@ -171,6 +176,20 @@ def gradient_step(
         ema_steps = ema_steps + jnp.int32(has_stepped(optimizer_state))
     metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(params, model_state, optimizer_state, ema_params, ema_steps), metrics
+
+
+def _evaluation_mode_of(fixed: Params) -> Callable[..., Any]:
+    """Makes an interceptor of Flax methods: modules whose parameters are all `fixed` do not run in training mode."""
+    fixed_ids = set(map(id, jax.tree.leaves(fixed)))
+
+    def intercept(method: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
+        if fixed_ids and not kwargs.keys().isdisjoint(EVALUATION_MODE):
+            ids = set(map(id, jax.tree.leaves(context.module.variables.get("params", {}))))
+            if ids and ids <= fixed_ids:
+                kwargs = kwargs | {name: value for name, value in EVALUATION_MODE.items() if name in kwargs}
+        return method(*args, **kwargs)
+
+    return intercept
 
 
 def loss_and_gradients(

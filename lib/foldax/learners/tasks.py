@@ -70,7 +70,8 @@ class NetworkOptions(TypedDict, total=False):
     Attributes:
       augment: `(key, batch) -> batch` on training batches, before anything else (see `foldax.augment`).
       frozen: regular expressions of parameter paths: "Dense_0" means "Dense_0/kernel" and "Dense_0/bias". Frozen
-        parameters keep their values, as do model statistics at these paths; their gradients are not computed.
+        parameters keep their values, as do model statistics at these paths; their gradients are not computed. Modules
+        with frozen parameters alone run as in evaluation: with running statistics, and without dropout inside them.
       l1: adds `l1 * sum |w|` over kernels and embeddings, not over biases and norms (see `optim.decay_mask`).
       l2: adds `l2 / 2 * sum w^2` over the same parameters.
       ema_decay: decay of an exponential moving average of the parameters, which then serves evaluation and prediction;

@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from foldax import Evaluation
 from foldax.errors import ConfigError
 from foldax.learners import Task, classifier, input_function, network_learner
 from foldax.learners.tasks import INPUTS_AND_TARGETS, weight_penalty
 from foldax.models import CNN, MLP
+from foldax.models.layers.building_blocks import normalization
 from tests.learners.supervised.shared import CLASSES, INPUTS, KEY, LINEAR, fit
 
 
@@ -163,6 +165,32 @@ def test_frozen_parameters_stay_and_cost_no_gradients():
     assert sum(leaf.size for leaf in moments) < sum(leaf.size for leaf in jax.tree.leaves(before.params))
     forward = 2 * 12 * 64 * 9 * 4  # of the convolution; its kernel's gradient would cost as much again
     assert flops[()] - flops[frozen] > forward
+
+
+def test_a_frozen_module_runs_as_in_evaluation():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+            x = MLP((5, 4), dropout=0.5, normalization="batch", name="encoder")(x, train=train)
+            return nn.Dense(3)(normalization("batch", 4, train)(x))
+
+    frozen, optimizer = ("encoder", "BatchNorm_0"), optax.sgd(0.1)
+    learner = classifier(Network(), optimizer, frozen=frozen, microbatches=2)
+    before = learner.init(KEY, CLASSES)
+    statistics = jax.tree.map(lambda leaf: leaf + 0.5, before.model_state)  # not those of any batch
+    before = before._replace(model_state=statistics)
+    after, metrics = jax.jit(learner.update)(before, CLASSES, KEY)
+    chex.assert_trees_all_equal(after.model_state, statistics)
+
+    def loss(head):
+        params = {**before.params, "Dense_0": head}
+        logits = Network().apply({"params": params, **statistics}, CLASSES["inputs"], train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, CLASSES["targets"]).mean()
+
+    value, gradients = jax.value_and_grad(loss)(before.params["Dense_0"])
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
+    step = jax.tree.map(lambda leaf, gradient: leaf - 0.1 * gradient, before.params["Dense_0"], gradients)
+    chex.assert_trees_all_close(after.params["Dense_0"], step, rtol=1e-5)
 
 
 def test_a_frozen_pattern_without_parameters_is_an_error_that_names_some():

@@ -116,7 +116,8 @@ def normalization(
     if kind is None:
         return lambda x: x
     if kind == "batch":
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=dtype)
+        # Given in the call, where `gradient_step` finds it if the layer is frozen.
+        return functools.partial(nn.BatchNorm(momentum=0.9, dtype=dtype), use_running_average=not train)
     if kind == "layer":
         return nn.LayerNorm(dtype=dtype)
     if kind == "group":
