@@ -1,106 +1,176 @@
-"""A run that is killed with SIGKILL at random moments and resumed ends with the bits of an uninterrupted run."""
+"""Runs that end at random moments, in any way, and are resumed end with the bits of an uninterrupted run."""
 
+import contextlib
+import functools
+import io
+import itertools
 import json
 import os
 import random
+import resource
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from foldax import cli
+from foldax.runs.transfer import parameters
 from tests.conftest import ROOT
+from tests.laws.test_laws import LEARNERS
 
-KILLS = int(os.environ.get("FOLDAX_KILLS", "1"))  # runs; `make kill` has 20
-MOMENTS = 2  # kills of each run
+KILLS = int(os.environ.get("FOLDAX_KILLS", "8"))  # of all runs; `make kill` has 200
+MOMENTS = 2  # ends of each run
 CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # so that going on is quick
+OPTIONS = ["--log-every", "3", "--evaluate-every", "30", "--checkpoint-every", "6"]
 
 FILE = '''
-"""A run of a second or two that saves often."""
-import foldax, optax
-from foldax import data, learners, models
+"""An experiment of the laws."""
+import sys
+from unittest import mock
 
-@foldax.config
-class Config(foldax.Training):
-    steps: int = STEPS
-    log_every = 50
-    evaluate_every = 250
-    checkpoint_every = 200
-    learning_rate: float = 3e-3
-    dropout: float = 0.1
+sys.path.insert(0, "ROOT")
+from foldax import data
+from tests.laws.test_laws import LEARNERS
+
+from_arrays = data.from_arrays
+
+def streamed(*arguments, **options):
+    return from_arrays(*arguments, **(options | {"source": "stream"}))
 
 def dataset(config):
-    return data.load("digits", batch_size=32, source="SOURCE")
+    with mock.patch.object(data, "from_arrays", streamed):
+        return LEARNERS["NAME"].dataset(config)
 
-def learner(config, info):
-    return learners.classifier(models.MLP((64, 64, 10), dropout=config.dropout), optax.adam(config.learning_rate))
-
-experiment = foldax.Experiment(Config, learner, dataset)
+experiment = LEARNERS["NAME"]
 '''
+HOST = ROOT / "experiments" / "rl" / "gymnasium_cartpole.py"
+STREAMED = [f"{name}, streamed" for name, experiment in LEARNERS.items() if experiment.dataset is not None]
+# The first four are those of the suite: among them a stream, an agent, and environments that cannot be saved.
+FIRST = ["classifier, streamed", "ppo", "kmeans", "gymnasium"]
+OTHERS = sorted({*LEARNERS, *STREAMED} - {*FIRST, "streaming"})  # that one is the first
+KINDS = FIRST + random.Random(0).sample(OTHERS, len(OTHERS))
+# The terminal controls the process, so that its end is a SIGHUP.
+ON_TERMINAL = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+ON_TERMINAL += "; from foldax.cli import main; sys.exit(main())"
+ENDINGS = ["SIGKILL", "full disk", "closed terminal", "SIGTERM"]
+RUNS = list(enumerate(itertools.islice(itertools.cycle(KINDS), -(-KILLS // MOMENTS))))
 
 
-def foldax(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "foldax.cli", *map(str, arguments)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=os.environ | CACHED, start_new_session=True, **pipes)
+def command(kind: str, folder: Path) -> list[str]:
+    """Returns file and options of a run of this kind, which saves often in its two or three seconds."""
+    if kind == "gymnasium":
+        pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'foldax[gymnasium]'")
+        small = {"environment-steps": 960, "num-envs": 2, "rollout-steps": 8, "ppo.evaluation-episodes": 2}
+        return [str(HOST), *OPTIONS, *(text for name, value in small.items() for text in (f"--{name}", str(value)))]
+    name, _, streamed = kind.partition(", ")
+    file = folder / "killed.py"
+    text = FILE.replace("ROOT", str(ROOT)).replace("NAME", name)
+    file.write_text(text + "experiment = experiment._replace(dataset=dataset)\n" * bool(streamed))
+    return [str(file), "--steps", "60", *OPTIONS]
 
 
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    return out
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[str], Path]]:
+    """By kind: the command of a run, and its folder when nothing has ended it."""
+
+    @functools.cache
+    def whole(kind: str) -> tuple[list[str], Path]:
+        folder = tmp_path_factory.mktemp("whole")
+        run_it = ["run", *command(kind, folder)]
+        foldax(*run_it, "--run-dir", folder / "run")
+        return run_it, folder / "run"
+
+    return whole
 
 
-def kill_at_a_random_moment(process: subprocess.Popen, run: Path, rng: random.Random) -> bool:
-    """Kills the run some time after it has begun to log; whether it was still going."""
-    until = time.monotonic() + 120
-    before = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+def end_at_a_random_moment(arguments: list[str], ending: str, log: Path, lines: int, rng: random.Random) -> bool:
+    """Runs foldax on a terminal, ends it after some lines of its log, and returns whether it was still going."""
+    terminal, slave = os.openpty()
+    before = log.stat().st_mtime_ns if log.exists() else None
+    streams = dict(stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=os.environ | CACHED)
+    process = subprocess.Popen([sys.executable, "-c", ON_TERMINAL, *arguments], **streams)
+    os.close(slave)
+    screen, wanted, until = "", rng.randrange(lines), time.monotonic() + 240
     while process.poll() is None and time.monotonic() < until:
-        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size != before:
+        screen += drain(terminal)
+        if log.exists() and log.stat().st_mtime_ns != before and log.read_bytes().count(b"\n") >= wanted:
             break
-        time.sleep(0.005)
-    try:
-        process.wait(timeout=rng.uniform(0, 0.5))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=rng.choice([0, rng.uniform(0, 0.2)]))
+    with contextlib.suppress(ProcessLookupError):
+        if ending == "full disk":
+            limit = rng.choice([0, rng.randrange(4_000)])
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        elif ending != "closed terminal":
+            os.killpg(process.pid, getattr(signal, ending))
+    if ending == "closed terminal":
+        os.close(terminal)
+    while process.poll() is None and time.monotonic() < until:
+        screen += drain(terminal) if ending != "closed terminal" else ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+    assert process.returncode is not None, f"after {ending} it did not end: {screen}"
+    if ending != "closed terminal":
+        screen += drain(terminal)
+        os.close(terminal)
+    assert "Traceback" not in screen, screen
+    assert "damaged" not in screen, screen
+    if process.returncode == 0:
+        return False
+    assert process.returncode == (-signal.SIGKILL if ending == "SIGKILL" else 1), (ending, screen)
+    message = {"SIGTERM": "go on with: foldax resume", "full disk": "cannot write"}.get(ending, "")
+    assert message in screen, screen
+    return True
 
 
-def command(kind: str, folder: Path) -> list[object]:
-    """Returns file and options of a run of this kind, some seconds long."""
-    if kind in ("device", "stream"):
-        file = folder / "killed.py"
-        file.write_text(FILE.replace("SOURCE", kind).replace("STEPS", "2_000" if kind == "device" else "500"))
-        return [file]
-    pytest.importorskip("gymnax", reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)")
-    # Steps of environments, and updates between checkpoints.
-    steps, every = {"ppo": (40_000, 10), "dqn": (16_000, 200)}[kind]
-    file = ROOT / "experiments" / "rl" / f"{kind}_cartpole.py"
-    return [file, "--environment-steps", steps, "--checkpoint-every", every, "--log-every", every // 2]
+def drain(terminal: int) -> str:
+    """Reads all that is written to a terminal, so that nobody waits for room there."""
+    written = b""
+    with contextlib.suppress(OSError):  # nobody has it open any longer
+        while select.select([terminal], [], [], 0.005)[0]:
+            written += os.read(terminal, 1 << 16)
+    return written.decode(errors="replace")
 
 
-@pytest.mark.parametrize("kind", ["device", "stream", "ppo", "dqn"])
-def test_killed_runs_end_with_the_same_bits(tmp_path: Path, kind: str) -> None:
-    run_it = ["run", *command(kind, tmp_path)]
-    assert cli.main([*map(str, run_it), "--run-dir", str(tmp_path / "whole")]) == 0
-    whole = json.loads((tmp_path / "whole" / "result.json").read_text())
-    kills = 0
-    for index in range(KILLS):
-        rng, run = random.Random(index), tmp_path / f"run{index}"
-        kills += kill_at_a_random_moment(foldax(*run_it, "--run-dir", run), run, rng)
-        for _ in range(MOMENTS - 1):
-            if kind == "device":
-                finish(foldax("show", run))
-            kills += kill_at_a_random_moment(foldax("resume", run), run, rng)
-        finish(foldax("resume", run))
-        result = json.loads((run / "result.json").read_text())
+def foldax(*arguments: object) -> str:
+    """Runs a command that must succeed in this process; returns what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = cli.main(list(map(str, arguments)))
+    assert code == 0, out.getvalue()
+    assert "damaged" not in out.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("index", "kind"), RUNS, ids=[f"{index}-{kind}" for index, kind in RUNS])
+def test_ended_runs_resume_to_the_same_bits(tmp_path: Path, uninterrupted: Any, index: int, kind: str) -> None:
+    run_it, whole = uninterrupted(kind)
+    run, rng, lines = tmp_path / "run", random.Random(index), (whole / "metrics.jsonl").read_bytes().count(b"\n")
+    endings = []
+    for moment in range(MOMENTS):
+        ending = ENDINGS[(MOMENTS * index + moment + index // len(KINDS)) % len(ENDINGS)]
+        arguments = [*run_it, "--run-dir", str(run)] if moment == 0 else ["resume", str(run)]
+        if not end_at_a_random_moment(arguments, ending, run / "metrics.jsonl", lines - 1, rng):
+            break  # too late
+        endings.append(ending)
+        # Its folder can be read, and so can its parameters where there is a checkpoint.
+        foldax("show", run)
+        if any(path.name.isdigit() for path in (run / "checkpoints").iterdir()):
+            assert parameters.read(run).arrays or kind == "bandit"
+    out = "" if (run / "result.json").exists() else foldax("resume", run)
+    before, after = (json.loads((path / "result.json").read_text()) for path in (whole, run))
+    if kind == "gymnasium":
+        assert after["steps"] == before["steps"]
+        assert not out or "a resumed run starts new ones" in out
+        outcome = "resumed with new episodes, as it says"
+    else:
+        outcome = "all bits identical"
         for key in ("state_sha256", "train", "validation", "test", "best_step", "steps"):
-            assert result[key] == whole[key], (index, key)
-        assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-    print(f"{kind}: {KILLS} runs, {kills} kills, all {KILLS} bit-identical")
-    assert kills >= KILLS
+            assert after.get(key) == before.get(key), key
+        assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    print(f"{kind}: ended by {' and '.join(endings) or 'nothing'}, then {outcome}")
