@@ -96,7 +96,8 @@ def test_files_of_an_export(result, exported) -> None:
 
 def test_content_of_the_signature(result, exported) -> None:
     found = signature(exported)
-    assert found["inputs"] == {"shape": ["batch", 6], "dtype": "float32"}
+    meaning = "as the dataset's inputs"
+    assert found["inputs"] == {"shape": ["batch", 6], "dtype": "float32", "meaning": meaning}
     assert found["outputs"] == {"shape": ["batch", 2], "dtype": "float32"}
     assert found["parameters"] == [f"params/Dense_{i}/{name}" for i in (0, 1) for name in ("bias", "kernel")]
     assert (found["takes_seed"], found["platforms"]) == (False, ["cpu", "cuda", "tpu"])
