@@ -387,7 +387,7 @@ def test_check_of_an_experiment_that_satisfies_the_laws(foldax, tiny_file) -> No
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines() if not line.startswith("note: ")]
     assert [words[0] for words in lines] == [
-        "purity", "chunking", "resume", "sweep", "sharding", "tracing", "coverage", "learning",
+        "purity", "chunking", "resume", "sweep", "sharding", "tracing", "coverage", "learning", "finishes",
     ]  # fmt: skip
     assert all(words[1:] == ["holds"] for words in lines)
 

@@ -96,10 +96,10 @@ def end_at_a_random_moment(arguments: list[str], ending: str, log: Path, lines: 
     streams = dict(stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=os.environ | CACHED)
     process = subprocess.Popen([sys.executable, "-c", ON_TERMINAL, *arguments], **streams)
     os.close(slave)
-    screen, wanted, until = "", rng.randrange(lines), time.monotonic() + 240
+    screen, lines_until_kill, until = "", rng.randrange(lines), time.monotonic() + 240
     while process.poll() is None and time.monotonic() < until:
         screen += drain(terminal)
-        if log.exists() and log.stat().st_mtime_ns != before and log.read_bytes().count(b"\n") >= wanted:
+        if log.exists() and log.stat().st_mtime_ns != before and log.read_bytes().count(b"\n") >= lines_until_kill:
             break
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=rng.choice([0, rng.uniform(0, 0.2)]))
@@ -130,9 +130,9 @@ def end_at_a_random_moment(arguments: list[str], ending: str, log: Path, lines: 
 
 
 def drain(terminal: int) -> str:
-    """Reads all that is written to a terminal, so that nobody waits for room there."""
+    """Reads all that is written to a terminal, which would fill up otherwise."""
     written = b""
-    with contextlib.suppress(OSError):  # nobody has it open any longer
+    with contextlib.suppress(OSError):  # it is closed on the other side
         while select.select([terminal], [], [], 0.005)[0]:
             written += os.read(terminal, 1 << 16)
     return written.decode(errors="replace")

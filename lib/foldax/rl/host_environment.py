@@ -108,8 +108,8 @@ def check_network(environment: EnvironmentLike, output: Any) -> None:
 
     expected = (space.num,) if isinstance(space, Discrete) else space.shape
     if discrete != isinstance(space, Discrete) or shape != expected:
-        wanted = described(isinstance(space, Discrete), expected)
-        raise ConfigError(f"{environment.name} has {wanted}, the network has outputs for {described(discrete, shape)}")
+        has = described(isinstance(space, Discrete), expected)
+        raise ConfigError(f"{environment.name} has {has}, the network has outputs for {described(discrete, shape)}")
 
 
 class HostEnvironment(NamedTuple):

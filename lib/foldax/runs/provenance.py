@@ -21,7 +21,7 @@ FLAGS = ["jax_enable_x64", "jax_default_prng_impl", "jax_default_matmul_precisio
 FLAGS += ["jax_numpy_dtype_promotion", "jax_disable_jit", "jax_disable_most_optimizations"]
 
 
-announced: set[str] = set()  # hashes of experiment files whose change has been told to the user
+announced: set[str] = set()  # hashes of experiment files whose change the user knows
 
 
 def collect(experiment: Experiment) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def warn_of_changes(folder: Path, recorded: dict[str, Any], experiment: Experime
     if recorded.get("git"):
         now["git"] = {"commit": _commit(experiment)}
     texts = changes(recorded, now)
-    # Whoever loaded the experiment from the folder has been told about its file.
+    # Whoever loaded the experiment from the folder knows about its file.
     untold = [text for text in texts if text != _file_text(now) or now["file_sha256"] not in announced]
     if untold:
         warn(f"{folder} was made under other conditions: {'; '.join(untold)}")
