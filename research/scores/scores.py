@@ -37,6 +37,7 @@ class Row(NamedTuple):
       seeds: number of seeds.
       mean_over: a field, and its values, over which a seed's score is the mean.
       pretraining: an experiment and its options, from whose run (seed 0) all members start.
+      first_seed: the first of the seeds, above those that a setting was chosen with.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row(NamedTuple):
     seeds: int = 8
     mean_over: tuple[str, tuple[Any, ...]] | None = None
     pretraining: tuple[str, str] | None = None
+    first_seed: int = FIRST_SEED
 
     def command(self) -> str:
         """The command line that trains these runs."""
@@ -53,7 +55,7 @@ class Row(NamedTuple):
         if self.mean_over is not None:
             field = f" --{self.mean_over[0]} {' '.join(map(str, self.mean_over[1]))}"
         options = f"{field} {self.options}".rstrip()
-        seeds = f"--seed {FIRST_SEED} --seeds {self.seeds}"
+        seeds = f"--seed {self.first_seed} --seeds {self.seeds}"
         return f"foldax sweep experiments/{self.file}.py --exact{options} {seeds}"
 
 
@@ -93,7 +95,8 @@ ROWS = (
     Row("pretrain_finetune", "unsupervised/pretrain_finetune", ACCURACY, FINE_TUNING, pretraining=SIMCLR),
     Row("masked_fashion", "unsupervised/masked_fashion", ("knn_accuracy",), seeds=1),
     Row("cluster_digits mixture", "unsupervised/cluster_digits", ("adjusted_rand_index",), "--method mixture"),
-    Row("cluster_digits", "unsupervised/cluster_digits", ("adjusted_rand_index",)),
+    # How k-means starts was chosen with seeds 8 to 39.
+    Row("cluster_digits", "unsupervised/cluster_digits", ("adjusted_rand_index",), first_seed=40),
     Row("vae_digits", "generative/vae_digits", ("bits_per_dimension", "iwae_bits_per_dimension")),
     Row("vae_digits conditional", "generative/vae_digits", TSTR, "--conditional"),
     Row("gan_digits", "generative/gan_digits", TSTR),
@@ -142,7 +145,7 @@ def measure(row: Row, quick: bool, runs: Path) -> pandas.DataFrame:
       RunError: the experiment has no such metric.
     """
     experiment, config = load(row.file, row.options, quick)
-    config = dataclasses.replace(config, seed=FIRST_SEED)
+    config = dataclasses.replace(config, seed=row.first_seed)
     if row.pretraining is not None:
         config = dataclasses.replace(config, init_from=str(pretrain(row, quick, runs)))
     folder = runs / row.name.replace(" ", "_")
