@@ -8,7 +8,7 @@ adjusted Rand index (ARI) and normalised mutual information (NMI). How minibatch
 to 39, so its seeds are others:
 
                                          ARI               NMI
-    minibatch k-means                    0.638 +- 0.041    0.754 +- 0.021    (seeds 40 to 47)
+    minibatch k-means                    0.638 +- 0.042    0.754 +- 0.021    (seeds 40 to 47)
     stepwise EM                          0.667 +- 0.052    0.796 +- 0.032
     scikit-learn: KMeans                 0.631 +- 0.043    0.750 +- 0.023
                   KMeans, best of 10     0.658 +- 0.012    0.771 +- 0.009
