@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from foldax.runs.signals import stop_on_signals
 from tests.conftest import Config, tiny
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def noticed_hangup() -> Iterator[None]:
+    """Handles SIGHUP as without `nohup`, under which the tests may run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("first", "second"), list(zip(NUMBERS, NUMBERS[1:] + NUMBERS[:1])))
@@ -29,13 +38,10 @@ def test_the_first_signal_asks_to_stop_and_a_second_one_of_any_kind_stops_at_onc
 
 
 def test_nohup_is_respected() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stop_on_signals() as stop_requested:
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop_requested()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals() as stop_requested:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop_requested()
 
 
 DEAF = """
