@@ -80,7 +80,7 @@ def test_last_tenth_is_predicted_once_and_never_trained_on() -> None:
     held_out = np.concatenate([train[0], validation[1:], train[1], pieces["test"][0][1:]])
     np.testing.assert_array_equal(held_out, text)  # every byte in one split, besides the byte that predicts the first
 
-    dataset = EXPERIMENT.dataset(config)
+    dataset = MODULE.experiment.dataset(config)
     for split, count in (("validation", len(validation) - 1), ("test", size)):
         weights = [np.asarray(b.batches["weights"])[np.asarray(b.mask)] for b in dataset.splits[split].blocks()]
         assert sum(w[:, 1:].sum() for w in weights) == count
