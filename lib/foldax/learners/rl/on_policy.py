@@ -200,7 +200,7 @@ def predict_action(
 def clip_action(action_space: rl.Discrete | rl.Box, action: jax.Array) -> jax.Array:
     """Clips continuous actions `[..., A]` to their bounds; discrete ones stay as they are.
 
-    >>> print(clip_action(rl.Box(np.float32([-1]), np.float32([1])), jnp.array([[2.0], [0.5]])))
+    >>> print(clip_action(rl.Box(jnp.array([-1.0]), jnp.array([1.0])), jnp.array([[2.0], [0.5]])))
     [[1. ]
      [0.5]]
     """
