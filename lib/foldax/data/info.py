@@ -40,12 +40,13 @@ class ArrayExamples:
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {key: np.asarray(array[indices]) for key, array in self.arrays.items()}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickles arrays of a mapped file as its name, so that the processes that read a stream share one copy."""
-        return {"arrays": {key: _without_mapped_data(array) for key, array in self.arrays.items()}}
+        return _unpickled, ({key: _without_mapped_data(array) for key, array in self.arrays.items()},)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__({key: array() if callable(array) else array for key, array in state["arrays"].items()})  # type: ignore[misc]
+
+def _unpickled(arrays: dict[str, Any]) -> ArrayExamples:
+    return ArrayExamples({key: array() if callable(array) else array for key, array in arrays.items()})
 
 
 def _without_mapped_data(array: np.ndarray) -> Any:

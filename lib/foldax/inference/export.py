@@ -1,8 +1,8 @@
 """`foldax export`: a run's parameters as safetensors, and a program that predicts without any code of foldax.
 
 The program is the learner's `predict`, exported by `jax.export` as StableHLO for several platforms at once. Parameters
-are its argument, which keeps it small. It takes raw inputs, as the dataset yields them, or
-as the learner states them: observations, classes.
+are its argument, which keeps it small. It takes raw inputs, as the dataset yields them, or as the
+learner states them: observations, classes.
 """
 
 import json

@@ -158,6 +158,11 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").is_file()
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Lists the steps of the checkpoints in a folder; none if it does not exist."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
 def create(folder: Path, experiment: Experiment, config: Any) -> None:
     """Writes `config.json` and `manifest.json` of a new run, over those of a run that failed before its first log line.
 
@@ -167,7 +172,7 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
     if is_sweep(folder):
         raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
     # Another experiment in the folder is a mistake; the same one was probably meant to be resumed.
-    has_checkpoint = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    has_checkpoint = bool(checkpoint_steps(folder / "checkpoints"))
     log = folder / "metrics.jsonl"
     if (folder / "manifest.json").exists() and (has_checkpoint or (log.exists() and log.stat().st_size)):
         _check_experiment(folder, experiment)

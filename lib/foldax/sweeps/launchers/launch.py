@@ -16,6 +16,7 @@ from foldax import errors
 from foldax.configuration import to_json
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file
+from foldax.runs.folder import checkpoint_steps
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.launchers.pool import Handle, WorkerPool
@@ -137,7 +138,7 @@ def _remaining_jobs(job: Job, end_reason: str, attempts: dict[int, Attempts], ca
 def _checkpoint_step(job: Job) -> int:
     """Sum of the steps of the newest checkpoints of a job's members; 0 without a sweep folder."""
     folders = [Path(job["folder"], "members", str(number)) for number, _ in job["members"]] if job["folder"] else []
-    return sum(max((int(path.name) for path in one.glob("*") if path.name.isdigit()), default=0) for one in folders)
+    return sum(max(checkpoint_steps(one), default=0) for one in folders)
 
 
 def _stop(pool: WorkerPool, handles: list[Handle], callbacks: SweepCallbacks) -> None:
