@@ -117,8 +117,7 @@ def resume(subject: Subject) -> str | None:
         checkpoints = Checkpoints(Path(folder))
         hooks = Hooks(checkpoints=checkpoints)
         try:
-            # The cursor of the data block, too: a stream must go on where it stopped.
-            loop.save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+            loop.save_checkpoint(run, hooks, (run.fold, run.best))
             checkpoints.wait()
             # 2. Restore into a new run, and train the rest.
             resumed = _train(setup.start_run(subject.experiment, subject.config, hooks, subject.dataset), [STEPS])
@@ -326,7 +325,7 @@ def finishes(subject: Subject) -> str | None:
         with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
             evaluation.check_summarize(run)
             loop.train_loop(run, Hooks(), 2)
-            loop.save_checkpoint(run, Hooks(checkpoints=checkpoints), (run.fold, run.best), run.block.cursor)
+            loop.save_checkpoint(run, Hooks(checkpoints=checkpoints), (run.fold, run.best))
             result = loop.finish_run(run, "finished")
         checkpoints.wait()
     with compiled.user_code_errors(subject.experiment):

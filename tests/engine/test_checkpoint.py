@@ -81,12 +81,12 @@ def test_host_arrays_are_restored_to_the_same_tree() -> None:
 
 
 def test_every_bit_is_restored_with_its_dtype(checkpoints) -> None:
-    checkpoints.save(5, state_of_all_dtypes(), {"cursor": {"epoch": 1, "names": ["a"], "none": None}})
+    checkpoints.save(5, state_of_all_dtypes(), {"times": {"seconds": 1.5, "names": ["a"], "none": None}})
     checkpoints.wait()
     tree, meta = checkpoints.restore(state_of_all_dtypes(2.0))
     assert_same_bits(tree, state_of_all_dtypes())
     assert meta["step"] == 5
-    assert meta["cursor"] == {"epoch": 1, "names": ["a"], "none": None}
+    assert meta["times"] == {"seconds": 1.5, "names": ["a"], "none": None}
     key = tree.extra[6]
     assert jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     np.testing.assert_array_equal(jax.random.bits(key), jax.random.bits(jax.random.key(3)))

@@ -25,8 +25,6 @@ class DataBlock(NamedTuple):
       data: pytree of device arrays, the first argument of `Feed.batch`.
       start: first step of the block.
       end: the step after its last one; None if the block serves every step.
-      cursor: JSON-able state of the source's iterator at the start of the block, saved in checkpoints; None if there
-        is none.
 
     >>> DataBlock().end is None
     True
@@ -35,7 +33,6 @@ class DataBlock(NamedTuple):
     data: Batch = None
     start: int = 0
     end: int | None = None
-    cursor: dict[str, Any] | None = None
 
 
 class EvaluationBlock(NamedTuple):
@@ -74,10 +71,8 @@ class DataSource(Protocol):
     def examples(self) -> Batch:
         """Examples for `Learner.init`: the whole training split `[N, ...]` if it is on the device, else one batch."""
 
-    def blocks(
-        self, seed: int, step: int, cursor: dict[str, Any] | None = None
-    ) -> Generator[DataBlock, Policy | None, None]:
-        """Yields the block that contains `step`, then the blocks after it.
+    def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
+        """Yields the block that contains `step`, then the blocks after it; seed and step determine them.
 
         For every further block the engine sends the current `Policy`, which data that depends on the learner (host
         environments) acts with.
@@ -85,7 +80,6 @@ class DataSource(Protocol):
         Args:
           seed: seed of the run.
           step: first training step to yield data for.
-          cursor: `DataBlock.cursor` of that block, from a checkpoint; None to start from the step alone.
         """
 
 

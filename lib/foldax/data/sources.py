@@ -69,9 +69,9 @@ class DeviceSource:
         """The whole training split, arrays `[N, ...]`."""
         return self._data
 
-    def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Iterator[DataBlock]:
+    def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         """Yields the one block that serves every step."""
-        yield DataBlock(self._data, 0, None, None)
+        yield DataBlock(self._data)
 
 
 class StreamFeed(NamedTuple):
@@ -104,7 +104,7 @@ class StreamSource:
         """The first batch of the split, `[B, ...]`."""
         return jax.device_put(self._examples.read(self._indices[: self._batch_size]), self.device)
 
-    def blocks(self, seed: int, step: int, cursor: dict[str, Any] | None = None) -> Iterator[DataBlock]:
+    def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         """Yields the block that contains `step`, then the blocks after it, without end.
 
         The seed determines the random order of every epoch; an incomplete last batch of an epoch is dropped. Close the
@@ -112,9 +112,8 @@ class StreamSource:
 
         Args:
           seed: seed of the order.
-          step: a training step in the first block.
-          cursor: not needed, as the step alone finds its block; a run may resume with another number of workers, and
-            with blocks of another size.
+          step: a training step in the first block. A run may resume with another number of workers, and with blocks of
+            another size.
         """
         blocks = self._blocks(seed, step)
         # Streams that are still open at exit are closed there, or their threads would block it.

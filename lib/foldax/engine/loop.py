@@ -70,7 +70,7 @@ def fit(
         except Exception as error:
             save_after_error(run, hooks, error)
             raise
-        save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+        save_checkpoint(run, hooks, (run.fold, run.best))
         result = finish_run(run, status)
     if hooks.checkpoints is not None:
         hooks.checkpoints.wait()
@@ -137,7 +137,7 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
         report = advance(run, end)
     run.step, run.num_chunks = end, run.num_chunks + 1
     # Known from now on, so that its steps are not lost if their evaluation fails.
-    run.unread.append(PendingChunk(start, end, report, None, None, None, run.block.cursor))
+    run.unread.append(PendingChunk(start, end, report, None, None, None))
 
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
     split, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
@@ -193,7 +193,7 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     hooks.progress(chunk.end)
     # 3. Save the copy.
     if chunk.snapshot is not None:
-        save_checkpoint(run, hooks, chunk.snapshot, chunk.cursor)
+        save_checkpoint(run, hooks, chunk.snapshot)
     # 4. Stop, if patience ran out.
     return chunk.stopped is not None and bool(chunk.stopped)
 
@@ -238,15 +238,11 @@ def log_lines(
     return lines, nonfinite
 
 
-def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState], cursor: dict[str, Any] | None) -> None:
+def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState]) -> None:
     """Starts writing a checkpoint, if the run has checkpoints and this step is not yet saved."""
     step = int(tree[0].step)
     if hooks.checkpoints is not None and step != run.last_saved_step:
-        meta: dict[str, Any] = {
-            "cursor": cursor,
-            "nonresumable_reason": nonresumable_reason(run.dataset),
-            "times": run_times(run),
-        }
+        meta: dict[str, Any] = {"nonresumable_reason": nonresumable_reason(run.dataset), "times": run_times(run)}
         meta |= {"monitor": monitor_and_mode(run.config), "is_evaluation_due": run.is_evaluation_due}
         # Members of a vmapped sweep that are not finite stay as they are; a lone run must not keep such a state.
         finite = PARAMETERS if run.num_members is None else ""
@@ -270,7 +266,7 @@ def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
                 return
             write_lines(run, hooks, lines)
         run.is_evaluation_due = bool(run.unread) and run.unread[-1].evaluation is None and _evaluation_is_due(run)
-        save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+        save_checkpoint(run, hooks, (run.fold, run.best))
         hooks.checkpoints.wait()
         hooks.warn(f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it")
 

@@ -49,7 +49,7 @@ def start_run(
         # Once: else every chunk would copy the data to the other devices.
         dataset = dataset.to(jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec()))
     traced_config, seed = _place(program, device, compiled.traced_config_and_seed(config))
-    blocks = data_blocks(dataset, config.seed, 0, None)
+    blocks = data_blocks(dataset, config.seed, 0)
     block = next(blocks)
     examples = dataset.train.examples() if dataset is not None else None
     arguments = dict(config=traced_config, seed=seed, examples=examples, data=block.data)
@@ -75,7 +75,7 @@ def start_run(
         _apply_monitor(run, hooks, meta.get("monitor", monitor_and_mode(config)), device)
         # The first block was for shapes; the run goes on with the block of its step.
         run.blocks.close()
-        run.blocks = data_blocks(dataset, config.seed, run.step, meta["cursor"])
+        run.blocks = data_blocks(dataset, config.seed, run.step)
         run.block = next(run.blocks)
     # Also without a checkpoint: a run that was killed before its first one logs its first steps again.
     run.history = hooks.load_history(run.step)
@@ -88,7 +88,7 @@ def move_run(run: Run, dataset: Dataset | None, device: jax.Device | None) -> No
     # Arrays that were put on a device by name stay committed to it, and would compile another program for the default
     # device; a copy on the host is free of that.
     run.fold, run.best, config, seed = jax.device_put(jax.device_get(placed) if device is None else placed, device)
-    run.dataset, run.block = dataset, next(data_blocks(dataset, run.config.seed, run.step, run.block.cursor))
+    run.dataset, run.block = dataset, next(data_blocks(dataset, run.config.seed, run.step))
     run.arguments = dict(config=config, seed=seed, examples=run.arguments["examples"], data=run.block.data)
 
 
@@ -96,7 +96,7 @@ def initial_fold_arguments(
     experiment: Experiment, config: Any, dataset: Dataset | None
 ) -> tuple[Program, tuple[Any, ...]]:
     """Prepares a call of `compiled.initial_fold`: the program, and config, seed, examples and data."""
-    block = next(data_blocks(dataset, config.seed, 0, None))
+    block = next(data_blocks(dataset, config.seed, 0))
     examples = None if dataset is None else dataset.train.examples()
     return make_program(experiment, config, dataset), (*compiled.traced_config_and_seed(config), examples, block.data)
 
@@ -219,18 +219,16 @@ def nonresumable_reason(dataset: Dataset | None) -> str | None:
     return getattr(dataset, "nonresumable_reason", None)
 
 
-def data_blocks(
-    dataset: Dataset | None, seed: int, step: int, cursor: dict[str, Any] | None
-) -> Generator[DataBlock, Policy | None, None]:
+def data_blocks(dataset: Dataset | None, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
     """Yields the blocks of training data from a step on; without a dataset, one block for every step.
 
-    >>> next(data_blocks(None, 0, 0, None)).data is None
+    >>> next(data_blocks(None, 0, 0)).data is None
     True
     """
     if dataset is None:
         yield DataBlock()
     else:
-        yield from dataset.train.blocks(seed, step, cursor)
+        yield from dataset.train.blocks(seed, step)
 
 
 def load_dataset(experiment: Experiment, config: Any) -> Dataset | None:

@@ -165,7 +165,6 @@ class PendingChunk(NamedTuple):
       evaluation: of the validation split at its end, if one was due.
       stopped: bool [], whether patience ran out at its end; None without an evaluation.
       snapshot: a copy of fold and best state on the host, to be saved, if a checkpoint was due.
-      cursor: of the data at its end, for the checkpoint.
     """
 
     start: int
@@ -174,4 +173,3 @@ class PendingChunk(NamedTuple):
     evaluation: SplitEvaluation | None
     stopped: jax.Array | None
     snapshot: tuple[Fold, BestState] | None
-    cursor: dict[str, Any] | None

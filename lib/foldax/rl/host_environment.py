@@ -164,9 +164,7 @@ class RolloutSource:
         """Observations `[N, ...]` for `Learner.init`, all of them equal."""
         return jax.device_put(np.repeat(self.first_observation, self.info.num_envs, axis=0), self.device)
 
-    def blocks(
-        self, seed: int, step: int, cursor: dict[str, Any] | None = None
-    ) -> Generator[DataBlock, Policy | None, None]:
+    def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields an empty block for its shapes, then one rollout for every step from `step` on.
 
         Each is collected by the policy that was sent for it. The environments are reset at first, with a seed that

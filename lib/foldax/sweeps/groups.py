@@ -127,7 +127,7 @@ def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) 
                 # An interrupted member is saved; one that has ended needs its checkpoints no longer.
                 status = workers.fold(member, run, device, hooks)
                 if status == "interrupted":
-                    loop.save_checkpoint(run, hooks, (run.fold, run.best), run.block.cursor)
+                    loop.save_checkpoint(run, hooks, (run.fold, run.best))
                     return
                 callbacks.on_result(member_result(member, run, status))
             if checkpoints is not None:

@@ -131,7 +131,7 @@ class VmappedMembers:
         arguments_by_row = [compiled.traced_config_and_seed(self.members[row].config) for row in rows]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(arguments_by_row))
         configs, seeds = self._shard(stacked)
-        blocks = setup.data_blocks(dataset, config.seed, 0, None)
+        blocks = setup.data_blocks(dataset, config.seed, 0)
         block = next(blocks)
         examples = None if dataset is None else dataset.train.examples()
         arguments = dict(config=configs, seed=seeds, examples=examples, data=block.data)
@@ -335,7 +335,7 @@ def data_specs(dataset: Dataset | None) -> tuple[Batch, Batch]:
         return None, None
     with contextlib.suppress(RuntimeError):  # JAX may have been started without CPUs
         dataset = dataset.to(jax.local_devices(backend="cpu")[0])
-    arrays = dataset.train.examples(), next(setup.data_blocks(dataset, 0, 0, None)).data
+    arrays = dataset.train.examples(), next(setup.data_blocks(dataset, 0, 0)).data
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
 
 
