@@ -49,8 +49,7 @@ def gymnasium(
     >>> host.info.observation_space.shape, host.info.action_space
     ((4,), Discrete(num=2))
     """
-    if not isinstance(name, str):
-        check_name(name, (), "Gymnasium has no environment")
+    check_name(name, None, "Gymnasium has no environment")
     if wrappers and mode == "vector_entry_point":
         problem = "mode 'vector_entry_point' takes no wrappers, which wrap single environments"
         raise ConfigError(f"{name}: {problem}; take 'sync'")
