@@ -45,15 +45,24 @@ def as_array(value: Any, name: str, dtype: Any = None, unit: str = "example") ->
     dtype = jax_dtype(array.dtype if dtype is None else dtype)
     if dtype.kind in "iu":
         check_integers(array, dtype, name, unit)
-    mapped: Any = array
-    while isinstance(mapped, np.ndarray) and not isinstance(mapped, np.memmap):
-        mapped = mapped.base
     with np.errstate(over="ignore"):  # overflow becomes infinite and is reported below
-        array = array.astype(dtype, copy=not isinstance(mapped, np.memmap | mmap.mmap))
+        array = array.astype(dtype, copy=not isinstance(memory_owner(array).base, mmap.mmap))
     if dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         # The first bad example is the most useful thing to report.
         where = f", first in {unit} {_first(~finite)}" if array.ndim else ""
         raise DataError(f"{name} has values that are not finite{where}; leave it out or fill it in")
+    return array
+
+
+def memory_owner(array: np.ndarray) -> np.ndarray:
+    """Returns the array that this one is a view of; its `base` is a map where it is memory-mapped.
+
+    >>> whole = np.zeros(4)
+    >>> memory_owner(whole[1:][1:]) is whole
+    True
+    """
+    while isinstance(array.base, np.ndarray):
+        array = array.base
     return array
 
 

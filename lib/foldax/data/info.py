@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.data.conversion import memory_owner
+
 BLOCK_BYTES = 32 << 20  # size of a block read at once
 Spec = dict[str, jax.ShapeDtypeStruct]
 
@@ -51,9 +53,7 @@ def _unpickled(arrays: dict[str, Any]) -> ArrayExamples:
 
 def _without_mapped_data(array: np.ndarray) -> Any:
     """Returns a function that maps the file of a memory-mapped array again; other arrays as they are."""
-    root: Any = array
-    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
-        root = root.base
+    root = memory_owner(array)
     # Changes of a map of mode "c" are not in its file.
     if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c" or not array.flags.c_contiguous:
         return array
