@@ -30,7 +30,7 @@ class Discrete(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Space of float32 arrays between two bounds.
+    """Space of arrays between two bounds, float32, or of another dtype that the bounds have.
 
     Attributes:
       low: lower bounds `[...]`, with the shape of one observation or action; may be -inf.
@@ -193,19 +193,17 @@ def observation_inputs(environment: EnvironmentLike, *axes: str) -> dict[str, In
     """States the inputs of a policy's `predict`: observations, after the axes that are named.
 
     Args:
-      environment: its space gives the shape.
+      environment: its space gives shape and dtype.
       *axes: "time" for a policy with memory, which takes the observations of the episode so far.
 
     >>> from foldax import rl
     >>> observation_inputs(rl.gymnax("CartPole-v1"), "time")["inputs"].shape
     ('time', 4)
     """
-    if isinstance(environment, HostSpec):
-        dtype = environment.dtype
-    else:
-        dtype = jax.eval_shape(environment.reset, jax.random.key(0))[1].dtype
+    space = environment.observation_space
+    dtype = environment.dtype if isinstance(environment, HostSpec) else jax.dtypes.canonicalize_dtype(space.low.dtype)
     meaning = "observations of the episode so far" if axes else "observations"
-    return {"inputs": InputSpec((*axes, *environment.observation_space.shape), np.dtype(dtype), meaning)}
+    return {"inputs": InputSpec((*axes, *space.shape), dtype, meaning)}
 
 
 class HostRollout(NamedTuple):
