@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,7 @@ def test_top_k_keeps_all_ties_with_its_last_token():
         (MODELS["gru"].clone(pooling="last"), {}, "no pooling"),
         (MODELS["gru"].clone(vocabulary_size=None), {}, "must have a vocabulary_size"),
         (MODELS["gru"].clone(features=V + 1), {}, "14 features are more than the vocabulary, 13"),
+        (nn.Dense(V), {}, "must be a Transformer or Recurrent, got Dense"),
     ],
 )
 def test_invalid_arguments_raise_helpful_errors(model, options, message):

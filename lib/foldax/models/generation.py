@@ -9,7 +9,7 @@ from chex import Numeric
 from flax.typing import VariableDict
 
 from foldax.errors import ConfigError
-from foldax.learner import Key
+from foldax.learner import Key, Model
 from foldax.models.layers.sequences import check_tokens
 from foldax.models.networks.recurrent import Recurrent
 from foldax.models.networks.transformer import Transformer
@@ -18,7 +18,7 @@ LanguageModel = Transformer | Recurrent
 
 
 def generate(
-    model: LanguageModel,
+    model: Model,
     variables: VariableDict,
     prompt: jax.Array,
     key: Key,
@@ -60,6 +60,8 @@ def generate(
     >>> generate(model, variables, prompt, jax.random.key(1), num_tokens=3).shape
     (2, 3)
     """
+    if not isinstance(model, LanguageModel):
+        raise ConfigError(f"generate: the model must be a Transformer or Recurrent, got {type(model).__name__}")
     prompt = jnp.asarray(prompt)
     num_logits = _check_model_and_prompt(model, prompt, num_tokens)
     _check_sampling(temperature, top_k, top_p, num_logits)

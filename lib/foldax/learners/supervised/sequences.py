@@ -99,8 +99,7 @@ def language_model(
             context = tokens if tokens.shape[1] < window else tokens[:, -max(1, window // 2) :]
             count = max(1, min(window - context.shape[1], prompt.shape[1] + num_tokens - tokens.shape[1]))
             key, sample_key = jax.random.split(key)
-            variables = state.evaluation_variables
-            new = models.generate(model, variables, context, sample_key, num_tokens=count)  # type: ignore[arg-type]
+            new = models.generate(model, state.evaluation_variables, context, sample_key, num_tokens=count)
             tokens = jnp.concatenate([tokens, new], axis=1)
         return tokens[:, prompt.shape[1] :]
 
