@@ -101,17 +101,12 @@ class Checkpoints:
     A checkpoint holds arrays by path and a JSON object with a checksum of every array; where one does not fit, the
     checkpoint before is used.
 
-    Attributes:
-      folder: where they are.
+    Args:
+      folder: where they are; created if it is missing.
+      warn: receives a sentence about every damaged checkpoint.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
-        """Opens or creates a folder of checkpoints.
-
-        Args:
-          folder: where they are.
-          warn: receives a sentence about every damaged checkpoint.
-        """
         self.folder, self._warn = folder, warn
         folder.mkdir(parents=True, exist_ok=True)
         self._resources = contextlib.ExitStack()
@@ -243,8 +238,13 @@ class Checkpoints:
         return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {self._kept_steps()}")
 
     def _kept_steps(self) -> str:
-        kept = sorted((path.name for path in self.folder.glob("[0-9]*") if path.name.isdigit()), key=int)
-        return f"checkpoints kept: {', '.join(kept)}" if kept else "no checkpoint could be written"
+        kept = checkpoint_steps(self.folder)
+        return f"checkpoints kept: {', '.join(map(str, kept))}" if kept else "no checkpoint could be written"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Lists the steps of the checkpoints in a folder; none if it does not exist."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 class _DamagedError(RunError):

@@ -100,6 +100,26 @@ def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], 
     return first_values
 
 
+def status_with_nonfinite(
+    status: str, history: list[dict[str, Any]], metrics: dict[str, dict[str, float]], tested_at: int
+) -> str:
+    """Adds to the status of a run every metric of its evaluations that was NaN or infinite.
+
+    Args:
+      status: how the run ended.
+      history: the lines of its log.
+      metrics: final metrics by split.
+      tested_at: step of the state that has them.
+
+    >>> status_with_nonfinite("finished", [], {"test": {"loss": float("inf")}}, 9)
+    'finished (test loss is inf at step 9)'
+    """
+    final = [{"step": tested_at, "split": split, **line} for split, line in metrics.items()]
+    nonfinite = nonfinite_metrics([*history, *final])
+    texts = [f"{split} {name} is {value} at step {step}" for (split, name), (value, step) in nonfinite.items()]
+    return f"{status} ({'; '.join(texts)})" if texts else status
+
+
 def monitored_metric(
     program: Program, evaluation: SplitEvaluation, monitor: str, num_members: int | None = None, is_needed: bool = True
 ) -> jax.Array:

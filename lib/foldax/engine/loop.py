@@ -288,12 +288,9 @@ def finish_run(run: Run, status: str) -> Result:
     best_step = int(run.best.step) if run.best.state is not None and int(run.best.step) >= 0 else None
     state = run.fold.state if best_step is None else run.best.state
     metrics, values = evaluation.final_metrics(run, state) if status != "interrupted" else ({}, {})
-    tested_at = run.step if best_step is None else best_step
-    final = [{"step": tested_at, "split": split, **line} for split, line in metrics.items()]
-    nonfinite = evaluation.nonfinite_metrics([*run.history, *final])
-    if nonfinite and status != "interrupted":
-        texts = [f"{split} {name} is {value} at step {step}" for (split, name), (value, step) in nonfinite.items()]
-        status += f" ({'; '.join(texts)})"
+    if status != "interrupted":
+        tested_at = run.step if best_step is None else best_step
+        status = evaluation.status_with_nonfinite(status, run.history, metrics, tested_at)
     return Result(
         experiment=run.program.experiment,
         config=run.config,

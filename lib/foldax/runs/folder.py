@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
+from foldax.engine.checkpoint import checkpoint_steps
 from foldax.errors import ConfigError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 from foldax.field_values import restore_floats, to_plain
@@ -156,11 +157,6 @@ def is_sweep(folder: Path) -> bool:
     False
     """
     return (folder / "sweep.json").is_file()
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Lists the steps of the checkpoints in a folder; none if it does not exist."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def create(folder: Path, experiment: Experiment, config: Any) -> None:

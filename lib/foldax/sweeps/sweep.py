@@ -340,13 +340,10 @@ def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple["pandas.D
 
 def _status(result: MemberResult) -> str:
     """Status of a member, with every metric of its evaluations that was NaN or infinite, as of a run."""
-    tested_at = result.steps if result.best_step is None else result.best_step
-    final = [{"step": tested_at, "split": split, **metrics} for split, metrics in result.metrics.items()]
-    nonfinite = evaluation.nonfinite_metrics([*result.history, *final])
-    if not nonfinite or result.status == statistics.NOT_FINITE:
+    if result.status == statistics.NOT_FINITE:
         return result.status
-    texts = [f"{split} {name} is {value} at step {step}" for (split, name), (value, step) in nonfinite.items()]
-    return f"{result.status} ({'; '.join(texts)})"
+    tested_at = result.steps if result.best_step is None else result.best_step
+    return evaluation.status_with_nonfinite(result.status, result.history, result.metrics, tested_at)
 
 
 def write_tables(path: Path, results: "pandas.DataFrame", curves: "pandas.DataFrame") -> None:

@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeAlias
 
 from foldax import errors
 from foldax.configuration import to_json
+from foldax.engine.checkpoint import checkpoint_steps
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file
-from foldax.runs.folder import checkpoint_steps
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.launchers.pool import Handle, WorkerPool
