@@ -9,9 +9,9 @@ from foldax.learners.generative import likelihoods, noise_schedule
 from foldax.learners.generative.diffusion import SamplerSettings, diffusion
 from foldax.learners.generative.gan import GAN, gan
 from foldax.learners.generative.vae import VAE, decode_images, vae
-from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_train_state, minibatch_epochs
 from foldax.learners.rl import on_policy, return_distributions
-from foldax.learners.rl.a2c import A2CSettings, a2c
+from foldax.learners.rl.a2c import A2CSettings, a2c, policy_gradient_loss
 from foldax.learners.rl.dqn import DQNSettings, dqn
 from foldax.learners.rl.off_policy import ReplaySettings
 from foldax.learners.rl.ppo import PPOSettings, ppo, ppo_loss
@@ -43,7 +43,7 @@ __all__ += ["diffusion", "SamplerSettings", "noise_schedule"]
 # Clustering
 __all__ += ["kmeans", "mixture"]
 # On-policy reinforcement learning
-__all__ += ["a2c", "A2CSettings", "ppo", "PPOSettings", "ppo_loss", "recurrent_ppo"]
+__all__ += ["a2c", "A2CSettings", "policy_gradient_loss", "ppo", "PPOSettings", "ppo_loss", "recurrent_ppo"]
 __all__ += ["reinforce", "ReinforceSettings", "pqn", "PQNSettings", "on_policy"]
 # Off-policy reinforcement learning
 __all__ += ["dqn", "DQNSettings", "sac", "SACSettings", "td3", "TD3Settings", "ReplaySettings", "return_distributions"]
@@ -51,4 +51,4 @@ __all__ += ["dqn", "DQNSettings", "sac", "SACSettings", "td3", "TD3Settings", "R
 __all__ += ["subset", "with_probe"]
 # Parts of a learner of your own
 __all__ += ["Task", "tasks", "network_learner", "NetworkOptions", "input_function", "losses"]
-__all__ += ["gradients", "TrainState", "LossFunction", "init_train_state", "gradient_step"]
+__all__ += ["gradients", "TrainState", "LossFunction", "init_train_state", "gradient_step", "minibatch_epochs"]

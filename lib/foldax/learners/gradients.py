@@ -178,6 +178,46 @@ def gradient_step(
     return TrainState(params, model_state, optimizer_state, ema_params, ema_steps), metrics
 
 
+def minibatch_epochs(
+    network: TrainState,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    key: Key,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Takes a gradient step on each minibatch of each epoch.
+
+    Args:
+      network: parameters and optimizer state.
+      loss: of a minibatch.
+      optimizer: Optax optimizer.
+      batch: tree of arrays `[R, ...]`; `num_minibatches` divides R.
+      key: of the order of the rows, a new one in each epoch, and of the loss, another one in each minibatch.
+      num_epochs: passes over the batch.
+      num_minibatches: gradient steps in a pass.
+
+    Returns:
+      The network after `num_epochs * num_minibatches` gradient steps, and the means of their metrics.
+    """
+    num_rows = len(jax.tree.leaves(batch)[0])
+
+    def epoch(network: TrainState, key: Key) -> tuple[TrainState, dict[str, jax.Array]]:
+        order_key, loss_key = jax.random.split(key)
+        # A new order of all rows, cut into minibatches
+        order = jax.random.permutation(order_key, num_rows).reshape(num_minibatches, -1)
+
+        def minibatch_step(network: TrainState, step: tuple[jax.Array, Key]) -> tuple[TrainState, dict[str, jax.Array]]:
+            minibatch = jax.tree.map(lambda x: x[step[0]], batch)
+            return gradient_step(network, loss, optimizer, minibatch, step[1])
+
+        return jax.lax.scan(minibatch_step, network, (order, jax.random.split(loss_key, num_minibatches)))
+
+    network, metrics = jax.lax.scan(epoch, network, jax.random.split(key, num_epochs))
+    return network, {name: value.mean() for name, value in metrics.items()}
+
+
 def _evaluation_mode_of(fixed: Params) -> Callable[..., Any]:
     """Makes an interceptor of Flax methods: modules whose parameters are all `fixed` do not run in training mode."""
     fixed_ids = set(map(id, jax.tree.leaves(fixed)))

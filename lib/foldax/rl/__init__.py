@@ -4,9 +4,15 @@ from foldax.rl import priorities, replay, wrappers
 from foldax.rl.adapters.gymnasium import gymnasium
 from foldax.rl.adapters.gymnax import gymnax
 from foldax.rl.adapters.playground import playground
+from foldax.rl.checks import (
+    bounded_action_space,
+    check_device_environment,
+    check_discrete_actions,
+    check_environment,
+    check_minibatches,
+    check_network,
+)
 from foldax.rl.environment import (
-    Box,
-    Discrete,
     Environment,
     EnvironmentLike,
     EnvironmentState,
@@ -25,31 +31,29 @@ from foldax.rl.environment import (
     rollout,
     step_environments,
 )
-from foldax.rl.host_environment import (
-    HostEnvironment,
-    VectorEnvironment,
-    check_device_environment,
-    check_environment,
-    check_network,
-    from_vector_env,
+from foldax.rl.host_environment import HostEnvironment, VectorEnvironment, from_vector_env
+from foldax.rl.returns import (
+    explained_variance,
+    generalized_advantages,
+    lambda_returns,
+    n_step_targets,
+    one_step_targets,
 )
-from foldax.rl.returns import generalized_advantages, lambda_returns, n_step_targets, one_step_targets
+from foldax.rl.spaces import Box, Discrete, clip_action
 from foldax.rl.wrappers import with_policy_memory
 
 # Environments, and adapters to their libraries
-__all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "wrappers"]
+__all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "clip_action", "wrappers"]
 __all__ += ["gymnasium", "gymnax", "playground"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
-__all__ += [
-    "ExplorationRequest",
-    "check_environment",
-    "check_device_environment",
-    "check_network",
-    "observation_inputs",
-]
+__all__ += ["ExplorationRequest", "observation_inputs"]
+# Checks of what a learner was given
+__all__ += ["check_environment", "check_device_environment", "check_network"]
+__all__ += ["bounded_action_space", "check_discrete_actions", "check_minibatches"]
 # Rollouts and evaluation
 __all__ += ["Policy", "Transition", "reset_environments", "step_environments", "rollout", "with_policy_memory"]
 __all__ += ["EpisodeStatistics", "episode_metrics", "evaluate_policy", "play_episodes"]
 # Returns and replay
-__all__ += ["generalized_advantages", "lambda_returns", "n_step_targets", "one_step_targets", "replay", "priorities"]
+__all__ += ["generalized_advantages", "lambda_returns", "n_step_targets", "one_step_targets", "explained_variance"]
+__all__ += ["replay", "priorities"]

@@ -9,44 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError
-from foldax.learner import Average, InputSpec, Key
+from foldax.learner import Average, Batch, InputSpec, Key
+from foldax.rl.spaces import Box, Discrete
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
 Observation: TypeAlias = Any  # an array; with `with_policy_memory` a pair of an array and a tree of arrays
 Action: TypeAlias = Any  # likewise
 Render: TypeAlias = Callable[[State], np.ndarray]  # on the host; uint8 [H, W, 3]
 Episodes: TypeAlias = dict[str, jax.Array]  # "return", "length" and "finished" [N]
-
-
-class Discrete(NamedTuple):
-    """Space of discrete actions: the integers 0 to `num` - 1, as int32 [].
-
-    >>> Discrete(2).num
-    2
-    """
-
-    num: int
-
-
-class Box(NamedTuple):
-    """Space of arrays between two bounds, float32, or of another dtype that the bounds have.
-
-    Attributes:
-      low: lower bounds `[...]`, with the shape of one observation or action; may be -inf.
-      high: upper bounds `[...]`; may be inf.
-
-    >>> Box(np.zeros(3), np.full(3, np.inf)).shape
-    (3,)
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one observation or action."""
-        return self.low.shape
 
 
 class Step(NamedTuple):
@@ -236,24 +206,6 @@ Policy: TypeAlias = Callable[[Observation, Key], tuple[Action, dict[str, jax.Arr
 """`(observation [N, ...], key) -> (action [N, ...], extras by name)`."""
 
 
-def space_of(space: Any, name: str, kind: str) -> Discrete | Box:
-    """Converts a space of Gymnasium or gymnax; `kind`, "observations" or "actions", is for the error.
-
-    Raises:
-      ConfigError: it is not supported: observations are a Box, actions a Box or Discrete.
-    """
-    space_type = type(space).__name__
-    if space_type == "Discrete" and kind == "actions":
-        return Discrete(int(space.n))
-    if space_type == "Box":
-        # gymnax gives one bound for all elements.
-        return Box(*(np.broadcast_to(np.asarray(bound, np.float32), space.shape) for bound in (space.low, space.high)))
-    described = space_type if "object at 0x" in str(space) else str(space)
-    allowed = "a Box, an array of numbers" if kind == "observations" else "Box or Discrete"
-    remedy = "wrap the environment, for example in gymnasium.wrappers.FlattenObservation"
-    raise ConfigError(f"{name}: {kind} are {described}; they must be {allowed}; {remedy}")
-
-
 def reset_environments(environment: Environment, key: Key, num_envs: int) -> EnvironmentState:
     """Starts an episode in each of `num_envs` parallel environments.
 
@@ -382,16 +334,21 @@ def play_episodes(environment: Environment, policy: Policy, key: Key, num_episod
     return jax.lax.while_loop(is_running, take_step, (jnp.int32(0), environment_state, episodes))[2]
 
 
-def evaluate_policy(environment: Environment, policy: Policy, key: Key, num_episodes: int, max_steps: int) -> Episodes:
+def evaluate_policy(
+    environment: EnvironmentLike, policy: Policy, key: Key, num_episodes: int, max_steps: int, batch: Batch = None
+) -> Episodes:
     """Plays episodes as `play_episodes` does, and returns all values as float32 `[N]`: the metrics of `evaluate`.
 
     Args:
-      environment: the environment to act in.
+      environment: the environment to act in, or a `HostSpec` when it runs on the host.
       policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
       key: randomness of the policy and of the environment.
       num_episodes: episodes N, played in parallel.
-      max_steps: maximum length of an episode.
+      max_steps: maximum length of an episode; "finished" is 0 for one that was stopped there.
+      batch: the episodes that a host played before, which are returned; None for an environment on the device.
     """
+    if isinstance(environment, HostSpec):
+        return batch
     episodes = play_episodes(environment, policy, key, num_episodes, max_steps)
     return {name: value.astype(jnp.float32) for name, value in episodes.items()}
 

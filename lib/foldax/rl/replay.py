@@ -241,6 +241,12 @@ def num_transitions(buffer: ReplayBuffer, n_steps: int = 1) -> jax.Array:
     return jnp.maximum(buffer.num_rows - buffer.oldest_row - (n_steps - 1), 0) * buffer.rows.shape[1]
 
 
+def newest_row_at(buffer: ReplayBuffer, index: jax.Array) -> jax.Array:
+    """Numbers int32 `[B]` of the newest rows stored at indices `[B]` of the ring; below 0 where none was stored yet."""
+    newest = buffer.num_rows - 1
+    return newest - (newest - index) % len(buffer.rows)
+
+
 def sample(
     buffer: ReplayBuffer,
     key: jax.Array,

@@ -138,3 +138,22 @@ def lambda_returns(
         return total, total
 
     return jax.lax.scan(backward, next_values[-1], (one_step, next_values, decay), reverse=True)[1]
+
+
+def explained_variance(values: jax.Array, value_targets: jax.Array) -> jax.Array:
+    """Fraction of the targets' variance that the values explain: 1 is perfect, 0 as good as a constant, below is worse.
+
+    Args:
+      values: predictions of the value function, `[...]`.
+      value_targets: their targets, of the same shape.
+
+    Returns:
+      A scalar; 0 where the targets do not vary.
+
+    >>> print(explained_variance(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0])))
+    0.75
+    """
+    chex.assert_equal_shape([values, value_targets])
+    variance, residual = value_targets.var(), (value_targets - values).var()
+    # 1 - Var[target - value] / Var[target], as a product so that a sweep has the same bits
+    return jnp.where(variance > 1e-8, 1.0 - residual * jnp.reciprocal(jnp.maximum(variance, 1e-8)), 0.0)

@@ -4,7 +4,8 @@ Normalisation of observations is no wrapper, because its statistics are of many 
 of the learner's state, so that an evaluation uses those of training and leaves them unchanged.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
@@ -13,8 +14,10 @@ import numpy as np
 
 from foldax.errors import ConfigError
 from foldax.learner import Key
-from foldax.rl.environment import Action, Box, Environment, Observation, Render, State, Step
+from foldax.rl.environment import Action, Environment, EnvironmentLike, HostSpec, Observation, Render, State, Step
+from foldax.rl.spaces import Box
 
+E = TypeVar("E", bound=EnvironmentLike)
 UNBOUNDED = 1e30  # bounds beyond count as infinite: some environments declare the largest float32
 
 
@@ -113,8 +116,10 @@ def clip_actions(environment: Environment) -> Environment:
     return environment._replace(step=step, action_space=unbounded)
 
 
-def rescale_actions(environment: Environment) -> Environment:
+def rescale_actions(environment: E) -> E:
     """Rescales continuous actions, so that [-1, 1] spans the environment's bounds.
+
+    Of a `HostSpec` only the bounds change: its rollouts hold actions as the host took them; see `to_unit_range`.
 
     Raises:
       ConfigError: the actions are discrete, or have no finite bounds.
@@ -128,11 +133,15 @@ def rescale_actions(environment: Environment) -> Environment:
         needed = "it needs continuous actions with finite bounds"
         raise ConfigError(f"rescale_actions: {environment.name} has the action space {space}; {needed}")
 
-    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
-        return environment.step(key, state, from_unit_range(space, action[None])[0])
-
     ones = np.ones(space.shape, np.float32)
-    return environment._replace(step=step, action_space=Box(-ones, ones))
+    if isinstance(environment, HostSpec):
+        return dataclasses.replace(environment, action_space=Box(-ones, ones))
+    on_device: Environment = environment
+
+    def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
+        return on_device.step(key, state, from_unit_range(space, action[None])[0])
+
+    return on_device._replace(step=step, action_space=Box(-ones, ones))  # type: ignore[return-value]  # E is one here
 
 
 def rescale_observations(environment: Environment) -> Environment:

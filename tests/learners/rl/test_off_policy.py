@@ -345,7 +345,7 @@ def test_the_targets_of_n_steps_of_sac_hold_the_entropy_between():
     assert metrics["temperature"] == 0.5
     # The same sample, whose rows follow from the batch of the update.
     settings_ = learners.SACSettings(**SMALL, replay=options["replay"], discount=0.9)
-    environment = off_policy.scale_actions(continuous_and_late())
+    environment = wrappers.rescale_actions(continuous_and_late())
     setup = off_policy.ReplaySetup(environment, settings_, 4, 1, LEARNING_STARTS, None)
     action_key, gradient_key = jax.random.split(KEY)
     actor, critic = models.GaussianActor(1, (16,)), models.TwinCritic((16,))

@@ -147,7 +147,7 @@ def test_policy_gradient_is_that_of_its_definition():
 
     def loss(logits, values):
         output = models.ActorCriticOutput(models.Categorical(logits), values)
-        return on_policy.policy_gradient_loss(output, rollout, settings)[0]
+        return learners.policy_gradient_loss(output, rollout, settings)[0]
 
     logits_gradient, values_gradient = jax.grad(loss, argnums=(0, 1))(logits, values)
     expected = -0.5 * advantages[:2, None] * (jnp.eye(2)[actions[:2]] - jax.nn.softmax(logits)[:2])
@@ -156,7 +156,7 @@ def test_policy_gradient_is_that_of_its_definition():
     np.testing.assert_array_equal(logits_gradient[2], 0.0)
 
 
-@pytest.mark.parametrize(("make", "default"), [(ppo, learners.ppo_loss), (a2c, on_policy.policy_gradient_loss)])
+@pytest.mark.parametrize(("make", "default"), [(ppo, learners.ppo_loss), (a2c, learners.policy_gradient_loss)])
 def test_an_own_loss_that_calls_the_default_has_the_same_bits(make, default):
     def loss(output, rollout, settings):
         value, metrics = default(output, rollout, settings)
@@ -210,9 +210,9 @@ def test_own_advantages_of_zero_leave_the_policy_as_it_is(make):
 def test_explained_variance_is_scikit_learns():
     rng = np.random.RandomState(0)
     values, targets = rng.randn(2, 50)
-    explained = on_policy.explained_variance(jnp.asarray(values), jnp.asarray(targets))
+    explained = rl.explained_variance(jnp.asarray(values), jnp.asarray(targets))
     np.testing.assert_allclose(explained, explained_variance_score(targets, values), rtol=1e-5)
-    assert float(on_policy.explained_variance(jnp.asarray(values), jnp.ones(50))) == 0.0
+    assert float(rl.explained_variance(jnp.asarray(values), jnp.ones(50))) == 0.0
 
 
 # -- recurrent policies ----------------------------------------------------------------------------

@@ -7,9 +7,11 @@ value of the first.
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from foldax import rl
+from foldax import models, rl
 from foldax.configuration import config
 from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners import gradients
@@ -31,6 +33,36 @@ class A2CSettings(on_policy.NormalizingSettings):
     """Lambda of generalised advantage estimation; 1 is the paper's n-step return."""
 
 
+def policy_gradient_loss(
+    output: models.ActorCriticOutput, rollout: on_policy.RolloutBatch, settings: on_policy.ActorCriticSettings
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss whose gradient is the policy gradient, plus value loss minus entropy bonus (Sutton et al., 2000).
+
+    Args:
+      output: distribution over actions and value of each observation, `[B]`.
+      rollout: transitions `[B]`; where they have weights, all means are weighted.
+      settings: coefficients of value loss and entropy.
+
+    Returns:
+      The scalar loss, and "loss", "policy_loss", "value_loss" and "entropy" (nats).
+    """
+    weights = jnp.ones_like(rollout.advantages) if rollout.weights is None else rollout.weights
+    # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
+    scale = jnp.reciprocal(jnp.maximum(weights.sum(), 1e-8))
+
+    def mean(x: jax.Array) -> jax.Array:
+        return (weights * x).sum() * scale
+
+    # Policy: -E[A log pi(a | s)]
+    policy_loss = -mean(output.distribution.log_prob(rollout.actions) * rollout.advantages)
+    # Value: squared error to the value targets
+    value_loss = mean(0.5 * jnp.square(output.value - rollout.value_targets))
+    # Entropy bonus
+    entropy = mean(output.distribution.entropy())
+    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
+    return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+
 def a2c(
     environment: rl.EnvironmentLike,
     model: Model,
@@ -39,7 +71,7 @@ def a2c(
     *,
     num_envs: int = 16,
     rollout_steps: int = 5,
-    loss: on_policy.ActorCriticLoss = on_policy.policy_gradient_loss,
+    loss: on_policy.ActorCriticLoss = policy_gradient_loss,
     advantages: on_policy.AdvantageFunction = on_policy.gae_targets,
 ) -> Learner:
     """Advantage actor-critic for discrete and continuous actions (Mnih et al., 2016).
@@ -55,7 +87,7 @@ def a2c(
       settings: hyperparameters; their floats may be traced.
       num_envs: number of parallel environments.
       rollout_steps: steps of each environment in an update.
-      loss: `(output, rollout, settings) -> (loss, metrics)`; `on_policy.policy_gradient_loss`, or an own one.
+      loss: `(output, rollout, settings) -> (loss, metrics)`; `policy_gradient_loss`, or an own one.
       advantages: estimator, as in `ppo`.
 
     Raises:

@@ -14,7 +14,6 @@ import optax
 
 from foldax import rl
 from foldax.configuration import check_at_least, config
-from foldax.errors import ConfigError
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
 from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
 from foldax.learners.rl import off_policy, return_distributions
@@ -160,8 +159,7 @@ def dqn(
     """
     setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
     off_policy.check_settings(setup)
-    if not isinstance(environment.action_space, rl.Discrete):
-        raise ConfigError(f"dqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
+    rl.check_discrete_actions("dqn", environment)
     return_distribution = return_distribution or return_distributions.expectation()
     decay_steps = settings.exploration_fraction * environment_steps
 
@@ -229,7 +227,11 @@ def dqn(
         return greedy_actions(return_distribution, _apply(model, state.network.params, jnp.asarray(inputs)))
 
     def evaluate(state: DQNState, batch: Batch, key: Key) -> ScalarMetrics:
-        return off_policy.evaluate_policy(setup, functools.partial(predict, state), batch, key)
+        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, ScalarMetrics]:
+            return predict(state, observation, key), {}
+
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)

@@ -5,14 +5,12 @@ actions, so that every update learns. Where the environment is on the host, its 
 first updates only fill the buffer.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from foldax import rl
 from foldax.configuration import check_at_least, config
@@ -271,7 +269,7 @@ def sample_batch(setup: ReplaySetup, state: ReplayState, key: Key) -> replay.Rep
     # Leaf i of the tree belongs to environment i % N of the row stored at i // N.
     num_envs = buffer.rows.shape[1]
     indices = rl.priorities.sample(state.priority_tree, key, batch_size)
-    rows = _newest_row_at(buffer, indices // num_envs)
+    rows = replay.newest_row_at(buffer, indices // num_envs)
     batch = replay.transitions_at(buffer, rows, indices % num_envs, discount, settings.n_steps, settings.frame_stack)
     # Importance weights (count P(i))^-beta / max w, with beta rising linearly to 1
     probabilities = rl.priorities.probabilities(state.priority_tree, indices)
@@ -300,23 +298,6 @@ def update_priorities(
     indices = batch.rows % num_rows * num_envs + batch.environments
     tree = rl.priorities.update(state.priority_tree, indices, new_priorities)
     return state._replace(priority_tree=tree, max_priority=jnp.maximum(state.max_priority, new_priorities.max()))
-
-
-def evaluate_policy(
-    setup: ReplaySetup, select_action: Callable[[jax.Array, Key], jax.Array], batch: Batch, key: Key
-) -> ScalarMetrics:
-    """Plays episodes by `(observations [N, ...], key) -> actions [N, ...]`; see `rl.evaluate_policy`.
-
-    On the host the engine has played them already: the batch holds their metrics.
-    """
-    if isinstance(setup.environment, rl.HostSpec):
-        return batch
-
-    def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, ScalarMetrics]:
-        return select_action(observation, key), {}
-
-    episodes, max_steps = setup.settings.evaluation_episodes, setup.settings.evaluation_steps
-    return rl.evaluate_policy(setup.environment, policy, key, episodes, max_steps)
 
 
 def twin_q_loss(q_values: jax.Array, td_target: jax.Array, batch: replay.ReplayBatch) -> LossAndErrors:
@@ -356,35 +337,12 @@ def critic_loss_fn(critic: Model, loss: CriticLoss) -> gradients.LossFunction:
     return loss_fn
 
 
-def scale_actions(environment: rl.EnvironmentLike) -> rl.EnvironmentLike:
-    """Rescales bounded actions to [-1, 1]; for the rollouts of a host environment see `scale_rollout_actions`."""
-    if isinstance(environment, rl.Environment):
-        return rl.wrappers.rescale_actions(environment)
-    ones = np.ones(np.shape(environment.action_space[0]), np.float32)
-    return dataclasses.replace(environment, action_space=rl.Box(-ones, ones))
-
-
 def scale_rollout_actions(action_space: rl.Box, batch: Batch) -> Batch:
     """Rescales the actions of a host rollout to [-1, 1]; the batch of any other environment is None and stays so."""
     if batch is None:
         return batch
     action = jax.vmap(lambda action: rl.wrappers.to_unit_range(action_space, action))(batch.transitions.action)
     return batch._replace(transitions=batch.transitions._replace(action=action))
-
-
-def bounded_action_space(learner: str, environment: rl.EnvironmentLike) -> rl.Box:
-    """The action space of an environment, if actions are continuous with finite bounds.
-
-    Raises:
-      ConfigError: actions are discrete or unbounded.
-    """
-    space = environment.action_space
-    if isinstance(space, rl.Discrete):
-        raise ConfigError(f"{learner}: {environment.name} has {space.num} discrete actions; take dqn or ppo")
-    if not np.isfinite([space.low, space.high]).all():
-        bounds = f"no finite bounds (from {space.low} to {space.high}); take ppo, or give the environment bounds"
-        raise ConfigError(f"{learner}: actions of {environment.name} have {bounds}")
-    return space
 
 
 def check_settings(setup: ReplaySetup) -> None:
@@ -416,12 +374,6 @@ def check_settings(setup: ReplaySetup) -> None:
         raise ConfigError("replay.importance_steps: is needed where the learner is given no environment_steps")
 
 
-def _newest_row_at(buffer: replay.ReplayBuffer, index: jax.Array) -> jax.Array:
-    """The number of the newest row stored at an index of the ring; below 0 where nothing was stored yet."""
-    newest = buffer.num_rows - 1
-    return newest - (newest - index) % len(buffer.rows)
-
-
 def _refresh_priorities(settings: ReplaySettings, state: ReplayState) -> ReplayState:
     """Makes the row that has just completed its n steps samplable, and the rows that were overwritten no longer.
 
@@ -438,7 +390,7 @@ def _refresh_priorities(settings: ReplaySettings, state: ReplayState) -> ReplayS
     overwritten = [buffer.oldest_row - offset for offset in range(1, 3 + settings.frame_stack.num_frames)]
     index = jnp.stack([completed, newest, *overwritten]) % num_rows
     # Several of these may share an index, so each priority follows from the row stored there, not from the list above.
-    row = _newest_row_at(buffer, index)[:, None]
+    row = replay.newest_row_at(buffer, index)[:, None]
     indices = index[:, None] * num_envs + jnp.arange(num_envs)[None, :]
     new_priorities = jnp.where(row == completed, state.max_priority, tree[indices + len(tree) // 2])
     new_priorities = jnp.where((row < buffer.oldest_row) | (row > completed), 0.0, new_priorities)

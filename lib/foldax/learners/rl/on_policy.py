@@ -16,9 +16,8 @@ import optax
 
 from foldax import models, rl
 from foldax.configuration import check_at_least, config
-from foldax.errors import ConfigError
 from foldax.learner import Average, Batch, Key, Model, Params, State
-from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, init_train_state
 from foldax.learners.rl import normalization
 from foldax.rl import EnvironmentLike
 
@@ -194,19 +193,7 @@ def predict_action(
     # A request for exploration comes from the host, which collects a rollout to learn from.
     if isinstance(inputs, rl.ExplorationRequest):
         return select_action(model, state, inputs.observation, key)[0]
-    return clip_action(action_space, select_action(model, state, jnp.asarray(inputs), key, greedy=True)[0])
-
-
-def clip_action(action_space: rl.Discrete | rl.Box, action: jax.Array) -> jax.Array:
-    """Clips continuous actions `[..., A]` to their bounds; discrete ones stay as they are.
-
-    >>> print(clip_action(rl.Box(jnp.array([-1.0]), jnp.array([1.0])), jnp.array([[2.0], [0.5]])))
-    [[1. ]
-     [0.5]]
-    """
-    if isinstance(action_space, rl.Discrete):
-        return action
-    return jnp.clip(action, *(jnp.broadcast_to(bound, action.shape) for bound in action_space))
+    return rl.clip_action(action_space, select_action(model, state, jnp.asarray(inputs), key, greedy=True)[0])
 
 
 def with_clipped_actions(environment: E) -> E:
@@ -372,25 +359,6 @@ def flatten_rollout(rollout: Tree) -> Tree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
 
 
-def explained_variance(values: jax.Array, value_targets: jax.Array) -> jax.Array:
-    """Fraction of the targets' variance that the values explain: 1 is perfect, 0 as good as a constant, below is worse.
-
-    Args:
-      values: predictions of the value function, `[...]`.
-      value_targets: their targets, of the same shape.
-
-    Returns:
-      A scalar; 0 where the targets do not vary.
-
-    >>> print(explained_variance(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0])))
-    0.75
-    """
-    chex.assert_equal_shape([values, value_targets])
-    variance, residual = value_targets.var(), (value_targets - values).var()
-    # 1 - Var[target - value] / Var[target], as a product so that a sweep has the same bits
-    return jnp.where(variance > 1e-8, 1.0 - residual * jnp.reciprocal(jnp.maximum(variance, 1e-8)), 0.0)
-
-
 # -- 3. optimisation -------------------------------------------------------------------------------
 
 
@@ -410,122 +378,13 @@ def actor_critic_loss_fn(model: Model, loss: ActorCriticLoss, settings: ActorCri
     return loss_fn
 
 
-def policy_gradient_loss(
-    output: models.ActorCriticOutput, rollout: RolloutBatch, settings: ActorCriticSettings
-) -> tuple[jax.Array, ScalarMetrics]:
-    """Loss whose gradient is the policy gradient, plus value loss minus entropy bonus (Sutton et al., 2000).
-
-    Args:
-      output: distribution over actions and value of each observation, `[B]`.
-      rollout: transitions `[B]`; where they have weights, all means are weighted.
-      settings: coefficients of value loss and entropy.
-
-    Returns:
-      The scalar loss, and "loss", "policy_loss", "value_loss" and "entropy" (nats).
-    """
-    weights = jnp.ones_like(rollout.advantages) if rollout.weights is None else rollout.weights
-    # Multiplied by a reciprocal, not divided: XLA rewrites traced divisions differently in a sweep.
-    scale = jnp.reciprocal(jnp.maximum(weights.sum(), 1e-8))
-
-    def mean(x: jax.Array) -> jax.Array:
-        return (weights * x).sum() * scale
-
-    # Policy: -E[A log pi(a | s)]
-    policy_loss = -mean(output.distribution.log_prob(rollout.actions) * rollout.advantages)
-    # Value: squared error to the value targets
-    value_loss = mean(0.5 * jnp.square(output.value - rollout.value_targets))
-    # Entropy bonus
-    entropy = mean(output.distribution.entropy())
-    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
-    return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-
-
-def minibatch_epochs(
-    network: TrainState,
-    loss: LossFunction,
-    optimizer: optax.GradientTransformation,
-    batch: Batch,
-    key: Key,
-    num_epochs: int,
-    num_minibatches: int,
-) -> tuple[TrainState, ScalarMetrics]:
-    """Takes a gradient step on each minibatch of each epoch.
-
-    Args:
-      network: parameters and optimizer state.
-      loss: of a minibatch.
-      optimizer: Optax optimizer.
-      batch: tree of arrays `[R, ...]`; `num_minibatches` divides R.
-      key: of the order of the rows, a new one in each epoch, and of the loss, another one in each minibatch.
-      num_epochs: passes over the batch.
-      num_minibatches: gradient steps in a pass.
-
-    Returns:
-      The network after `num_epochs * num_minibatches` gradient steps, and the means of their metrics.
-    """
-    num_rows = len(jax.tree.leaves(batch)[0])
-
-    def epoch(network: TrainState, key: Key) -> tuple[TrainState, ScalarMetrics]:
-        order_key, loss_key = jax.random.split(key)
-        # A new order of all rows, cut into minibatches
-        order = jax.random.permutation(order_key, num_rows).reshape(num_minibatches, -1)
-
-        def minibatch_step(network: TrainState, step: tuple[jax.Array, Key]) -> tuple[TrainState, ScalarMetrics]:
-            minibatch = jax.tree.map(lambda x: x[step[0]], batch)
-            return gradient_step(network, loss, optimizer, minibatch, step[1])
-
-        return jax.lax.scan(minibatch_step, network, (order, jax.random.split(loss_key, num_minibatches)))
-
-    network, metrics = jax.lax.scan(epoch, network, jax.random.split(key, num_epochs))
-    return network, {name: value.mean() for name, value in metrics.items()}
-
-
-def check_minibatches(num_minibatches: int, num_envs: int, rollout_steps: int) -> None:
-    """Checks that minibatches have equal sizes.
-
-    Args:
-      num_minibatches: minibatches per epoch.
-      num_envs: number of parallel environments.
-      rollout_steps: steps of each environment in a rollout.
-
-    Raises:
-      ConfigError: `num_minibatches` does not divide `num_envs * rollout_steps`.
-    """
-    steps = num_envs * rollout_steps
-    if steps % num_minibatches:
-        rollout = f"the {num_envs} x {rollout_steps} = {steps} steps of a rollout"
-        raise ConfigError(f"num_minibatches: {num_minibatches} does not divide {rollout}")
-
-
 # -- evaluation ------------------------------------------------------------------------------------
-
-
-def evaluate_policy(
-    environment: EnvironmentLike, policy: rl.Policy, settings: Any, batch: Batch, key: Key
-) -> ScalarMetrics:
-    """Plays evaluation episodes; those of a host are in the batch.
-
-    Args:
-      environment: the environment to act in, or a `HostSpec` when it runs on the host.
-      policy: `(observation [B, ...], key) -> (action [B, ...], extras)`.
-      settings: of the learner, with `evaluation_episodes`, the number B of episodes that are played in parallel, and
-        `evaluation_steps`, the maximum length of an episode.
-      batch: the episodes that a host played, `[B]`; None for an environment on the device.
-      key: randomness of the policy and of the environments.
-
-    Returns:
-      "return", "length" and "finished" of every episode, float32 `[B]`; finished is 0 for one that was stopped after
-      `evaluation_steps`.
-    """
-    if isinstance(environment, rl.Environment):
-        return rl.evaluate_policy(environment, policy, key, settings.evaluation_episodes, settings.evaluation_steps)
-    return batch
 
 
 def evaluate_agent(
     environment: EnvironmentLike, model: Model, settings: ActorCriticSettings, state: AgentState, batch: Batch, key: Key
 ) -> ScalarMetrics:
-    """Evaluates the policy of `select_action` as `evaluate_policy` does.
+    """Evaluates the policy of `select_action` as `rl.evaluate_policy` does.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host.
@@ -536,4 +395,4 @@ def evaluate_agent(
       key: randomness of the policy and of the environments.
     """
     policy = functools.partial(select_action, model, state, greedy=settings.greedy_evaluation)
-    return evaluate_policy(environment, policy, settings, batch, key)
+    return rl.evaluate_policy(environment, policy, key, settings.evaluation_episodes, settings.evaluation_steps, batch)

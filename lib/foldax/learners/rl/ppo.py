@@ -13,6 +13,7 @@ import optax
 from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model
+from foldax.learners import gradients
 from foldax.learners.rl import on_policy
 from foldax.learners.rl.on_policy import ActorCriticLoss, AdvantageFunction, AgentState, RolloutBatch
 
@@ -136,7 +137,7 @@ def ppo(
     ['approx_kl', 'clip_fraction', 'entropy', 'explained_variance']
     """
     rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
-    on_policy.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
+    rl.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
     predict = functools.partial(on_policy.predict_action, environment.action_space, model)
     # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
     clipped_environment = on_policy.with_clipped_actions(environment)
@@ -157,10 +158,10 @@ def ppo(
             model, state.network.params, transitions, advantages, settings.discount, settings.gae_lambda
         )
         # 3. Optimisation: `num_epochs` passes over shuffled minibatches.
-        network, metrics = on_policy.minibatch_epochs(
+        network, metrics = gradients.minibatch_epochs(
             state.network, loss_fn, optimizer, rollout, shuffle_key, settings.num_epochs, settings.num_minibatches
         )
-        metrics["explained_variance"] = on_policy.explained_variance(rollout.values, rollout.value_targets)
+        metrics["explained_variance"] = rl.explained_variance(rollout.values, rollout.value_targets)
         return state._replace(network=network), metrics | episode_metrics
 
     evaluate = functools.partial(on_policy.evaluate_agent, clipped_environment, model, settings)

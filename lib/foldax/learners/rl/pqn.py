@@ -14,7 +14,6 @@ import optax
 
 from foldax import rl
 from foldax.configuration import check_at_least, config
-from foldax.errors import ConfigError
 from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
@@ -117,9 +116,8 @@ def pqn(
     (3,)
     """
     rl.check_environment(environment, num_envs, rollout_steps)
-    on_policy.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
-    if not isinstance(environment.action_space, rl.Discrete):
-        raise ConfigError(f"pqn: the actions of {environment.name} are continuous; take ppo, sac or td3")
+    rl.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
+    rl.check_discrete_actions("pqn", environment)
 
     def epsilon_of(state: PQNState) -> jax.Array:
         decay_steps = settings.exploration_fraction * environment_steps
@@ -143,7 +141,7 @@ def pqn(
         # 2. Targets: lambda-returns that bootstrap from the greedy actions' values, Peng's Q(lambda).
         rollout = with_lambda_returns(model, params, transitions, settings.discount, settings.lambda_)
         # 3. Optimisation: `num_epochs` passes over shuffled minibatches.
-        network, metrics = on_policy.minibatch_epochs(
+        network, metrics = gradients.minibatch_epochs(
             state.network, loss_fn, optimizer, rollout, shuffle_key, settings.num_epochs, settings.num_minibatches
         )
         steps = add_steps(state.environment_steps, num_envs * rollout_steps)
@@ -165,7 +163,8 @@ def pqn(
         def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
             return predict(state, observation, key), {}
 
-        return on_policy.evaluate_policy(environment, policy, settings, batch, key)
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)

@@ -125,10 +125,10 @@ def recurrent_ppo(
         estimates, value_targets = advantages(transitions, next_values, settings.discount, settings.gae_lambda)
         sequences = as_sequences(transitions, estimates, value_targets)
         # 3. Optimisation: `num_epochs` passes over shuffled minibatches of whole sequences.
-        network, metrics = on_policy.minibatch_epochs(
+        network, metrics = gradients.minibatch_epochs(
             state.network, loss_fn, optimizer, sequences, shuffle_key, settings.num_epochs, settings.num_minibatches
         )
-        metrics["explained_variance"] = on_policy.explained_variance(transitions.extras["value"], value_targets)
+        metrics["explained_variance"] = rl.explained_variance(transitions.extras["value"], value_targets)
         return RecurrentAgentState(network, environment_state), metrics | episode_metrics
 
     def loss_fn(params: Params, model_state: State, sequences: SequenceBatch, key: Key) -> gradients.LossAndAux:
@@ -140,11 +140,12 @@ def recurrent_ppo(
 
     def evaluate(state: RecurrentAgentState, batch: Batch, key: Key) -> dict[str, jax.Array]:
         policy = policy_of(state.network.params, settings.greedy_evaluation)
-        return on_policy.evaluate_policy(memory_environment, policy, settings, batch, key)
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return rl.evaluate_policy(memory_environment, policy, key, episodes, max_steps, batch)
 
     def predict(state: RecurrentAgentState, inputs: jax.Array, key: Key) -> jax.Array:
         output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
-        return on_policy.clip_action(environment.action_space, output.distribution.mode())
+        return rl.clip_action(environment.action_space, output.distribution.mode())
 
     inputs = rl.observation_inputs(environment, "time")
     return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)

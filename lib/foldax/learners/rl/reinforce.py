@@ -19,6 +19,7 @@ from foldax.errors import check_positive
 from foldax.learner import Average, Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
+from foldax.learners.rl.a2c import policy_gradient_loss
 
 
 @config
@@ -73,7 +74,7 @@ def reinforce(
     predict = functools.partial(on_policy.predict_action, environment.action_space, model)
     # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
     clipped_environment = on_policy.with_clipped_actions(environment)
-    loss_fn = on_policy.actor_critic_loss_fn(model, on_policy.policy_gradient_loss, settings)
+    loss_fn = on_policy.actor_critic_loss_fn(model, policy_gradient_loss, settings)
 
     def init(key: Key, examples: Batch) -> on_policy.AgentState:
         state = on_policy.init_agent(clipped_environment, model, optimizer, key, 1, examples)

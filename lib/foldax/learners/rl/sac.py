@@ -204,10 +204,10 @@ def sac(
     """
     setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
     off_policy.check_settings(setup)
-    action_space = off_policy.bounded_action_space("sac", environment)
+    action_space = rl.bounded_action_space("sac", environment)
     rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
     # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
-    setup, evaluation_setup = setup._replace(environment=off_policy.scale_actions(environment)), setup
+    setup = setup._replace(environment=rl.wrappers.rescale_actions(environment))
     critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
     alpha_optimizer = temperature_optimizer or critic_optimizer
     # The heuristic of the paper: minus the number of action dimensions
@@ -301,11 +301,12 @@ def sac(
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: SACState, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
-        def select_action(observation: jax.Array, key: Key) -> jax.Array:
+        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, off_policy.ScalarMetrics]:
             inputs = observation if settings.greedy_evaluation else rl.ExplorationRequest(observation)
-            return predict(state, inputs, key)
+            return predict(state, inputs, key), {}
 
-        return off_policy.evaluate_policy(evaluation_setup, select_action, batch, key)
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)

@@ -161,9 +161,9 @@ def td3(
     """
     setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
     off_policy.check_settings(setup)
-    action_space = off_policy.bounded_action_space("td3", environment)
+    action_space = rl.bounded_action_space("td3", environment)
     # The networks and the replay buffer hold actions in [-1, 1]; `predict` and evaluation use the true bounds.
-    setup, evaluation_setup = setup._replace(environment=off_policy.scale_actions(environment)), setup
+    setup = setup._replace(environment=rl.wrappers.rescale_actions(environment))
     critic_loss_fn = off_policy.critic_loss_fn(critic, loss)
 
     def init(key: Key, examples: Batch) -> TD3State:
@@ -247,7 +247,11 @@ def td3(
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: TD3State, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
-        return off_policy.evaluate_policy(evaluation_setup, functools.partial(predict, state), batch, key)
+        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, off_policy.ScalarMetrics]:
+            return predict(state, observation, key), {}
+
+        episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)

@@ -9,7 +9,8 @@ from foldax.errors import ConfigError
 from foldax.learner import Key
 from foldax.rl import rendering
 from foldax.rl.adapters import check_name
-from foldax.rl.environment import Box, Environment, State, Step, space_of
+from foldax.rl.environment import Environment, State, Step
+from foldax.rl.spaces import Box, space_of
 
 
 def gymnax(name: str, **parameters: Any) -> Environment:

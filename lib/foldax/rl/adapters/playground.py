@@ -13,7 +13,8 @@ from foldax.errors import ConfigError, check_positive
 from foldax.learner import Key
 from foldax.rl import headless
 from foldax.rl.adapters import check_name
-from foldax.rl.environment import Box, Environment, State, Step
+from foldax.rl.environment import Environment, State, Step
+from foldax.rl.spaces import Box
 from foldax.rl.wrappers import time_limit
 
 
