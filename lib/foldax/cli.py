@@ -205,15 +205,22 @@ def _run(command: argparse.Namespace) -> None:
 
 
 def _train(experiment: Experiment, options: list[str]) -> None:
+    from foldax.engine import compile_cache
+    from foldax.runs import first_step
     from foldax.runs.train import train
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--no-compile-cache", action="store_true")
     try:
         known, fields = parser.parse_known_args(options)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
-    train(experiment, parse_config(experiment, fields), run_dir=known.run_dir)
+    config = parse_config(experiment, fields)
+    if known.no_compile_cache:
+        compile_cache.disable()
+    first_step.begin_command()
+    train(experiment, config, run_dir=known.run_dir)
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -247,10 +254,12 @@ def _resume(command: argparse.Namespace) -> int:
 
 
 def _reproduce(command: argparse.Namespace) -> int:
+    from foldax.engine import compile_cache
     from foldax.runs import folder
     from foldax.runs.reproduce import reproduce
     from foldax.sweeps.reproduce import reproduce_member
 
+    compile_cache.disable()  # the bits of a program from the cache are compared with those of one compiled now
     # A member has the options of its sweep.
     if command.member is not None or folder.is_sweep(command.run_dir):
         _reject(command.options)
@@ -348,7 +357,8 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     default = experiment.config() if default is None else default
     if not {"-h", "--help"}.isdisjoint(arguments):
         file = experiment_file(experiment)
-        echo(f"usage: foldax run {file.name if file else 'FILE'} [--run-dir DIR] [--field VALUE ...]")
+        options = "[--run-dir DIR] [--no-compile-cache] [--field VALUE ...]"
+        echo(f"usage: foldax run {file.name if file else 'FILE'} {options}")
         echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
         raise SystemExit(0)
     return set_fields(default, parse_options(experiment.config, arguments))

@@ -19,7 +19,7 @@ import numpy as np
 
 from foldax.configuration import field_kinds, with_steps
 from foldax.data.protocol import Dataset, EvaluationBlock
-from foldax.engine import compiled, evaluation, loop, setup
+from foldax.engine import compile_cache, compiled, evaluation, loop, setup
 from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.state import Hooks, Run
@@ -70,6 +70,7 @@ def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | 
       config: an instance of `experiment.config`; by default one without arguments.
       dataset: the data, if it is loaded already.
     """
+    compile_cache.enable()
     config = experiment.config() if config is None else config
     config = dataclasses.replace(with_steps(config, max(config.steps, STEPS + 2)), devices=1)
     if dataset is None and experiment.dataset is not None:

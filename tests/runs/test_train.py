@@ -1,6 +1,8 @@
 """A run in its folder: the result stands before its figures, a failed start leaves no trace, and NaN has a text."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,17 @@ def test_monitor_mode_and_patience_are_options_of_resume(tiny_file: Path, monkey
     config = folder.read_json(Path("r/config.json"))
     assert (config["monitor"], config["mode"], config["patience"]) == ("accuracy", "max", 5)
     assert folder.read_result(Path("r"))["best_step"] == 12
+
+
+def test_a_run_prints_the_time_to_its_first_step_by_phase(tiny_file: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tiny_file.parent)
+    monkeypatch.setenv("FOLDAX_COMPILE_CACHE", "")
+    assert cli.main(["run", "tiny_file.py", "--no-compile-cache", "--run-dir", "r"]) == 0
+    assert os.environ["FOLDAX_COMPILE_CACHE"] == "off"
+    line = capsys.readouterr().out.splitlines()[-1]
+    number = r"(\d+\.\d)"
+    phases = "".join(f",? {name} {number}" for name in ("imports", "data", "tracing", "compiling", "rest"))
+    found = re.fullmatch(f"first step after {number} s:{phases}", line)
+    assert found, line
+    total, *parts = map(float, found.groups())
+    assert total == pytest.approx(sum(parts), abs=0.3)  # each is rounded

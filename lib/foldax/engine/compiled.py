@@ -14,6 +14,7 @@ import numpy as np
 from foldax.configuration import traced_config
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import is_key
+from foldax.engine.durations import phase_seconds
 from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
 from foldax.errors import ExperimentError, FoldaxError
@@ -65,30 +66,14 @@ def copy_to_host(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), tree)
 
 
-_compile_seconds = 0.0
-
-
-def _on_event(event: str, duration_secs: float, **_: Any) -> None:
-    global _compile_seconds
-    if event in (
-        "/jax/core/compile/jaxpr_trace_duration",
-        "/jax/core/compile/jaxpr_to_mlir_module_duration",
-        "/jax/core/compile/backend_compile_duration",
-    ):
-        _compile_seconds += duration_secs
-
-
-# JAX reports how long compiling took only to listeners.
-jax.monitoring.register_event_duration_secs_listener(_on_event)
-
-
 def compile_seconds() -> float:
     """Seconds that this process has spent on tracing and compiling JAX programs.
 
     >>> compile_seconds() >= 0
     True
     """
-    return _compile_seconds
+    seconds = phase_seconds()
+    return seconds["tracing"] + seconds["compiling"]
 
 
 def memory_mappings() -> tuple[int, int]:

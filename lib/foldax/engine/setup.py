@@ -10,6 +10,7 @@ import numpy as np
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
 from foldax.engine import compiled, contracts
 from foldax.engine.checkpoint import leaves_by_path
+from foldax.engine.durations import count_seconds
 from foldax.engine.fold import Program, initial_best
 from foldax.engine.state import NEVER, Hooks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
@@ -239,7 +240,7 @@ def load_dataset(experiment: Experiment, config: Any) -> Dataset | None:
     """
     if experiment.dataset is None:
         return None
-    with compiled.user_code_errors(experiment):
+    with count_seconds("data"), compiled.user_code_errors(experiment):
         dataset = experiment.dataset(config)
     if not hasattr(dataset, "splits"):
         raise ExperimentError(f"the experiment's `dataset` returned {type(dataset).__name__}, not a data.Dataset")

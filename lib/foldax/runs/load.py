@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from foldax.engine import compiled, setup
+from foldax.engine import compile_cache, compiled, setup
 from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
 from foldax.engine.result import Result
 from foldax.errors import RunError
@@ -38,6 +38,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None, allow_other
       ExperimentError: the experiment file is missing or broken.
       DataError: the dataset is not available, or not the one that the run was made with.
     """
+    compile_cache.enable()
     path = Path(path)
     parameters.check_run_folder(path)
     # 1. Experiment, config and arrays from the folder.

@@ -9,7 +9,7 @@ from typing import Any
 
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
-from foldax.engine import compiled
+from foldax.engine import compile_cache, compiled
 from foldax.engine.checkpoint import Checkpoints, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
@@ -17,6 +17,7 @@ from foldax.engine.setup import nonresumable_reason
 from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
+from foldax.runs.first_step import FirstStepTimer
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
@@ -59,6 +60,8 @@ def train(
       Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run, after its state was saved.
       RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
     """
+    compile_cache.enable()
+    timer = FirstStepTimer()
     # 1. Initial parameters
     config = experiment.config() if config is None else config
     recorded = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
@@ -69,7 +72,7 @@ def train(
     if not save:
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         with contextlib.closing(progress), stop_on_signals() as stop_requested:
-            return fit(experiment, config, _hooks(progress, stop_requested, source, verbose), dataset)
+            return fit(experiment, config, _hooks(progress, timer, stop_requested, source, verbose), dataset)
     # 3. In a locked folder, whose manifest always records how the run ended
     if resume and run_dir is None:
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
@@ -86,7 +89,7 @@ def train(
             if source is not None:
                 folder.update_manifest(path, init_from=source().provenance)
         try:
-            result = _train_in_folder(path, experiment, config, dataset, source, allow_other_data, verbose)
+            result = _train_in_folder(path, experiment, config, dataset, source, timer, allow_other_data, verbose)
         except BaseException as error:
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
             status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else f"failed: {reason}"
@@ -94,7 +97,7 @@ def train(
                 folder.update_manifest(path, status=status, ended=folder.now())
             raise
         # 4. The run is finished, whatever happens to its figures
-        return _save_pictures(result, verbose)
+        return _save_pictures(result, timer, verbose)
 
 
 def _train_in_folder(
@@ -103,6 +106,7 @@ def _train_in_folder(
     config: Any,
     dataset: Dataset | None,
     source: ReadSource | None,
+    timer: FirstStepTimer,
     allow_other_data: bool,
     verbose: bool,
 ) -> Result:
@@ -113,7 +117,7 @@ def _train_in_folder(
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
         stop_on_signals(f"stopped before its first step; go on with: {command}") as stop_requested,
     ):
-        hooks = _hooks(progress, stop_requested, source, verbose, path, log, allow_other_data)._replace(
+        hooks = _hooks(progress, timer, stop_requested, source, verbose, path, log, allow_other_data)._replace(
             load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
         )
         result = fit(experiment, config, hooks, dataset)
@@ -127,7 +131,7 @@ def _train_in_folder(
     return result
 
 
-def _save_pictures(result: Result, verbose: bool) -> Result:
+def _save_pictures(result: Result, timer: FirstStepTimer, verbose: bool) -> Result:
     """Saves the figures of a finished run, names them in its `result.json`, and prints its metrics."""
     path = result.run_dir
     assert path is not None
@@ -138,11 +142,13 @@ def _save_pictures(result: Result, verbose: bool) -> Result:
         warn(f"{error}; the result of the run is saved, but does not name its figures")
     if verbose:
         print_result(result)
+        terminal.echo(timer)
     return result
 
 
 def _hooks(
     progress: Progress,
+    timer: FirstStepTimer,
     stop_requested: Callable[[], bool],
     source: ReadSource | None,
     verbose: bool,
@@ -156,6 +162,10 @@ def _hooks(
         progress.metrics(split, metrics)
         if log is not None:
             log.write(step, split, metrics)
+
+    def show_step(step: int) -> None:
+        timer.stop()
+        progress.step(step)
 
     def on_start(run: Run) -> None:
         info = run.program.info
@@ -172,7 +182,7 @@ def _hooks(
         if verbose:
             matching.show(match)
 
-    hooks = Hooks(write_metrics, progress.step, stop_requested, on_start=on_start, warn=warn)
+    hooks = Hooks(write_metrics, show_step, stop_requested, on_start=on_start, warn=warn)
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from foldax.configuration import from_json, to_json
-from foldax.engine import compiled, evaluation
+from foldax.engine import compile_cache, compiled, evaluation
 from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
@@ -137,6 +137,7 @@ def sweep(
     >>> swept.summary("test/loss", "min").index.tolist()
     [0.4, 0.1]
     """
+    compile_cache.enable()
     # 1. Check the options.
     config = experiment.config() if config is None else config
     if not isinstance(config, experiment.config):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import jax
 
 from foldax.configuration import from_json
+from foldax.engine import compile_cache
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.runs.progress import Progress
@@ -94,6 +95,7 @@ def run_job(job: Job) -> Generator[Event, None, None]:
 
 
 def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], None]) -> None:
+    compile_cache.enable()
     try:
         experiment, datasets = _load_experiment(job["file"], tuple(map(tuple, job["sources"])))
         configs = [(number, from_json(experiment.config, values)) for number, values in job["members"]]
