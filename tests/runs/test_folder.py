@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import foldax
-from foldax.errors import ConfigError, RunError
+from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.runs import folder
 from foldax.runs.log import read_log
 from tests.conftest import Config
@@ -125,6 +125,21 @@ def test_tensorboard_events_equal_the_log(run, result) -> None:
         if name not in ("step", "split")
     }
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "a/../../b", "/tmp/up", ".", "x" * 256, "nul\0", "\ud800", 3])
+def test_a_name_that_leads_out_of_runs_or_names_no_file_is_refused(experiment, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExperimentError, match=r"^Experiment.name: .* cannot name the folder of the runs: it must be"):
+        folder.new_run_dir(experiment._replace(name=name), experiment.config())
+
+
+@pytest.mark.parametrize("name", ["a/b", "with space", "[/x]", "ü", "x" * 255, "a\nb", "..."])
+def test_other_names_are_those_of_folders_below_runs(experiment, tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = folder.new_run_dir(experiment._replace(name=name), experiment.config())
+    assert path.parent == Path("runs") / name
+    path.mkdir(parents=True)
 
 
 def test_runs_of_the_same_second_have_different_folders(experiment, tmp_path, monkeypatch) -> None:

@@ -15,23 +15,43 @@ from typing import IO, Any, TypeVar
 
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
 from foldax.engine.checkpoint import checkpoint_steps
-from foldax.errors import ConfigError, RunError
+from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 from foldax.field_values import restore_floats, to_plain
 from foldax.runs import provenance
 from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
+MAX_NAME_BYTES = 255  # of a file name, in Linux and macOS
 MUTABLE_FIELDS = ("monitor", "mode", "patience")  # of a config, when its run is resumed
 
 
 def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
-    """Returns `runs/<experiment>/<prefix><time>-<hash of the config>`, which does not exist yet."""
+    """Returns `runs/<experiment>/<prefix><time>-<hash of the config>`, which does not exist yet.
+
+    Raises:
+      ExperimentError: the experiment's name cannot name a folder below runs.
+    """
     time = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / experiment_name(experiment) / f"{prefix}{time}-{config_hash(config)[:6]}"
+    name = experiment_name(experiment)
+    if not _is_path_below(name):
+        rule = f"it must be a file name of at most {MAX_NAME_BYTES} bytes, or several divided by '/', none of them '..'"
+        raise ExperimentError(f"Experiment.name: {name!r} cannot name the folder of the runs: {rule}")
+    base = Path("runs") / name / f"{prefix}{time}-{config_hash(config)[:6]}"
     return next(
         path for i in range(1, 10_000) if not (path := base.with_name(base.name + (f"-{i}" if i > 1 else ""))).exists()
     )
+
+
+def _is_path_below(name: Any) -> bool:
+    """Whether a name is a relative path that does not leave the folder it is joined to."""
+    try:
+        path = Path(name)
+        lengths = [len(os.fsencode(part)) for part in path.parts]
+    except (TypeError, ValueError):  # no text, or one that file names cannot hold
+        return False
+    is_below = bool(lengths) and not path.is_absolute() and ".." not in path.parts
+    return is_below and "\0" not in str(name) and max(lengths) <= MAX_NAME_BYTES
 
 
 @contextlib.contextmanager
