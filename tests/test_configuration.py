@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foldax
-from foldax.configuration import field_kinds, parse_interval, traced_config, with_steps
+from foldax.config_fields import field_kinds
+from foldax.configuration import parse_interval, traced_config, with_steps
 from foldax.errors import ConfigError
 from foldax.field_values import type_name
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from foldax.configuration import RLTraining, Training, config, config_hash, driver, from_json, structural, to_json
+from foldax.config_fields import driver, structural
+from foldax.configuration import RLTraining, Training, config, config_hash, from_json, to_json
 from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment

@@ -15,35 +15,12 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
+from foldax.config_fields import driver, field_kinds, field_types, inherit_kinds, structural
 from foldax.errors import ConfigError, did_you_mean
-from foldax.field_values import check_type, coerce_value, is_config, is_union, to_plain
+from foldax.field_values import check_type, coerce_value, is_config, to_plain
 from foldax.learner import EnvironmentSteps
 
 T = TypeVar("T")
-
-
-def structural(default: Any) -> Any:
-    """Declares a float field as structural: it stays a Python number, and a new value recompiles.
-
-    >>> @config
-    ... class WithEpsilon(Training):
-    ...     epsilon: float = structural(1e-8)
-    >>> field_kinds(WithEpsilon)["epsilon"]
-    'structural'
-    """
-    return dataclasses.field(default=default, metadata={"kind": "structural"})
-
-
-def driver(default: Any) -> Any:
-    """Declares a field that only the training loop reads: the learner sees its default, and nothing recompiles.
-
-    >>> @config
-    ... class WithNote(Training):
-    ...     note: str = driver("")
-    >>> without_driver_fields(WithNote(note="second try")).note
-    ''
-    """
-    return dataclasses.field(default=default, metadata={"kind": "driver"})
 
 
 @dataclass_transform(
@@ -77,7 +54,7 @@ def config(cls: type[T]) -> type[T]:
             user_check(self)
 
     # Before `dataclass` reads the annotations.
-    _inherit_kinds(cls)
+    inherit_kinds(cls)
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     init = cls.__init__
@@ -94,30 +71,6 @@ def config(cls: type[T]) -> type[T]:
     cls.__init__ = __init__  # type: ignore[method-assign]
     _register(cls)
     return cls
-
-
-def field_types(cls: type) -> dict[str, Any]:
-    """Resolves the annotations of a config class, by field name.
-
-    >>> field_types(Training)["steps"]
-    <class 'int'>
-    """
-    return cls.__dict__.get("__foldax_types__") or typing.get_type_hints(cls)
-
-
-def field_kinds(cls: type) -> dict[str, str]:
-    """Classifies every field of a config class as "traced", "structural" or "driver".
-
-    >>> [field_kinds(Training)[name] for name in ("steps", "seed")]
-    ['structural', 'driver']
-    """
-    if "__foldax_kinds__" in cls.__dict__:
-        return cls.__dict__["__foldax_kinds__"]
-    hints = field_types(cls)
-    return {
-        field.name: field.metadata.get("kind") or ("traced" if _is_traced(hints[field.name]) else "structural")
-        for field in dataclasses.fields(cls)
-    }
 
 
 def traced_config(config: T) -> T:
@@ -224,23 +177,6 @@ def parse_interval(every: int | str) -> tuple[int, float]:
         raise ConfigError(f"checkpoint_every: {every!r} is neither {allowed}") from None
 
 
-def _inherit_kinds(cls: type) -> None:
-    """Keeps type and kind of an inherited field where a class body only changes its default (`log_every = 50`)."""
-    inherited = [base for base in cls.__mro__[1:] if is_config(base)]
-    for field in dataclasses.fields(inherited[0]) if inherited else ():
-        # Not mentioned in the class body: nothing to keep.
-        if field.name not in cls.__dict__:
-            continue
-        value = cls.__dict__[field.name]
-        if not isinstance(value, dataclasses.Field):
-            setattr(cls, field.name, dataclasses.field(default=value, metadata=field.metadata))
-        cls.__annotations__.setdefault(field.name, field_types(inherited[0])[field.name])
-    for name, value in cls.__dict__.items():
-        plain = isinstance(value, (bool, int, float, str, tuple)) and not name.startswith("_")
-        if plain and name not in cls.__annotations__:
-            raise ConfigError(f"{cls.__name__}.{name} has no type; write `{name}: {type(value).__name__} = {value!r}`")
-
-
 def _register(cls: type) -> None:
     fields = field_kinds(cls)
     for name, hint in field_types(cls).items():
@@ -262,13 +198,6 @@ def _register(cls: type) -> None:
         return self
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-
-
-def _is_traced(hint: Any) -> bool:
-    # `float | None` is traced: None has no leaves, so the structure distinguishes the two.
-    if is_union(hint) or typing.get_origin(hint) is tuple:
-        return all(_is_traced(arm) for arm in typing.get_args(hint) if arm not in (type(None), Ellipsis))
-    return hint is float or is_config(hint)
 
 
 @config

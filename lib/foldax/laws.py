@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import field_kinds, with_steps
+from foldax.config_fields import field_kinds
+from foldax.configuration import with_steps
 from foldax.data.protocol import Dataset, EvaluationBlock
 from foldax.engine import compile_cache, compiled, evaluation, loop, setup
 from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path

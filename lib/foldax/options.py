@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
-from foldax.configuration import field_kinds, field_types
+from foldax.config_fields import field_kinds, field_types
 from foldax.errors import ConfigError, did_you_mean
 from foldax.field_values import coerce_value, is_config, to_plain, type_name
 

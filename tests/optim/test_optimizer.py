@@ -12,7 +12,8 @@ from optax import contrib
 
 import foldax
 from foldax import cli, data, learners, models, optim
-from foldax.configuration import field_types, traced_config, without_driver_fields
+from foldax.config_fields import field_types
+from foldax.configuration import traced_config, without_driver_fields
 from foldax.errors import ConfigError
 from foldax.optim.optimizer import RULES, SCHEDULES, _hidden_matrices
 from foldax.sweeps import command

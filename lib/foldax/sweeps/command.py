@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foldax.configuration import field_types
+from foldax.config_fields import field_types
 from foldax.errors import ConfigError, FoldaxError
 from foldax.experiment import Experiment
 from foldax.options import Config, options_help, parse_alternatives, set_fields

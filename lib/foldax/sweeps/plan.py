@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from foldax.configuration import field_kinds
+from foldax.config_fields import field_kinds
 from foldax.data.protocol import Dataset
 from foldax.engine import setup
 from foldax.errors import ConfigError

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import jax
 import numpy as np
 
-from foldax.configuration import field_types, without_driver_fields
+from foldax.config_fields import field_types
+from foldax.configuration import without_driver_fields
 from foldax.errors import ConfigError
 from foldax.field_values import coerce_value, is_config, to_plain
 from foldax.options import Config, Overrides, field_type, plain_text, set_fields
