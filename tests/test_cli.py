@@ -1,6 +1,7 @@
 """The command line: every command, its exit code, and what it prints."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -214,7 +215,11 @@ def test_list_names_each_experiment_with_its_first_line(foldax, workdir) -> None
     assert out.splitlines() == ["sub/bom.py  With a mark.", "sub/other.py  Another one."]
     (workdir / "sub" / "bom.py").unlink()
     code, out, err = foldax("list")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.splitlines() == [
+        "foldax: broken.py cannot be read: invalid syntax (broken.py, line 1)",
+        "foldax: dangling.py cannot be read: No such file or directory",
+    ]
     assert out.splitlines() == ["line.py  A line with every kind of config field.", "sub/other.py  Another one."]
     assert foldax("list", "sub")[1] == "sub/other.py  Another one.\n"
 
@@ -403,6 +408,22 @@ def test_check_of_a_broken_experiment_says_which_law_and_why(foldax, workdir) ->
 def test_a_file_runs_by_itself_and_the_module_starts_quickly(workdir) -> None:
     run = subprocess.run([sys.executable, "line.py", "--steps", "0"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (2, "foldax: Config.steps: 0 is too small; it must be at least 1\n")
+
+
+def test_an_interrupt_is_one_line_also_while_the_command_line_is_imported(tmp_path) -> None:
+    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")  # the first that foldax imports
+    code = "import sys, foldax_command; sys.exit(foldax_command.main())"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'lib'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "foldax: stopped\n")
+
+
+def test_an_interrupt_of_a_command_is_one_line(foldax, workdir, monkeypatch) -> None:
+    def interrupt(folder: Path, pattern: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rglob", interrupt)
+    assert foldax("list") == (130, "", "foldax: stopped\n")
 
 
 def test_starting_the_command_line_imports_nothing_heavy() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import contextlib
 import importlib.machinery
 import keyword
 import os
@@ -13,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.options import options_help, parse_options, set_fields
@@ -20,6 +21,7 @@ from foldax.runs.terminal import echo, finish_output, lost_output, reserve_strea
 
 USAGE = 2
 FAILED = 1
+STOPPED = 130  # as shells say of Ctrl-C
 
 OTHER_DATA = "go on although the data have changed"
 KINDS = ("supervised", "generative", "rl", "custom")  # templates of `foldax new`
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the command line without "foldax"; that of the process if None.
 
     Returns:
-      The exit code: 0, 1 (the run failed) or 2 (bad usage).
+      The exit code: 0, 1 (the run failed), 2 (bad usage) or 130 (Ctrl-C).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     return _exit_code(lambda: _run_words(words))
@@ -75,21 +77,28 @@ def _exit_code(command: Callable[[], int | None]) -> int:
         if os.environ.get("FOLDAX_TRACEBACK"):
             traceback.print_exc()
         return USAGE if isinstance(error, ConfigError) else FAILED
-    except (RuntimeError, AssertionError) as error:
-        # JAX starts its backends at their first use.
-        if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+    except BrokenPipeError:
+        return FAILED
+    except Exception:
+        # JAX starts its backends at their first use, wherever that is.
+        if not (reason := _jax_problem()):
             raise
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error) or "there is no such device, or no plugin of JAX for it"
-        warn(f"JAX cannot start (JAX_PLATFORMS={platforms}): {reason}")
+        warn(f"JAX cannot start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {reason}")
         return FAILED
     except KeyboardInterrupt:
         warn("stopped")
-        return FAILED
-    except BrokenPipeError:
-        return FAILED
+        return STOPPED
     finally:
         finish_output()
+
+
+def _jax_problem() -> str | None:
+    """Says why JAX cannot start its backends; None if it can."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several types
+        return str(error) or "there is no such device, or no plugin of JAX for it"
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,15 +196,18 @@ def _list(command: argparse.Namespace) -> None:
     for path in sorted(command.folder.rglob("*.py")):
         # Folders above the one that was asked for may have any name.
         parts = path.relative_to(command.folder).parts
-        if any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in parts):
+        if path.is_dir() or any(part.startswith(".") or part in ("site-packages", "tests", "lib") for part in parts):
             continue
-        with contextlib.suppress(SyntaxError, ValueError, OSError):
+        try:
             # Parsed, not imported: listing runs no code.
-            tree = ast.parse(path.read_bytes())
-            targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
-            if any(isinstance(target, ast.Name) and target.id == "experiment" for target in targets):
-                echo(f"{path}  {(ast.get_docstring(tree) or '').split(chr(10))[0]}")
-                count += 1
+            tree = ast.parse(path.read_bytes(), path.name)
+        except (SyntaxError, ValueError, OSError) as error:
+            warn(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+            continue
+        targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
+        if any(isinstance(target, ast.Name) and target.id == "experiment" for target in targets):
+            echo(f"{path}  {(ast.get_docstring(tree) or '').split(chr(10))[0]}")
+            count += 1
     if not count:
         warn(f"no experiment files under {command.folder}; `foldax new NAME` writes one")
 
