@@ -25,7 +25,7 @@ from sklearn.decomposition import PCA
 import foldax
 from foldax import cli, laws
 from foldax.experiment import load_experiment
-from foldax.options import format_options
+from foldax.options import format_options, parse_options
 from foldax.sweeps import space as spaces
 from tests.conftest import ROOT, shrunk
 
@@ -107,7 +107,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
         members = spaces.member_configs(config, spaces.enumerate_overrides(space, samples, config.seed), seeds)
         assert len(members) >= seeds
 
-    monkeypatch.setattr("foldax.runs.train.train", lambda experiment, config, run_dir=None: config)
+    monkeypatch.setattr("foldax.runs.train.train", lambda experiment, config, run_dir=None, resume=False: config)
     monkeypatch.setattr("foldax.sweeps.command.sweep", sweep)
     monkeypatch.setattr(laws, "make_subject", lambda experiment, config: None)
     monkeypatch.setattr(laws, "LAWS", {})
@@ -138,6 +138,8 @@ def check_options(source: Path, words: list[str]) -> None:
     if name not in ("run", "check", "sweep"):
         parsed, unknown = cli._parser().parse_known_args(words)
         assert parsed.name == name
+        if parsed.takes_options:
+            unknown = [] if parse_options(load_experiment(DIGITS).config, unknown) else unknown
         assert not unknown, words
         return
     if rest[0] in USER_FILES | {"RUN"}:
@@ -230,6 +232,7 @@ def shrink(words: list[str]) -> list[str]:
     # Of several equal options the last counts.
     small = {
         "run": ["--steps", "2"],
+        "resume": ["--steps", "2"] if "--steps" in words else [],
         "sweep": ["--steps", "2", "--seeds", "1"],
         "play": ["--episodes", "1", "--steps", "9"],
     }

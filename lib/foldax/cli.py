@@ -121,7 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
     resume = add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
-    resume.epilog = "--monitor, --mode and --patience may differ from those of the run."
+    resume.epilog = (
+        "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, if "
+    )
+    resume.epilog += "the state stays as large as it is."
     resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = "train a finished run again and compare metrics and state bit by bit"
     reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
@@ -218,11 +221,13 @@ def _run(command: argparse.Namespace) -> None:
 
 def _train(experiment: Experiment, options: list[str]) -> None:
     from foldax.engine import compile_cache
-    from foldax.runs import first_step
+    from foldax.runs import first_step, resume
+    from foldax.runs.show import show
     from foldax.runs.train import train
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--or-resume", action="store_true")
     parser.add_argument("--no-compile-cache", action="store_true")
     try:
         known, fields = parser.parse_known_args(options)
@@ -232,7 +237,14 @@ def _train(experiment: Experiment, options: list[str]) -> None:
     if known.no_compile_cache:
         compile_cache.disable()
     first_step.begin_command()
-    train(experiment, config, run_dir=known.run_dir)
+    if not known.or_resume:
+        train(experiment, config, run_dir=known.run_dir)
+        return
+    path = known.run_dir or resume.latest_run_dir(experiment, config)
+    if resume.run_status(path, experiment, config) == "finished":
+        show(path)
+    else:
+        train(experiment, config, run_dir=path, resume="auto")
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -249,7 +261,8 @@ def _report(command: argparse.Namespace) -> None:
 
 
 def _resume(command: argparse.Namespace) -> int:
-    from foldax.runs import folder
+    from foldax.runs import first_step, folder
+    from foldax.runs.resume import run_status
     from foldax.runs.train import train
     from foldax.sweeps import command as sweep_command
 
@@ -258,9 +271,11 @@ def _resume(command: argparse.Namespace) -> int:
         return sweep_command.resume(command.run_dir, command.allow_other_data)
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, command.options, config)
-    if (command.run_dir / "result.json").exists():
-        echo(f"{command.run_dir} is finished; `foldax show {command.run_dir}` shows it")
+    if run_status(command.run_dir, experiment, config, allow_any=True) == "finished":
+        more = "more --steps go on with it" if command.options else f"`foldax show {command.run_dir}` shows it"
+        echo(f"{command.run_dir} is finished; {more}")
     else:
+        first_step.begin_command()
         train(experiment, config, run_dir=command.run_dir, resume=True, allow_other_data=command.allow_other_data)
     return 0
 
@@ -369,8 +384,9 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     default = experiment.config() if default is None else default
     if not {"-h", "--help"}.isdisjoint(arguments):
         file = experiment_file(experiment)
-        options = "[--run-dir DIR] [--no-compile-cache] [--field VALUE ...]"
+        options = "[--run-dir DIR] [--or-resume] [--no-compile-cache] [--field VALUE ...]"
         echo(f"usage: foldax run {file.name if file else 'FILE'} {options}")
+        echo("--or-resume goes on with the run if it was started, and shows its result if it is finished")
         echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
         raise SystemExit(0)
     return set_fields(default, parse_options(experiment.config, arguments))

@@ -18,6 +18,7 @@ import foldax
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.runs import folder
 from foldax.runs.log import read_log
+from foldax.runs.resume import run_status
 from tests.conftest import Config
 
 
@@ -206,11 +207,11 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path) -> None:
 
 def test_a_folder_belongs_to_one_experiment_and_one_config(run, result) -> None:
     experiment, config = result.experiment, result.config
-    folder.check_same_run(run, experiment, config)
+    run_status(run, experiment, config)
     with pytest.raises(RunError, match="of another experiment, 'tiny', not of 'other'"):
-        folder.check_same_run(run, experiment._replace(name="other"), config)
-    with pytest.raises(ConfigError, match=r"another config: seed \(3 in the folder, now 4\), steps|steps .*seed"):
-        folder.check_same_run(run, experiment, experiment.config(seed=4, steps=13))
+        run_status(run, experiment._replace(name="other"), config)
+    with pytest.raises(ConfigError, match=r"another config: seed \(3 in the folder, now 4\); choose another"):
+        run_status(run, experiment, experiment.config(seed=4, steps=13))
     with pytest.raises(RunError, match="holds a run already; `foldax resume"):
         folder.create(run, experiment, config)
 
@@ -228,15 +229,15 @@ def test_a_run_outlives_fields_that_its_class_gains_and_loses(experiment, tmp_pa
     new = experiment._replace(config=config_class(added=(int, 5)))
     assert foldax.load_run(tmp_path / "run", new).config.added == 5
     assert "fields that Config no longer has; they are ignored: removed" in capsys.readouterr().err
-    folder.check_same_run(tmp_path / "run", new, new.config())
+    run_status(tmp_path / "run", new, new.config())
     with pytest.raises(ConfigError, match=r"another config: added \(5 in the folder, now 6\)"):
-        folder.check_same_run(tmp_path / "run", new, new.config(added=6))
+        run_status(tmp_path / "run", new, new.config(added=6))
 
 
 def test_a_run_with_nan_in_its_config_can_be_resumed(experiment, tmp_path) -> None:
     with_nan = experiment._replace(config=config_class(threshold=(float, math.nan)))
     folder.create(tmp_path, with_nan, with_nan.config())
-    folder.check_same_run(tmp_path, with_nan, with_nan.config())
+    run_status(tmp_path, with_nan, with_nan.config())
     assert json.loads((tmp_path / "config.json").read_text())["threshold"] == "nan"
 
 

@@ -23,7 +23,6 @@ from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
 MAX_NAME_BYTES = 255  # of a file name, in Linux and macOS
-MUTABLE_FIELDS = ("monitor", "mode", "patience")  # of a config, when its run is resumed
 
 
 def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
@@ -179,6 +178,16 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").is_file()
 
 
+def has_progress(folder: Path) -> bool:
+    """Whether a run in this folder has taken a step: it has a checkpoint, or a line in its log.
+
+    >>> has_progress(Path("nowhere"))
+    False
+    """
+    log = folder / "metrics.jsonl"
+    return bool(checkpoint_steps(folder / "checkpoints")) or (log.exists() and log.stat().st_size > 0)
+
+
 def create(folder: Path, experiment: Experiment, config: Any) -> None:
     """Writes `config.json` and `manifest.json` of a new run, over those of a run that failed before its first log line.
 
@@ -188,39 +197,23 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
     if is_sweep(folder):
         raise RunError(f"{folder} is the folder of a sweep; choose another --run-dir")
     # Another experiment in the folder is a mistake; the same one was probably meant to be resumed.
-    has_checkpoint = bool(checkpoint_steps(folder / "checkpoints"))
-    log = folder / "metrics.jsonl"
-    if (folder / "manifest.json").exists() and (has_checkpoint or (log.exists() and log.stat().st_size)):
-        _check_experiment(folder, experiment)
-        raise RunError(f"{folder} holds a run already; `foldax resume {folder}` goes on with it")
+    if (folder / "manifest.json").exists() and has_progress(folder):
+        check_experiment(folder, experiment)
+        remedy = f'`foldax resume {folder}` goes on with it, and so does --or-resume (resume="auto")'
+        raise RunError(f"{folder} holds a run already; {remedy}")
     write_json(folder / "config.json", to_json(config))
     write_json(folder / "manifest.json", manifest(experiment, config))
 
 
-def check_same_run(folder: Path, experiment: Experiment, config: Any) -> None:
-    """Checks that a folder holds a run of this experiment and config, but for the `MUTABLE_FIELDS`.
+def check_experiment(folder: Path, experiment: Experiment) -> None:
+    """Checks that a folder holds a run of this experiment.
 
     Raises:
-      RunError: it holds a run of another experiment.
-      ConfigError: the configs differ; names the fields.
+      RunError: it holds a run of another one, or none.
     """
-    _check_experiment(folder, experiment)
-    # A field that the class did not have when the run started counts as its default.
-    known, _ = drop_unknown_fields(type(config), read_json(folder / "config.json"))
-    saved, new = to_json(from_json(type(config), known)), to_json(config)
-    different = [name for name in new if saved[name] != new[name] and name not in MUTABLE_FIELDS]
-    if different:
-        listed = ", ".join(f"{name} ({saved[name]!r} in the folder, now {new[name]!r})" for name in different)
-        raise ConfigError(f"{folder} was started with another config: {listed}")
-
-
-def record_config(folder: Path, config: Any) -> None:
-    """Records the config of a resumed run, if one of the `MUTABLE_FIELDS` has changed."""
-    saved, new = read_json(folder / "config.json"), to_json(config)
-    changed = {name: new[name] for name in MUTABLE_FIELDS if saved.get(name) != new[name]}
-    if changed:
-        write_json(folder / "config.json", saved | changed)
-        update_manifest(folder, config_hash=config_hash(config))
+    owner, name = read_json(folder / "manifest.json")["experiment"], experiment_name(experiment)
+    if owner != name:
+        raise RunError(f"{folder} is a run of another experiment, {owner!r}, not of {name!r}; choose another folder")
 
 
 def read_config(folder: Path, cls: type[T], values: dict[str, Any]) -> T:
@@ -243,12 +236,6 @@ def read_config(folder: Path, cls: type[T], values: dict[str, Any]) -> T:
         listed = ", ".join(unknown)
         warn(f"{folder} was made with fields that {cls.__name__} no longer has; they are ignored: {listed}")
     return from_json(cls, known)
-
-
-def _check_experiment(folder: Path, experiment: Experiment) -> None:
-    owner, name = read_json(folder / "manifest.json")["experiment"], experiment_name(experiment)
-    if owner != name:
-        raise RunError(f"{folder} is a run of another experiment, {owner!r}, not of {name!r}; choose another folder")
 
 
 def manifest(experiment: Experiment, config: Any) -> dict[str, Any]:

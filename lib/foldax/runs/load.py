@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled, setup
 from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
 from foldax.engine.result import Result
@@ -20,7 +21,12 @@ from foldax.runs.tables import join_first
 from foldax.runs.transfer import parameters
 
 
-def load_run(path: str | Path, experiment: Experiment | None = None, allow_other_data: bool = False) -> Result:
+def load_run(
+    path: str | Path,
+    experiment: Experiment | None = None,
+    allow_other_data: bool = False,
+    dataset: Dataset | None = None,
+) -> Result:
     """Loads a run as the `Result` that `foldax.train` returned, with its dataset but without `values`.
 
     Of an unfinished run it loads the best state so far, or the last one, of the newest checkpoint.
@@ -29,6 +35,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None, allow_other
       path: the run folder.
       experiment: the run's experiment; by default it is loaded from the experiment file.
       allow_other_data: loads a run although its data have changed, and with them, perhaps, how inputs are standardised.
+      dataset: the dataset, if it is loaded already.
 
     Returns:
       The result.
@@ -49,7 +56,7 @@ def load_run(path: str | Path, experiment: Experiment | None = None, allow_other
         config = folder.read_config(path, experiment.config, folder.read_json(path / "config.json"))
     saved = parameters.read_run(path)
     # 2. The structure of the state, from the program that the experiment file makes now.
-    dataset = setup.load_dataset(experiment, config)
+    dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
     program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
     with compiled.user_errors(program, *arguments):
         like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state

@@ -3,16 +3,19 @@
 import contextlib
 import itertools
 import json
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from foldax.engine.checkpoint import Checkpoints
 from foldax.engine.loop import NEVER, Hooks, Run, fit
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.runs import folder, provenance
 from foldax.runs.log import read_log
 from foldax.runs.progress import Progress
-from foldax.runs.terminal import echo
+from foldax.runs.terminal import echo, warn
 from foldax.runs.train import result_json
 from foldax.runs.transfer import initial_parameters
 from foldax.runs.transfer.initial_parameters import ReadSource
@@ -45,7 +48,9 @@ def reproduce(path: Path, experiment: Experiment, config: Any) -> bool:
     source = initial_parameters.initial_source(config, recorded=manifest.get("init_from"))
     before = folder.read_result(path)
     before["history"] = read_log(path)
-    return run_and_compare(path, before, manifest, experiment, config, same_log_steps, source)
+    values = [(one["config"], one["until"]) for one in manifest.get("earlier_configs", [])]
+    earlier = [(folder.read_config(path, experiment.config, config), until) for config, until in values]
+    return run_and_compare(path, before, manifest, experiment, config, same_log_steps, source, earlier=earlier)
 
 
 def run_and_compare(
@@ -57,6 +62,7 @@ def run_and_compare(
     compare_train: bool,
     source: ReadSource | None,
     until: int = NEVER,
+    earlier: Sequence[tuple[Any, int]] = (),
 ) -> bool:
     """Trains with a config and prints which results differ from those of an earlier run.
 
@@ -69,6 +75,7 @@ def run_and_compare(
       compare_train: whether to compare training metrics.
       source: reads the initial parameters; None: the run initialises its own.
       until: step at which a search has stopped the run.
+      earlier: configs that the run had before, each with the step up to which it had it.
 
     Returns:
       Whether all results are the same.
@@ -87,7 +94,13 @@ def run_and_compare(
     with contextlib.closing(Progress(f"{path.name}, again", config.steps)) as progress:
         replace_initial_state = initial_parameters.initial_state_hook(source)
         hooks = Hooks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
-        result = fit(experiment, config, hooks, until=until)
+        # Where other configs came before, one step of it after another, as the run went on.
+        with _checkpoints_between(earlier) as checkpoints:
+            hooks = hooks._replace(checkpoints=checkpoints)
+            for earlier_config, end in earlier:
+                history = fit(experiment, earlier_config, hooks, until=end).history
+                hooks = hooks._replace(load_history=lambda step, history=history: history)
+            result = fit(experiment, config, hooks, until=until)
     after = result_json(result)
     # 3. Comparison
     all_same = True
@@ -110,6 +123,17 @@ def run_and_compare(
     all_same &= not different
     echo("reproduced: all bits are the same" if all_same else "NOT reproduced")
     return all_same
+
+
+@contextlib.contextmanager
+def _checkpoints_between(earlier: Sequence[tuple[Any, int]]) -> Iterator[Checkpoints | None]:
+    """Yields a temporary folder of checkpoints, or None where no config is followed by another one."""
+    if not earlier:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="foldax-") as directory:
+        with contextlib.closing(Checkpoints(Path(directory), warn)) as checkpoints:
+            yield checkpoints
 
 
 def _log_texts(lines: list[Json], with_train: bool) -> list[str]:

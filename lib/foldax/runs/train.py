@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
@@ -14,10 +14,12 @@ from foldax.engine.checkpoint import Checkpoints, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
-from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
+from foldax.errors import ConfigError, ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
+from foldax.runs import resume as resuming
 from foldax.runs.first_step import FirstStepTimer
+from foldax.runs.load import load_run
 from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
@@ -31,7 +33,7 @@ def train(
     config: Any = None,
     *,
     run_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     save: bool = True,
     dataset: Dataset | None = None,
     initial: Any = None,
@@ -44,7 +46,10 @@ def train(
       experiment: the experiment.
       config: an instance of `experiment.config`; by default one without arguments.
       run_dir: the run folder; by default a new one under `runs/`.
-      resume: goes on from the newest checkpoint in `run_dir`.
+      resume: True goes on from the newest checkpoint in `run_dir`; other fields of `config` than `seed`, `init_from` and
+        `keep` may have changed. "auto" starts a run, goes on with it, or returns the result of a finished one, however
+        often it is called; only `steps`, `environment_steps` and driver fields may have changed. Without `run_dir`
+        it takes the newest run of the same config under `runs/`.
       save: False writes nothing to disk and makes no figures.
       dataset: the dataset, if it is loaded already.
       initial: initial parameters, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by path,
@@ -58,32 +63,32 @@ def train(
     Raises:
       FoldaxError: see `foldax.engine.loop.fit`.
       Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run, after its state was saved.
+      ConfigError: a run that goes on has another value in a field that cannot change.
       RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
     """
     compile_cache.enable()
     timer = FirstStepTimer()
-    # 1. Initial parameters
     config = experiment.config() if config is None else config
-    recorded = folder.read_json(Path(run_dir) / "manifest.json").get("init_from") if resume and run_dir else None
+    # 1. The folder, and what there is to do in it
+    path, status = _folder_and_status(experiment, config, run_dir, resume) if save else (None, "new")
+    if path is not None and status == "finished":
+        return _finished_result(path, experiment, dataset, allow_other_data, verbose)
+    # 2. Initial parameters
+    recorded = folder.read_json(path / "manifest.json").get("init_from") if path and status == "unfinished" else None
     source = initial_parameters.initial_source(config, initial, recorded)
-    if source is not None and not resume:
+    if source is not None and status == "new":
         source()  # an unreadable source is an error before a folder is created
-    # 2. Without a folder
-    if not save:
+    # 3. Without a folder
+    if path is None:
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         with contextlib.closing(progress), stop_on_signals() as stop_requested:
             return fit(experiment, config, _hooks(progress, timer, stop_requested, source, verbose), dataset)
-    # 3. In a locked folder, whose manifest always records how the run ended
-    if resume and run_dir is None:
-        raise RunError("resume: say which run folder to go on with (run_dir=...)")
-    path = Path(run_dir) if run_dir is not None else folder.new_run_dir(experiment, config)
+    # 4. In a locked folder, whose manifest always records how the run ended
     with folder.lock(path):
-        if resume:
-            folder.check_same_run(path, experiment, config)
+        if status == "unfinished":
             # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
             if reason := folder.begin_session(path, experiment).get("nonresumable_reason"):
                 warn(reason)
-            folder.record_config(path, config)
         else:
             folder.create(path, experiment, config)
             if source is not None:
@@ -94,10 +99,40 @@ def train(
             reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
             status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else f"failed: {reason}"
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
-                folder.update_manifest(path, status=status, ended=folder.now())
+                # A finished run that could not go on is as it was.
+                before = folder.read_result(path) if (path / "result.json").exists() else {}
+                folder.update_manifest(path, status=before.get("status", status), ended=folder.now())
             raise
-        # 4. The run is finished, whatever happens to its figures
+        # 5. The run is finished, whatever happens to its figures
         return _save_pictures(result, timer, verbose)
+
+
+def _folder_and_status(
+    experiment: Experiment, config: Any, run_dir: str | Path | None, resume: bool | Literal["auto"]
+) -> tuple[Path, resuming.Status]:
+    if resume not in (True, False, "auto"):
+        raise ConfigError(f"resume: {resume!r} is none of True, False, 'auto'")
+    if not resume:
+        return Path(run_dir) if run_dir is not None else folder.new_run_dir(experiment, config), "new"
+    if run_dir is None and resume != "auto":
+        raise RunError("resume: say which run folder to go on with (run_dir=...)")
+    path = Path(run_dir) if run_dir is not None else resuming.latest_run_dir(experiment, config)
+    status = resuming.run_status(path, experiment, config, allow_any=resume is True)
+    if resume is True and status == "new":
+        for name in ("manifest.json", "config.json"):
+            folder.read_json(path / name)  # raises: it is no run folder
+    return path, status
+
+
+def _finished_result(
+    path: Path, experiment: Experiment, dataset: Dataset | None, allow_other_data: bool, verbose: bool
+) -> Result:
+    """Loads what an earlier call has trained."""
+    result = load_run(path, experiment, allow_other_data, dataset)
+    if verbose:
+        terminal.echo(f"{tables.display_path(path)} is finished already:")
+        print_result(result)
+    return result
 
 
 def _train_in_folder(
@@ -172,6 +207,8 @@ def _hooks(
         if path is not None and info is not None:
             reason = nonresumable_reason(run.dataset)
             folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
+        if path is not None and folder.read_json(path / "manifest.json")["sessions"]:
+            resuming.record_config(path, run.config, run.step)
         if verbose:
             terminal.print_table(tables.model_table(run))
 
