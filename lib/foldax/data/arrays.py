@@ -1,7 +1,7 @@
 """Validation of a user's arrays: one dtype per key, the splits concatenated."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,12 +42,7 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     Raises:
       DataError: see `from_arrays` and `from_splits`.
     """
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown or "train" not in splits:
-        what = "'train' is missing"
-        if unknown:
-            what = f"there is no split {unknown[0]!r}{did_you_mean(str(unknown[0]), SPLITS)}"
-        raise DataError(f"{name}: {what}; the splits are {SPLITS}, of which 'train' is needed")
+    check_split_names(splits, name)
     parts = {split: _validated_split(splits, split, name) for split in SPLITS if split in splits}
     # From here on, the training split stands for all of them.
     _check_agreement(parts, name)
@@ -75,6 +70,21 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in joined.items()}
     sizes = {split: len(next(iter(arrays.values()))) for split, arrays in parts.items()}
     return RawDataset(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
+
+
+def check_split_names(splits: Collection[str], name: str) -> None:
+    """Raises a DataError for an unknown split, and where "train" is missing.
+
+    >>> check_split_names(["train", "tset"], "toy")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    foldax.errors.DataError: toy: there is no split 'tset'; did you mean 'test'?; the splits are ...
+    """
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown or "train" not in splits:
+        what = "'train' is missing"
+        if unknown:
+            what = f"there is no split {unknown[0]!r}{did_you_mean(str(unknown[0]), SPLITS)}"
+        raise DataError(f"{name}: {what}; the splits are {SPLITS}, of which 'train' is needed")
 
 
 def _split_suffix(splits: Mapping[str, Any], split: str) -> str:

@@ -52,6 +52,21 @@ class DatasetOptions(NamedTuple):
     evaluate_batch_size: int | None = None
     workers: int = 0
 
+    @staticmethod
+    def make(options: Mapping[str, Any]) -> "DatasetOptions":
+        """Checks options by name.
+
+        Raises:
+          DataError: there is no such option, "batch_size" is missing, or a value is not allowed.
+        """
+        known = DatasetOptions._fields
+        if unknown := next((name for name in options if name not in known), None):
+            hint = did_you_mean(unknown, known)
+            raise DataError(f"there is no option {unknown!r}{hint} (options: {', '.join(known)})")
+        if "batch_size" not in options:
+            raise DataError("batch_size is missing: give the number of examples of a training batch")
+        return DatasetOptions(**options).check()
+
     def check(self) -> "DatasetOptions":
         check_fractions(self.validation, self.test)
         if self.source not in SOURCES:
@@ -107,7 +122,7 @@ def load(
     options = DatasetOptions(
         batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers
     ).check()
-    return _dataset(open_dataset(name, source), options)
+    return make_dataset(open_dataset(name, source), options)
 
 
 def from_arrays(
@@ -143,9 +158,9 @@ def from_arrays(
     >>> dataset.info.num_examples
     {'train': 8, 'validation': 2}
     """
-    chosen = DatasetOptions(**options).check()
+    chosen = DatasetOptions.make(options)
     names = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
-    return _dataset(read_arrays({"train": arrays}, name, names), chosen)
+    return make_dataset(read_arrays({"train": arrays}, name, names), chosen)
 
 
 def from_splits(
@@ -178,23 +193,33 @@ def from_splits(
     >>> from_splits({"train": past, "test": future}, batch_size=4, validation=0.0).info.num_examples
     {'train': 8, 'test': 2}
     """
-    chosen = DatasetOptions(**options).check()
+    chosen = DatasetOptions.make(options)
     names = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
-    return _dataset(read_arrays(splits, name, names), chosen)
+    return make_dataset(read_arrays(splits, name, names), chosen)
 
 
-def _dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
-    batch_size, validation, test, train_examples, seed, source, evaluate_batch_size, workers = options
+def assign_splits(
+    name: str, sizes: dict[str, int], labels: np.ndarray | None, options: DatasetOptions
+) -> dict[str, np.ndarray]:
+    """Returns the indices of each split, of which "train" has at most `options.train_examples`; see `split_indices`."""
+    seed = options.split_seed
+    parts = split_indices(name, sizes, labels, validation=options.validation, test=options.test, seed=seed)
+    if options.train_examples is not None:
+        parts["train"] = stratified_subset(name, parts["train"], labels, options.train_examples, seed=seed)
+    return parts
+
+
+def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
+    """Splits a raw dataset, and decides where its data are kept."""
+    batch_size, evaluate_batch_size = options.batch_size, options.evaluate_batch_size
     # 1. Split
-    parts = split_indices(raw.name, raw.sizes, raw.labels, validation=validation, test=test, seed=seed)
-    if train_examples is not None:
-        parts["train"] = stratified_subset(raw.name, parts["train"], raw.labels, train_examples, seed=seed)
+    parts = assign_splits(raw.name, raw.sizes, raw.labels, options)
     train = parts["train"]
     if batch_size > len(train):
         available = f"the training split of {raw.name}, which has {len(train)} examples"
         raise DataError(f"batch_size={batch_size} is larger than {available}")
     # 2. Facts of the training split, and where the data are kept
-    info, whole = _info(raw, parts, batch_size), choose_source(source, raw.examples) == "device"
+    info, whole = _info(raw, parts, batch_size), choose_source(options.source, raw.examples) == "device"
     splits = {
         split: Split(raw.examples, rows, evaluate_batch_size or min(batch_size, len(rows)), whole=whole)
         for split, rows in parts.items()
@@ -203,7 +228,7 @@ def _dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
     # 3. Source of training batches
     if whole:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
-    return Dataset(info, StreamSource(raw.examples, train, batch_size, workers), splits)
+    return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers), splits)
 
 
 def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int) -> Info:
