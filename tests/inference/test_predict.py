@@ -127,7 +127,7 @@ def test_image_files(tmp_path, shape, kind) -> None:
 def test_images_that_would_be_guessed_at_are_refused(tmp_path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(np.full((2, 3, 4), (9, 9, 9, 0), np.uint8)).save(path)
-    with pytest.raises(DataError, match=r"x.png has transparent pixels, which the run's images have not"):
+    with pytest.raises(DataError, match=r"x.png has transparent pixels, and 3 channels have none"):
         read_inputs(images((2, 3, 3)), str(path))
     assert read_inputs(images((2, 3, 4)), str(path))[0]["inputs"][0, 0, 0].tolist() == [9, 9, 9, 0]
     Image.fromarray(np.full((2, 3, 4), (9, 9, 9, 255), np.uint8)).save(path)

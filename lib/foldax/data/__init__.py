@@ -2,6 +2,7 @@
 
 from foldax.data.cache import disk_cached
 from foldax.data.dataset import Dataset, from_arrays, from_splits, load
+from foldax.data.images import from_folder
 from foldax.data.info import Info
 from foldax.data.sequences import PackedSequences, pack_sequences, pad_sequences, token_windows
 from foldax.data.series import Series, co2, forecast_splits, rolling_origins, rolling_windows, sunspots, ucr
@@ -10,7 +11,7 @@ from foldax.data.tables import from_csv
 from foldax.data.text import BPE, Bytes, Characters, hold_out, python_help_text, python_help_topics
 
 # Datasets
-__all__ = ["Dataset", "Info", "load", "from_arrays", "from_splits", "from_csv", "disk_cached"]
+__all__ = ["Dataset", "Info", "load", "from_arrays", "from_splits", "from_csv", "from_folder", "disk_cached"]
 # Sources and their blocks
 __all__ += ["DeviceSource", "StreamSource", "Split", "DataBlock", "EvaluationBlock"]
 # Text

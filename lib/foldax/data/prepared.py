@@ -90,8 +90,23 @@ def open_dataset(name: str, source: str) -> RawDataset:
     builder = _prepare(name, cache.cache_folder() / "datasets")
     folder = arrays / Path(builder.data_dir).relative_to(builder.data_dir_root)
     fields = _fields(name, builder)
-    examples = TFDSExamples(builder, fields)
-    # Large datasets stay in the files of TFDS, and only their targets become an array.
+    return prepare_arrays(name, folder, TFDSExamples(builder, fields), source, _facts(builder, fields))
+
+
+def prepare_arrays(name: str, folder: Path, examples: Examples, source: str, facts: dict[str, Any]) -> RawDataset:
+    """Opens a dataset through its cache folder, which the first use writes.
+
+    Args:
+      name: name of the dataset.
+      folder: in the cache; another content needs another folder.
+      examples: the examples, which are read once.
+      source: as for `load`: whether they are then read from arrays in the cache, or still from `examples`.
+      facts: "sizes" and "names", as in `RawDataset`.
+
+    Raises:
+      DataError: the cache cannot be written.
+    """
+    # Large datasets stay in their own files, and only their targets become an array.
     streamed = examples if choose_source(source, examples) == "stream" else None
     if raw := _open(name, folder, streamed):  # also from a cache that is read-only
         return raw
@@ -100,7 +115,7 @@ def open_dataset(name: str, source: str) -> RawDataset:
         raw = _open(name, folder, streamed)
         if raw is None:
             with cache.write_errors(folder):
-                _write(folder, examples, {"targets"} if streamed else set(fields), _facts(builder, fields))
+                _write(folder, examples, {"targets"} if streamed else set(examples.spec), facts)
             raw = _open(name, folder, streamed)
     assert raw is not None
     return raw

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from foldax.data.conversion import as_array
+from foldax.data.images import read_image
 from foldax.engine.result import Result
 from foldax.errors import DataError, RunError, did_you_mean
 from foldax.learner import InputSpec
@@ -257,19 +258,10 @@ def _is_number(text: str) -> bool:
 
 def _read_image(path: Path, shape: Shape, names: Any) -> Arrays:
     """Reads one image, with as many channels as the run's images have."""
-    from PIL import Image
-
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in (1, 3, 4):
         raise DataError(f"{path}: expected {list_text(shape)}, which is no image")
-    with Image.open(path) as image:
-        if channels < 4 and image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-            raise DataError(f"{path} has transparent pixels, which the run's images have not; put it on a background")
-        # Modes I and F have more than 8 bits, and a conversion would cut them off at 255.
-        is_deep = image.mode[0] in "IF"
-        if is_deep and channels > 1:
-            raise DataError(f"{path}: expected an image of {channels} channels, got one of mode {image.mode}")
-        pixels = np.asarray(image if is_deep else image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    pixels = read_image(path, channels)
     if pixels.shape[:2] != shape[:2]:
         sizes = [f"{width} x {height}" for height, width in (shape[:2], pixels.shape[:2])]
         raise DataError(f"{path}: expected an image of {sizes[0]} pixels (width x height), got {sizes[1]}")
