@@ -1,6 +1,7 @@
 """A shuffled epoch is a permutation, uniform, and its own for every key and epoch."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +50,28 @@ def test_every_example_is_as_likely_at_every_position(size):
             assert chi2.sf(statistic, size - 1) > 1e-4
 
 
-def test_all_orders_of_four_are_as_likely():
-    draws = 24_000
-    orders = np.asarray(jax.vmap(lambda key: order(key, 0, 4))(jax.random.split(jax.random.key(5), draws)))
-    _, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(counts) == 24
-    assert chi2.sf(np.sum((counts - 1000) ** 2) / 1000, 23) > 1e-4
+@pytest.mark.parametrize("size", [4, 5, 6])
+@pytest.mark.parametrize("over", ["keys", "epochs"])
+def test_all_orders_of_few_examples_are_as_likely(size, over):
+    count = math.factorial(size)
+    draws, mean = 100 * count, 100
+    if over == "keys":
+        orders = jax.vmap(lambda key: order(key, 0, size))(jax.random.split(jax.random.key(5), draws))
+    else:
+        orders = jax.vmap(lambda epoch: order(jax.random.key(5), epoch, size))(jnp.arange(draws))
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == count
+    assert chi2.sf(np.sum((counts - mean) ** 2) / mean, count - 1) > 1e-4
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 10, 16])
+def test_the_first_three_of_an_epoch_are_any_three_as_likely(size):
+    triples = size * (size - 1) * (size - 2)
+    draws = 40 * triples
+    orders = np.asarray(jax.vmap(lambda epoch: order(jax.random.key(3), epoch, size))(jnp.arange(draws)))
+    _, counts = np.unique(orders[:, :3], axis=0, return_counts=True)
+    assert len(counts) == triples
+    assert chi2.sf(np.sum((counts - 40) ** 2) / 40, triples - 1) > 1e-4
 
 
 def test_neighbouring_epochs_and_positions_are_unrelated():

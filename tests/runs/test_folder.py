@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import foldax
-from foldax.errors import ConfigError, ExperimentError, RunError
+from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
 from foldax.runs import folder
 from foldax.runs.log import read_log
 from foldax.runs.resume import run_status
@@ -141,6 +141,21 @@ def test_other_names_are_those_of_folders_below_runs(experiment, tmp_path, monke
     path = folder.new_run_dir(experiment._replace(name=name), experiment.config())
     assert path.parent == Path("runs") / name
     path.mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Interrupted("stopped at step 3"), "interrupted"),
+        (KeyboardInterrupt(), "interrupted"),
+        (RunError("the disk is full\nfree some"), "failed: the disk is full"),
+        (ExperimentError("own code failed:\n  File x\nKeyError: 'a'"), "failed: own code failed: KeyError: 'a'"),
+        (RunError(""), "failed: RunError"),
+        (MemoryError("out"), "failed: MemoryError"),
+    ],
+)
+def test_the_status_of_a_run_that_failed_has_the_reason(error, status) -> None:
+    assert folder.failure_status(error) == status
 
 
 def test_runs_of_the_same_second_have_different_folders(experiment, tmp_path, monkeypatch) -> None:

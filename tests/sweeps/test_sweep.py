@@ -475,7 +475,7 @@ def test_failed_sweep_keeps_results_and_resumes(tmp_path: Path, finished_sweeps:
         with pytest.raises(ExperimentError, match="no such luck"):
             run_sweep(execution=execution, seeds=2, sweep_dir=path)
         metadata = json.loads((path / "sweep.json").read_text())
-        assert metadata["status"].startswith("failed: the experiment's own code failed")
+        assert metadata["status"] == "failed: the experiment's own code failed: ValueError: no such luck"
         evaluation_hook.reset()
         assert_same_tables(
             finished_sweeps[execution], run_sweep(execution=execution, seeds=2, sweep_dir=path, resume=True)

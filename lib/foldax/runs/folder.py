@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
 from foldax.engine.checkpoint import checkpoint_steps
-from foldax.errors import ConfigError, ExperimentError, RunError
+from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 from foldax.field_values import restore_floats, to_plain
 from foldax.runs import provenance
@@ -134,6 +134,20 @@ def read_result(folder: Path) -> dict[str, Any]:
       RunError: it is missing or damaged.
     """
     return restore_floats(read_json(folder / "result.json"))
+
+
+def failure_status(error: BaseException) -> str:
+    """Describes how an error ended a run or a sweep, as the status in its folder.
+
+    >>> failure_status(ExperimentError("the experiment's own code failed:\\n  File exp.py\\nOSError: it is gone"))
+    "failed: the experiment's own code failed: OSError: it is gone"
+    """
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "interrupted"
+    lines = str(error).strip().splitlines() if isinstance(error, FoldaxError) else []
+    reason = lines[0] if lines else type(error).__name__
+    # A line that announces others is followed by those of a traceback, the last of which has the reason.
+    return f"failed: {reason} {lines[-1].strip()}" if reason.endswith(":") and len(lines) > 1 else f"failed: {reason}"
 
 
 def lock(folder: Path) -> IO[str]:

@@ -14,7 +14,7 @@ from foldax.engine.checkpoint import Checkpoints, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
-from foldax.errors import ConfigError, ExperimentError, FoldaxError, Interrupted, RunError
+from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
@@ -96,12 +96,11 @@ def train(
         try:
             result = _train_in_folder(path, experiment, config, dataset, source, timer, allow_other_data, verbose)
         except BaseException as error:
-            reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
-            status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else f"failed: {reason}"
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 # A finished run that could not go on is as it was.
                 before = folder.read_result(path) if (path / "result.json").exists() else {}
-                folder.update_manifest(path, status=before.get("status", status), ended=folder.now())
+                status = before.get("status", folder.failure_status(error))
+                folder.update_manifest(path, status=status, ended=folder.now())
             raise
         # 5. The run is finished, whatever happens to its figures
         return _save_pictures(result, timer, verbose)

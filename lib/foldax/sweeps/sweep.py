@@ -12,7 +12,7 @@ import jax
 
 from foldax.configuration import from_json, to_json
 from foldax.engine import compile_cache, compiled, evaluation
-from foldax.errors import ConfigError, FoldaxError, Interrupted, RunError
+from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
 from foldax.runs import folder, tables
@@ -176,8 +176,7 @@ def sweep(
         try:
             return _run(path, planner, plan, search, launcher, verbose)
         except BaseException as error:
-            reason = str(error).splitlines()[0] if isinstance(error, FoldaxError) else type(error).__name__
-            status = "interrupted" if isinstance(error, Interrupted) else f"failed: {reason}"
+            status = folder.failure_status(error)
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.write_json(path / "sweep.json", folder.read_json(path / "sweep.json") | {"status": status})
             raise
