@@ -1,6 +1,7 @@
 """`foldax reproduce`: trains a finished run again and compares all bits."""
 
 import contextlib
+import functools
 import itertools
 import json
 import tempfile
@@ -99,7 +100,7 @@ def run_and_compare(
             hooks = hooks._replace(checkpoints=checkpoints)
             for earlier_config, end in earlier:
                 history = fit(experiment, earlier_config, hooks, until=end).history
-                hooks = hooks._replace(load_history=lambda step, history=history: history)
+                hooks = hooks._replace(load_history=functools.partial(_same_history, history))
             result = fit(experiment, config, hooks, until=until)
     after = result_json(result)
     # 3. Comparison
@@ -125,15 +126,19 @@ def run_and_compare(
     return all_same
 
 
+def _same_history(history: list[Json], step: int) -> list[Json]:
+    return history
+
+
 @contextlib.contextmanager
 def _checkpoints_between(earlier: Sequence[tuple[Any, int]]) -> Iterator[Checkpoints | None]:
     """Yields a temporary folder of checkpoints, or None where no config is followed by another one."""
     if not earlier:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="foldax-") as directory:
-        with contextlib.closing(Checkpoints(Path(directory), warn)) as checkpoints:
-            yield checkpoints
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="foldax-"))
+        yield stack.enter_context(contextlib.closing(Checkpoints(Path(directory), warn)))
 
 
 def _log_texts(lines: list[Json], with_train: bool) -> list[str]:

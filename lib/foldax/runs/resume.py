@@ -1,4 +1,4 @@
-"""Going on with a run: whether a folder holds one, whether it is finished, and which fields of its config may change."""
+"""Going on with a run: whether a folder holds one, whether it is finished, and which fields may change."""
 
 import contextlib
 import time
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from foldax.configuration import config_hash, drop_unknown_fields, field_kinds, from_json, to_json
 from foldax.errors import ConfigError, FoldaxError, RunError
-from foldax.experiment import Experiment, experiment_name
+from foldax.experiment import Experiment
 from foldax.runs import folder
 
 # What a run was begun with, and whether its checkpoints hold a best state.
@@ -51,12 +51,12 @@ def run_status(path: Path, experiment: Experiment, config: Any, allow_any: bool 
 
 def latest_run_dir(experiment: Experiment, config: Any) -> Path:
     """Returns the newest folder under `runs/<experiment>/` with a run of this config, or else a new one."""
-    manifests = (Path("runs") / experiment_name(experiment)).glob("*/manifest.json")
-    for path in sorted((manifest.parent for manifest in manifests), key=lambda path: path.name, reverse=True):
+    new = folder.new_run_dir(experiment, config)
+    for path in sorted((manifest.parent for manifest in new.parent.glob("*/manifest.json")), reverse=True):
         with contextlib.suppress(ConfigError, RunError):
             if not _changed_fields(path, config):
                 return path
-    return folder.new_run_dir(experiment, config)
+    return new
 
 
 def record_config(path: Path, config: Any, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled
-from foldax.engine.checkpoint import Checkpoints, state_digest
+from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
@@ -46,7 +46,7 @@ def train(
       experiment: the experiment.
       config: an instance of `experiment.config`; by default one without arguments.
       run_dir: the run folder; by default a new one under `runs/`.
-      resume: True goes on from the newest checkpoint in `run_dir`; other fields of `config` than `seed`, `init_from` and
+      resume: True goes on from the newest checkpoint in `run_dir`; all fields of `config` but `seed`, `init_from` and
         `keep` may have changed. "auto" starts a run, goes on with it, or returns the result of a finished one, however
         often it is called; only `steps`, `environment_steps` and driver fields may have changed. Without `run_dir`
         it takes the newest run of the same config under `runs/`.
@@ -117,6 +117,8 @@ def _folder_and_status(
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
     path = Path(run_dir) if run_dir is not None else resuming.latest_run_dir(experiment, config)
     status = resuming.run_status(path, experiment, config, allow_any=resume is True)
+    if resume is True and status == "finished" and not checkpoint_steps(path / "checkpoints"):
+        return path, "unfinished"  # whoever removed them wants it trained again
     if resume is True and status == "new":
         for name in ("manifest.json", "config.json"):
             folder.read_json(path / name)  # raises: it is no run folder
