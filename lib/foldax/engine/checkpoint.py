@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import textwrap
 import threading
 import warnings
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from foldax.engine.checkpoint_folder import lacks_locks, local_copy, plain_path, publish, set_aside
 from foldax.errors import ExperimentError, FoldaxError, NonFiniteError, RunError
 
 
@@ -91,7 +91,6 @@ R = TypeVar("R")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A good checkpoint cannot be read now.
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.ESTALE)
-PATTERN_CHARACTERS, PATTERN_TEXT = frozenset("[]*?\\"), "brackets, asterisks, question marks or backslashes"
 _ORBAX_LOCK = threading.RLock()  # Orbax's event loop serves one thread, but members of a sweep save from several
 
 
@@ -110,7 +109,9 @@ class Checkpoints:
         self.folder, self._warn = folder, warn
         folder.mkdir(parents=True, exist_ok=True)
         self._resources = contextlib.ExitStack()
-        path = self._resources.enter_context(_plain_path(folder))
+        # Where there are no locks, checkpoints are written to a local folder, and copied.
+        self._local = self._resources.enter_context(local_copy(folder)) if lacks_locks(folder) else None
+        path = self._resources.enter_context(plain_path(self._local or folder))
         with _ORBAX_LOCK:
             self._manager = _manager(path, max_to_keep=2, enable_async_checkpointing=True)
         # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
@@ -158,6 +159,8 @@ class Checkpoints:
             if not self._is_read_back:
                 self._read(step, {name: _spec(array) for name, array in arrays.items()}, meta)
                 self._is_read_back = True
+        if self._local is not None:
+            publish(self._local, self.folder)
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -194,7 +197,8 @@ class Checkpoints:
             # Set aside only now: they are all there is, until an older one is known to be intact.
             for step, reason in damaged.items():
                 self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+                for path in (self.folder, self._local or self.folder):
+                    set_aside(path / str(step))
                 self._manager.reload()
         return restored
 
@@ -289,7 +293,7 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
     """
     if not folder.is_dir():
         return None
-    with _ORBAX_LOCK, _plain_path(folder) as path, _manager(path, read_only=True) as manager:
+    with _ORBAX_LOCK, plain_path(folder) as path, _manager(path, read_only=True) as manager:
 
         def read(step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             meta = _read_meta(manager, folder / str(step))
@@ -346,23 +350,6 @@ def _read_arrays(manager: Any, path: Path, names: Sequence[str], meta: dict[str,
         if _checksum(array) != meta["checksums"][name]:
             raise _DamagedError(f"the checksum of `{name}` does not fit")
     return arrays
-
-
-@contextlib.contextmanager
-def _plain_path(folder: Path) -> Iterator[Path]:
-    """Yields a path of a folder without characters that TensorStore takes for patterns: a link where it has some."""
-    folder = folder.resolve()
-    if not set(str(folder)) & PATTERN_CHARACTERS:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="foldax-") as directory:
-        link = Path(directory) / "checkpoints"
-        if set(directory) & PATTERN_CHARACTERS:
-            remedy = "rename it, or set TMPDIR to a folder without them"
-            problem = f"checkpoints in {folder} cannot be read because of the {PATTERN_TEXT} in its path"
-            raise RunError(f"{problem}; {remedy}")
-        link.symlink_to(folder, target_is_directory=True)
-        yield link
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
 MAX_NAME_BYTES = 255  # of a file name, in Linux and macOS
+NO_RENAME = (errno.EPERM, errno.EEXIST, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def new_run_dir(experiment: Experiment, config: Any, prefix: str = "") -> Path:
@@ -84,14 +86,31 @@ def whole_file(path: Path) -> Iterator[Path]:
     foldax.errors.RunError: cannot write to /gone/x.txt: No such file or directory
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # np.save wants the suffix at the end
+    is_whole = False
     try:
         with write_errors(path):
             yield temporary
+            is_whole = True
             # A process that is killed before leaves the old file.
-            temporary.replace(path)
+            _replace(temporary, path)
+            is_whole = False
     finally:
-        with contextlib.suppress(OSError):  # its folder may be none
-            temporary.unlink()
+        # What is whole and took no other name is all there is, and `read_json` finds it.
+        if not is_whole:
+            with contextlib.suppress(OSError):  # its folder may be none
+                temporary.unlink()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Renames a file, or copies it where the filesystem renames none."""
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in NO_RENAME:
+            temporary.unlink(missing_ok=True)
+            raise
+        shutil.copyfile(temporary, path)
+        temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -124,6 +143,10 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except (OSError, ValueError) as error:
+        # Where a rename is a copy, a kill leaves half a file, and the whole one that was copied.
+        for temporary in path.parent.glob(f".*.{path.name}"):
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(temporary.read_text())
         raise RunError(f"{path} cannot be read: {error}") from error
 
 

@@ -66,11 +66,11 @@ class Log:
 
         kept = [line for line in read_log(self._path.parent) if line["step"] <= step]
         with write_errors(self._path):
-            self._file.close()
-            temporary = self._path.with_suffix(".rewound")
-            temporary.write_text("".join(map(json_line, kept)))
-            temporary.replace(self._path)
-            self._file = self._path.open("a")
+            # In place: steps only grow, and a rename may be no single step on a mounted drive.
+            text = "".join(map(json_line, kept)).encode()
+            if not self._path.read_bytes().startswith(text):  # a line is damaged
+                self._path.write_bytes(text)
+            self._file.truncate(len(text))
             # Tells TensorBoard to drop the events it has from this step on.
             self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         return kept
