@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from foldax.inference.sample import sample
     from foldax.runs import transfer
     from foldax.runs.load import load_run
+    from foldax.runs.transfer.pretrained import pretrained
 
 __version__ = "0.1.0"
 # Experiments
@@ -41,7 +42,8 @@ __all__ += ["config", "Training", "RLTraining", "structural", "driver", "config_
 # Learners
 __all__ += ["Learner", "InputSpec", "Sampler", "Evaluation", "Average", "EnvironmentSteps"]
 # Runs
-__all__ += ["train", "Result", "load_run", "main", "export", "sample", "cluster", "transfer", "FoldaxError"]
+__all__ += ["train", "Result", "load_run", "main", "export", "sample", "cluster", "pretrained", "transfer"]
+__all__ += ["FoldaxError"]
 # Sweeps
 __all__ += ["sweep", "SweepResult", "Range", "SuccessiveHalving", "PBT", "Optuna", "Ray", "Slurm"]
 # Packages
@@ -55,6 +57,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {name: (f"foldax.{name}", None) for n
     "sample": ("foldax.inference.sample", "sample"),
     "load_run": ("foldax.runs.load", "load_run"),
     "main": ("foldax.cli", "run_experiment"),
+    "pretrained": ("foldax.runs.transfer.pretrained", "pretrained"),
     "transfer": ("foldax.runs.transfer", None),
 }
 

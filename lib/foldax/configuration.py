@@ -221,7 +221,7 @@ class LoopConfig:
     keep: Literal["best", "last"] = driver("best")
     """Which state is tested and returned: that of the best evaluation, or the last one."""
     init_from: str | None = driver(None)
-    """Run folder or .safetensors file with initial parameters, matched by path and shape."""
+    """Run folder or .safetensors file with initial parameters, matched by path and shape; "RUN:prefix": those below."""
     devices: int = driver(1)
     """Number of devices over which each batch is divided (data parallelism)."""
     dispatch: Literal["loop", "step"] = driver("loop")

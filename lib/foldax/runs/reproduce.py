@@ -18,7 +18,7 @@ from foldax.runs.log import read_log
 from foldax.runs.progress import Progress
 from foldax.runs.terminal import echo, warn
 from foldax.runs.train import result_json
-from foldax.runs.transfer import initial_parameters
+from foldax.runs.transfer import initial_parameters, pretrained
 from foldax.runs.transfer.initial_parameters import ReadSource
 
 Json = dict[str, Any]
@@ -83,6 +83,7 @@ def run_and_compare(
 
     Raises:
       DataError: the data have changed since.
+      RunError: parameters of another run that it uses have changed.
     """
     # 1. Changes that may explain a difference
     for note in provenance.changes(manifest, provenance.collect(experiment)):
@@ -91,6 +92,7 @@ def run_and_compare(
     # 2. The same run, without a folder
     def check_data(run: Run) -> None:
         provenance.check_data(path, manifest, getattr(run.program.info, "fingerprint", None), allow_other_data=False)
+        pretrained.check_inputs(manifest.get("inputs", []))
 
     with contextlib.closing(Progress(f"{path.name}, again", config.steps)) as progress:
         replace_initial_state = initial_parameters.initial_state_hook(source)

@@ -24,7 +24,7 @@ from foldax.runs.log import Log
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
 from foldax.runs.terminal import warn
-from foldax.runs.transfer import initial_parameters, matching
+from foldax.runs.transfer import initial_parameters, matching, pretrained
 from foldax.runs.transfer.initial_parameters import ReadSource
 
 
@@ -156,7 +156,9 @@ def _train_in_folder(
         hooks = _hooks(progress, timer, stop_requested, source, verbose, path, log, allow_other_data)._replace(
             load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
         )
-        result = fit(experiment, config, hooks, dataset)
+        with pretrained.inputs_of(experiment, config):
+            result = fit(experiment, config, hooks, dataset)
+        _record_inputs(path, experiment, config)  # also what only an update has read
     if result.status == "interrupted":
         reason = nonresumable_reason(result.dataset)
         command += f" ({reason})" if reason else ""
@@ -208,8 +210,11 @@ def _hooks(
         if path is not None and info is not None:
             reason = nonresumable_reason(run.dataset)
             folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
-        if path is not None and folder.read_json(path / "manifest.json")["sessions"]:
+        if path is not None and (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
+            pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
             resuming.record_config(path, run.config, run.step)
+        if path is not None:
+            _record_inputs(path, run.program.experiment, run.config)
         if verbose:
             terminal.print_table(tables.model_table(run))
 
@@ -222,6 +227,19 @@ def _hooks(
 
     hooks = Hooks(write_metrics, show_step, stop_requested, on_start=on_start, warn=warn)
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
+
+
+def _record_inputs(path: Path, experiment: Experiment, config: Any) -> None:
+    """Names what `foldax.pretrained` has read in the manifest."""
+    manifest, inputs = folder.read_json(path / "manifest.json"), pretrained.read_inputs(experiment, config)
+    if not inputs or manifest.get("inputs") == inputs:
+        return
+    # What the run began with stays recorded.
+    if manifest["sessions"] and "inputs" in manifest:
+        manifest["sessions"][-1]["inputs"] = inputs
+    else:
+        manifest["inputs"] = inputs
+    folder.write_json(path / "manifest.json", manifest)
 
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from foldax.field_values import to_plain
 from foldax.runs import folder, tables
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
-from foldax.runs.transfer import matching, parameters
+from foldax.runs.transfer import matching, parameters, pretrained
 from foldax.sweeps import statistics
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.groups import SweepCallbacks, fold_groups
@@ -258,7 +258,7 @@ def _run(
             store.add(result)
     # With several processes, each now has the results of all.
     done, seconds = store.results, time.perf_counter() - began
-    measured = {
+    measured: dict[str, Any] = {
         "programs": compiled.trace_counts["advance"] - traces_before,
         "member_steps": sum(one.steps for one in done.values()),
         "member_steps_per_second": sum(one.steps for n, one in done.items() if n not in before) / seconds,
@@ -266,6 +266,8 @@ def _run(
         "compile_seconds": compiled.compile_seconds() - compile_began,
         "status": "finished" if len(done) == count else "interrupted",
     }
+    if inputs := pretrained.read_inputs(experiment, config):
+        measured["inputs"] = inputs
     swept = _save(path, config, plan, done, measured)
     if swept.metadata["status"] == "interrupted":
         call = f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)"

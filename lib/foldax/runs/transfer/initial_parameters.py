@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from foldax.errors import ConfigError, RunError
@@ -35,7 +34,7 @@ def initial_source(config: Any, initial: Any = None, recorded: dict[str, Any] | 
         value = config.init_from if initial is None else initial
         known = recorded or {}
         # A relative path may not exist in another working directory; the manifest has the absolute one.
-        if value is None or (isinstance(value, str) and not Path(value).exists() and known.get("path")):
+        if value is None or (isinstance(value, str) and not parameters.exists(value) and known.get("path")):
             value = known["path"]
         if value is None:
             raise RunError("the run began from parameters given in Python; foldax.train(..., initial=...) needs them")

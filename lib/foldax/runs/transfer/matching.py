@@ -62,7 +62,8 @@ def match(target: chex.ArrayTree, source: Any, *, rename: Rename = (), strict: b
     Args:
       target: a learner's state, Flax's variables, parameters, or arrays by path. Optimizer states stay as they are; a
         moving average of parameters starts as a copy of them.
-      source: a run folder, a safetensors file, a `Result`, or a tree like the target.
+      source: a run folder, a safetensors file, a `Result`, or a tree like the target. Of "RUN:prefix" the parameters
+        below this path count: under it, if the target has such a path, else as the target's own.
       rename: regular expressions for paths in the source, and their replacements; see `rename`.
       strict: requires every array of both sides to fit.
 
@@ -79,10 +80,10 @@ def match(target: chex.ArrayTree, source: Any, *, rename: Rename = (), strict: b
     """
     # 1. Names of both sides; random keys in a state are no parameters.
     origin = parameters.rename(source, rename)
-    arrays = origin.arrays
     leaves = parameter_paths.leaves_by_path(target)
     leaves = {path: leaf for path, leaf in leaves.items() if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)}
     names, rows = parameters.parameter_names(leaves), dict[str, Row]()
+    arrays = parameters.without_prefix(origin, names.values()).arrays
     # 2. One row per array of either side
     for path, name in names.items():
         own, other = _spec(leaves[path]), _spec(arrays[name]) if name in arrays else None

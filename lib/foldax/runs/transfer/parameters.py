@@ -14,7 +14,7 @@ import numpy as np
 
 from foldax import parameter_paths
 from foldax.engine import checkpoint
-from foldax.errors import ConfigError, RunError
+from foldax.errors import ConfigError, RunError, did_you_mean
 from foldax.runs import folder, tables
 
 FIELDS = ("params", "ema_params", "model_state", "batch_stats")  # fields of a state that hold parameters or statistics
@@ -135,12 +135,13 @@ def as_source(value: Any) -> Source:
 def read(path: str | Path) -> Source:
     """Reads the parameters of a run folder, an export folder or a safetensors file, without the experiment file.
 
-    A run folder gives the state that was tested; an unfinished run gives its best state so far, or the last one.
+    A run folder gives the state that was tested; an unfinished run gives its best state so far, or the last one. Of
+    "RUN:prefix" only the parameters below this path are read, such as "runs/first:encoder".
 
     Raises:
-      RunError: there is no such folder or file, it has no checkpoint, or it is damaged.
+      RunError: there is no such folder, file or prefix, it has no checkpoint, or it is damaged.
     """
-    path = Path(path)
+    path, prefix = split_prefix(path)
     # A folder of `foldax export` holds one file of parameters.
     if path.is_dir() and not (path / "manifest.json").exists() and (path / "params.safetensors").is_file():
         path = path / "params.safetensors"
@@ -155,7 +156,64 @@ def read(path: str | Path) -> Source:
     by_name = {name: arrays[key] for key, name in parameter_names(arrays).items()}
     if not by_name:
         raise RunError(f"there are no parameters in {path}")
-    return Source(by_name, {"path": str(path.resolve()), **origin, "sha256": checkpoint.state_digest(by_name)})
+    location = {"path": str(path.resolve())}
+    if prefix:
+        by_name = _below(by_name, prefix, path)
+        location = {"path": f"{path.resolve()}:{prefix}", "prefix": prefix}
+    return Source(by_name, {**location, **origin, "sha256": checkpoint.state_digest(by_name)})
+
+
+def split_prefix(path: str | Path) -> tuple[Path, str]:
+    """Splits "RUN:prefix" into the path and the prefix of parameters; "" if there is none.
+
+    >>> split_prefix("runs/first:encoder/Dense_0")
+    (PosixPath('runs/first'), 'encoder/Dense_0')
+    """
+    head, colon, prefix = str(path).rpartition(":")
+    # A folder may have a colon in its name.
+    return (Path(head), prefix.strip("/")) if colon and head and not Path(path).exists() else (Path(path), "")
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is a folder or file of a path that may end in a prefix of parameters.
+
+    >>> exists(".:encoder"), exists("nowhere:encoder")
+    (True, False)
+    """
+    return split_prefix(path)[0].exists()
+
+
+def without_prefix(source: Source, target: Iterable[str] = ()) -> Source:
+    """Takes the prefix that a source was read with off the names, unless the target has parameters below it itself.
+
+    Args:
+      source: the source.
+      target: names of the parameters that it is for.
+
+    >>> list(without_prefix(Source({"params/encoder/w": np.ones(1)}, {"prefix": "encoder"})).arrays)
+    ['params/w']
+    """
+    prefix = source.provenance.get("prefix")
+    if prefix is None or "rename" in source.provenance or any(_is_below(name, prefix) for name in target):
+        return source
+    shorter = {
+        name: "/".join(filter(None, (module_path(name)[0], module_path(name)[1][len(prefix) + 1 :])))
+        for name in source.arrays
+    }
+    return source._replace(arrays={shorter[name]: array for name, array in source.arrays.items()})
+
+
+def _is_below(name: str, prefix: str) -> bool:
+    return f"{module_path(name)[1]}/".startswith(f"{prefix}/")
+
+
+def _below(arrays: Arrays, prefix: str, path: Path) -> Arrays:
+    below = {name: array for name, array in arrays.items() if _is_below(name, prefix)}
+    if not below:
+        modules = dict.fromkeys(module_path(name)[1].split("/")[0] for name in arrays)
+        hint = did_you_mean(prefix, modules)
+        raise RunError(f"there are no parameters below {prefix!r} in {path}{hint} (there are {', '.join(modules)})")
+    return below
 
 
 class SavedRun(NamedTuple):

@@ -1,0 +1,109 @@
+"""`foldax.pretrained`: parameters of another run as an input of an experiment, recorded by the runs that use it."""
+
+import contextlib
+import functools
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from foldax.configuration import without_driver_fields
+from foldax.errors import RunError
+from foldax.experiment import Experiment
+from foldax.runs.terminal import warn
+from foldax.runs.transfer import parameters
+
+Inputs = dict[str, dict[str, Any]]  # provenance by path
+
+# What experiments have read in this process. By program, because one that is compiled already reads nothing again; by
+# None outside of a run, such as in a file's body or a notebook's cell.
+_inputs: defaultdict[Hashable, Inputs] = defaultdict(dict)
+_program: ContextVar[Hashable] = ContextVar("program", default=None)
+
+
+def pretrained(run: str | Path) -> dict[str, Any]:
+    """Reads the parameters and statistics of a run as Flax's variables, such as those of a frozen teacher.
+
+    The manifest of every run that uses them names the run and the hash of its parameters. `foldax resume` and
+    `foldax reproduce` refuse to go on if they have changed. A file's body, `dataset` and `learner` may call it.
+
+    Args:
+      run: a run folder, an export folder or a .safetensors file; "RUN:encoder" takes what is below `encoder` alone.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, nested dicts of arrays for `model.apply(variables, inputs)`: those of the
+      state that was tested.
+
+    Raises:
+      RunError: there is no such run or prefix, or it cannot be read.
+
+    >>> import tempfile, foldax, numpy
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     foldax.transfer.save(f"{directory}/x.safetensors", {"encoder": {"w": numpy.ones(2, numpy.float32)}})
+    ...     pretrained(f"{directory}/x.safetensors:encoder")
+    {'params': {'w': Array([1., 1.], dtype=float32)}}
+    """
+    source, variables = _read(str(run), _newest_change(run))
+    _inputs[_program.get()][source.provenance["path"]] = source.provenance
+    return variables
+
+
+@contextlib.contextmanager
+def inputs_of(experiment: Experiment, config: Any) -> Iterator[None]:
+    """Ascribes what is read in its block to a program."""
+    token = _program.set(_key(experiment, config))
+    try:
+        yield
+    finally:
+        _program.reset(token)
+
+
+def read_inputs(experiment: Experiment | None = None, config: Any = None) -> list[dict[str, Any]]:
+    """Lists the provenance of what was read in this process outside of runs, and by the program of a config."""
+    own = _inputs[_key(experiment, config)] if experiment is not None else {}
+    return list((_inputs[None] | own).values())
+
+
+def check_inputs(recorded: list[dict[str, Any]], allow_other: bool = False) -> None:
+    """Checks that the inputs of a run hold the same arrays as when it began.
+
+    Args:
+      recorded: their provenance in the manifest.
+      allow_other: whether other ones are only warned about.
+
+    Raises:
+      RunError: one has changed, or is missing.
+    """
+    for one in recorded:
+        source = parameters.read(one["path"])
+        if source.provenance["sha256"] != one["sha256"]:
+            problem = f"the parameters from {source}, an input of the run, have changed since it began"
+            if not allow_other:
+                raise RunError(f"{problem}; put the old ones back, or allow others (--allow-other-data)")
+            warn(problem)
+
+
+def _key(experiment: Experiment, config: Any) -> Hashable:
+    return experiment, jax.tree.structure(without_driver_fields(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _read(run: str, change: int) -> tuple[parameters.Source, dict[str, Any]]:
+    """Reads a source, and nests its arrays; learners are built while programs are traced, several times."""
+    source = parameters.without_prefix(parameters.read(run))
+    variables: dict[str, Any] = {}
+    with jax.ensure_compile_time_eval():
+        for name, array in source.arrays.items():
+            *outer, last = name.split("/")
+            functools.reduce(lambda tree, part: tree.setdefault(part, {}), outer, variables)[last] = jnp.asarray(array)
+    return source, variables
+
+
+def _newest_change(run: str | Path) -> int:
+    path, _ = parameters.split_prefix(run)
+    files = [path, path / "manifest.json", path / "params.safetensors"]
+    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
