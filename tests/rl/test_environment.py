@@ -1,7 +1,5 @@
 """Parallel environments: no observation of the next episode leaks into the last one, and each episode counts once."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,51 +118,3 @@ def test_moments_are_those_of_all_values():
     normalized = wrappers.normalize(moments, jnp.asarray(rows))
     np.testing.assert_allclose(normalized.std(axis=0), 1, rtol=1e-3)
     assert float(wrappers.normalize(moments, jnp.full((1, 4), 1e9)).max()) == 10
-
-
-needs_gymnax = pytest.mark.skipif(
-    importlib.util.find_spec("gymnax") is None, reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)"
-)
-
-
-@needs_gymnax
-def test_the_time_limit_of_gymnax_truncates():
-    environment = rl.gymnax("CartPole-v1", max_steps_in_episode=5)
-    assert (environment.observation_space.shape, environment.action_space) == ((4,), rl.Discrete(2))
-
-    def balance(observation, key):
-        return (observation[:, 2] > 0).astype(jnp.int32), {}
-
-    _, transitions, _ = collect(environment, 2, 6, balance)
-    np.testing.assert_array_equal(transitions.truncated[:, 0], [False] * 4 + [True, False])
-    assert not transitions.terminated.any()
-    assert not np.allclose(transitions.next_observation[4], transitions.observation[5])
-
-
-@needs_gymnax
-@pytest.mark.parametrize("name", ["Pendulum-v1", "Breakout-MinAtar", "MemoryChain-bsuite", "Acrobot-v1"])
-def test_gymnax_environments_keep_the_protocol(name):
-    environment = rl.gymnax(name)
-    is_discrete = isinstance(environment.action_space, rl.Discrete)
-    shape, dtype = ((), jnp.int32) if is_discrete else (environment.action_space.shape, jnp.float32)
-
-    def zeros(observation, key):
-        return jnp.zeros((len(observation), *shape), dtype), {}
-
-    _, transitions, _ = collect(environment, 3, 4, zeros)
-    assert transitions.observation.shape == (4, 3, *environment.observation_space.shape)
-    assert np.isfinite(transitions.observation).all()
-    assert transitions.reward.dtype == jnp.float32
-
-
-@needs_gymnax
-def test_errors_name_what_gymnax_lacks():
-    with pytest.raises(ConfigError, match="FrozenLake-misc: observations are Discrete.*must be a Box"):
-        rl.gymnax("FrozenLake-misc")
-    with pytest.raises(ConfigError, match="no environment 'CartPole-v2'; did you mean 'CartPole-v1'"):
-        rl.gymnax("CartPole-v2")
-    for adapter in (rl.gymnax, lambda name: rl.gymnasium(name, num_envs=1, rollout_steps=1)):
-        with pytest.raises(ConfigError, match="of type Environment, which is no name; give its name"):
-            adapter(counter())
-    with pytest.raises(ConfigError, match="no parameter 'max_steps'"):
-        rl.gymnax("CartPole-v1", max_steps=5)

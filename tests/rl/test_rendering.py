@@ -1,14 +1,14 @@
 """Rendered images: objects are where the state places them, and wrappers render the wrapped environment."""
 
-import importlib.util
-from types import SimpleNamespace
-
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from foldax import rl
 from foldax.rl import rendering, wrappers
+from tests.conftest import ROOT
 from tests.rl.environments import counter
 
 KEY = jax.random.key(0)
@@ -22,15 +22,14 @@ def center_of(color: str, image: np.ndarray) -> np.ndarray:
     return np.array([x.mean() / image.shape[1], 1 - y.mean() / image.shape[0]])
 
 
-def render(name: str, params: dict, **state: float) -> np.ndarray:
-    shapes = rendering.CLASSIC_CONTROL[name](SimpleNamespace(**state), SimpleNamespace(**params))
-    image = rendering.draw_shapes(shapes)
+def render(environment: rl.Environment, *state: float) -> np.ndarray:
+    image = environment.render((np.float32(state), np.int32(0)))
     assert (image.shape, image.dtype) == ((240, 240, 3), np.uint8)
     return image
 
 
 def test_the_pole_leans_to_the_side_of_its_angle() -> None:
-    left, middle, right = (render("CartPole-v1", {"x_threshold": 2.4}, x=x, theta=x / 8) for x in (-2.0, 0.0, 2.0))
+    left, middle, right = (render(rl.cartpole(), x, 0, x / 8, 0) for x in (-2.0, 0.0, 2.0))
     carts, poles = (
         [center_of(color, i)[0] for i in (left, middle, right)] for color in (rendering.DARK, rendering.ORANGE)
     )
@@ -41,30 +40,58 @@ def test_the_pole_leans_to_the_side_of_its_angle() -> None:
 
 @pytest.mark.parametrize(("angle", "x", "y"), [(0, 0, 1), (np.pi, 0, -1), (np.pi / 2, -1, 0), (-np.pi / 2, 1, 0)])
 def test_a_pendulum_turns_counterclockwise_from_upright(angle, x, y) -> None:
-    place = center_of(rendering.RED, render("Pendulum-v1", {"max_torque": 2.0}, theta=angle, last_u=np.zeros(1)))
+    place = center_of(rendering.RED, render(rl.pendulum(), angle, 0, 0))
     assert place == pytest.approx([0.5 + 0.19 * x, 0.5 + 0.19 * y], abs=0.02)
 
 
 @pytest.mark.parametrize("torque", [-2.0, 2.0])
 def test_the_torque_is_drawn_to_its_side(torque) -> None:
-    image = render("Pendulum-v1", {"max_torque": 2.0}, theta=np.pi, last_u=np.float32([torque]))
+    image = render(rl.pendulum(), np.pi, 0, torque)
     assert (center_of(rendering.GREEN, image)[0] < 0.5) == (torque > 0)  # positive: counterclockwise, over the left
 
 
 def test_an_acrobot_hangs_at_rest_and_reaches_above_its_line_when_upright() -> None:
-    lengths = {"link_length_1": 1.0, "link_length_2": 1.0}
     for first, height in ((0.0, -0.46), (np.pi, 0.46)):
-        place = center_of(rendering.RED, render("Acrobot-v1", lengths, joint_angle1=first, joint_angle2=0.0))
+        place = center_of(rendering.RED, render(rl.acrobot(), first, 0, 0, 0))
         assert place == pytest.approx([0.5, 0.5 + height], abs=0.02)
 
 
-def test_the_car_is_on_the_slope() -> None:
-    params = {"min_position": -1.2, "max_position": 0.6, "goal_position": 0.5}
-    bottom, left, goal = (
-        center_of(rendering.RED, render("MountainCar-v0", params, position=x)) for x in (-np.pi / 6, -1.1, 0.5)
-    )
+@pytest.mark.parametrize("make", [rl.mountain_car, rl.continuous_mountain_car])
+def test_the_car_is_on_the_slope(make) -> None:
+    bottom, left, goal = (center_of(rendering.RED, render(make(), x, 0)) for x in (-np.pi / 6, -1.1, 0.5))
     assert left[0] < bottom[0] < goal[0]
     assert bottom[1] < left[1] < goal[1]
+
+
+def test_agent_start_walls_and_goal_of_a_maze_have_their_colours() -> None:
+    environment = rl.grid_maze(["S.", "#G"])
+    state, _ = environment.reset(KEY)
+    for action, colors in ((None, (0, None, 2, 3)), (1, (1, 0, 2, 3)), (2, (1, None, 2, 0))):
+        state = state if action is None else environment.step(KEY, state, jnp.int32(action))[0]
+        cells = environment.render(state)[60::120, 60::120].reshape(4, 3)
+        expected = [rendering.BACKGROUND if color is None else rendering.CHANNEL_COLORS[color] for color in colors]
+        np.testing.assert_array_equal(cells, expected)
+
+
+def test_a_disc_above_the_pulled_arm_shows_the_reward() -> None:
+    environment = rl.bandit([0.0, 0.5, 1.0])
+    state, _ = environment.reset(KEY)
+    first = environment.render(state)
+    blue = (first == np.uint8([0, 114, 178])).all(axis=-1)
+    assert [int(blue[:, x].sum()) for x in (48, 120, 192)] == pytest.approx([0, 78, 156], abs=2)  # heights in pixels
+    for arm, color in ((0, rendering.GREY), (2, rendering.ORANGE)):
+        state, _ = environment.step(KEY, state, jnp.int32(arm))
+        assert center_of(color, environment.render(state))[0] == pytest.approx(0.2 + 0.3 * arm, abs=0.01)
+
+
+def test_bits_are_hidden_until_one_is_asked_for() -> None:
+    environment = rl.memory_chain(length=3, num_bits=2)
+    for time, color in ((0, rendering.BLUE), (1, rendering.BLUE), (2, rendering.GREY)):
+        image = environment.render((np.int32([0, 1]), np.int32(1), np.int32(time)))
+        assert center_of(color, image[:180])[0] < 0.51
+        assert (image == np.uint8([0, 158, 115])).all(axis=-1).sum() == 0  # nothing is asked
+    asked = environment.render((np.int32([0, 1]), np.int32(1), np.int32(3)))
+    assert center_of(rendering.GREEN, asked)[0] == pytest.approx(0.725, abs=0.01)
 
 
 def test_a_cell_has_the_colour_of_its_first_channel() -> None:
@@ -79,6 +106,27 @@ def test_a_cell_has_the_colour_of_its_first_channel() -> None:
     assert tuple(middles[5, 1]) == rendering.BACKGROUND
 
 
+PICTURES = {  # the states of the pictures of docs/reference/environments.md
+    "cartpole": (rl.cartpole(), (np.float32([-0.6, 0, 0.15, 0]), np.int32(0))),
+    "pendulum": (rl.pendulum(), (np.float32([-0.7, 0, 1.5]), np.int32(0))),
+    "acrobot": (rl.acrobot(), (np.float32([0.9, 0.8, 0, 0]), np.int32(0))),
+    "mountain_car": (rl.mountain_car(), (np.float32([0.1, 0]), np.int32(0))),
+    "continuous_mountain_car": (rl.continuous_mountain_car(), (np.float32([-0.9, 0]), np.int32(0))),
+    "grid_maze": (rl.grid_maze(), (np.int32([3, 3]), np.int32(0))),
+    "bandit": (rl.bandit([0.2, 0.5, 0.8]), (np.int32(1), np.float32(1))),
+    "memory_chain": (rl.memory_chain(num_bits=3), (np.int32([0, 1, 1]), np.int32(1), np.int32(5))),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_of_the_reference_are_those_of_the_environments(name) -> None:
+    environment, state = PICTURES[name]
+    with Image.open(ROOT / "docs" / "reference" / "environments" / f"{name}.png") as image:
+        picture = np.asarray(image, np.float32)
+    difference = np.abs(picture - environment.render(state))
+    assert difference.mean() < 2  # versions of Pillow draw edges a little differently
+
+
 def test_wrappers_render_the_wrapped_environment() -> None:
     inner = counter()._replace(render=lambda state: np.full((2, 2, 3), state, np.uint8))
     for wrapped in (wrappers.time_limit(inner, 5), wrappers.frame_stack(wrappers.time_limit(inner, 5), 2)):
@@ -86,23 +134,3 @@ def test_wrappers_render_the_wrapped_environment() -> None:
         state, _ = wrapped.step(KEY, state, np.int32(0))
         np.testing.assert_array_equal(wrapped.render(state), np.ones((2, 2, 3)))
     assert wrappers.frame_stack(wrappers.time_limit(counter(), 5), 2).render is None
-
-
-NAMES = [
-    *rendering.CLASSIC_CONTROL,
-    *(f"{game}-MinAtar" for game in ("Asterix", "Breakout", "Freeway", "SpaceInvaders")),
-]
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("gymnax") is None, reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)"
-)
-@pytest.mark.parametrize("name", NAMES)
-def test_gymnax_environments_are_rendered(name) -> None:
-    environment = rl.gymnax(name)
-    state = jax.device_get(jax.jit(environment.reset)(KEY)[0])
-    image = environment.render(state)
-    assert (image.dtype, image.shape[-1]) == (np.uint8, 3)
-    assert min(image.shape[:2]) >= 200
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 2
-    assert rl.gymnax("MemoryChain-bsuite").render is None

@@ -31,6 +31,14 @@ from foldax.rl.environment import (
     rollout,
     step_environments,
 )
+from foldax.rl.environments.acrobot import acrobot
+from foldax.rl.environments.bandit import bandit
+from foldax.rl.environments.cartpole import cartpole
+from foldax.rl.environments.continuous_mountain_car import continuous_mountain_car
+from foldax.rl.environments.grid_maze import grid_maze
+from foldax.rl.environments.memory_chain import memory_chain
+from foldax.rl.environments.mountain_car import mountain_car
+from foldax.rl.environments.pendulum import pendulum
 from foldax.rl.host_environment import HostEnvironment, VectorEnvironment, from_vector_env
 from foldax.rl.returns import (
     explained_variance,
@@ -45,6 +53,9 @@ from foldax.rl.wrappers import with_policy_memory
 # Environments, and adapters to their libraries
 __all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "clip_action", "wrappers"]
 __all__ += ["gymnasium", "gymnax", "playground"]
+# The library's own environments
+__all__ += ["cartpole", "pendulum", "acrobot", "mountain_car", "continuous_mountain_car"]
+__all__ += ["grid_maze", "bandit", "memory_chain"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
 __all__ += ["ExplorationRequest", "observation_inputs"]

@@ -1,20 +1,26 @@
-"""Adapter to gymnax (extra `rl`): classic control, MinAtar and bsuite on the device."""
+"""Adapter to gymnax (extra `rl`): MinAtar, bsuite and others on the device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from foldax.errors import ConfigError
 from foldax.learner import Key
-from foldax.rl import rendering
 from foldax.rl.adapters import check_name
-from foldax.rl.environment import Environment, State, Step
+from foldax.rl.environment import Environment, Render, State, Step
+from foldax.rl.environments.acrobot import acrobot_shapes
+from foldax.rl.environments.cartpole import cartpole_shapes
+from foldax.rl.environments.mountain_car import car_shapes
+from foldax.rl.environments.pendulum import pendulum_shapes
+from foldax.rl.rendering import Shape, draw_grid, draw_shapes
 from foldax.rl.spaces import Box, space_of
 
 
 def gymnax(name: str, **parameters: Any) -> Environment:
-    """Makes an environment of gymnax (Lange, 2022), such as "CartPole-v1" or "Breakout-MinAtar".
+    """Makes an environment of gymnax (Lange, 2022), such as "Breakout-MinAtar".
 
     Classic control and MinAtar can be rendered.
 
@@ -58,6 +64,35 @@ def gymnax(name: str, **parameters: Any) -> Environment:
     with jax.ensure_compile_time_eval():
         action_space = space_of(environment.action_space(params), name, "actions")
         observation_space = space_of(environment.observation_space(params), name, "observations")
-    render = rendering.gymnax_renderer(name, environment, params)
+    render = _renderer(name, environment, params)
     assert isinstance(observation_space, Box)
     return Environment(reset, step, observation_space, action_space, name, render)
+
+
+def _renderer(name: str, environment: Any, params: Any) -> Render | None:
+    if name.endswith("-MinAtar"):
+        observe = jax.jit(lambda state: environment.get_obs(state, params))
+        return lambda state: draw_grid(np.asarray(observe(state)))
+    make_shapes = CLASSIC_CONTROL.get(name)
+    return None if make_shapes is None else lambda state: draw_shapes(make_shapes(state, params))
+
+
+def _cartpole(state: State, params: Any) -> list[Shape]:
+    return cartpole_shapes(float(state.x), float(state.theta), float(params.x_threshold))
+
+
+def _pendulum(state: State, params: Any) -> list[Shape]:
+    return pendulum_shapes(float(state.theta), float(np.ravel(state.last_u)[0]) / float(params.max_torque))
+
+
+def _acrobot(state: State, params: Any) -> list[Shape]:
+    lengths = float(params.link_length_1), float(params.link_length_2)
+    return acrobot_shapes(float(state.joint_angle1), float(state.joint_angle2), lengths)
+
+
+def _mountain_car(state: State, params: Any) -> list[Shape]:
+    return car_shapes(float(state.position), float(params.goal_position))
+
+
+CLASSIC_CONTROL: dict[str, Callable[[State, Any], list[Shape]]] = {"CartPole-v1": _cartpole, "Pendulum-v1": _pendulum}
+CLASSIC_CONTROL |= {"Acrobot-v1": _acrobot, "MountainCar-v0": _mountain_car, "MountainCarContinuous-v0": _mountain_car}
