@@ -58,7 +58,8 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     needed = {"time_series": ("aeon", "series"), "forecast": ("statsmodels", "series")}
     needed |= {"gymnasium_cartpole": ("gymnasium", "gymnasium"), "atari_pong": ("ale_py", "atari")}
-    needed |= {"ppo_playground": ("mujoco_playground", "robotics")}
+    needed |= {"ppo_playground": ("mujoco_playground", "robotics"), "ppo_minatar": ("gymnax", "rl")}
+    needed |= {"rainbow_minatar": ("gymnax", "rl")}
     package, extra = (needed | {"halfcheetah": ("mujoco", "mujoco")}).get(path.stem, (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install 'foldax[{extra}]'")

@@ -39,7 +39,7 @@ class Config(foldax.RLTraining):
 
 
 def environment(config: Config) -> rl.Environment:
-    return rl.gymnax("CartPole-v1")
+    return rl.cartpole()
 
 
 def agent(config: Config, environment: rl.Environment) -> foldax.Learner:

@@ -40,7 +40,7 @@ class Config(foldax.RLTraining):
 
 
 def environment(config: Config) -> rl.Environment:
-    environment = rl.gymnax("MountainCar-v0", max_steps_in_episode=config.episode_steps)
+    environment = rl.mountain_car(max_steps=config.episode_steps)
     return rl.wrappers.rescale_observations(environment)  # velocities are 20 times smaller than positions
 
 

@@ -37,7 +37,7 @@ class Config(foldax.RLTraining):
 
 
 def environment(config: Config) -> rl.Environment:
-    return rl.gymnax("Acrobot-v1")
+    return rl.acrobot()
 
 
 def agent(config: Config, environment: rl.Environment) -> foldax.Learner:

@@ -46,7 +46,7 @@ class Config(foldax.RLTraining):
 
 
 def environment(config: Config) -> rl.Environment:
-    return rl.gymnax("MemoryChain-bsuite", memory_length=config.length)
+    return rl.memory_chain(length=config.length)
 
 
 def learner(config: Config, info: None) -> foldax.Learner:

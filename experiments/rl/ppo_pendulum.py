@@ -38,7 +38,7 @@ class Config(foldax.RLTraining):
 
 
 def environment(config: Config) -> rl.Environment:
-    return rl.gymnax("Pendulum-v1")
+    return rl.pendulum()
 
 
 def agent(config: Config, environment: rl.Environment) -> foldax.Learner:

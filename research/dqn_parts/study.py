@@ -42,7 +42,7 @@ GAMES = {"CartPole-v1": Game(50_000, 4), "Breakout-MinAtar": Game(60_000, 8), "S
 @foldax.config
 class Config(foldax.RLTraining):
     game: str = "CartPole-v1"
-    """Name of an environment of gymnax."""
+    """CartPole-v1, or the name of an environment of gymnax."""
     learning_starts: int = 1_000
     num_envs: int = 4
     rollout_steps: int = 1
@@ -69,7 +69,7 @@ class Config(foldax.RLTraining):
 
 
 def learner(config: Config, info: None) -> foldax.Learner:
-    environment = rl.gymnax(config.game)
+    environment = rl.cartpole() if config.game == "CartPole-v1" else rl.gymnax(config.game)
     is_image, n_steps = "MinAtar" in config.game, 3 if config.n_step else 1
     encoder = models.CNN(64, (8,), pooling=None, dense=(), activate_final=True) if is_image else None
     newest = config.batch_size + (n_steps - 1) * config.num_envs  # the last ones do not have n steps yet

@@ -25,6 +25,7 @@ from foldax.runs import studies
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments" / "rl"
 TREATMENTS = {"truncated": False, "terminated": True}  # how the end at the time limit is reported to the learner
+ENVIRONMENTS = {"CartPole-v1": rl.cartpole, "Pendulum-v1": rl.pendulum, "MountainCar-v0": rl.mountain_car}
 LONG_LIMIT = 1_000  # of MountainCar: random actions hardly ever reach the top within its own 200 steps
 COLORS = {"truncated": "#0072B2", "terminated": "#D55E00"}  # colours of Okabe & Ito
 
@@ -34,7 +35,7 @@ class Case(NamedTuple):
 
     Attributes:
       agent: name of the algorithm.
-      environment: name of the environment in gymnax.
+      environment: name of the environment in Gymnasium.
       file: experiment with the agent and its settings.
       environment_steps: length of a run.
       limit: time limit of training episodes in steps; None: the environment's own.
@@ -85,9 +86,10 @@ def experiment(case: Case) -> foldax.Experiment:
         """Report the end of an episode at its time limit as termination."""
 
     def learner(config: Config, info: None) -> foldax.Learner:
-        environment = rl.gymnax(case.environment)
+        make = ENVIRONMENTS[case.environment]
+        environment = make()
         if case.limit is not None:
-            environment = rl.wrappers.rescale_observations(rl.gymnax(case.environment, max_steps_in_episode=case.limit))
+            environment = rl.wrappers.rescale_observations(make(max_steps=case.limit))
         if config.terminate_on_time_limit:
             environment = rl.wrappers.terminate_on_time_limit(environment)
         return module.agent(config, environment)

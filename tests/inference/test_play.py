@@ -161,11 +161,8 @@ def test_a_first_observation_that_is_not_finite_is_an_error(tmp_path) -> None:
         play(agent(environment), out=tmp_path / "play.gif", verbose=False)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gymnax") is None, reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)"
-)
 def test_an_animation_of_cart_pole(tmp_path) -> None:
-    (episode,) = play(agent(rl.gymnax("CartPole-v1")), out=tmp_path / "play.gif", verbose=False)
+    (episode,) = play(agent(rl.cartpole()), out=tmp_path / "play.gif", verbose=False)
     assert 5 < episode.length < 15  # always pushed to the left
     with Image.open(tmp_path / "play.gif") as image:
         assert (image.size, image.n_frames) == ((240, 240), episode.length + 1)

@@ -10,8 +10,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytest.importorskip("gymnax", reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)")
-
 
 @pytest.fixture(scope="module")
 def study() -> Any:

@@ -8,10 +8,7 @@ import numpy as np
 import pandas
 import pytest
 
-from foldax import rl
 from tests.conftest import ROOT
-
-pytest.importorskip("gymnax", reason="gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def test_cases_are_agents_in_environments_with_a_time_limit(study: Any) -> None:
     for case in study.CASES:
         experiment = study.experiment(case)
         assert experiment.config().terminate_on_time_limit is False
-        environment = rl.gymnax(case.environment)
+        environment = study.ENVIRONMENTS[case.environment]()
         learner = experiment.learner(experiment.config(), None)
         state = jax.eval_shape(learner.init, jax.random.key(0), None)
         assert any(np.shape(leaf)[1:] == environment.observation_space.shape for leaf in jax.tree.leaves(state)), case

@@ -65,7 +65,7 @@ def frame_stack(environment: Environment, num_frames: int) -> Environment:
       ConfigError: `num_frames` is below 1.
 
     >>> from foldax import rl
-    >>> frame_stack(rl.gymnax("CartPole-v1"), 3).observation_space.shape
+    >>> frame_stack(rl.cartpole(), 3).observation_space.shape
     (12,)
     """
     if num_frames < 1:
@@ -125,7 +125,7 @@ def rescale_actions(environment: E) -> E:
       ConfigError: the actions are discrete, or have no finite bounds.
 
     >>> from foldax import rl
-    >>> rescale_actions(rl.gymnax("Pendulum-v1")).action_space.high.tolist()
+    >>> rescale_actions(rl.pendulum()).action_space.high.tolist()
     [1.0]
     """
     space = environment.action_space
@@ -179,7 +179,7 @@ def with_policy_memory(environment: Environment, initial_memory: chex.ArrayTree)
       initial_memory: memory of one environment at the start of an episode, any tree of arrays.
 
     >>> from foldax import rl
-    >>> environment = with_policy_memory(rl.gymnax("CartPole-v1"), {"hidden": jnp.zeros(8)})
+    >>> environment = with_policy_memory(rl.cartpole(), {"hidden": jnp.zeros(8)})
     >>> _, (observation, memory) = jax.eval_shape(environment.reset, jax.random.key(0))
     >>> observation.shape, memory["hidden"].shape
     ((4,), (8,))

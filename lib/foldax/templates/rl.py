@@ -34,7 +34,7 @@ class Config(foldax.RLTraining):  # seed, log_every, evaluate_every, patience, .
 def environment(config: Config) -> rl.Environment:
     """A corridor whose right end pays 1; any other step costs 0.01, and both ends terminate the episode."""
 
-    # Pure functions of one state. Of a library: rl.gymnax("CartPole-v1"), rl.playground("CartpoleBalance"), ...
+    # Pure functions of one state. There are others: rl.cartpole(), rl.playground("CartpoleBalance"), ...
     def observe(position: jax.Array) -> jax.Array:
         return position.astype(jnp.float32)[None] / SIZE
 

@@ -94,7 +94,7 @@ def a2c(
       ConfigError: `environment` is not an environment, or a number is below 1 or differs from the host's.
 
     >>> from foldax import models
-    >>> learner = a2c(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.rmsprop(7e-4), num_envs=8)
+    >>> learner = a2c(rl.cartpole(), models.ActorCritic(2), optax.rmsprop(7e-4), num_envs=8)
     >>> learner.environment_steps.per_update
     40
     """

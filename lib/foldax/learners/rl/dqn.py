@@ -151,7 +151,7 @@ def dqn(
         or the host.
 
     >>> from foldax import models
-    >>> learner = dqn(rl.gymnax("CartPole-v1"), models.QNetwork(2, hidden=(4,)), optax.adam(1e-3),
+    >>> learner = dqn(rl.cartpole(), models.QNetwork(2, hidden=(4,)), optax.adam(1e-3),
     ...               DQNSettings(batch_size=8), environment_steps=1_000, rollout_steps=2, learning_starts=16)
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 4)), jax.random.key(0)).shape

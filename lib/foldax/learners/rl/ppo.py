@@ -130,7 +130,7 @@ def ppo(
       ConfigError: `environment` is not an environment, a number is below 1 or differs from the host's, or
         `num_minibatches` does not divide `num_envs * rollout_steps`.
 
-    >>> learner = ppo(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.adam(1e-3), PPOSettings(num_epochs=10))
+    >>> learner = ppo(rl.cartpole(), models.ActorCritic(2), optax.adam(1e-3), PPOSettings(num_epochs=10))
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> state, metrics = jax.eval_shape(learner.update, state, None, jax.random.key(0))
     >>> sorted(metrics)[:4]

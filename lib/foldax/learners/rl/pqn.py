@@ -110,7 +110,7 @@ def pqn(
 
     >>> from foldax import models
     >>> model = models.QNetwork(2, hidden=(8,), normalization="layer")
-    >>> learner = pqn(rl.gymnax("CartPole-v1"), model, optax.radam(1e-3), environment_steps=500_000)
+    >>> learner = pqn(rl.cartpole(), model, optax.radam(1e-3), environment_steps=500_000)
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 4)), jax.random.key(0)).shape
     (3,)

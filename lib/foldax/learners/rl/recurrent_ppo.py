@@ -79,7 +79,7 @@ def recurrent_ppo(
         divide `num_envs`, or the settings ask for normalisation.
 
     >>> model = models.RecurrentActorCritic(2, hidden=(8,), width=8)
-    >>> learner = recurrent_ppo(rl.gymnax("CartPole-v1"), model, optax.adam(1e-3))
+    >>> learner = recurrent_ppo(rl.cartpole(), model, optax.adam(1e-3))
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((5, 7, 4)), jax.random.key(0)).shape
     (5, 7)

@@ -65,7 +65,7 @@ def reinforce(
       ConfigError: `environment` is not an environment on the device, or a number is below 1.
 
     >>> from foldax import models
-    >>> learner = reinforce(rl.gymnax("CartPole-v1"), models.ActorCritic(2), optax.adam(1e-3), episode_steps=100)
+    >>> learner = reinforce(rl.cartpole(), models.ActorCritic(2), optax.adam(1e-3), episode_steps=100)
     >>> learner.environment_steps.per_update
     800
     """

@@ -196,7 +196,7 @@ def sac(
         each other or the host.
 
     >>> networks = models.GaussianActor(1, (4,)), models.TwinCritic((4,))
-    >>> learner = sac(rl.gymnax("Pendulum-v1"), *networks, optax.adam(1e-3), optax.adam(1e-3),
+    >>> learner = sac(rl.pendulum(), *networks, optax.adam(1e-3), optax.adam(1e-3),
     ...               SACSettings(batch_size=8, replay=off_policy.ReplaySettings(capacity=100)), learning_starts=16)
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 3)), jax.random.key(0)).shape

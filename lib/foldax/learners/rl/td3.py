@@ -153,7 +153,7 @@ def td3(
 
     >>> from foldax import models
     >>> networks = models.DeterministicActor(1, (4,)), models.TwinCritic((4,))
-    >>> learner = td3(rl.gymnax("Pendulum-v1"), *networks, optax.adam(1e-3), optax.adam(1e-3),
+    >>> learner = td3(rl.pendulum(), *networks, optax.adam(1e-3), optax.adam(1e-3),
     ...               TD3Settings(batch_size=8, replay=off_policy.ReplaySettings(capacity=100)), learning_starts=16)
     >>> state = jax.eval_shape(learner.init, jax.random.key(0), None)
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((3, 3)), jax.random.key(0)).shape
