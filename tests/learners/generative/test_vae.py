@@ -67,6 +67,17 @@ def test_bits_per_dimension_convert_the_bounds(bounds):
     np.testing.assert_allclose(metrics["iwae_bits_per_dimension"], iwae_bits, rtol=1e-5)
 
 
+def test_grey_values_have_no_bits_under_a_bernoulli_likelihood():
+    learner = learners.vae(VAE(MLP((2,)), MLP((2,)), likelihoods.bernoulli()), optax.sgd(0.1), importance_samples=2)
+    batch = {"inputs": jnp.array([[0.0, 1.0], [0.0, 0.5]])}
+    state = learner.init(KEY, batch)
+    metrics = learner.evaluate(state, batch, KEY).metrics
+    for name, bound in (("bits_per_dimension", "elbo"), ("iwae_bits_per_dimension", "iwae_bound")):
+        assert metrics[name].count.tolist() == [1, 0]
+        np.testing.assert_allclose(metrics[name].total, [-metrics[bound][0] / (2 * np.log(2)), 0], rtol=1e-6)
+    assert "bits_per_dimension" not in learner.update(state, batch, KEY)[1]
+
+
 def test_training_reaches_the_exact_likelihood_of_linear_data():
     _, _, rows, exact = exact_posterior_vae()
     encoder = MLP(

@@ -18,6 +18,7 @@ class Likelihood(NamedTuple):
       log_prob: `(parameters [B, N, P], inputs [B, N]) -> [B]`, summed over dimensions, in nats.
       mean: `parameters [B, N, P] -> [B, N]`.
       sample: `(key, parameters [B, N, P]) -> [B, N]`.
+      in_support: `inputs [B, N] -> bool [B]`, which examples have a likelihood; None: all have.
 
     >>> likelihood = categorical(4)
     >>> parameters = jnp.zeros((2, 3, likelihood.num_parameters))
@@ -29,13 +30,14 @@ class Likelihood(NamedTuple):
     log_prob: Callable[[jax.Array, jax.Array], jax.Array]
     mean: Callable[[jax.Array], jax.Array]
     sample: Callable[[jax.Array, jax.Array], jax.Array]
+    in_support: Callable[[jax.Array], jax.Array] | None = None
 
 
 def bernoulli() -> Likelihood:
     """Bernoulli likelihood of inputs that are 0 or 1; the parameter is the logit.
 
-    Inputs in between (grey values) give a cross-entropy, which is no likelihood of grey values: "bits_per_dimension" of
-    `vae` is then no code length, and not comparable with that of `discretized_logistic`, which has one for grey levels.
+    Inputs in between (grey values) give a cross-entropy, which is no likelihood of grey values: `vae` then reports no
+    "bits_per_dimension". `discretized_logistic` has a likelihood for grey levels.
 
     >>> bool(bernoulli().log_prob(jnp.zeros((1, 2, 1)), jnp.array([[0.0, 1.0]]))[0] == 2 * jnp.log(0.5))
     True
@@ -52,7 +54,7 @@ def bernoulli() -> Likelihood:
     def sample(key: jax.Array, parameters: jax.Array) -> jax.Array:
         return jax.random.bernoulli(key, mean(parameters)).astype(jnp.float32)
 
-    return Likelihood(1, log_prob, mean, sample)
+    return Likelihood(1, log_prob, mean, sample, lambda inputs: ((inputs == 0) | (inputs == 1)).all(axis=-1))
 
 
 def gaussian(std: float | None = None) -> Likelihood:

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.typing import VariableDict
 
 from foldax.errors import ConfigError
-from foldax.learner import Evaluation, Learner, Sampler, as_evaluation
+from foldax.learner import Average, Evaluation, Learner, Sampler, as_evaluation
 from foldax.learners import tasks
 from foldax.learners.generative.likelihoods import Likelihood
 from foldax.learners.gradients import TrainState
@@ -165,14 +165,16 @@ def _elbo_task(model: VAE, beta: chex.Numeric, free_nats: chex.Numeric) -> tasks
 
     def train_metrics(terms: ELBOTerms, batch: tasks.Batch) -> dict[str, jax.Array]:
         metrics = elbo_loss(terms, beta, free_nats)
-        return metrics | {"bits_per_dimension": _bits_per_dimension(metrics["elbo"], batch)}
+        bits = _bits_per_dimension(model, metrics["elbo"], batch)
+        return metrics if isinstance(bits, Average) else metrics | {"bits_per_dimension": bits}
 
     def evaluate(terms: ELBOTerms, batch: tasks.Batch) -> Evaluation:
-        metrics = train_metrics(terms, batch)
+        metrics = elbo_loss(terms, beta, free_nats)
         # Free bits are a property of a batch: the loss of a single example has none.
         metrics["loss"] = metrics["reconstruction_loss"] + beta * metrics["kl"]
+        bits = {"bits_per_dimension": _bits_per_dimension(model, metrics["elbo"], batch)}
         outputs = {"latents": terms.posterior_mean, "kl_per_latent": terms.kl}
-        return Evaluation({**metrics}, outputs | tasks.target_outputs(batch))
+        return Evaluation({**metrics, **bits}, outputs | tasks.target_outputs(batch))
 
     fields = ("inputs",) if model.num_classes is None else ("inputs", "targets")
     return tasks.Task(fields, tasks.input_function(model), train_metrics, evaluate, model_kwargs=conditioning)
@@ -195,6 +197,8 @@ def vae(
     `importance_samples`, the metrics "iwae_bound" (nats) and "iwae_bits_per_dimension"; its outputs are "latents"
     `[B, D]` (posterior means), "kl_per_latent" `[B, D]`, "targets", where the batch has them, and, with
     `samples_per_example`, "samples" `[B, S, ...]` from the prior, of each example's class if the VAE is conditional.
+    With a Bernoulli likelihood bits are reported by `evaluate` alone, over the examples that are black and white; of
+    grey ones the "reconstruction_loss" is a cross-entropy, and no likelihood.
     `predict` takes the inputs, or {"inputs", "targets"} if the VAE is conditional, and returns reconstructions
     `[B, ...]`: the mean of p(x | z) at the posterior mean.
 
@@ -255,7 +259,7 @@ def vae(
             initial = jnp.full(len(batch["inputs"]), -jnp.inf)
             log_sum, _ = jax.lax.scan(add_importance_weight, initial, jnp.arange(importance_samples))
             bound = log_sum - math.log(importance_samples)
-            metrics |= {"iwae_bound": bound, "iwae_bits_per_dimension": _bits_per_dimension(bound, batch)}
+            metrics |= {"iwae_bound": bound, "iwae_bits_per_dimension": _bits_per_dimension(model, bound, batch)}
         if samples_per_example:
             # 3. Samples from the prior; `fold_in` with k gives a key that no importance sample has.
             keys = jax.random.split(jax.random.fold_in(sample_key, importance_samples), samples_per_example)
@@ -335,5 +339,11 @@ def decode_images(
     return jax.lax.scan(decode_next, inputs_BN, positions)[0].reshape(-1, *shape)
 
 
-def _bits_per_dimension(nats: jax.Array, batch: tasks.Batch) -> jax.Array:
-    return -nats / (math.prod(batch["inputs"].shape[1:]) * math.log(2))
+def _bits_per_dimension(model: VAE, nats: jax.Array, batch: tasks.Batch) -> jax.Array | Average:
+    """Converts bounds `[B]` to bits; where some inputs may have no likelihood, to a mean over those that have one."""
+    inputs_BN = batch["inputs"].reshape(nats.shape[0], -1)
+    bits = -nats / (inputs_BN.shape[1] * math.log(2))
+    if model.likelihood.in_support is None:
+        return bits
+    in_support = model.likelihood.in_support(inputs_BN)
+    return Average(jnp.where(in_support, bits, 0.0), in_support.astype(jnp.float32))
