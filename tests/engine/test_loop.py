@@ -325,8 +325,25 @@ def test_no_key_is_used_twice() -> None:
         assert loop.fit(tiny, Config(steps=2)).status == "finished"
 
 
-def test_the_device_holds_the_state_and_the_best_one_and_no_copy_of_them(tmp_path: Path) -> None:
-    size, in_states = 4 * 250_000, []
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+def test_the_device_holds_the_state_the_best_one_and_on_accelerators_one_copy_to_be_saved(
+    monkeypatch, platform
+) -> None:
+    size, in_states, saved = 4 * 250_000, [], []
+
+    class Store:
+        def is_saving(self) -> bool:
+            return False
+
+        def save(self, step: int, tree: Any, meta: dict, finite: str = "") -> None:
+            assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
+            saved.append((step, tree[0].state[0], tree[1].state[0]))
+
+        def wait(self) -> None:
+            pass
+
+        def restore(self, like: Any) -> None:
+            pass
 
     def learner(config: Config, info: None) -> foldax.Learner:
         return foldax.Learner(
@@ -339,15 +356,14 @@ def test_the_device_holds_the_state_and_the_best_one_and_no_copy_of_them(tmp_pat
         # Arrays that were copied to the host have an alias on the CPU.
         return sum({array.unsafe_buffer_pointer(): array.nbytes for array in jax.live_arrays()}.values())
 
+    monkeypatch.setattr(compiled, "is_on_cpu", lambda array: platform == "cpu")
     before = live_bytes()
     config = Config(steps=5, evaluate_every=1, checkpoint_every=1)
-    fit_in(
-        tmp_path,
-        foldax.Experiment(Config, learner),
-        config,
-        progress=lambda step: in_states.append((live_bytes() - before) / size),
-    )
-    np.testing.assert_allclose(in_states, 2, atol=0.1)
+    hooks = loop.Hooks(checkpoints=Store(), progress=lambda step: in_states.append((live_bytes() - before) / size))
+    loop.fit(foldax.Experiment(Config, learner), config, hooks)
+    # The last chunk is read when no further one was dispatched.
+    np.testing.assert_allclose(in_states, [2, 2, 2, 2, 2] if platform == "cpu" else [3, 3, 3, 3, 3], atol=0.1)
+    assert saved == [(step, step, step) for step in range(1, 6)]
 
 
 def test_values_for_figures_are_collected_at_the_end_only(monkeypatch) -> None:
@@ -406,6 +422,15 @@ def learner_with(update) -> foldax.Experiment:
 def test_broken_promises_are_named(experiment: foldax.Experiment, message: str) -> None:
     with pytest.raises(foldax.FoldaxError, match=message):
         foldax.train(experiment, Config(), save=False, verbose=False)
+
+
+def test_an_environment_that_is_made_in_a_trace_is_named() -> None:
+    def learner(config: Config, info: Any) -> foldax.Learner:
+        np.asarray(jax.numpy.ones(3))  # as in the constructors of pgx and Jumanji
+        return tiny_learner(config, info)
+
+    with pytest.raises(foldax.FoldaxError, match="own code failed:(.|\n)*make the environment outside and hand it in"):
+        foldax.train(tiny._replace(learner=learner), Config(), save=False, verbose=False)
 
 
 def test_a_config_field_without_a_type_is_refused() -> None:

@@ -23,6 +23,7 @@ from foldax.learner import Batch, State
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TRACER_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)  # values that are traced
 
 trace_counts = {"initial_fold": 0, "advance": 0}  # how often each was traced, and so compiled, in this process
 
@@ -64,6 +65,15 @@ def copy_to_host(tree: Any) -> Any:
     jax.tree.map(lambda leaf: leaf.copy_to_host_async(), tree)  # all at once
     # Copies: a view of a buffer on the CPU would keep it from being donated.
     return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), tree)
+
+
+def is_on_cpu(array: jax.Array) -> bool:
+    """Whether an array is on CPUs, whose memory is the host's.
+
+    >>> is_on_cpu(jax.device_put(1.0, jax.devices("cpu")[0]))
+    True
+    """
+    return all(device.platform == "cpu" for device in array.devices())
 
 
 def compile_seconds() -> float:
@@ -124,7 +134,7 @@ def user_errors(program: Program, config: Any, seed: jax.Array, examples: Batch,
             raise
         reason = str(error).splitlines()[0]
         raise ExperimentError(f"out of device memory: use a smaller batch_size or model ({reason})") from error
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    except TRACER_ERRORS as error:
         # A Python branch on a traced value: find the fields that cause it.
         names = untraceable_fields(program, config, seed, examples, data)
         if not names:
@@ -159,14 +169,22 @@ def user_code_errors(experiment: Experiment) -> Iterator[None]:
 
 
 def _user_error(experiment: Experiment, error: Exception) -> ExperimentError:
-    return ExperimentError(f"the experiment's own code failed:\n{user_traceback(error, experiment_file(experiment))}")
+    text = f"the experiment's own code failed:\n{user_traceback(error, experiment_file(experiment))}"
+    makes_learner = any(frame.name == "make_learner" for frame in traceback.extract_tb(error.__traceback__))
+    if isinstance(error, jax.errors.UnexpectedTracerError) or (makes_learner and isinstance(error, TRACER_ERRORS)):
+        text += (
+            "\nA learner is made in a traced program, in which an environment (pgx, Jumanji) cannot compute arrays: "
+            "make the environment outside and hand it in, once at the top of the file or in `with "
+            "jax.ensure_compile_time_eval():`"
+        )
+    return ExperimentError(text)
 
 
 def untraceable_fields(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> list[str]:
     """Finds the float fields of the config that cannot be traced, by tracing them one at a time.
 
     Returns:
-      Paths of the fields, such as "optimizer.learning_rate".
+      Paths of the fields, such as "optimizer.learning_rate"; none if the code cannot be traced with numbers either.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(config)
     numbers = [float(leaf) for _, leaf in leaves]
@@ -178,13 +196,16 @@ def untraceable_fields(program: Program, config: Any, seed: jax.Array, examples:
         fold = folds.initial_fold(program, mixed_config, seed, examples, data)
         return folds.advance_one_step(program, mixed_config, seed, fold, data, jnp.int32(0))
 
-    culprits = []
-    for index, (path, _) in enumerate(leaves):
+    def can_be_traced(index: int) -> bool:
         try:
-            jax.eval_shape(lambda value, index=index: run(value, index), jnp.float32(numbers[index]))
-        except Exception:  # all other fields are Python numbers, so any failure is this field's
-            culprits.append(jax.tree_util.keystr(path).lstrip("."))
-    return culprits
+            jax.eval_shape(functools.partial(run, index=index), jnp.float32(0 if index < 0 else numbers[index]))
+        except Exception:
+            return False
+        return True
+
+    # All other fields are Python numbers, so any failure is this field's, unless there is one without it, too.
+    names = [jax.tree_util.keystr(path).lstrip(".") for path, _ in leaves]
+    return [name for index, name in enumerate(names) if not can_be_traced(index)] if can_be_traced(-1) else []
 
 
 def traced_config_and_seed(config: Any) -> tuple[Any, jax.Array]:
@@ -204,8 +225,9 @@ def state_bytes(state: State) -> int:
 def update_bytes(program: Program, config: Any, seed: jax.Array, examples: Batch, data: Batch) -> int:
     """Bounds the bytes of a run from above: its state, the best state, and all intermediate arrays of an update."""
     fold = jax.eval_shape(functools.partial(folds.initial_fold, program), config, seed, examples, data)
-    # Three states: before the update, after it, and the best one. Intermediates count as if none was freed or fused.
-    return 3 * state_bytes(fold.state) + _intermediate_bytes(_update_jaxpr(program, config, seed, fold, data))
+    # Four states: before the update, after it, the best one, and a copy that is saved. Intermediates count as if none
+    # was freed or fused.
+    return 4 * state_bytes(fold.state) + _intermediate_bytes(_update_jaxpr(program, config, seed, fold, data))
 
 
 def _intermediate_bytes(jaxpr: Any) -> int:

@@ -1,7 +1,7 @@
 """The driver of a run: chunks of compiled steps and, at each boundary between them, in this order: evaluate, log,
 save, stop.
 
-A chunk is dispatched before the previous one is read, so the device waits for the host only where it saves.
+A chunk is dispatched before the previous one is read and saved, so an accelerator does not wait for the host.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def train_loop(
             del run.unread[0]
         steps = _chunk_steps(run, 2 * steps)
     if run.unread and not stopped:
-        stopped = read(run, hooks, run.unread[0])
+        stopped = read(run, hooks, run.unread[0].with_snapshot_on_host())
     run.unread.clear()
     if not stopped:
         return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
@@ -138,15 +138,19 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     run.step, run.num_chunks = end, run.num_chunks + 1
     # Known from now on, so that its steps are not lost if their evaluation fails.
     run.unread.append(PendingChunk(start, end, report, None, None, None))
+    # Only now, while the device computes this chunk; and before the best state, of which there is no copy, is donated.
+    run.unread[0] = run.unread[0].with_snapshot_on_host()
 
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
     split, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
 
-    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). Here alone the device
-    # waits, for a copy that stayed on it would take as much of its memory as all of the run.
+    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
+    # in its own memory, and waits for no transfer; on a CPU, NumPy's copy is the faster one.
     snapshot = None
     if _save_is_due(run, hooks):
-        snapshot, run.last_save_time = compiled.copy_to_host((run.fold, run.best)), time.perf_counter()
+        run.last_save_time = time.perf_counter()
+        is_on_cpu = compiled.is_on_cpu(run.fold.step)
+        snapshot = compiled.copy_to_host((run.fold, run.best)) if is_on_cpu else (compiled.copy(run.fold), run.best)
     run.unread[-1] = run.unread[-1]._replace(evaluation=split, stopped=stopped, snapshot=snapshot)
 
 
@@ -365,11 +369,9 @@ def _next_due(run: Run) -> int:
 
 
 def _save_is_due(run: Run, hooks: Hooks) -> bool:
-    if hooks.checkpoints is None:
-        return False
-    every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
-    overdue = time.perf_counter() - run.last_save_time >= every_seconds
-    return _is_due(run.step, every_steps) or (overdue and not hooks.checkpoints.is_saving())
+    checkpoints, (every_steps, every_seconds) = hooks.checkpoints, parse_interval(run.config.checkpoint_every)
+    is_late = time.perf_counter() - run.last_save_time >= every_seconds
+    return checkpoints is not None and (_is_due(run.step, every_steps) or (is_late and not checkpoints.is_saving()))
 
 
 def _seconds_per_step(run: Run) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
@@ -164,7 +165,7 @@ class PendingChunk(NamedTuple):
       report: its training metrics.
       evaluation: of the validation split at its end, if one was due.
       stopped: bool [], whether patience ran out at its end; None without an evaluation.
-      snapshot: a copy of fold and best state on the host, to be saved, if a checkpoint was due.
+      snapshot: fold and best state, to be saved, if a checkpoint was due; of them, a copy of the fold.
     """
 
     start: int
@@ -173,3 +174,9 @@ class PendingChunk(NamedTuple):
     evaluation: SplitEvaluation | None
     stopped: jax.Array | None
     snapshot: tuple[Fold, BestState] | None
+
+    def with_snapshot_on_host(self) -> "PendingChunk":
+        """Copies the snapshot to the host, if it is not there, so that the device holds one at a time."""
+        if self.snapshot is None or isinstance(self.snapshot[0].step, np.ndarray):
+            return self
+        return self._replace(snapshot=compiled.copy_to_host(self.snapshot))
