@@ -182,7 +182,7 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     Raises:
       NonFiniteError: a training metric became NaN or infinite.
     """
-    # 2. Log: validation metrics, then training metrics, up to the first that is not finite.
+    # 2. Log: training metrics, up to the first that is not finite, then validation metrics.
     lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluation)
     write_lines(run, hooks, lines)
     if nonfinite:
@@ -235,10 +235,11 @@ def log_lines(
         # After a non-finite update the metrics mean nothing: the log ends before it.
         if end > min(nonfinite.values(), default=NEVER):
             break
-        if end == chunk.end and split is not None:
-            lines.append((end, "validation", evaluation.split_metrics(run.program, split)))
+        # In this order also where an evaluation failed, and was made when the run was resumed.
         if _is_due(end, run.config.log_every) or end == run.config.steps:
             lines.append((end, "train", evaluation.mean_metrics(evaluation.take_rows(report.logs, row))))
+        if end == chunk.end and split is not None:
+            lines.append((end, "validation", evaluation.split_metrics(run.program, split)))
     return lines, nonfinite
 
 

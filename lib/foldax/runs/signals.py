@@ -67,7 +67,8 @@ def stop_on_signals(unsaved: str | None = None) -> Iterator[Callable[[], bool]]:
 def _end_at_second(numbers: list[signal.Signals]) -> Iterator[None]:
     """Ends the process after a second signal also where no handler runs, as in XLA's compiler, and at once at a third.
 
-    Handlers in Python wait for the main thread; the file descriptor gets each signal when it arrives.
+    Neither mechanism can do without the other: handlers alone can raise in the main thread, but wait until it runs
+    Python; the file descriptor gets each signal when it arrives, but its thread can only end the process.
     """
     timers: list[threading.Timer] = []
     read_end, write_end = os.pipe()
