@@ -73,7 +73,7 @@ def test_the_manifest_records_the_provenance_of_the_run(run, result) -> None:
 def test_the_log_has_a_line_per_log_and_evaluation(run, result) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [
-        (4, "train"), (6, "validation"), (8, "train"), (12, "validation"), (12, "train"),
+        (4, "train"), (6, "validation"), (8, "train"), (12, "train"), (12, "validation"),
     ]  # fmt: skip
     assert all({"loss", "accuracy"} <= set(line) for line in lines)
     assert lines == result.history == read_log(run)

@@ -101,7 +101,7 @@ def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], 
 
 
 def status_with_nonfinite(
-    status: str, history: list[dict[str, Any]], metrics: dict[str, dict[str, float]], tested_at: int
+    status: str, history: Iterable[dict[str, Any]], metrics: dict[str, dict[str, float]], tested_at: int
 ) -> str:
     """Adds to the status of a run every metric of its evaluations that was NaN or infinite.
 
@@ -225,7 +225,7 @@ def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], 
     return metrics, values
 
 
-def last_training_metrics(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def last_training_metrics(history: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Selects the newest value of each training metric in a log, as {"train": metrics}; empty if there are none.
 
     >>> history = [{"step": 5, "split": "train", "loss": 0.5, "return": 7.0}]

@@ -207,7 +207,7 @@ def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
     new = [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
     nonfinite = evaluation.nonfinite_metrics(new)
     known = evaluation.nonfinite_metrics(run.history) if nonfinite else {}  # a log may have millions of lines
-    run.history += new
+    run.history.extend(new)
     for line in lines:
         hooks.log(*line)
     for (split, name), (value, step) in nonfinite.items():

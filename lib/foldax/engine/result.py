@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Result:
     status: str
     metrics: dict[str, dict[str, float]]
     values: dict[str, dict[str, np.ndarray]]
-    history: list[dict[str, Any]]
+    history: Sequence[dict[str, Any]]
     seconds: float
     compile_seconds: float
     steps_per_second: float

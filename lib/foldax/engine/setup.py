@@ -12,6 +12,7 @@ from foldax.engine import compiled, contracts
 from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.durations import count_seconds
 from foldax.engine.fold import Program, initial_best
+from foldax.engine.history import History
 from foldax.engine.state import NEVER, Hooks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
@@ -79,7 +80,7 @@ def start_run(
         run.blocks = data_blocks(dataset, config.seed, run.step)
         run.block = next(run.blocks)
     # Also without a checkpoint: a run that was killed before its first one logs its first steps again.
-    run.history = hooks.load_history(run.step)
+    run.history = History(hooks.load_history(run.step))
     return run
 
 

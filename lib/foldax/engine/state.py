@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
 from foldax.engine.fold import BestState, ChunkReport, Fold, Program
+from foldax.engine.history import History
 from foldax.learner import Average, State
 
 NEVER = 2**31 - 1  # a step that no run reaches
@@ -52,7 +53,7 @@ class Hooks(NamedTuple):
     log: Callable[[int, str, dict[str, float]], None] = lambda step, split, metrics: None
     progress: Callable[[int], None] = lambda step: None
     stop_requested: Callable[[], bool] = lambda: False
-    load_history: Callable[[int], list[dict[str, Any]]] = lambda step: []
+    load_history: Callable[[int], Iterable[dict[str, Any]]] = lambda step: ()
     on_start: "Callable[[Run], None]" = lambda run: None
     warn: Callable[[str], None] = lambda message: None
     replace_initial_state: Callable[[State], State] | None = None
@@ -144,7 +145,7 @@ class Run:
     block: DataBlock
     started_at: Timestamp
     times_before: dict[str, float] = dataclasses.field(default_factory=dict)
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: History = dataclasses.field(default_factory=History)
     last_save_time: float = dataclasses.field(default_factory=time.perf_counter)
     last_saved_step: int = -1
     num_chunks: int = 0

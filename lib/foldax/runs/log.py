@@ -4,9 +4,11 @@ import contextlib
 import json
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from foldax.engine.history import History
 from foldax.field_values import restore_floats, to_plain
 from foldax.runs.folder import write_errors
 
@@ -56,7 +58,7 @@ class Log:
                 self._events.flush()
                 self._flushed_at = time.monotonic()
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
+    def rewind(self, step: int) -> History:
         """Removes the lines after `step`, which a resumed run writes again, and returns the others.
 
         Raises:
@@ -64,7 +66,7 @@ class Log:
         """
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        kept = [line for line in read_log(self._path.parent) if line["step"] <= step]
+        kept = History(line for line in read_json_lines(self._path) if line["step"] <= step)
         with write_errors(self._path):
             # In place: steps only grow, and a rename may be no single step on a mounted drive.
             text = "".join(map(json_line, kept)).encode()
@@ -88,13 +90,13 @@ class Log:
             self._events.flush()
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> History:
     """Reads the lines of a run's log; a last line that was only partly written is left out.
 
     >>> read_log(Path("nowhere"))
     []
     """
-    return read_json_lines(folder / "metrics.jsonl")
+    return History(read_json_lines(folder / "metrics.jsonl"))
 
 
 def json_line(value: Any) -> str:
@@ -106,20 +108,20 @@ def json_line(value: Any) -> str:
     return json.dumps(to_plain(value), allow_nan=False) + "\n"
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the objects of a JSON-lines file without its damaged lines; none if there is no file.
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSON-lines file without its damaged lines; none if there is no file.
 
-    >>> read_json_lines(Path("no-such-file.jsonl"))
+    >>> list(read_json_lines(Path("no-such-file.jsonl")))
     []
     """
-    lines: list[dict[str, Any]] = []
-    texts = path.read_bytes().split(b"\n") if path.exists() else []
-    for number, text in enumerate(texts, 1):
-        with contextlib.suppress(ValueError):
-            if isinstance(line := json.loads(text), dict):
-                lines.append(restore_floats(line))
-                continue
-        # A kill may leave half a line at the end.
-        if text and number < len(texts):
-            warnings.warn(f"{path}, line {number} is damaged and left out", stacklevel=2)
-    return lines
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            with contextlib.suppress(ValueError):
+                if isinstance(line := json.loads(text), dict):
+                    yield restore_floats(line)
+                    continue
+            # A kill may leave half a line at the end.
+            if text.strip() and text.endswith(b"\n"):
+                warnings.warn(f"{path}, line {number} is damaged and left out", stacklevel=2)

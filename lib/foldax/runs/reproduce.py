@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _checkpoints_between(earlier: Sequence[tuple[Any, int]]) -> Iterator[Checkpo
         yield stack.enter_context(contextlib.closing(Checkpoints(Path(directory), warn)))
 
 
-def _log_texts(lines: list[Json], with_train: bool) -> list[str]:
+def _log_texts(lines: Iterable[Json], with_train: bool) -> list[str]:
     return [json.dumps(line) for line in lines if with_train or line["split"] != "train"]
 
 

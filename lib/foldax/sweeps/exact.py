@@ -200,5 +200,5 @@ def member_result(member: Member, run: Run, status: str) -> MemberResult:
         # An interrupted run is not evaluated.
         result = loop.finish_run(run, status if finite else "interrupted")
     best_step, digest = (result.best_step, state_digest(result.final_state)) if finite else (None, None)
-    rest = (result.metrics, run.history, digest, result.seconds, json.dumps(to_json(member.config)))
+    rest = (result.metrics, list(run.history), digest, result.seconds, json.dumps(to_json(member.config)))
     return MemberResult(member.number, status, run.step, best_step, *rest)

@@ -18,6 +18,7 @@ import numpy as np
 from foldax.configuration import parse_interval
 from foldax.engine import compiled, evaluation, setup
 from foldax.engine.fold import BestState, Fold
+from foldax.engine.history import History
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
@@ -187,7 +188,7 @@ class Population:
         columns = (meta["numbers"], tree, meta["histories"], meta["hyperparameters"])
         for number, (fold, best), history, values in zip(*columns, strict=True):
             run = self.runs[number]
-            run.fold, run.best, run.step, run.history = fold, best, int(fold.step), history
+            run.fold, run.best, run.step, run.history = fold, best, int(fold.step), History(history)
             set_hyperparameters(run, values)
         self._saved_steps = {number: run.step for number, run in self.runs.items()}
 
@@ -382,4 +383,4 @@ def copy_from_parents(
             run.step = steps[parent]
         set_hyperparameters(run, values[row].tolist())
         settings = {name: float(x) for name, x, is_searched in zip(names, values[row], searched) if is_searched}
-        run.history.append({"step": run.step, "split": "config", **settings})
+        run.history.extend([{"step": run.step, "split": "config", **settings}])
