@@ -133,3 +133,28 @@ def test_huber_is_quadratic_then_linear():
 def test_shapes_that_do_not_match_are_errors(loss, outputs, targets, message):
     with pytest.raises(ExperimentError, match=message):
         loss(outputs, targets)
+
+
+def test_the_energy_score_matches_a_loop():
+    draws, real = RANDOM.normal(size=(4, 3, 2, 3, 1)), RANDOM.normal(size=(4, 2, 3, 1))
+
+    def distance(one, other):
+        return np.sqrt(np.mean((one - other) ** 2))
+
+    expected = [
+        np.mean([distance(draw, truth) for draw in sample])
+        - 0.5 * np.mean([distance(sample[i], sample[j]) for i in range(3) for j in range(3) if i != j])
+        for sample, truth in zip(draws, real, strict=True)
+    ]
+    np.testing.assert_allclose(losses.energy_score(jnp.asarray(draws), jnp.asarray(real)), expected, rtol=1e-5)
+
+
+def test_the_energy_score_is_lowest_for_the_true_distribution():
+    real = jnp.asarray(RANDOM.normal(size=(4000, 2)))
+
+    def score(scale, shift):
+        draws = jnp.asarray(RANDOM.normal(size=(4000, 2, 2)) * scale + shift)
+        return float(losses.energy_score(draws, real).mean())
+
+    true = score(1.0, 0.0)
+    assert all(true < score(*other) - 0.01 for other in ((0.0, 0.0), (0.6, 0.0), (1.6, 0.0), (1.0, 0.5)))

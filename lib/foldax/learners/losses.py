@@ -178,6 +178,30 @@ def gaussian_nll(outputs: Float[Array, "B ..."], targets: Targets) -> Losses:
     return (0.5 * jnp.square(standardized) + log_std + 0.5 * math.log(2 * math.pi)).mean(axis=-1)
 
 
+def energy_score(draws: Array, real: Array) -> Array:
+    """Computes the energy score E|X - y| - E|X - X'| / 2 of a sample (Gneiting & Raftery, 2007); lower is better.
+
+    Distances are root mean squares over the elements of an observation, such as an image.
+
+    Args:
+      draws: S independent samples X for each example, `[B, S, ...]` with S of 2 or more.
+      real: observations y, `[B, ...]`.
+
+    Returns:
+      Scores, `[B]`.
+
+    >>> energy_score(jnp.array([[[1.0], [3.0]]]), jnp.array([[2.0]])).tolist()
+    [0.0]
+    """
+    chex.assert_shape(real, (draws.shape[0], *draws.shape[2:]))
+    batch, count = draws.shape[:2]
+    flat, truth = draws.reshape(batch, count, -1), real.reshape(batch, 1, -1)
+    to_truth = jnp.sqrt(jnp.square(flat - truth).mean(axis=-1)).mean(axis=1)
+    # Over pairs of different samples; a sample's distance to itself adds 0.
+    pairwise = jnp.sqrt(jnp.square(flat[:, :, None] - flat[:, None, :]).mean(axis=-1)).sum(axis=(1, 2))
+    return to_truth - 0.5 * pairwise * (1.0 / (count * (count - 1)))
+
+
 def check_loss(loss: object) -> None:
     """Checks that a loss is a function.
 

@@ -12,7 +12,6 @@ from foldax.errors import ConfigError, ExperimentError
 from foldax.learners.generative.gan import (
     discriminator_loss,
     discriminator_losses,
-    energy_score,
     generate_images,
     generator_loss,
     generator_losses,
@@ -50,27 +49,6 @@ def test_losses_match_the_papers():
             discriminator_losses(objective, jnp.asarray(real), jnp.asarray(fake)), discriminator, 1e-5
         )
         np.testing.assert_allclose(generator_losses(objective, jnp.asarray(fake)), generator, 1e-5)
-
-
-def test_the_energy_score_matches_a_loop():
-    draws, real = RANDOM.randn(4, 3, *SHAPE), RANDOM.randn(4, *SHAPE)
-
-    def distance(one, other):
-        return np.sqrt(np.mean((one - other) ** 2))
-
-    expected = [
-        np.mean([distance(draw, truth) for draw in sample])
-        - 0.5 * np.mean([distance(sample[i], sample[j]) for i in range(3) for j in range(3) if i != j])
-        for sample, truth in zip(draws, real, strict=True)
-    ]
-    np.testing.assert_allclose(energy_score(jnp.asarray(draws), jnp.asarray(real)), expected, rtol=1e-5)
-
-
-def test_the_energy_score_is_lowest_for_the_true_distribution():
-    real = jnp.asarray(RANDOM.randn(4000, 2))
-    score = lambda scale, shift: float(energy_score(jnp.asarray(RANDOM.randn(4000, 2, 2)) * scale + shift, real).mean())  # noqa: E731
-    true = score(1.0, 0.0)
-    assert all(true < score(*other) - 0.01 for other in ((0.0, 0.0), (0.6, 0.0), (1.6, 0.0), (1.0, 0.5)))
 
 
 def reference_loss(weights, real, fake, labels, epsilon, penalty_weight):

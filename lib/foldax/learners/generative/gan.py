@@ -21,6 +21,7 @@ from foldax.errors import ConfigError, ExperimentError, check_positive, did_you_
 from foldax.learner import Evaluation, Key, Learner, Metrics, Model, Params, Sampler
 from foldax.learners import tasks
 from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_network
+from foldax.learners.losses import energy_score
 
 Objective = Literal["non_saturating", "wasserstein", "hinge"]
 Applied: TypeAlias = tuple[Array, VariableDict]  # outputs, and the collections that changed
@@ -155,30 +156,6 @@ def gradient_penalty(score: Callable[[Array], Array], images: Array) -> Array:
     slopes = jax.grad(lambda images: score(images).sum())(images).reshape(len(images), -1)
     # The norm has no gradient at 0; 1e-12 gives it one.
     return jnp.square(jnp.sqrt(jnp.square(slopes).sum(axis=1) + 1e-12) - 1)
-
-
-def energy_score(draws: Array, real: Array) -> Array:
-    """Computes the energy score E|X - y| - E|X - X'| / 2 of a sample (Gneiting & Raftery, 2007); lower is better.
-
-    Distances are root mean squares over the elements of an image.
-
-    Args:
-      draws: S independent samples X for each example, `[B, S, ...]` with S of 2 or more.
-      real: observations y, `[B, ...]`.
-
-    Returns:
-      Scores, `[B]`.
-
-    >>> energy_score(jnp.array([[[1.0], [3.0]]]), jnp.array([[2.0]])).tolist()
-    [0.0]
-    """
-    chex.assert_shape(real, (draws.shape[0], *draws.shape[2:]))
-    batch, count = draws.shape[:2]
-    flat, truth = draws.reshape(batch, count, -1), real.reshape(batch, 1, -1)
-    to_truth = jnp.sqrt(jnp.square(flat - truth).mean(axis=-1)).mean(axis=1)
-    # Over pairs of different samples; a sample's distance to itself adds 0.
-    pairwise = jnp.sqrt(jnp.square(flat[:, :, None] - flat[:, None, :]).mean(axis=-1)).sum(axis=(1, 2))
-    return to_truth - 0.5 * pairwise * (1.0 / (count * (count - 1)))
 
 
 def discriminator_loss(

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Conv, Dense, Dropout, activation, normalization, pool, repeat
+from foldax.models.layers.attention import Attention
 from foldax.models.networks.masked_autoencoder import unpatchify
-from foldax.models.networks.transformer import Attention
 from foldax.models.networks.vit import embed_patches
 
 
