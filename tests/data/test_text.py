@@ -153,7 +153,7 @@ def test_a_special_token_that_is_a_word_of_the_texts_is_an_error():
 
 def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DataError, match=r"tokenizers is not installed .*pip install 'foldax\[text\]'"):
+    with pytest.raises(DataError, match=r"tokenizers is not installed: pip install 'foldax\[text\]'"):
         data.BPE.train("text", 300)
     with pytest.raises(DataError, match=r"pip install 'foldax\[text\]'"):
         dataclasses.replace(TRAINED_BPE).encode("text")

@@ -1,7 +1,6 @@
 """The cache folder of prepared datasets, shared between processes."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foldax.errors import DataError
+from foldax.locks import lock_file
 
 LAYOUT = 2  # version of the cache's files; files of another version are ignored
 
@@ -55,7 +55,7 @@ def file_lock(path: Path) -> Iterator[None]:
     with file:
         # Some network file systems have no locks; there, the worst is that two processes do the same work.
         with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock_file(file, wait=True)
         yield
 
 

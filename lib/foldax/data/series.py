@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 from foldax.data.conversion import as_array, check_resolution
 from foldax.data.dataset import Dataset, from_splits
-from foldax.data.extras import import_extra
 from foldax.data.sequences import pad_sequences
 from foldax.data.splits import check_fractions
 from foldax.errors import DataError, did_you_mean
+from foldax.extras import import_extra
 
 UCR = (
     *("ACSF1", "ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "OSULeaf"),
@@ -50,7 +50,7 @@ def co2() -> Series:
       DataError: statsmodels is not installed.
     """
     # The mean of every month; months without a measurement are interpolated.
-    weekly = import_extra("statsmodels.datasets.co2", "series").load_pandas().data["co2"]
+    weekly = import_extra("statsmodels.datasets.co2", "series", DataError).load_pandas().data["co2"]
     monthly = weekly.resample("MS").mean().interpolate()
     return Series("co2", monthly.to_numpy(), monthly.index.to_numpy().astype("datetime64[M]"), 12, "ppm")
 
@@ -61,7 +61,7 @@ def sunspots() -> Series:
     Raises:
       DataError: statsmodels is not installed.
     """
-    yearly = import_extra("statsmodels.datasets.sunspots", "series").load_pandas().data
+    yearly = import_extra("statsmodels.datasets.sunspots", "series", DataError).load_pandas().data
     # NumPy counts years from 1970.
     times = (yearly["YEAR"].to_numpy().astype(int) - 1970).astype("datetime64[Y]")
     return Series("sunspots", yearly["SUNACTIVITY"].to_numpy(), times, 11, "sunspots")
@@ -88,7 +88,7 @@ def ucr(name: str, *, batch_size: int, **options: Any) -> Dataset:
     """
     if name not in UCR:
         raise DataError(f"there is no dataset {name!r}{did_you_mean(name, UCR)}; aeon bundles {', '.join(UCR)}")
-    datasets = import_extra("aeon.datasets", "series")
+    datasets = import_extra("aeon.datasets", "series", DataError)
     folder = Path(datasets.__file__).parent / "data" / name
     # 1. Read the published splits.
     parts = {

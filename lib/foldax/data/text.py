@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foldax.data.conversion import as_array
-from foldax.data.extras import import_extra
 from foldax.errors import DataError, did_you_mean
+from foldax.extras import import_extra
 
 PROBE = "Two  Words, na\u00efve \u4e2d\n"  # a text that only a byte-level tokenizer gives back unchanged
 REPLACEMENT_CHARACTER = "\ufffd"  # Unicode's mark for bytes that are not a character
@@ -169,7 +169,7 @@ class BPE:
         smallest = 256 + len(special_tokens)
         if vocabulary_size < smallest:
             raise DataError(f"vocabulary_size={vocabulary_size} is too small; bytes and special tokens need {smallest}")
-        tokenizers = import_extra("tokenizers", "text")
+        tokenizers = import_extra("tokenizers", "text", DataError)
         # As GPT-2: words are split first, and every byte is in the initial alphabet, so that no text is unknown.
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -225,7 +225,7 @@ class BPE:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = import_extra("tokenizers", "text").Tokenizer.from_str(self.json)
+        tokenizer = import_extra("tokenizers", "text", DataError).Tokenizer.from_str(self.json)
         tokenizer.encode_special_tokens = True  # the name of a special token in a text is encoded as text
         return tokenizer
 

@@ -1,6 +1,8 @@
 """How long this process has spent on loading data, tracing and compiling."""
 
+import collections
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ _EVENTS = {
     "/jax/core/compile/backend_compile_duration": "compiling",  # or reading from the cache of compiled programs
 }
 _seconds = {"data": 0.0, "tracing": 0.0, "compiling": 0.0}
+_intervals = threading.local()  # (start, duration, phase) of this thread's events
 
 
 def phase_seconds() -> dict[str, float]:
@@ -35,8 +38,16 @@ def count_seconds(phase: str) -> Iterator[None]:
 
 
 def _on_event(event: str, duration_secs: float, **_: Any) -> None:
-    if event in _EVENTS:
-        _seconds[_EVENTS[event]] += duration_secs
+    if event not in _EVENTS:
+        return
+    start = time.perf_counter() - duration_secs
+    intervals = vars(_intervals).setdefault("value", collections.deque(maxlen=10_000))
+    # jax 0.7 also reports traces inside of traces, which are in the time of the outer one already.
+    while intervals and intervals[-1][0] >= start:
+        _, seconds, phase = intervals.pop()
+        _seconds[phase] -= seconds
+    intervals.append((start, duration_secs, _EVENTS[event]))
+    _seconds[_EVENTS[event]] += duration_secs
 
 
 # JAX reports how long compiling took only to listeners.

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from foldax.engine.checkpoint import checkpoint_steps
 from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 from foldax.field_values import restore_floats, to_plain
+from foldax.locks import lock_file
 from foldax.runs import provenance
 from foldax.runs.terminal import ask, warn
 
@@ -188,7 +188,7 @@ def lock(folder: Path) -> IO[str]:
         file = (folder / "lock").open("a+")
     try:
         # The system releases the lock when the process ends, also after a kill.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, wait=False)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             # Some network filesystems have no locks.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from foldax.errors import ConfigError, FoldaxError
+from foldax.errors import ConfigError
+from foldax.extras import import_extra
 from foldax.field_values import coerce_value, to_plain
 from foldax.options import Config, Overrides, field_type
 from foldax.runs import folder
@@ -136,11 +137,7 @@ def fold_optuna(
     Raises:
       FoldaxError: Optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise FoldaxError("Optuna is not installed: pip install 'foldax[optuna]'") from None
-
+    optuna = import_extra("optuna", "optuna")
     config, seeds, results = planner.config, planner.seeds, callbacks.store.results
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if config.mode == "min" else "maximize"
@@ -148,7 +145,7 @@ def fold_optuna(
     sampler = search.sampler or optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
     study = optuna.create_study(direction=direction, sampler=sampler)
 
-    def suggest(trial: optuna.Trial, name: str, values: list[Any] | Range) -> Any:
+    def suggest(trial: Any, name: str, values: list[Any] | Range) -> Any:
         if isinstance(values, Range):
             return trial.suggest_float(name, values.low, values.high, log=values.log)
         # By index, because Optuna's categories must be numbers or text.

@@ -1,6 +1,5 @@
 """Launched sweeps: a real local Ray and submitit's local jobs, with workers that are killed."""
 
-import builtins
 import json
 import os
 import shutil
@@ -321,14 +320,7 @@ def test_ray_address_that_does_not_answer_is_an_error(home, monkeypatch) -> None
 
 @pytest.mark.parametrize(("launcher", "package"), [(Ray(), "ray"), (Slurm(), "submitit")])
 def test_missing_package_of_a_launcher_is_an_error(home, monkeypatch, launcher, package) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == package:
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, package, None)
     extra = {"ray": "ray", "submitit": "slurm"}[package]
     with pytest.raises(FoldaxError, match=rf"is not installed: pip install 'foldax\[{extra}\]'"):
         run_sweep(home, launcher, sweep_dir=home / "sweep")

@@ -131,7 +131,9 @@ def _gradient(index: int, output_gradient: Array, lhs: Any, rhs: Any, *, geometr
         def convolve(unknown: Array) -> Array:
             return _native(*((unknown, known) if index == 0 else (known, unknown)), geometry)
 
-        return jax.linear_transpose(convolve, unknown.aval)(output_gradient)[0]
+        # Without its sharding: jax 0.7 cannot vmap a gradient that has one, as inside of `jax.shard_map`.
+        aval = jax.ShapeDtypeStruct(unknown.aval.shape, unknown.aval.dtype)
+        return jax.linear_transpose(convolve, aval)(output_gradient)[0]
 
     def cpu(known: Array, output_gradient: Array) -> Array:
         if index == 0:

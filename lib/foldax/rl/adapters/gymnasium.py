@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from foldax.data.processes import starting_processes
 from foldax.errors import ConfigError, did_you_mean
+from foldax.extras import import_extra
 from foldax.rl import headless
 from foldax.rl.adapters import check_name
 from foldax.rl.host_environment import HostEnvironment, from_vector_env
@@ -53,16 +54,12 @@ def gymnasium(
     if wrappers and mode == "vector_entry_point":
         problem = "mode 'vector_entry_point' takes no wrappers, which wrap single environments"
         raise ConfigError(f"{name}: {problem}; take 'sync'")
-    try:
-        import gymnasium as library
-        from gymnasium.vector import AutoresetMode
-    except ModuleNotFoundError as error:
-        raise ConfigError("rl.gymnasium needs Gymnasium: pip install 'foldax[gymnasium]'") from error
+    library = import_extra("gymnasium", "gymnasium", ConfigError)
 
     def make(changes: dict[str, Any], count: int) -> Any:
         if "render_mode" in changes:
             headless.prepare()
-        vector_options: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        vector_options: dict[str, Any] = {"autoreset_mode": library.vector.AutoresetMode.SAME_STEP}
         if mode == "async":
             vector_options["context"] = "spawn"  # a fork of a process that runs JAX's threads may hang
         if mode != "vector_entry_point":

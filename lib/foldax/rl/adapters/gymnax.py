@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError
+from foldax.extras import import_extra
 from foldax.learner import Key
 from foldax.rl.adapters import check_name
 from foldax.rl.environment import Environment, Render, State, Step
@@ -36,10 +37,8 @@ def gymnax(name: str, **parameters: Any) -> Environment:
     >>> environment.observation_space.shape, environment.action_space
     ((4,), Discrete(num=2))
     """
-    try:
-        import gymnax as library
-    except ModuleNotFoundError as error:
-        raise ConfigError("rl.gymnax needs gymnax: pip install 'foldax[rl]' (Python 3.11)") from error
+    reason = f" 'jax<0.12' (gymnax 1.0 does not allow jax {jax.__version__}, which is installed)"
+    library = import_extra("gymnax", "rl", ConfigError, reason if jax.__version_info__ >= (0, 12) else "")
     check_name(name, library.registered_envs, "gymnax has no environment")
     environment, params = library.make(name)
     for field in parameters:

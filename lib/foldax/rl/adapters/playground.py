@@ -2,7 +2,6 @@
 
 import functools
 import subprocess
-import warnings
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import ConfigError, check_positive
+from foldax.extras import import_extra
 from foldax.learner import Key
 from foldax.rl import headless
 from foldax.rl.adapters import check_name
@@ -79,12 +79,7 @@ def playground(name: str, **settings: Any) -> Environment:
 def _load(name: str, settings: dict[str, Any]) -> tuple[Any, Any, int, int]:
     """Loads Playground's environment; also returns the shape of its observations, episode length and action repeat."""
     headless.prepare()  # MuJoCo reads the environment variables when it is imported
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # raised by its own imports
-            from mujoco_playground import registry
-    except ModuleNotFoundError as error:
-        raise ConfigError("rl.playground needs MuJoCo Playground: pip install 'foldax[robotics]'") from error
+    registry = import_extra("mujoco_playground", "robotics", ConfigError).registry
     check_name(name, registry.ALL_ENVS, "MuJoCo Playground has no environment")
     defaults = registry.get_default_config(name)
     for field in settings:

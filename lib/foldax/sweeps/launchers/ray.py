@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from foldax.errors import ConfigError, FoldaxError, RunError
+from foldax.errors import ConfigError, RunError
+from foldax.extras import import_extra
 from foldax.sweeps.launchers.pool import Handle, fork_allowed
 from foldax.sweeps.launchers.worker import Event, Job, run_job
 
@@ -93,10 +94,7 @@ def ray_pool(launcher: Ray) -> Iterator[RayPool]:
       ConfigError: no worker fits into the cluster, or the address is malformed.
       RunError: the cluster cannot be used.
     """
-    try:
-        import ray
-    except ImportError:
-        raise FoldaxError("Ray is not installed: pip install 'foldax[ray]'") from None
+    ray = import_extra("ray", "ray")
     # A connection that the caller has opened is used, and left open.
     if ray.is_initialized():
         yield RayPool(ray, launcher)

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from foldax.errors import FoldaxError, RunError
+from foldax.errors import RunError
+from foldax.extras import import_extra
 from foldax.sweeps.launchers.pool import fork_allowed
 from foldax.sweeps.launchers.worker import Event, Job, run_job
 
@@ -103,10 +104,7 @@ def slurm_pool(launcher: Slurm, path: Path | None) -> Iterator[SlurmPool]:
       FoldaxError: submitit is not installed.
       RunError: there is no Slurm.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise FoldaxError("submitit is not installed: pip install 'foldax[slurm]'") from None
+    submitit = import_extra("submitit", "slurm")
     assert path is not None
     try:
         pool = SlurmPool(submitit, launcher, path.resolve() / "jobs")
