@@ -1,5 +1,7 @@
 # make demo            set up .venv and train the digits experiment
 # make test            set up .venv and run all tests
+# make test-lowest     tests of every floor with the lowest versions of all dependencies, in .venv-lowest
+# make test-newest     the same with the newest versions, in .venv-newest
 # make lint            ruff, mypy and the floors
 # make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed
 # PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
@@ -7,13 +9,34 @@ PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint kill clean
+.PHONY: demo test test-lowest test-newest lint kill clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foldax run experiments/supervised/digits.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# gymnax allows jax below 0.12 only, so the newest versions are tested without it.
+PACKAGES_lowest := -c constraints-lowest.txt -e '.[pytest,gymnasium,rl]'
+PACKAGES_newest := --upgrade -e '.[pytest,gymnasium]'
+# Of each floor the tests that use other libraries most; DeprecationWarnings of old versions are theirs.
+EVERY_FLOOR := tests/test_extras.py tests/test_package.py tests/test_options.py tests/data/test_sources.py \
+	tests/data/test_conversion.py tests/models/layers/test_convolution.py tests/optim/test_schedules.py \
+	tests/rl/test_environment.py tests/rl/test_host_environment.py tests/learners/test_losses.py \
+	tests/engine/test_checkpoint.py "tests/engine/test_kill.py::test_ended_runs_resume_to_the_same_bits[2-kmeans]" \
+	tests/evaluation/test_agents.py tests/plots/test_common.py tests/runs/test_folder.py tests/runs/test_log.py \
+	tests/sweeps/test_report.py tests/inference/test_export.py tests/test_cli.py::test_run_show_resume_and_reproduce \
+	$(foreach law,purity resume sweep finishes,$(foreach learner,convolutional kmeans dqn,\
+	"tests/laws/test_laws.py::test_learner_satisfies_the_law[$(learner)-$(law)]"))
+
+test-lowest test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -W ignore::DeprecationWarning $(EVERY_FLOOR)
+
+.venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml constraints-lowest.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES_$*)
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -35,4 +58,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache
