@@ -43,7 +43,10 @@ def test_each_extra_that_a_message_names_exists() -> None:
     sources = [path.read_text() for folder in ("lib", "experiments", "docs") for path in (ROOT / folder).rglob("*.*")
                if path.suffix in (".py", ".md")]  # fmt: skip
     named = {
-        name for text in sources for names in re.findall(r"(?:foldax|\.)\[([a-z0-9,]+)\]", text) for name in names.split(",")
+        name
+        for text in sources
+        for names in re.findall(r"(?:foldax|\.)\[([a-z0-9,]+)\]", text)
+        for name in names.split(",")
     }
     called = {name for text in sources for name in re.findall(r'import_extra\("[\w.]+", "(\w+)"', text)}
     assert named | called <= PROJECT["optional-dependencies"].keys()
