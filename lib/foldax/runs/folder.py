@@ -140,13 +140,14 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except (OSError, ValueError) as error:
-        # Where a rename is a copy, a kill leaves half a file, and the whole one that was copied.
-        for temporary in path.parent.glob(f".*.{path.name}"):
+        # Where a rename is no single step, a kill leaves half a file or none, and the whole one under its first name.
+        temporaries = sorted(path.parent.glob(f".*.{path.name}"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for temporary in temporaries:
             with contextlib.suppress(OSError, ValueError):
                 return json.loads(temporary.read_text())
+        if isinstance(error, FileNotFoundError):
+            raise RunError(f"{path.parent} is not a run folder: it has no {path.name}") from None
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
