@@ -1,7 +1,6 @@
 """The folder of checkpoints, also one without locks or renames, such as a mounted drive, or with a difficult path."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -19,6 +18,10 @@ def lacks_locks(folder: Path) -> bool:
     >>> lacks_locks(Path(tempfile.gettempdir()))
     False
     """
+    try:
+        import fcntl
+    except ImportError:  # Windows locks otherwise
+        return False
     probe = folder / f".probe-{os.getpid()}"
     renamed = folder / f".probed-{os.getpid()}"
     try:

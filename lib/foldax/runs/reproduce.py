@@ -128,7 +128,7 @@ def run_and_compare(
     return all_same
 
 
-def _same_history(history: list[Json], step: int) -> list[Json]:
+def _same_history(history: Sequence[Json], step: int) -> Sequence[Json]:
     return history
 
 
