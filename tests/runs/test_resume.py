@@ -81,7 +81,7 @@ def test_one_command_starts_goes_on_and_shows_the_result(tiny_file: Path, monkey
     assert cli.main([*command, "--learning-rate", "0.03", "--run-dir", str(path)]) == 2
     message = capsys.readouterr().err
     assert "learning_rate (0.02 in the folder, now 0.03); choose another folder" in message
-    assert f"change it from here on (`foldax resume {path} --field value`" in message
+    assert f"change it from here on (`foldax resume {path} [--field VALUE]`" in message
     experiment = foldax.load_experiment("tiny_file.py")
     assert resume.latest_run_dir(experiment, experiment.config(learning_rate=0.02)) == path
     assert not resume.latest_run_dir(experiment, experiment.config(learning_rate=0.03)).exists()

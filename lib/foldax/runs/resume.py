@@ -128,7 +128,7 @@ def _check_config(path: Path, experiment: Experiment, config: Any, allow_any: bo
         listed = ", ".join(f"{name} ({changed[name][0]!r} in the folder, now {changed[name][1]!r})" for name in refused)
         remedy = "choose another folder (--run-dir, run_dir=...)"
         if not set(refused) & set(FIXED_FIELDS):
-            remedy += f", or change it from here on (`foldax resume {path} --field value`, resume=True)"
+            remedy += f", or change it from here on (`foldax resume {path} [--field VALUE]`, resume=True)"
         raise ConfigError(f"{path} was started with another config: {listed}; {remedy}")
     return bool(changed)
 
