@@ -142,9 +142,10 @@ def from_folder(
         raise DataError(f"size={size!r}: expected a number of pixels, or (height, width)")
     listing = _list_images(root)
     examples = ImageExamples(listing.files, listing.targets, channels, pixels)
-    facts = {"sizes": listing.sizes, "names": {"num_classes": None, "class_names": None, "feature_names": None}}
+    names: dict[str, Any] = {"num_classes": None, "class_names": None, "feature_names": None}
     if listing.class_names is not None:
-        facts["names"] |= {"num_classes": len(listing.class_names), "class_names": list(listing.class_names)}
+        names |= {"num_classes": len(listing.class_names), "class_names": list(listing.class_names)}
+    facts = {"sizes": listing.sizes, "names": names}
     # Other files, or files that were written again, are prepared anew.
     stats = [(file, file.stat()) for file in listing.files]
     key = repr([(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
