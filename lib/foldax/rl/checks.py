@@ -34,7 +34,7 @@ def check_environment(
             remedy = "set it there, as in rl.gymnasium(..., greedy_evaluation=False)"
             raise ConfigError(f"greedy_evaluation: a host plays its evaluation episodes itself; {remedy}")
     elif not isinstance(environment, Environment):
-        expected = "an rl.Environment, such as rl.gymnax(name), or the info of a host environment"
+        expected = "an rl.Environment, such as rl.cartpole(), or the info of a host environment"
         raise ConfigError(f"environment: expected {expected}; got {type(environment).__name__}")
 
 
@@ -64,9 +64,9 @@ def check_network(environment: EnvironmentLike, output: Any) -> None:
 
     >>> from foldax import rl
     >>> from jax import numpy as jnp
-    >>> check_network(rl.gymnax("CartPole-v1"), jnp.zeros((1, 3, 1)))
+    >>> check_network(rl.cartpole(), jnp.zeros((1, 3, 1)))
     Traceback (most recent call last):
-    foldax.errors.ConfigError: CartPole-v1 has 2 discrete actions, the network has outputs for 3 discrete actions
+    foldax.errors.ConfigError: CartPole has 2 discrete actions, the network has outputs for 3 discrete actions
     """
     space = environment.action_space
     discrete = hasattr(output, "logits") or (isinstance(space, Discrete) and getattr(output, "ndim", 0) == 3)

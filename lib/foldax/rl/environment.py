@@ -167,7 +167,7 @@ def observation_inputs(environment: EnvironmentLike, *axes: str) -> dict[str, In
       *axes: "time" for a policy with memory, which takes the observations of the episode so far.
 
     >>> from foldax import rl
-    >>> observation_inputs(rl.gymnax("CartPole-v1"), "time")["inputs"].shape
+    >>> observation_inputs(rl.cartpole(), "time")["inputs"].shape
     ('time', 4)
     """
     space = environment.observation_space
@@ -271,7 +271,7 @@ def rollout(
       of all episodes that ended.
 
     >>> from foldax import rl
-    >>> environment = rl.gymnax("CartPole-v1")
+    >>> environment = rl.cartpole()
     >>> def policy(observation, key):
     ...     return (observation[:, 2] > 0).astype(int), {}
     >>> def collect(key):
