@@ -213,7 +213,7 @@ class LoopConfig:
     checkpoint_every: int | str = driver("30s")
     """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
     monitor: str = driver("loss")
-    """Validation metric by which evaluations are compared."""
+    """Validation metric by which evaluations are compared; "NAME/METRIC" is that of an evaluation set."""
     mode: Literal["min", "max"] = driver("min")
     """Whether the best value of `monitor` is the smallest or the largest."""
     patience: int | None = driver(None)

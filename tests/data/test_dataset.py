@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -299,3 +300,53 @@ def test_other_failures_are_one_line(monkeypatch):
     monkeypatch.setattr(prepared, "_check_connection", lambda builder, folder: 1 / 0)
     with pytest.raises(DataError, match=r"'mnist' could not be prepared in .*: ZeroDivisionError: division by zero"):
         data.load("mnist", batch_size=8)
+
+
+class TestNamedSets:
+    """Evaluation sets beside validation and test."""
+
+    arrays: ClassVar = {"inputs": np.arange(40.0).reshape(20, 2), "targets": np.arange(20) % 2}
+
+    def make(self, evaluation, **options):
+        return data.from_arrays(self.arrays, batch_size=4, name="toy", evaluation=evaluation, **options)
+
+    def test_they_are_splits_and_part_of_the_fingerprint(self):
+        ood = {"inputs": np.full((5, 2), 7.0), "targets": np.ones(5, int)}
+        dataset = self.make({"ood": ood, "other": data.from_arrays(self.arrays, batch_size=4).splits["test"]})
+        assert list(dataset.splits) == ["validation", "test", "ood", "other"]
+        assert dataset.info.num_examples == {"train": 14, "validation": 2, "test": 4, "ood": 5, "other": 4}
+        for key, array in ood.items():
+            np.testing.assert_array_equal(dataset.splits["ood"].examples()[key], array)
+        changed = {**ood, "inputs": ood["inputs"] + 1}
+        prints = {self.make(sets).info.fingerprint for sets in (None, {"ood": ood}, {"ood": changed}, {"far": ood})}
+        assert len(prints) == 4
+        assert self.make({}).info.fingerprint == self.make(None).info.fingerprint
+
+    @pytest.mark.parametrize(
+        ("evaluation", "message"),
+        [
+            (
+                {"test": arrays},
+                "toy: an evaluation set cannot be named 'test'; allowed are letters, digits, '_', '-' and '.', and none of "
+                "('train', 'validation', 'test')",
+            ),
+            ({"ood": np.zeros((5, 2))}, "toy: evaluation set 'ood' is ndarray, expected arrays by key, as those of the training split"),
+            (
+                {"ood": {"inputs": np.zeros((5, 2))}},
+                "toy: split 'ood' has the keys ['inputs'], but 'train' has ['inputs', 'targets']; all splits must have the same",
+            ),
+            (
+                {"ood": {"inputs": np.zeros((5, 3)), "targets": np.zeros(5, int)}},
+                "toy: examples of 'inputs' are float32[3] in split 'ood', but float32[2] in 'train'; all splits must have the same",
+            ),
+            (
+                {"ood": {"inputs": np.zeros((5, 2)), "targets": np.full(5, 2)}},
+                "toy: 'targets' of split 'ood' must be classes 0 to 1, but they go from 2 to 2",
+            ),
+            ({"ood": {"inputs": np.zeros((0, 2)), "targets": np.zeros(0, int)}}, "toy: evaluation set 'ood' has no examples"),
+        ],
+    )  # fmt: skip
+    def test_slips_are_one_clear_line(self, evaluation, message):
+        with pytest.raises(DataError) as caught:
+            self.make(evaluation)
+        assert str(caught.value) == message

@@ -116,6 +116,17 @@ def test_a_folder_is_decoded_once_until_it_changes(tmp_path, monkeypatch):
     assert changed.info.fingerprint != first.info.fingerprint
 
 
+def test_a_named_set_is_a_folder_of_the_same_classes(tmp_path):
+    fill(tmp_path / "pets", {"dog": 3, "cat": 5})
+    fill(tmp_path / "ood", {"dog": 2}, start=50)
+    options = {"batch_size": 2, "validation": 0, "test": 0}
+    dataset = data.from_folder(tmp_path / "pets", evaluation={"ood": tmp_path / "ood"}, **options)
+    assert examples(dataset)["ood"] == [(50, 1), (51, 1)]
+    fill(tmp_path / "ood", {"eel": 1})
+    with pytest.raises(DataError, match=r"ood: there is no class 'eel' in the training split \(classes: cat, dog\)"):
+        data.from_folder(tmp_path / "pets", evaluation={"ood": tmp_path / "ood"}, **options)
+
+
 def broken(root):
     fill(root, {"a": 2})
     (root / "a" / "x.png").write_bytes((root / "a" / "000.png").read_bytes()[:45])

@@ -74,6 +74,16 @@ def test_files_by_split_share_classes_and_categories(write):
     assert dataset.splits["test"].examples()["targets"].tolist() == [1, 2]
 
 
+def test_a_named_set_is_a_file_with_the_same_columns(write):
+    ood = write(["3,4,no,blue,dog", "5,,yes,red,cat"], name="ood.csv")
+    options = {"targets": "pet", "batch_size": 2, "missing": "mean"}
+    dataset = data.from_csv(write(ROWS), evaluation={"ood": ood}, **options)
+    assert dataset.info.num_examples["ood"] == 2
+    assert dataset.splits["ood"].examples()["targets"].tolist() == [1, 0]
+    train = np.asarray(dataset.train.examples()["inputs"])
+    np.testing.assert_allclose(dataset.splits["ood"].examples()["inputs"][:, 1], [4, train[:, 1].mean()], rtol=1e-6)
+
+
 MISSING = ["1,,yes,red,cat", ",2,,blue,dog"]
 
 
@@ -199,7 +209,7 @@ SLIPS = {
     "an option": (
         slip(batchsize=3),
         "there is no option 'batchsize'; did you mean 'batch_size'? (options: batch_size, validation, test, "
-        "train_examples, split_seed, source, evaluate_batch_size, workers)",
+        "train_examples, split_seed, source, evaluate_batch_size, workers, evaluation)",
     ),
 }
 

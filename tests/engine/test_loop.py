@@ -439,3 +439,56 @@ def test_a_config_field_without_a_type_is_refused() -> None:
         @foldax.config
         class Forgotten(foldax.Training):
             learning_rate = 0.1
+
+
+def with_sets(config: Config, **values: float) -> foldax.data.Dataset:
+    """The tiny dataset, with named evaluation sets: its test split with other inputs."""
+    dataset = tiny_dataset(config)
+    base = dataset.splits["test"].examples()
+    sets = {name: {**base, "inputs": np.full_like(base["inputs"], value)} for name, value in values.items()}
+    return foldax.data.from_arrays(dataset.train.examples(), batch_size=config.batch_size, evaluation=sets)
+
+
+def test_named_sets_are_evaluated_beside_validation_and_can_be_monitored(tmp_path: Path) -> None:
+    config = Config(steps=12, evaluate_every=4, monitor="ood/loss", mode="max")
+    dataset = with_sets(config, ood=0.0, far=3.0)
+    result = foldax.train(tiny, config, dataset=dataset, run_dir=tmp_path / "run", verbose=False)
+    assert set(result.metrics) == {"train", "validation", "test", "ood", "far"}
+    steps = {name: [line["step"] for line in result.history if line["split"] == name] for name in result.metrics}
+    assert steps.pop("train") == [4, 8, 12]
+    assert steps == {"validation": [4, 8, 12], "test": [], "ood": [4, 8, 12], "far": [4, 8, 12]}
+    losses = {line["step"]: line["loss"] for line in result.history if line["split"] == "ood"}
+    assert result.best_step == max(losses, key=losses.__getitem__)
+    assert result.metrics["ood"]["loss"] == pytest.approx(losses[result.best_step], rel=1e-6)
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["evaluation"]["ood"] == result.metrics["ood"]
+
+
+def test_a_named_set_is_evaluated_where_there_is_no_validation_split() -> None:
+    config = Config(steps=8, evaluate_every=4)
+    dataset = tiny_dataset(config)
+    options = {
+        "batch_size": config.batch_size,
+        "validation": 0,
+        "test": 0,
+        "evaluation": {"ood": dataset.splits["test"]},
+    }
+    only = foldax.data.from_arrays(dataset.train.examples(), **options)
+    result = foldax.train(tiny, config, dataset=only, save=False, verbose=False)
+    assert result.best_step is None
+    assert [line["step"] for line in result.history if line["split"] == "ood"] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("ood/los", "monitor: there is no ood metric 'los'; did you mean 'loss'? (there are: "),
+        ("odd/loss", "monitor: there is no validation metric 'odd/loss'; did you mean 'loss'? (there are: "),
+        ("test/loss", "monitor: there is no validation metric 'test/loss'; did you mean 'loss'? (there are: "),
+    ],
+)
+def test_a_monitor_that_does_not_exist(monitor: str, message: str) -> None:
+    config = Config(monitor=monitor)
+    with pytest.raises(ConfigError) as caught:
+        foldax.train(tiny, config, dataset=with_sets(config, ood=0.0), save=False, verbose=False)
+    assert str(caught.value).startswith(message)

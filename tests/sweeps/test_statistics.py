@@ -160,6 +160,7 @@ def test_configs_are_not_selected_by_the_test_split() -> None:
     assert statistics.default_metric(metadata, results.assign(**{"validation/loss": np.nan})) == "train/loss"
     assert statistics.default_metric(metadata, results.drop(columns="validation/loss")) == "train/loss"
     assert statistics.default_metric({"monitor": "reward"}, results) == "validation/loss"
+    assert statistics.default_metric({"monitor": "ood/loss"}, results.assign(**{"ood/loss": 1.0})) == "ood/loss"
     assert statistics.default_metric(metadata, results[["test/loss", "status"]]) == "test/loss"  # there is nothing else
     assert statistics.default_metric(metadata, results[["status"]]) is None
     assert statistics.default_metric(metadata, None) is None

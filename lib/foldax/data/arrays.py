@@ -1,13 +1,13 @@
 """Validation of a user's arrays: one dtype per key, the splits concatenated."""
 
-import hashlib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldax.data.conversion import as_array, as_names, check_resolution
-from foldax.data.info import ArrayExamples
+from foldax.data.info import ArrayExamples, Spec, array_digests
 from foldax.data.prepared import RawDataset
 from foldax.errors import DataError, did_you_mean
 
@@ -45,7 +45,7 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     check_split_names(splits, name)
     parts = {split: _validated_split(splits, split, name) for split in SPLITS if split in splits}
     # From here on, the training split stands for all of them.
-    _check_agreement(parts, name)
+    _check_agreement({split: ArrayExamples(arrays).spec for split, arrays in parts.items()}, name)
     train = parts["train"]
     labels, targets = None, train.get("targets")
     for key, value in splits["train"].items():
@@ -67,9 +67,57 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
     # A single split is not copied: it may be memory-mapped from a file.
     joined = {key: np.concatenate([part[key] for part in parts.values()]) for key in train} if len(parts) > 1 else train
     # Part of the fingerprint, by which a resumed run recognises its data.
-    digests = {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in joined.items()}
+    digests = array_digests(joined)
     sizes = {split: len(next(iter(arrays.values()))) for split, arrays in parts.items()}
     return RawDataset(name, ArrayExamples(joined), labels, sizes, digests, names._asdict())
+
+
+def read_evaluation(
+    evaluation: Mapping[str, Mapping[str, Any]], name: str, spec: Spec, names: Mapping[str, Any]
+) -> dict[str, ArrayExamples]:
+    """Validates the arrays of named evaluation sets.
+
+    Args:
+      evaluation: arrays by key, by name of the set.
+      name: name of the dataset.
+      spec: shape and dtype of one training example by key.
+      names: fields of `Info` about classes and tokens.
+
+    Raises:
+      DataError: a name is not allowed, or the arrays are not as those of the training split.
+    """
+    check_set_names(evaluation, name)
+    checked: dict[str, ArrayExamples] = {}
+    for split, arrays in evaluation.items():
+        if not isinstance(arrays, Mapping):
+            expected = "arrays by key, as those of the training split"
+            raise DataError(f"{name}: evaluation set {split!r} is {type(arrays).__name__}, expected {expected}")
+        parts = {"train": arrays, split: arrays}  # two, so that messages name the set
+        examples = ArrayExamples(_validated_split(parts, split, name))
+        if not len(examples):
+            raise DataError(f"{name}: evaluation set {split!r} has no examples")
+        _check_agreement({"train": spec, split: examples.spec}, name)
+        if names.get("num_classes") is not None:
+            targets = examples.arrays["targets"]
+            place = f"{name}: 'targets'{_split_suffix(parts, split)}"
+            _check_range(int(targets.min()), int(targets.max()), names["num_classes"], place)
+        if names.get("vocabulary_size") is not None:
+            _check_tokens({split: examples.arrays}, f"{name}, {split!r}", names["vocabulary_size"])
+        checked[split] = examples
+    return checked
+
+
+def check_set_names(names: Iterable[Any], name: str) -> None:
+    """Raises a DataError for names that an evaluation set cannot have.
+
+    >>> check_set_names(["test"], "toy")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    foldax.errors.DataError: toy: an evaluation set cannot be named 'test'; allowed are letters, digits, ...
+    """
+    for split in names:
+        if not isinstance(split, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", split) or split in SPLITS:
+            rule = f"letters, digits, '_', '-' and '.', and none of {SPLITS}"
+            raise DataError(f"{name}: an evaluation set cannot be named {split!r}; allowed are {rule}")
 
 
 def check_split_names(splits: Collection[str], name: str) -> None:
@@ -113,15 +161,15 @@ def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
     return array
 
 
-def _check_agreement(parts: dict[str, Arrays], name: str) -> None:
+def _check_agreement(specs: dict[str, Spec], name: str) -> None:
     """Raises a DataError unless all splits have the keys, dtypes and example shapes of "train"."""
-    train = parts["train"]
-    for split, arrays in parts.items():
-        if arrays.keys() != train.keys():
-            keys = f"{sorted(arrays)}, but 'train' has {sorted(train)}"
+    train = specs["train"]
+    for split, spec in specs.items():
+        if spec.keys() != train.keys():
+            keys = f"{sorted(spec)}, but 'train' has {sorted(train)}"
             raise DataError(f"{name}: split {split!r} has the keys {keys}; all splits must have the same")
-        for key in arrays:
-            own, other = (f"{part[key].dtype}{list(part[key].shape[1:])}" for part in (arrays, train))
+        for key in spec:
+            own, other = (f"{part[key].dtype}{list(part[key].shape)}" for part in (spec, train))
             if own != other:
                 problem = f"examples of {key!r} are {own} in split {split!r}, but {other} in 'train'"
                 raise DataError(f"{name}: {problem}; all splits must have the same")
@@ -143,9 +191,7 @@ def _count_classes(
     if class_names is not None and len(class_names) != count:
         raise DataError(f"num_classes={count}, but there are {len(class_names)} class_names")
     for split, (least, most) in ranges.items():
-        if least < 0 or most >= count:
-            range_ = f"classes 0 to {count - 1}, but they go from {least} to {most}"
-            raise DataError(f"{name}: 'targets'{_split_suffix(parts, split)} must be {range_}")
+        _check_range(least, most, count, f"{name}: 'targets'{_split_suffix(parts, split)}")
     # Prices, years and identifiers are integers, too: as classes, most of them would have one example or none.
     if num_classes is None and class_names is None and count > MAX_GUESSED_CLASSES:
         labels = np.concatenate(list(targets.values()))
@@ -154,6 +200,12 @@ def _count_classes(
             remedy = "make them float for regression, number them (np.unique with return_inverse), or give num_classes"
             raise DataError(f"{name}: 'targets' {problem}; {remedy}")
     return count
+
+
+def _check_range(least: int, most: int, num_classes: int, place: str) -> None:
+    if least < 0 or most >= num_classes:
+        range_ = f"classes 0 to {num_classes - 1}, but they go from {least} to {most}"
+        raise DataError(f"{place} must be {range_}")
 
 
 def _check_tokens(parts: dict[str, Arrays], name: str, vocabulary_size: int) -> None:

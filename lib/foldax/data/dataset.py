@@ -1,14 +1,15 @@
 """Datasets by name or from arrays, split into training, validation and test data."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from foldax.data import cache
-from foldax.data.arrays import ArrayMetadata, read_arrays
-from foldax.data.info import Info, fingerprint, moments
+from foldax.data.arrays import ArrayMetadata, read_arrays, read_evaluation
+from foldax.data.info import ArrayExamples, Info, array_digests, fingerprint, moments
 from foldax.data.prepared import RawDataset, choose_source, open_dataset
 from foldax.data.sources import DeviceSource, Split, StreamSource, on_device
 from foldax.data.splits import check_fractions, split_indices, stratified_subset
@@ -23,7 +24,7 @@ class Dataset(NamedTuple):
     Attributes:
       info: static facts of the training split.
       train: source of training batches.
-      splits: evaluation splits, "validation" and "test"; a split of fraction 0 is absent.
+      splits: evaluation splits, "validation" and "test", then named sets; a split of fraction 0 is absent.
 
     >>> dataset = from_arrays({"inputs": np.zeros((10, 3)), "targets": np.arange(10) % 2}, batch_size=2)
     >>> dataset.info.num_classes, sorted(dataset.splits)
@@ -51,6 +52,7 @@ class DatasetOptions(NamedTuple):
     source: str = "auto"
     evaluate_batch_size: int | None = None
     workers: int = 0
+    evaluation: Mapping[str, Any] | None = None
 
     @staticmethod
     def make(options: Mapping[str, Any]) -> "DatasetOptions":
@@ -89,6 +91,7 @@ def load(
     source: str = "auto",
     evaluate_batch_size: int | None = None,
     workers: int = 0,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Loads a dataset by name and splits it, stratified by class.
 
@@ -112,6 +115,9 @@ def load(
       evaluate_batch_size: examples per evaluation batch; by default at most `batch_size`.
       workers: processes that read a stream; 0 reads in threads of this process. Files that are memory-mapped are shared
         (downloaded datasets, `np.load(..., mmap_mode="r")`); of other arrays each process holds a copy.
+      evaluation: further sets to evaluate on, by name: arrays by key as those of the training split, or a split of
+        another dataset. Their metrics are reported beside those of "validation" and "test"; with the config's
+        `monitor="NAME/loss"` they choose the best state.
 
     Raises:
       DataError: the dataset does not exist or cannot be downloaded, or the arguments do not fit it.
@@ -120,7 +126,7 @@ def load(
     (8, 8, 1)
     """
     options = DatasetOptions(
-        batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers
+        batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers, evaluation
     ).check()
     return make_dataset(open_dataset(name, source), options)
 
@@ -148,7 +154,7 @@ def from_arrays(
       feature_names: names of the columns of "inputs".
       vocabulary_size: number of tokens, where "inputs" are tokens.
       **options: options of `load`: batch_size (required), validation, test, train_examples, split_seed, source,
-        evaluate_batch_size, workers.
+        evaluate_batch_size, workers, evaluation.
 
     Raises:
       DataError: an array is not numeric, not finite, masked, of another length or too precise for 32 bits; integer
@@ -219,19 +225,25 @@ def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
         available = f"the training split of {raw.name}, which has {len(train)} examples"
         raise DataError(f"batch_size={batch_size} is larger than {available}")
     # 2. Facts of the training split, and where the data are kept
-    info, whole = _info(raw, parts, batch_size), choose_source(options.source, raw.examples) == "device"
+    named = {name: s.examples() if isinstance(s, Split) else s for name, s in (options.evaluation or {}).items()}
+    evaluation = read_evaluation(named, raw.name, raw.examples.spec, raw.names)
+    info = _info(raw, parts, batch_size, evaluation)
+    whole = choose_source(options.source, raw.examples) == "device"
     splits = {
         split: Split(raw.examples, rows, evaluate_batch_size or min(batch_size, len(rows)), whole=whole)
         for split, rows in parts.items()
         if split != "train"
     }
+    for split, examples in evaluation.items():
+        size, is_small = len(examples), choose_source("auto", examples) == "device"
+        splits[split] = Split(examples, np.arange(size), evaluate_batch_size or min(batch_size, size), whole=is_small)
     # 3. Source of training batches
     if whole:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
     return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers), splits)
 
 
-def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int) -> Info:
+def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int, evaluation: dict[str, ArrayExamples]) -> Info:
     spec, sha = raw.examples.spec, fingerprint(raw.examples.spec, raw.digests, parts)
     facts: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in raw.names.items()
@@ -254,10 +266,16 @@ def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int) -> Inf
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
-        fingerprint=sha,
+        fingerprint=_with_evaluation(sha, evaluation),
         shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
-        num_examples={split: len(rows) for split, rows in parts.items()},
+        num_examples={split: len(rows) for split, rows in (parts | evaluation).items()},
         batch_size=batch_size,
         **facts,
     )
+
+
+def _with_evaluation(sha: str, evaluation: dict[str, ArrayExamples]) -> str:
+    """Adds named evaluation sets to a fingerprint, if there are any."""
+    facts = [(name, sorted(array_digests(evaluation[name].arrays).items())) for name in sorted(evaluation)]
+    return hashlib.sha256(f"{sha} {facts}".encode()).hexdigest() if facts else sha

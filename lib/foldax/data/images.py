@@ -1,5 +1,6 @@
 """Images in files: the pixels of one, and datasets of folders with a sub-folder of images for each class."""
 
+import copy
 import hashlib
 import urllib.parse
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from foldax.data import cache
+from foldax.data.arrays import check_set_names
 from foldax.data.dataset import Dataset, DatasetOptions, make_dataset
 from foldax.data.prepared import prepare_arrays
 from foldax.errors import DataError, did_you_mean
@@ -65,12 +67,19 @@ class ImageExamples:
         self, files: Sequence[Path], targets: np.ndarray | None, channels: int | None, size: tuple[int, int] | None
     ) -> None:
         self._files, self._targets, self._size = files, targets, size
+        self._first = files[0]  # the others must be like it
         self._is_grey = channels is None and _mode(files[0]) in GREY_MODES
         self._channels = channels or (1 if self._is_grey else 3)
         shape = read_image(files[0], self._channels, size).shape
         self.spec = {"inputs": jax.ShapeDtypeStruct(shape, np.dtype(np.uint8))}
         if targets is not None:
             self.spec["targets"] = jax.ShapeDtypeStruct((), np.dtype(np.int32))
+
+    def with_files(self, files: Sequence[Path], targets: np.ndarray | None) -> "ImageExamples":
+        """Returns other images of the same size and number of channels."""
+        other = copy.copy(self)
+        other._files, other._targets = files, targets
+        return other
 
     def __len__(self) -> int:
         return len(self._files)
@@ -85,11 +94,11 @@ class ImageExamples:
     def _read(self, file: Path) -> np.ndarray:
         # The conversion to grey would lose colours in silence.
         if self._is_grey and _mode(file) not in GREY_MODES:
-            raise DataError(f"{file} has colours, and {self._files[0]} has none; give channels=3, or 1 for grey images")
+            raise DataError(f"{file} has colours, and {self._first} has none; give channels=3, or 1 for grey images")
         image, expected = read_image(file, self._channels, self._size), self.spec["inputs"]
         if image.shape != expected.shape:
             sizes = " and ".join(f"{width} x {height}" for height, width, _ in (image.shape, expected.shape))
-            problem = f"{file} and {self._files[0]} have different sizes, {sizes} pixels"
+            problem = f"{file} and {self._first} have different sizes, {sizes} pixels"
             raise DataError(f"{problem}; give the size to which all are scaled, as size={expected.shape[0]}")
         if image.dtype != expected.dtype:
             raise DataError(f"{file} has more than 8 bits per pixel; scale it to 0 to 255, or use data.from_arrays")
@@ -117,7 +126,8 @@ def from_folder(
         both ends; by default all must have the same.
       channels: 1 (grey), 3 (colours) or 4 (with opacity); by default 1 or 3, as the first image has.
       name: name of the dataset; by default that of the folder.
-      **options: options of `load`, as for `from_arrays`.
+      **options: options of `load`, as for `from_arrays`; "evaluation" has folders by name, whose images are held in
+        memory.
 
     Raises:
       DataError: there are no images, a class has none, one cannot be read (the message names the file), they differ in
@@ -151,6 +161,9 @@ def from_folder(
     key = repr([(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
     digest = hashlib.sha256(f"{key} {channels} {pixels}".encode()).hexdigest()
     name = name or root.resolve().name
+    check_set_names(chosen.evaluation or (), name)
+    sets = {split: _read_set(Path(folder), listing, examples) for split, folder in (chosen.evaluation or {}).items()}
+    chosen = chosen._replace(evaluation=sets)
     place = cache.cache_folder() / "arrays" / "folders" / f"{urllib.parse.quote(name, safe='')}-{digest[:16]}"
     return make_dataset(prepare_arrays(name, place, examples, chosen.source, facts), chosen)
 
@@ -194,6 +207,19 @@ def _list_images(root: Path) -> _Listing:
             targets += [number] * len(images)
             sizes[split] += len(images)
     return _Listing(files, np.array(targets, np.int32) if names else None, tuple(names) or None, sizes)
+
+
+def _read_set(root: Path, train: _Listing, like: ImageExamples) -> dict[str, np.ndarray]:
+    """Reads all images of an evaluation set, whose classes are those of the training split."""
+    listing = _list_images(root)
+    names = listing.class_names or ()
+    if unknown := [name for name in names if name not in (train.class_names or ())]:
+        known = ", ".join(train.class_names or ()) or "none"
+        raise DataError(f"{root}: there is no class {unknown[0]!r} in the training split (classes: {known})")
+    targets = listing.targets
+    if targets is not None:
+        targets = np.array([(train.class_names or ()).index(name) for name in names], np.int32)[targets]
+    return like.with_files(listing.files, targets).read(np.arange(len(listing.files)))
 
 
 def _sub_folders(folder: Path) -> list[Path]:

@@ -147,6 +147,11 @@ def read_blocks(examples: Examples, indices: np.ndarray) -> Iterator[dict[str, n
         yield examples.read(indices[start : start + size])
 
 
+def array_digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Returns the SHA-256 of the bytes of each array."""
+    return {key: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for key, array in arrays.items()}
+
+
 def fingerprint(spec: Spec, digests: dict[str, str], splits: dict[str, np.ndarray]) -> str:
     """Returns the SHA-256 of a dataset's content (from the digest of each key's bytes) and of its splits."""
     total = hashlib.sha256()

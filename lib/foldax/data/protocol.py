@@ -114,7 +114,7 @@ class Dataset(Protocol):
 
     @property
     def splits(self) -> Mapping[str, EvaluationSource]:
-        """Evaluation splits, "validation" and "test"; an empty split is absent."""
+        """Evaluation splits: "validation" and "test", of which an empty one is absent, and others of any name."""
 
     def to(self, device: jax.Device | jax.sharding.Sharding) -> "Dataset":
         """Copies the dataset to another device, or to a sharding over several."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from foldax.data.arrays import ArrayMetadata, check_split_names, read_arrays
+from foldax.data.arrays import ArrayMetadata, check_set_names, check_split_names, read_arrays
 from foldax.data.conversion import as_names, check_resolution
 from foldax.data.dataset import Dataset, DatasetOptions, assign_splits, make_dataset
 from foldax.errors import DataError, did_you_mean
@@ -72,7 +72,7 @@ def from_csv(
         and 1.
       read_options: arguments of `pandas.read_csv`, for example `{"sep": ";", "decimal": ","}`.
       name: name of the dataset; by default that of the (training) file.
-      **options: options of `load`, as for `from_arrays`.
+      **options: options of `load`, as for `from_arrays`; "evaluation" has files by name.
 
     Raises:
       DataError: the file cannot be read, a column does not exist, has missing values, has a text among numbers or is
@@ -94,7 +94,9 @@ def from_csv(
     paths = {split: Path(file) for split, file in (path.items() if isinstance(path, Mapping) else [("train", path)])}
     name = name or paths.get("train", Path("table")).stem
     check_split_names(paths, name)
-    table = _read_table(paths, targets, as_names(inputs, "inputs"), dict(read_options or {}))
+    sets = {split: Path(file) for split, file in (chosen.evaluation or {}).items()}
+    check_set_names(sets, name)
+    table = _read_table(paths | sets, targets, as_names(inputs, "inputs"), dict(read_options or {}))
     # 2. Missing values
     had_missing = table.frame.isna().any()
     if missing == "drop":
@@ -109,14 +111,16 @@ def from_csv(
         arrays["targets"] = labels
     sizes = {split: int((table.splits == split).sum()) for split in paths}
     if missing in ("mean", "indicator"):
-        parts = assign_splits(name, sizes, labels if class_names else None, chosen)
+        is_split = np.isin(table.splits, list(paths))
+        parts = assign_splits(name, sizes, labels[is_split] if labels is not None and class_names else None, chosen)
         features = {key: _fill_missing(table, key, column, parts["train"]) for key, column in features.items()}
     for key, column in features.items():
         check_resolution(column, f"{table.name}, column {key!r}")
     arrays["inputs"] = np.stack(list(features.values()), axis=1).astype(np.float32)
     # 4. Splits
-    splits = {split: {key: array[table.splits == split] for key, array in arrays.items()} for split in paths}
+    splits = {split: {key: a[table.splits == split] for key, a in arrays.items()} for split in (*paths, *sets)}
     names = ArrayMetadata.check(None, class_names, features, None)
+    chosen = chosen._replace(evaluation={split: splits.pop(split) for split in sets})
     return make_dataset(read_arrays(splits, name, names), chosen)
 
 

@@ -152,15 +152,15 @@ def check_metric_names(function: str, names: Iterable[Any]) -> None:
             raise ExperimentError(f"`{function}`: a metric cannot be named {name!r}, as {reason}; rename it")
 
 
-def check_monitor(monitor: str, names: Collection[str]) -> None:
-    """Checks that a metric to be monitored exists.
+def check_monitor(split: str, metric: str, names: Collection[str]) -> None:
+    """Checks that a split has the metric to be monitored, given the names of its metrics.
 
     Raises:
       ConfigError: it does not; names those that do.
     """
-    if monitor not in names:
-        hint, allowed = did_you_mean(monitor, names), ", ".join(names) or "none"
-        problem = f"monitor: there is no validation metric {monitor!r}{hint} (there are: {allowed})"
+    if metric not in names:
+        hint, allowed = did_you_mean(metric, names), ", ".join(names) or "none"
+        problem = f"monitor: there is no {split} metric {metric!r}{hint} (there are: {allowed})"
         raise ConfigError(f"{problem}; choose one (--monitor), or keep the last state (--keep last) without patience")
 
 

@@ -14,7 +14,13 @@ from foldax.engine import compiled
 from foldax.engine.contracts import LOG_FIELDS, check_monitor, check_summary
 from foldax.engine.fold import Program
 from foldax.engine.policy import CurrentPolicy
-from foldax.engine.setup import collects_values, has_split, needs_monitor, nonresumable_reason
+from foldax.engine.setup import (
+    collects_values,
+    evaluation_splits,
+    monitored_split_and_metric,
+    needs_monitor,
+    nonresumable_reason,
+)
 from foldax.engine.state import Run, SplitEvaluation
 from foldax.errors import ExperimentError
 from foldax.learner import Average, State
@@ -95,7 +101,7 @@ def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], 
     first_values: dict[tuple[str, str], tuple[float, int]] = {}
     for line in lines:
         for name, value in line.items():
-            if isinstance(value, float) and not math.isfinite(value) and line["split"] in ("validation", "test"):
+            if isinstance(value, float) and not math.isfinite(value) and line["split"] != "train":
                 first_values.setdefault((line["split"], name), (value, line["step"]))
     return first_values
 
@@ -121,14 +127,18 @@ def status_with_nonfinite(
 
 
 def monitored_metric(
-    program: Program, evaluation: SplitEvaluation, monitor: str, num_members: int | None = None, is_needed: bool = True
+    program: Program,
+    evaluation: SplitEvaluation,
+    monitored: tuple[str, str],
+    num_members: int | None = None,
+    is_needed: bool = True,
 ) -> jax.Array:
     """Looks up the monitored metric, on the device; waits for the evaluation only if `summarize` computes it.
 
     Args:
       program: the static part of the run.
-      evaluation: of the validation split.
-      monitor: name of the metric.
+      evaluation: of the monitored split.
+      monitored: names of the split and of the metric; see `setup.monitored_split_and_metric`.
       num_members: number of vmapped members; None for a lone run.
       is_needed: whether it is an error if there is no such metric; else it is NaN, which is never the best.
 
@@ -138,9 +148,10 @@ def monitored_metric(
     Raises:
       ConfigError: there is no metric of this name.
     """
-    if monitor in evaluation.metric_sums:
+    metric = monitored[1]
+    if metric in evaluation.metric_sums:
         # On the device: early stopping needs no round trip to the host.
-        average = evaluation.metric_sums[monitor]
+        average = evaluation.metric_sums[metric]
         return average.total / average.count
     if program.experiment.summarize is None and not is_needed:
         return jnp.full(() if num_members is None else (num_members,), jnp.nan, jnp.float32)
@@ -148,12 +159,12 @@ def monitored_metric(
         # `summarize` runs on the host, member by member.
         on_host = jax.device_get(evaluation)
         members = [member_evaluation(on_host, row) for row in range(num_members)]
-        values = [monitored_metric(program, member, monitor, is_needed=is_needed) for member in members]
+        values = [monitored_metric(program, member, monitored, is_needed=is_needed) for member in members]
         return jnp.stack(values)
     metrics = split_metrics(program, evaluation)
     if is_needed:
-        check_monitor(monitor, metrics)
-    return jnp.float32(metrics.get(monitor, math.nan))
+        check_monitor(*monitored, metrics)
+    return jnp.float32(metrics.get(metric, math.nan))
 
 
 def check_summarize(run: Run) -> None:
@@ -163,17 +174,19 @@ def check_summarize(run: Run) -> None:
       ConfigError: the metric to be monitored is none of those of `evaluate` and `summarize`.
       ExperimentError: `summarize` failed, or its result is not what it should be.
     """
-    names = [name for name in ("validation", "test") if has_split(run.dataset, name)]
+    names = evaluation_splits(run.dataset)
     # Episodes of environments on the host would change those that come after.
     if run.program.experiment.summarize is None or not names or nonresumable_reason(run.dataset):
         return
+    monitored, metric = monitored_split_and_metric(run.config, names)
+    split = monitored if monitored in names else names[0]
     try:
-        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, names[0], max_blocks=1))
+        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, split, max_blocks=1))
     except ExperimentError:
         # One block may be too small for a measure, for example if it holds one class only.
-        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, names[0]))
-    if needs_monitor(run.config) and names[0] == "validation":
-        check_monitor(run.config.monitor, metrics)
+        metrics = split_metrics(run.program, evaluate_split(run, run.fold.state, split))
+    if needs_monitor(run.config) and split == monitored:
+        check_monitor(split, metric, metrics)
 
 
 def evaluate_split(
@@ -186,7 +199,7 @@ def evaluate_split(
     Args:
       run: the run; the values of every example are kept where its experiment needs them.
       state: the learner's state, which need not be the run's current one.
-      split: "validation" or "test".
+      split: "validation", "test" or a named set.
       max_blocks: number of blocks to evaluate; None for all.
       is_final: whether figures are drawn of it.
     """
@@ -216,12 +229,11 @@ def final_metrics(run: Run, state: State) -> tuple[dict[str, dict[str, float]], 
       every example `[N, ...]`, where they are collected.
     """
     metrics, values = last_training_metrics(run.history), {}
-    for name in ("validation", "test"):
-        if has_split(run.dataset, name):
-            split = evaluate_split(run, state, name, is_final=True)
-            metrics[name] = split_metrics(run.program, split)
-            if split.blocks:
-                values[name] = collect_values(split)
+    for name in evaluation_splits(run.dataset):
+        split = evaluate_split(run, state, name, is_final=True)
+        metrics[name] = split_metrics(run.program, split)
+        if split.blocks:
+            values[name] = collect_values(split)
     return metrics, values
 
 

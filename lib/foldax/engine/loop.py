@@ -16,13 +16,13 @@ import numpy as np
 from foldax.configuration import RLTraining, parse_interval
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation
-from foldax.engine.evaluation import SplitEvaluation
 from foldax.engine.fold import MAX_LOG_PERIODS, SUM_STEPS, BestState, ChunkReport, Fold
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.result import Result
 from foldax.engine.setup import (
-    has_split,
+    evaluation_splits,
     monitor_and_mode,
+    monitored_split_and_metric,
     needs_monitor,
     nonresumable_reason,
     start_run,
@@ -142,7 +142,7 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     run.unread[0] = run.unread[0].with_snapshot_on_host()
 
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
-    split, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
+    evaluations, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
 
     # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
     # in its own memory, and waits for no transfer; on a CPU, NumPy's copy is the faster one.
@@ -151,28 +151,30 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
         run.last_save_time = time.perf_counter()
         is_on_cpu = compiled.is_on_cpu(run.fold.step)
         snapshot = compiled.copy_to_host((run.fold, run.best)) if is_on_cpu else (compiled.copy(run.fold), run.best)
-    run.unread[-1] = run.unread[-1]._replace(evaluation=split, stopped=stopped, snapshot=snapshot)
+    run.unread[-1] = run.unread[-1]._replace(evaluations=evaluations, stopped=stopped, snapshot=snapshot)
 
 
-def evaluate_and_compare(run: Run) -> tuple[SplitEvaluation, jax.Array]:
-    """Dispatches an evaluation of the validation split and its comparison with the best one so far.
+def evaluate_and_compare(run: Run) -> tuple[dict[str, evaluation.SplitEvaluation], jax.Array | None]:
+    """Dispatches an evaluation of all splits but "test", and the comparison of the monitored one with its best so far.
 
     Returns:
-      `(evaluation, stopped)`: bool [] on the device, whether patience ran out.
+      `(evaluations, stopped)`: by split; bool [], whether patience ran out, or None without the monitored split.
     """
-    config = run.config
-    split = evaluation.evaluate_split(run, run.fold.state, "validation")
-    is_needed = needs_monitor(config)
-    value = evaluation.monitored_metric(run.program, split, config.monitor, run.num_members, is_needed)
+    config, splits = run.config, evaluation_splits(run.dataset)
+    evaluations = {s: evaluation.evaluate_split(run, run.fold.state, s) for s in splits if s != "test"}
+    if (monitored := monitored_split_and_metric(config, splits))[0] not in evaluations:
+        return evaluations, None
+    evaluated, is_needed = evaluations[monitored[0]], needs_monitor(config)
+    value = evaluation.monitored_metric(run.program, evaluated, monitored, run.num_members, is_needed)
     sign, patience = np.float32(1 if config.mode == "max" else -1), np.int32(min(config.patience or NEVER, NEVER))
     run.best, stopped = run.compiled.update_best(run.best, run.fold, value, sign, patience)
-    return split, stopped
+    return evaluations, stopped
 
 
 def read_due_evaluation(run: Run, hooks: Hooks) -> None:
     """Evaluates a run that failed in the evaluation at its step before it was resumed."""
-    split, _ = evaluate_and_compare(run)
-    write_lines(run, hooks, [(run.step, "validation", evaluation.split_metrics(run.program, split))])
+    splits = evaluate_and_compare(run)[0].items()
+    write_lines(run, hooks, [(run.step, name, evaluation.split_metrics(run.program, split)) for name, split in splits])
     run.is_evaluation_due = False
 
 
@@ -182,8 +184,8 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     Raises:
       NonFiniteError: a training metric became NaN or infinite.
     """
-    # 2. Log: training metrics, up to the first that is not finite, then validation metrics.
-    lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluation)
+    # 2. Log: training metrics, up to the first that is not finite, then those of evaluations.
+    lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluations)
     write_lines(run, hooks, lines)
     if nonfinite:
         name, step = min(nonfinite.items(), key=lambda item: (item[1], item[0] != "loss"))
@@ -216,7 +218,7 @@ def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
 
 
 def log_lines(
-    run: Run, chunk: PendingChunk, report: ChunkReport, split: SplitEvaluation | None
+    run: Run, chunk: PendingChunk, report: ChunkReport, evaluations: dict[str, evaluation.SplitEvaluation] | None
 ) -> tuple[list[LogLine], dict[str, int]]:
     """Makes the log lines of a chunk.
 
@@ -224,7 +226,7 @@ def log_lines(
       run: the run.
       chunk: what was dispatched.
       report: its training metrics, on the host; of one member where members are vmapped.
-      split: its evaluation, if there was one; of one member likewise.
+      evaluations: its evaluations by name of the split, if there were any; of one member likewise.
 
     Returns:
       `(lines, nonfinite)`: the lines, and by name of a metric the first step at which it was not finite.
@@ -238,8 +240,8 @@ def log_lines(
         # In this order also where an evaluation failed, and was made when the run was resumed.
         if _is_due(end, run.config.log_every) or end == run.config.steps:
             lines.append((end, "train", evaluation.mean_metrics(evaluation.take_rows(report.logs, row))))
-        if end == chunk.end and split is not None:
-            lines.append((end, "validation", evaluation.split_metrics(run.program, split)))
+        if end == chunk.end:
+            lines += [(end, name, evaluation.split_metrics(run.program, s)) for name, s in (evaluations or {}).items()]
     return lines, nonfinite
 
 
@@ -264,13 +266,13 @@ def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
         for chunk in run.unread:
             report = jax.device_get(chunk.report)
             try:
-                lines, nonfinite = log_lines(run, chunk, report, chunk.evaluation)
+                lines, nonfinite = log_lines(run, chunk, report, chunk.evaluations)
             except Exception:  # it was this evaluation that failed
                 lines, nonfinite = log_lines(run, chunk, report, None)
             if nonfinite:
                 return
             write_lines(run, hooks, lines)
-        run.is_evaluation_due = bool(run.unread) and run.unread[-1].evaluation is None and _evaluation_is_due(run)
+        run.is_evaluation_due = bool(run.unread) and run.unread[-1].evaluations is None and _evaluation_is_due(run)
         save_checkpoint(run, hooks, (run.fold, run.best))
         hooks.checkpoints.wait()
         hooks.warn(f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it")
@@ -352,7 +354,9 @@ def _chunk_steps(run: Run, most: int) -> int:
 
 def _evaluation_is_due(run: Run) -> bool:
     is_last = run.step == run.config.steps
-    return has_split(run.dataset, "validation") and (_is_due(run.step, run.config.evaluate_every) or is_last)
+    return bool({*evaluation_splits(run.dataset)} - {"test"}) and (
+        _is_due(run.step, run.config.evaluate_every) or is_last
+    )
 
 
 def _is_due(step: int, every: int) -> bool:

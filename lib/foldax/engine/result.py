@@ -29,7 +29,7 @@ class Result:
       best_step: step of the best evaluation; None if `state` is the last one.
       status: "finished", "stopped early" or "interrupted"; metrics of evaluations that were NaN or infinite follow in
         parentheses.
-      metrics: metrics of `state` by split: {"train": ..., "validation": ..., "test": ...}.
+      metrics: metrics of `state` by split: {"train": ..., "validation": ..., "test": ..., NAME: ...}.
       values: metrics and outputs of `evaluate` for every example, by split, as NumPy arrays `[N, ...]`; only where the
         experiment has `summarize` or `figures`.
       history: the log lines: {"step": ..., "split": ..., metrics...}.

@@ -60,7 +60,7 @@ def start_run(
         leaves_by_path(fold.state)  # refuses states that could not be saved
         names = check_evaluate(program, traced_config, seed, fold.state, dataset)
         check_monitor(config, experiment, dataset, names)
-        keeps_best = config.keep == "best" and has_split(dataset, "validation")
+        keeps_best = config.keep == "best" and has_monitored_split(config, dataset)
         best = _place(program, device, initial_best(compiled.copy(fold.state) if keeps_best else None))
     # 2. The newest checkpoint, else the parameters of another run.
     restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
@@ -141,10 +141,10 @@ def check_evaluate(
     """
     block = EvaluationBlock(None, None)  # type: ignore[arg-type]  # without a dataset
     if dataset is not None:
-        split = next((split for split in ("validation", "test") if has_split(dataset, split)), None)
-        if split is None:
+        names = evaluation_splits(dataset)
+        if not names:
             return ()
-        block = dataset.splits[split].block_spec()
+        block = dataset.splits[names[0]].block_spec()
     sums, _ = compiled.evaluate.eval_shape(
         program,
         config,
@@ -170,8 +170,8 @@ def check_monitor(config: Any, experiment: Experiment, dataset: Dataset | None, 
     Raises:
       ConfigError: there is no such metric.
     """
-    if experiment.summarize is None and needs_monitor(config) and has_split(dataset, "validation"):
-        contracts.check_monitor(config.monitor, names)
+    if experiment.summarize is None and needs_monitor(config) and has_monitored_split(config, dataset):
+        contracts.check_monitor(*monitored_split_and_metric(config, evaluation_splits(dataset)), names)
 
 
 def needs_monitor(config: Any) -> bool:
@@ -182,7 +182,7 @@ def needs_monitor(config: Any) -> bool:
 def unused_patience(config: Any, dataset: Dataset | None) -> str | None:
     """Explains why patience can never run out, or returns None if it can or there is none."""
     every = config.evaluate_every or config.steps
-    count = -(-config.steps // every) if has_split(dataset, "validation") else 0
+    count = -(-config.steps // every) if has_monitored_split(config, dataset) else 0
     if config.patience is None or count > config.patience:
         return None
     reason = f"in {config.steps} steps there are only {count} evaluations (evaluate_every: {config.evaluate_every})"
@@ -211,9 +211,33 @@ def collects_values(program: Program, is_final: bool) -> bool:
     return program.experiment.summarize is not None or (is_final and program.experiment.figures is not None)
 
 
-def has_split(dataset: Dataset | None, split: str) -> bool:
-    """Whether a split can be evaluated; without a dataset, every split can."""
-    return dataset is None or split in dataset.splits
+def evaluation_splits(dataset: Dataset | None) -> tuple[str, ...]:
+    """Names the splits that can be evaluated: "validation", "test", then named sets; without a dataset the first two.
+
+    >>> evaluation_splits(None)
+    ('validation', 'test')
+    """
+    names = ("validation", "test")
+    if dataset is None:
+        return names
+    return (*(name for name in names if name in dataset.splits), *(n for n in dataset.splits if n not in names))
+
+
+def monitored_split_and_metric(config: Any, splits: Collection[str]) -> tuple[str, str]:
+    """Splits `config.monitor`: "ood/loss" is a metric of the set "ood"; others are metrics of the validation split.
+
+    Args:
+      config: the run's config.
+      splits: names of the splits; "test" is for reporting, not for selection.
+    """
+    split, slash, metric = config.monitor.partition("/")
+    return (split, metric) if slash and split in splits and split != "test" else ("validation", config.monitor)
+
+
+def has_monitored_split(config: Any, dataset: Dataset | None) -> bool:
+    """Whether there is the split whose metric is monitored."""
+    splits = evaluation_splits(dataset)
+    return monitored_split_and_metric(config, splits)[0] in splits
 
 
 def nonresumable_reason(dataset: Dataset | None) -> str | None:

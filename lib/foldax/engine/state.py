@@ -164,7 +164,7 @@ class PendingChunk(NamedTuple):
       start: its first step.
       end: the step after its last one.
       report: its training metrics.
-      evaluation: of the validation split at its end, if one was due.
+      evaluations: by name of the split, at its end, if they were due.
       stopped: bool [], whether patience ran out at its end; None without an evaluation.
       snapshot: fold and best state, to be saved, if a checkpoint was due; of them, a copy of the fold.
     """
@@ -172,7 +172,7 @@ class PendingChunk(NamedTuple):
     start: int
     end: int
     report: ChunkReport
-    evaluation: SplitEvaluation | None
+    evaluations: dict[str, SplitEvaluation] | None
     stopped: jax.Array | None
     snapshot: tuple[Fold, BestState] | None
 

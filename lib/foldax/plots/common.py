@@ -1,11 +1,12 @@
 """Figures of any run: learning curves, and two-dimensional embeddings of representations."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from foldax.plots.style import COLORS, Axes, Figure, grid_and_legend, new_figure
+from foldax.plots.style import COLORS, SET_COLORS, Axes, Figure, grid_and_legend, new_figure
 
 MAX_POINTS = 2_000  # of an embedding: t-SNE takes time, and more points hide each other
 
@@ -28,13 +29,15 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = new_figure(max(1, -(-len(names) // columns)), columns)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
+    splits = dict.fromkeys(line["split"] for line in history)
+    colors = COLORS | dict(zip((split for split in splits if split not in COLORS), cycle(SET_COLORS)))
     for axis, name in zip(axes.flat, names, strict=False):
-        for split in dict.fromkeys(line["split"] for line in history):
+        for split in splits:
             points = [(line["step"], line[name]) for line in history if line["split"] == split and name in line]
             if points:
                 # A single point has no line.
                 marker = "o" if len(points) == 1 else "." if split != "train" else ""
-                axis.plot(*zip(*points, strict=True), label=split, color=COLORS.get(split), marker=marker, lw=1.3)
+                axis.plot(*zip(*points, strict=True), label=split, color=colors[split], marker=marker, lw=1.3)
         values = [line[name] for line in history if name in line]
         # Only a positive loss can have a logarithmic axis.
         if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Axes: TypeAlias = "matplotlib.axes.Axes"
 Figure: TypeAlias = "matplotlib.figure.Figure"
 COLORS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}  # of Okabe & Ito (2008), by split
+SET_COLORS = ("#CC79A7", "#E69F00", "#56B4E9")  # of the same, for named evaluation sets
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # the same, for curves that do not stand for a split
 
 

@@ -23,6 +23,7 @@ from foldax.runs import provenance
 from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
+SPLITS = ("train", "validation", "test")  # of a result, beside named evaluation sets
 MAX_NAME_BYTES = 255  # of a file name, in Linux and macOS
 NO_RENAME = (errno.EPERM, errno.EEXIST, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -172,6 +173,15 @@ def failure_status(error: BaseException) -> str:
     reason = lines[0] if lines else type(error).__name__
     # A line that announces others is followed by those of a traceback, the last of which has the reason.
     return f"failed: {reason} {lines[-1].strip()}" if reason.endswith(":") and len(lines) > 1 else f"failed: {reason}"
+
+
+def result_metrics(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Selects the metrics by split from the content of a `result.json`: those of named evaluation sets come last.
+
+    >>> result_metrics({"steps": 5, "test": {"loss": 0.5}, "evaluation": {"ood": {"loss": 2.0}}})
+    {'test': {'loss': 0.5}, 'ood': {'loss': 2.0}}
+    """
+    return {split: result[split] for split in SPLITS if split in result} | result.get("evaluation", {})
 
 
 def lock(folder: Path) -> IO[str]:

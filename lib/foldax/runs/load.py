@@ -76,7 +76,7 @@ def load_run(
         step=int(saved.meta["step"]),
         best_step=saved.step if saved.state == "best" else None,
         status=result.get("status", saved.manifest["status"]),
-        metrics={split: result[split] for split in ("train", "validation", "test") if split in result},
+        metrics=folder.result_metrics(result),
         values={},
         history=read_log(path),
         seconds=result.get("seconds", 0.0),

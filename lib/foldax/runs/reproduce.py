@@ -109,7 +109,7 @@ def run_and_compare(
     all_same = True
     train = ["train"] if compare_train else []
     # The hash of the final state compares every parameter; metrics locate a difference.
-    for key in ["steps", "tested", "best_step", "validation", "test", "state_sha256", *train]:
+    for key in ["steps", "tested", "best_step", "validation", "test", "evaluation", "state_sha256", *train]:
         old, new = _flatten(key, before.get(key)), _flatten(key, after.get(key))
         for metric in old | new:
             # As texts: equal bits of a float have equal `repr`, also NaN.

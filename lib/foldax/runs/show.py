@@ -29,7 +29,7 @@ def show(path: Path) -> None:
     metrics: dict[str, dict[str, float]] = {}
     if (path / "result.json").exists():
         result = folder.read_result(path)
-        metrics |= {split: result[split] for split in ("train", "validation", "test") if split in result}
+        metrics |= folder.result_metrics(result)
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
         echo(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
     else:

@@ -297,13 +297,15 @@ def result_json(result: Result) -> dict[str, Any]:
     """Returns the content of `result.json`."""
     config, reason = result.config, nonresumable_reason(result.dataset)
     is_agent = isinstance(config, RLTraining)
+    named = {split: metrics for split, metrics in result.metrics.items() if split not in folder.SPLITS}
     return {
         "status": result.status,
         "steps": result.step,
         **({"environment_steps": config.environment_steps_after(result.step)} if is_agent else {}),
         "tested": "last" if result.best_step is None else "best",
         "best_step": result.best_step,
-        **result.metrics,
+        **{split: metrics for split, metrics in result.metrics.items() if split in folder.SPLITS},
+        **({"evaluation": named} if named else {}),
         "state_sha256": state_digest(result.final_state),
         **({"nonresumable_reason": reason} if reason else {}),
         "steps_per_second": result.steps_per_second,

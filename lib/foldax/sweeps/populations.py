@@ -126,12 +126,13 @@ class Population:
         return True
 
     def objective(self, number: int) -> float:
-        """Monitored metric of a member on the validation split, negated if more is better; NaN if not finite."""
+        """Monitored metric of a member, negated if more is better; NaN if not finite."""
         run = self.runs[number]
         if self.ended.get(number) == "not finite":
             return math.nan
-        evaluated = evaluation.evaluate_split(run, run.fold.state, "validation")
-        value = evaluation.monitored_metric(run.program, evaluated, run.config.monitor)
+        monitored = setup.monitored_split_and_metric(run.config, setup.evaluation_splits(run.dataset))
+        evaluated = evaluation.evaluate_split(run, run.fold.state, monitored[0])
+        value = evaluation.monitored_metric(run.program, evaluated, monitored)
         return float(value) * (-1 if run.config.mode == "max" else 1)
 
     def finish(self, numbers: Iterable[int], status: str = "finished") -> None:

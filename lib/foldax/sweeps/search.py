@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from foldax.engine.setup import has_monitored_split, monitored_split_and_metric
 from foldax.errors import ConfigError
 from foldax.extras import import_extra
 from foldax.field_values import coerce_value, to_plain
@@ -96,7 +97,7 @@ def fold_population(
     """
     members = sorted(member for group in plan.groups for member in group.members)
     for dataset in (member.dataset for member in members):
-        if dataset is not None and "validation" not in dataset.splits:
+        if not has_monitored_split(members[0].config, dataset):
             raise ConfigError("search: it decides on the validation split, and this dataset has none")
         if dataset is not None and not hasattr(dataset.train.feed, "num_examples"):
             raise ConfigError('search: members must pause, so the data must be on the device (source="device")')
@@ -171,8 +172,10 @@ def fold_optuna(
             members = range(number * seeds, (number + 1) * seeds)
             if any(member not in results for member in members):
                 return plan  # interrupted
-            metrics = [results[member].metrics.get("validation", {}) for member in members]
-            values = [metric.get(config.monitor, np.nan) for metric in metrics]
+            values = []
+            for metrics in (results[member].metrics for member in members):
+                split, metric = monitored_split_and_metric(config, metrics)
+                values.append(metrics.get(split, {}).get(metric, np.nan))
             trained = None if all_overrides[number] == suggestion else all_overrides[number]
             _tell(study, trial, values, trained, planner.space)
     return planner.plan(all_overrides)

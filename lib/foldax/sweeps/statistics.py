@@ -65,8 +65,8 @@ def metric_names(results: "DataFrame") -> list[str]:
 def default_metric(metadata: dict[str, Any], results: "DataFrame | None") -> str | None:
     """Chooses the metric by which configs are compared.
 
-    The monitored metric on the validation split; without it the one on the training split, then any other. Metrics of
-    the test split come last: they are for reporting, not for selection.
+    The monitored metric, on the validation split if it names no other; without it the one on the training split, then
+    any other. Metrics of the test split come last: they are for reporting, not for selection.
 
     Args:
       metadata: content of `sweep.json`, of which "monitor" is used.
@@ -82,7 +82,7 @@ def default_metric(metadata: dict[str, Any], results: "DataFrame | None") -> str
     """
     if results is None:
         return None
-    preferred = [f"{split}/{metadata['monitor']}" for split in ("validation", "train")]
+    preferred = [metadata["monitor"], *(f"{split}/{metadata['monitor']}" for split in ("validation", "train"))]
     others = sorted(metric_names(results), key=lambda name: name.startswith("test/"))
     names = [name for name in preferred if name in results] + others
     return next((name for name in names if finite_values(results, name).notna().any()), names[0] if names else None)
@@ -99,7 +99,7 @@ def best_mode(metadata: dict[str, Any], metric: str) -> str | None:
     ['max', 'min', None]
     """
     name = metric.rpartition("/")[2]
-    if name == metadata["monitor"]:
+    if name == metadata["monitor"].rpartition("/")[2]:
         return metadata["mode"]
     words = set(name.lower().split("_"))
     return "min" if words & SMALLER_IS_BETTER else "max" if words & LARGER_IS_BETTER else None

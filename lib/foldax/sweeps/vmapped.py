@@ -150,7 +150,7 @@ class VmappedMembers:
             state = jax.tree.map(lambda *leaves: np.stack(leaves), *replaced)
             fold = fold._replace(state=compiled.copy(self._shard(state)))
         # 4. Best states, of which each member has its own.
-        keeps_best = config.keep == "best" and setup.has_split(dataset, "validation")
+        keeps_best = config.keep == "best" and setup.has_monitored_split(config, dataset)
         best = jax.tree.map(lambda x: np.broadcast_to(x, (len(rows), *x.shape)), initial_best(None))
         best = self._shard(best)._replace(state=compiled.copy(fold.state) if keeps_best else None)
         run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
@@ -198,13 +198,16 @@ class VmappedMembers:
 
     def _read(self, run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
         """Logs a finished chunk for every member that was not frozen before it; see `loop.train_loop`."""
-        report, evaluated, stopped = jax.device_get((chunk.report, chunk.evaluation, chunk.stopped))
+        report, evaluated, stopped = jax.device_get((chunk.report, chunk.evaluations, chunk.stopped))
         # Rows are read as if each were a run of its own; padding and frozen members are skipped.
         for row in self.active_rows():
             number = self.members[row].number
             member_report = ChunkReport(report.step, *evaluation.take_rows(report[1:], row))
-            member_evaluation = evaluated and evaluation.member_evaluation(evaluated, row)
-            lines, bad = loop.log_lines(run, chunk, member_report, member_evaluation)
+            member_evaluations = {
+                split: evaluation.member_evaluation(split_evaluation, row)
+                for split, split_evaluation in (evaluated or {}).items()
+            }
+            lines, bad = loop.log_lines(run, chunk, member_report, member_evaluations)
             self.histories[number] += [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
             if bad and (stopped is None or stopped[row]):
                 self.frozen[number] = ("not finite", min(bad.values()))
@@ -235,7 +238,7 @@ class VmappedMembers:
             best_step = jax.device_get(run.best.step)
             state = _best_or_last_state(run.best, run.fold.state)
         with self._user_errors():
-            splits = [split for split in ("validation", "test") if setup.has_split(run.dataset, split)]
+            splits = setup.evaluation_splits(run.dataset)
             evaluations = {split: jax.device_get(evaluation.evaluate_split(run, state, split)) for split in splits}
             last_state = jax.device_get(run.fold.state)
             seconds = (time.perf_counter() - run.started_at.seconds) / len(self.members)
