@@ -11,6 +11,7 @@ from foldax.data import cache
 from foldax.data.arrays import ArrayMetadata, read_arrays, read_evaluation
 from foldax.data.info import ArrayExamples, Info, array_digests, fingerprint, moments
 from foldax.data.prepared import RawDataset, choose_source, open_dataset
+from foldax.data.sampling import example_weights
 from foldax.data.sources import DeviceSource, Split, StreamSource, on_device
 from foldax.data.splits import check_fractions, split_indices, stratified_subset
 from foldax.errors import DataError, did_you_mean
@@ -53,6 +54,7 @@ class DatasetOptions(NamedTuple):
     evaluate_batch_size: int | None = None
     workers: int = 0
     evaluation: Mapping[str, Any] | None = None
+    weights: Any = None
 
     @staticmethod
     def make(options: Mapping[str, Any]) -> "DatasetOptions":
@@ -92,6 +94,7 @@ def load(
     evaluate_batch_size: int | None = None,
     workers: int = 0,
     evaluation: Mapping[str, Any] | None = None,
+    weights: Any = None,
 ) -> Dataset:
     """Loads a dataset by name and splits it, stratified by class.
 
@@ -118,6 +121,9 @@ def load(
       evaluation: further sets to evaluate on, by name: arrays by key as those of the training split, or a split of
         another dataset. Their metrics are reported beside those of "validation" and "test"; with the config's
         `monitor="NAME/loss"` they choose the best state.
+      weights: draws each example of a batch with replacement: "balanced", so that all classes are equally frequent, or
+        weights `[N]` of the examples that the training split is chosen from (for `from_arrays` all of them). By default
+        every epoch has each example once, in random order. Either way the seed and the step determine the batch.
 
     Raises:
       DataError: the dataset does not exist or cannot be downloaded, or the arguments do not fit it.
@@ -126,7 +132,8 @@ def load(
     (8, 8, 1)
     """
     options = DatasetOptions(
-        batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers, evaluation
+        *(batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers),
+        *(evaluation, weights),
     ).check()
     return make_dataset(open_dataset(name, source), options)
 
@@ -154,7 +161,7 @@ def from_arrays(
       feature_names: names of the columns of "inputs".
       vocabulary_size: number of tokens, where "inputs" are tokens.
       **options: options of `load`: batch_size (required), validation, test, train_examples, split_seed, source,
-        evaluate_batch_size, workers, evaluation.
+        evaluate_batch_size, workers, evaluation, weights.
 
     Raises:
       DataError: an array is not numeric, not finite, masked, of another length or too precise for 32 bits; integer
@@ -227,7 +234,12 @@ def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
     # 2. Facts of the training split, and where the data are kept
     named = {name: s.examples() if isinstance(s, Split) else s for name, s in (options.evaluation or {}).items()}
     evaluation = read_evaluation(named, raw.name, raw.examples.spec, raw.names)
-    info = _info(raw, parts, batch_size, evaluation)
+    weights = None
+    if options.weights is not None:
+        ends = dict(zip(raw.sizes, np.cumsum(list(raw.sizes.values())).tolist()))
+        own = range(ends["train"] - raw.sizes["train"], ends["train"]) if "train" in ends else range(len(raw.examples))
+        weights = example_weights(options.weights, raw.name, raw.labels, train, own)
+    info = _info(raw, parts, batch_size, evaluation, weights)
     whole = choose_source(options.source, raw.examples) == "device"
     splits = {
         split: Split(raw.examples, rows, evaluate_batch_size or min(batch_size, len(rows)), whole=whole)
@@ -239,11 +251,17 @@ def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
         splits[split] = Split(examples, np.arange(size), evaluate_batch_size or min(batch_size, size), whole=is_small)
     # 3. Source of training batches
     if whole:
-        return Dataset(info, DeviceSource(raw.examples, train, batch_size), splits)
-    return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers), splits)
+        return Dataset(info, DeviceSource(raw.examples, train, batch_size, weights), splits)
+    return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers, weights), splits)
 
 
-def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int, evaluation: dict[str, ArrayExamples]) -> Info:
+def _info(
+    raw: RawDataset,
+    parts: dict[str, np.ndarray],
+    batch_size: int,
+    evaluation: dict[str, ArrayExamples],
+    weights: np.ndarray | None,
+) -> Info:
     spec, sha = raw.examples.spec, fingerprint(raw.examples.spec, raw.digests, parts)
     facts: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in raw.names.items()
@@ -266,7 +284,7 @@ def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int, evalua
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
-        fingerprint=_with_evaluation(sha, evaluation),
+        fingerprint=_with_options(sha, evaluation, weights),
         shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
         num_examples={split: len(rows) for split, rows in (parts | evaluation).items()},
@@ -275,7 +293,8 @@ def _info(raw: RawDataset, parts: dict[str, np.ndarray], batch_size: int, evalua
     )
 
 
-def _with_evaluation(sha: str, evaluation: dict[str, ArrayExamples]) -> str:
-    """Adds named evaluation sets to a fingerprint, if there are any."""
-    facts = [(name, sorted(array_digests(evaluation[name].arrays).items())) for name in sorted(evaluation)]
+def _with_options(sha: str, evaluation: dict[str, ArrayExamples], weights: np.ndarray | None) -> str:
+    """Adds named evaluation sets and weights of examples to a fingerprint, if there are any."""
+    facts: list[Any] = [(name, sorted(array_digests(evaluation[name].arrays).items())) for name in sorted(evaluation)]
+    facts += [] if weights is None else [array_digests({"weights": weights})]
     return hashlib.sha256(f"{sha} {facts}".encode()).hexdigest() if facts else sha

@@ -18,11 +18,13 @@ import numpy as np
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
 from foldax.data.processes import starting_processes
 from foldax.data.protocol import DataBlock, EvaluationBlock
+from foldax.data.sampling import WeightedFeed, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
 
 Batch = dict[str, jax.Array]
 MAX_BATCHES = 64  # batches in a block of a stream
+MAX_STEPS = 2**40  # batches of a stream that is drawn with replacement
 _OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -54,24 +56,30 @@ class DeviceSource:
       examples: all examples of the dataset.
       indices: int `[N]`, those of the split.
       batch_size: examples per batch.
+      weights: float `[N]`, with which examples are drawn with replacement; None shuffles them every epoch.
     """
 
-    def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int) -> None:
+    def __init__(
+        self, examples: Examples, indices: np.ndarray, batch_size: int, weights: np.ndarray | None = None
+    ) -> None:
         self.device: Any = None
-        self.feed = DeviceFeed(len(indices), batch_size)
+        self.feed: DeviceFeed | WeightedFeed = DeviceFeed(len(indices), batch_size)
+        self._bounds = None
+        if weights is not None:
+            self.feed, self._bounds = WeightedFeed(len(indices), batch_size), sampling_bounds(weights)
         self._examples, self._indices = examples, indices
 
     @cached_property
-    def _data(self) -> Batch:
-        return jax.device_put(self._examples.read(self._indices), self.device)
+    def _data(self) -> tuple[Batch, jax.Array | None]:
+        return jax.device_put((self._examples.read(self._indices), self._bounds), self.device)
 
     def examples(self) -> Batch:
         """The whole training split, arrays `[N, ...]`."""
-        return self._data
+        return self._data[0]
 
     def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         """Yields the one block that serves every step."""
-        yield DataBlock(self._data)
+        yield DataBlock(self._data[0] if self._bounds is None else self._data)
 
 
 class StreamFeed(NamedTuple):
@@ -92,10 +100,19 @@ class StreamSource:
       indices: int `[N]`, those of the split.
       batch_size: examples per batch.
       workers: processes that read ahead; 0 reads in threads of this process.
+      weights: float `[N]`, with which examples are drawn with replacement; None shuffles them every epoch.
     """
 
-    def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int, workers: int = 0) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        indices: np.ndarray,
+        batch_size: int,
+        workers: int = 0,
+        weights: np.ndarray | None = None,
+    ) -> None:
         self.device: Any = None
+        self._bounds = None if weights is None else sampling_bounds(weights)
         self.feed = StreamFeed(_batches_per_block(examples, batch_size))
         self._examples, self._indices = examples, indices
         self._batch_size, self._workers = batch_size, workers
@@ -138,10 +155,14 @@ class StreamSource:
 
         # Grain adds the epoch to the seed, so neighbouring seeds would share orders; hash the seed first.
         scattered = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        positions = grain.MapDataset.range(len(self._indices)).shuffle(scattered)
-        # First batches of an epoch, then blocks of batches, which may span two epochs.
-        batches = positions.batch(self._batch_size, drop_remainder=True).repeat().batch(self.feed.batches)
-        blocks = batches[first:].map(partial(_read, self._examples, self._indices))
+        if self._bounds is None:
+            positions = grain.MapDataset.range(len(self._indices)).shuffle(scattered)
+            # First batches of an epoch, then blocks of batches, which may span two epochs.
+            batches = positions.batch(self._batch_size, drop_remainder=True).repeat()
+        else:
+            draw = partial(draw_rows, self._bounds, scattered, self._batch_size)
+            batches = grain.MapDataset.range(MAX_STEPS).map(draw)
+        blocks = batches.batch(self.feed.batches)[first:].map(partial(_read, self._examples, self._indices))
         dataset = blocks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         if self._workers:
             from absl import flags

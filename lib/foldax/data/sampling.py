@@ -1,0 +1,85 @@
+"""Sampling with replacement: each example of a batch is drawn by its weight, as a function of the seed and the step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from foldax.errors import DataError
+
+MAX_DRAW = 2**32 - 2  # of the random integers that choose an example
+
+
+def sampling_bounds(weights: np.ndarray) -> np.ndarray:
+    """Divides the integers up to `MAX_DRAW` among examples, in proportion to their weights.
+
+    Args:
+      weights: `[N]`, at least 0, not all of them 0.
+
+    Returns:
+      uint32 `[N]`: example i has the integers from the bound of the one before it (0 for the first) up to, but not
+      including, its own. Integers, so that every device draws the same examples.
+
+    >>> sampling_bounds(np.array([1.0, 0.0, 3.0])).tolist()
+    [1073741824, 1073741824, 4294967295]
+    """
+    ends = np.cumsum(np.asarray(weights, np.float64))
+    return np.round(ends / ends[-1] * (MAX_DRAW + 1)).astype(np.uint32)
+
+
+class WeightedFeed(NamedTuple):
+    """Draws the batch of a step from `(examples, bounds)` on the device, with replacement; static under jit."""
+
+    num_examples: int
+    batch_size: int
+
+    def batch(self, data: Any, key: jax.Array, step: jax.Array, start: jax.Array) -> dict[str, jax.Array]:
+        """Draws the batch `[B, ...]` of a step; it depends only on the key and the step."""
+        examples, bounds = data
+        draws = jax.random.bits(jax.random.fold_in(key, step), (self.batch_size,), jnp.uint32)
+        rows = jnp.searchsorted(bounds, jnp.minimum(draws, jnp.uint32(MAX_DRAW)), side="right")
+        return {name: array.at[rows].get(mode="promise_in_bounds") for name, array in examples.items()}
+
+
+def draw_rows(bounds: np.ndarray, seed: int, batch_size: int, number: int) -> np.ndarray:
+    """Draws the examples of a batch on the host, int `[B]`; it depends only on the seed and the batch's number."""
+    # A counter-based generator (Salmon, Moraes, Dror & Shaw, 2011): every key has an independent stream.
+    random = np.random.Generator(np.random.Philox(key=(seed << 64) + int(number)))
+    return np.searchsorted(bounds, random.integers(0, MAX_DRAW + 1, batch_size, np.uint32), side="right")
+
+
+def example_weights(weights: Any, name: str, labels: np.ndarray | None, train: np.ndarray, own: range) -> np.ndarray:
+    """Returns the weight of each training example, float64 `[N]`.
+
+    Args:
+      weights: "balanced", or a weight for each of the examples that the training split is chosen from.
+      name: name of the dataset.
+      labels: class of each example of the dataset, or None.
+      train: indices of the training split, `[N]`.
+      own: indices of the examples that it is chosen from.
+
+    Raises:
+      DataError: there are no classes to balance, or the weights do not fit.
+
+    >>> example_weights("balanced", "toy", np.array([0, 0, 1]), np.arange(3), range(3)).tolist()
+    [0.5, 0.5, 1.0]
+    """
+    if isinstance(weights, str):
+        if weights != "balanced":
+            raise DataError(f"{name}: weights={weights!r} is neither 'balanced' nor an array of one weight per example")
+        if labels is None:
+            raise DataError(f"{name}: weights='balanced' needs classes, which are integer 'targets' [N]")
+        return 1.0 / np.bincount(labels[train])[labels[train]]
+    array = np.asarray(weights)
+    if array.shape != (len(own),) or array.dtype.kind not in "biuf":
+        found = f"{array.dtype}{list(array.shape)}"
+        raise DataError(f"{name}: weights must be numbers [{len(own)}], one for each example, not {found}")
+    bad = ~(np.isfinite(array) & (array >= 0))
+    if bad.any():
+        where = f"got {array[bad][0]} for example {np.flatnonzero(bad)[0]}"
+        raise DataError(f"{name}: weights must be finite and at least 0, {where}")
+    chosen = array.astype(np.float64)[train - own.start]
+    if not chosen.sum():
+        raise DataError(f"{name}: all weights of the training split are 0, so nothing could be drawn")
+    return chosen
