@@ -73,7 +73,11 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
 
 
 def read_evaluation(
-    evaluation: Mapping[str, Mapping[str, Any]], name: str, spec: Spec, names: Mapping[str, Any]
+    evaluation: Mapping[str, Mapping[str, Any]],
+    name: str,
+    spec: Spec,
+    names: Mapping[str, Any],
+    reserved: tuple[str, ...] = SPLITS,
 ) -> dict[str, ArrayExamples]:
     """Validates the arrays of named evaluation sets.
 
@@ -82,11 +86,12 @@ def read_evaluation(
       name: name of the dataset.
       spec: shape and dtype of one training example by key.
       names: fields of `Info` about classes and tokens.
+      reserved: names that no set can have.
 
     Raises:
       DataError: a name is not allowed, or the arrays are not as those of the training split.
     """
-    check_set_names(evaluation, name)
+    check_set_names(evaluation, name, reserved)
     checked: dict[str, ArrayExamples] = {}
     for split, arrays in evaluation.items():
         if not isinstance(arrays, Mapping):
@@ -107,16 +112,16 @@ def read_evaluation(
     return checked
 
 
-def check_set_names(names: Iterable[Any], name: str) -> None:
-    """Raises a DataError for names that an evaluation set cannot have.
+def check_set_names(names: Iterable[Any], name: str, reserved: tuple[str, ...] = SPLITS) -> None:
+    """Raises a DataError for names that an evaluation set cannot have: odd and reserved ones.
 
     >>> check_set_names(["test"], "toy")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     foldax.errors.DataError: toy: an evaluation set cannot be named 'test'; allowed are letters, digits, ...
     """
     for split in names:
-        if not isinstance(split, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", split) or split in SPLITS:
-            rule = f"letters, digits, '_', '-' and '.', and none of {SPLITS}"
+        if not isinstance(split, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", split) or split in reserved:
+            rule = f"letters, digits, '_', '-' and '.', and none of {reserved}"
             raise DataError(f"{name}: an evaluation set cannot be named {split!r}; allowed are {rule}")
 
 
@@ -143,7 +148,7 @@ def _split_suffix(splits: Mapping[str, Any], split: str) -> str:
 def _validated_split(splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Arrays:
     """Converts the arrays of one split to JAX's dtypes."""
     place = _split_suffix(splits, split)
-    checked = {key: _validated_array(key, value, place) for key, value in splits[split].items()}
+    checked = {key: validated_array(key, value, place) for key, value in splits[split].items()}
     lengths = {key: len(array) for key, array in checked.items()}
     if len(set(lengths.values())) != 1:
         counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items()) or "there is none"
@@ -151,7 +156,8 @@ def _validated_split(splits: Mapping[str, Mapping[str, Any]], split: str, name: 
     return checked
 
 
-def _validated_array(key: str, value: Any, place: str) -> np.ndarray:
+def validated_array(key: str, value: Any, place: str) -> np.ndarray:
+    """Converts the array `[N, ...]` of a key to a dtype of JAX; `place` follows the key in messages."""
     name = f"{key!r}{place}"
     array = as_array(value, name)
     if array.ndim == 0 or 0 in array.shape[1:]:

@@ -26,6 +26,7 @@ class Dataset(NamedTuple):
       info: static facts of the training split.
       train: source of training batches.
       splits: evaluation splits, "validation" and "test", then named sets; a split of fraction 0 is absent.
+      nonresumable_reason: explains why a resumed run differs from an uninterrupted one; None if it does not.
 
     >>> dataset = from_arrays({"inputs": np.zeros((10, 3)), "targets": np.arange(10) % 2}, batch_size=2)
     >>> dataset.info.num_classes, sorted(dataset.splits)
@@ -33,13 +34,14 @@ class Dataset(NamedTuple):
     """
 
     info: Info
-    train: DeviceSource | StreamSource
+    train: Any
     splits: dict[str, Split]
+    nonresumable_reason: str | None = None
 
     def to(self, device: Any) -> "Dataset":
         """Returns the same dataset on another device, or sharded over several."""
         splits = {name: on_device(split, device) for name, split in self.splits.items()}
-        return Dataset(self.info, on_device(self.train, device), splits)
+        return self._replace(train=on_device(self.train, device), splits=splits)
 
 
 class DatasetOptions(NamedTuple):
@@ -246,13 +248,17 @@ def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
         for split, rows in parts.items()
         if split != "train"
     }
-    for split, examples in evaluation.items():
-        size, is_small = len(examples), choose_source("auto", examples) == "device"
-        splits[split] = Split(examples, np.arange(size), evaluate_batch_size or min(batch_size, size), whole=is_small)
+    splits |= {name: evaluation_split(s, evaluate_batch_size, batch_size) for name, s in evaluation.items()}
     # 3. Source of training batches
     if whole:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size, weights), splits)
     return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers, weights), splits)
+
+
+def evaluation_split(examples: ArrayExamples, evaluate_batch_size: int | None, batch_size: int) -> Split:
+    """Makes a split of a named evaluation set, on the device if it is small enough."""
+    size, is_small = len(examples), choose_source("auto", examples) == "device"
+    return Split(examples, np.arange(size), evaluate_batch_size or min(batch_size, size), whole=is_small)
 
 
 def _info(
@@ -284,7 +290,7 @@ def _info(
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
-        fingerprint=_with_options(sha, evaluation, weights),
+        fingerprint=with_options(sha, evaluation, weights),
         shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
         num_examples={split: len(rows) for split, rows in (parts | evaluation).items()},
@@ -293,8 +299,8 @@ def _info(
     )
 
 
-def _with_options(sha: str, evaluation: dict[str, ArrayExamples], weights: np.ndarray | None) -> str:
-    """Adds named evaluation sets and weights of examples to a fingerprint, if there are any."""
+def with_options(sha: str, evaluation: dict[str, ArrayExamples], weights: np.ndarray | None) -> str:
+    """Adds the digests of named evaluation sets and weights of examples to a fingerprint, if there are any."""
     facts: list[Any] = [(name, sorted(array_digests(evaluation[name].arrays).items())) for name in sorted(evaluation)]
     facts += [] if weights is None else [array_digests({"weights": weights})]
     return hashlib.sha256(f"{sha} {facts}".encode()).hexdigest() if facts else sha

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.data.conversion import memory_owner
+from foldax.errors import DataError
 
 BLOCK_BYTES = 32 << 20  # size of a block read at once
 Spec = dict[str, jax.ShapeDtypeStruct]
@@ -111,9 +112,14 @@ class Info:
     target_std: np.ndarray | None = None
 
     def standardize(self, inputs: jax.Array) -> jax.Array:
-        """Computes `(inputs - mean) / std` in float32 for inputs `[..., C]`."""
-        assert self.mean is not None
-        assert self.std is not None
+        """Computes `(inputs - mean) / std` in float32 for inputs `[..., C]`.
+
+        Raises:
+          DataError: they are not known.
+        """
+        if self.mean is None or self.std is None:
+            problem = f"{self.name}: mean and standard deviation of 'inputs' are not known"
+            raise DataError(f"{problem}; where batches are read one by one, give them as mean=... and std=...")
         shape = (1,) * (inputs.ndim - self.mean.ndim) + self.mean.shape
         # Multiplied by a reciprocal, not divided: XLA rewrites divisions differently in different programs.
         centred = jnp.asarray(inputs, jnp.float32) - self.mean.reshape(shape)

@@ -1,6 +1,7 @@
 """`foldax cluster`: clusters the examples of a trained run, by one of its representations or by the raw inputs."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,7 @@ def _examples(result: Result, split: str) -> Examples:
     if split != "train":
         return result.examples(split)
     examples = jax.device_get(result.dataset.train.examples())
-    if len(next(iter(examples.values()))) < result.info.num_examples["train"]:
+    if len(next(iter(examples.values()))) < result.info.num_examples.get("train", math.inf):
         raise DataError("--split train: this split is streamed and not in memory; choose another split")
     return examples
 
