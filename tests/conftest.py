@@ -99,7 +99,7 @@ def with_few_evaluated(load: Callable[[Any], data.Dataset], config: Any) -> data
     """Loads a dataset with 64 examples in each split that is evaluated, if it is held in arrays."""
     dataset = load(config)
     splits = {
-        name: Split(split._examples, split._indices[:64], split.batch_size, whole=True)
+        name: Split(split.all_examples, split.indices[:64], split.batch_size, whole=True)
         if isinstance(split, Split)
         else split
         for name, split in dataset.splits.items()

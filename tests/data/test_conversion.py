@@ -48,7 +48,7 @@ def test_the_dataset_does_not_change_with_the_array_that_it_was_made_from(tmp_pa
     array = X.astype(np.float32)
     made = dataset(array, source="stream", validation=0, test=0)
     array[:] = 0
-    np.testing.assert_allclose(np.sort(made.train._examples.read(np.arange(40))["inputs"]), np.sort(X), rtol=1e-6)
+    np.testing.assert_allclose(np.sort(made.train.all_examples.read(np.arange(40))["inputs"]), np.sort(X), rtol=1e-6)
     # What is memory-mapped may be too large for a copy.
     np.save(tmp_path / "x.npy", X.astype(np.float32))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")

@@ -1,14 +1,19 @@
 """Batches of Python code and of grain: exact from any step, or said not to be."""
 
+import contextlib
 import importlib.util
 import itertools
 
+import chex
 import grain
+import jax
 import numpy as np
 import pytest
 
 import foldax
 from foldax import data
+from foldax.engine import loop
+from foldax.engine.checkpoint import Checkpoints
 from foldax.errors import DataError
 from tests.conftest import Config, tiny, tiny_dataset
 
@@ -135,8 +140,23 @@ def test_a_run_trains_and_resumes_with_the_same_bits(tmp_path):
     dataset = data.from_iterable(batches, evaluation=sets, num_classes=base.info.num_classes, **statistics)
     whole = foldax.train(tiny, config, dataset=dataset, save=False, verbose=False)
     assert set(whole.metrics) == {"train", "validation", "test", "ood"}
-    half = foldax.train(tiny, Config(steps=config.steps), dataset=dataset, run_dir=tmp_path / "run", verbose=False)
-    assert half.metrics["ood"] == whole.metrics["ood"]
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        hooks = loop.Hooks(checkpoints=checkpoints)
+        assert loop.fit(tiny, config, hooks, dataset, until=7).step == 7
+        resumed = loop.fit(tiny, config, hooks, dataset)
+    assert resumed.metrics["ood"] == whole.metrics["ood"]
+    chex.assert_trees_all_equal(*(jax.device_get(result.final_state) for result in (whole, resumed)))
+
+
+def test_a_run_that_cannot_resume_exactly_says_so_at_the_start(tmp_path, capsys):
+    config = Config(steps=2)
+    base = tiny_dataset(config)
+    loader = {"only": base.train.examples()}.values()
+    facts = {"num_classes": base.info.num_classes, "mean": base.info.mean, "std": base.info.std}
+    dataset = data.from_iterable(loader, evaluation=base.splits, **facts)
+    foldax.train(tiny, config, dataset=dataset, run_dir=tmp_path / "run")
+    assert "note: iterable: the order of dict_values is its own" in " ".join(capsys.readouterr().out.split())
+    assert "a function of (seed, epoch)" in (tmp_path / "run" / "manifest.json").read_text()
 
 
 def once():
@@ -174,7 +194,7 @@ SLIPS = {
         "give num_classes or class_names, or float targets for regression",
     ),
     "a mean": (
-        [np.zeros((3, 4))[None].repeat(2, 0)],
+        [{"inputs": np.zeros((3, 4))}],
         {"mean": np.zeros(3)},
         "toy: mean must be numbers [4], one for each column of 'inputs', got array([0., 0., 0.])",
     ),

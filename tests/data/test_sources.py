@@ -1,5 +1,6 @@
 """Where batches come from: each example once an epoch, the same wherever one starts."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -7,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,36 @@ def test_worker_processes_give_the_same_order():
     assert all(np.array_equal(a[2], b[2]) for a, b in zip(one, two, strict=True))
 
 
+def jitter(batch, random):
+    return {**batch, "pairs": batch["pairs"] + random.integers(0, 1_000, batch["pairs"].shape, np.int32)}
+
+
+def test_a_transform_depends_on_seed_and_step_alone():
+    def pairs(seed, step, size, workers=0, count=2):
+        source = small_blocks(numbers("stream", workers=workers, transform=jitter), size)
+        blocks = source.blocks(seed, step)
+        first = next(blocks)
+        batches = np.concatenate([np.asarray(b.data["pairs"]) for b in [first, *itertools.islice(blocks, count)]])
+        blocks.close()
+        return batches[step - first.start :]
+
+    whole = pairs(3, 0, 5, count=4)
+    assert len(np.unique(whole)) > 100
+    np.testing.assert_array_equal(pairs(3, 7, 3)[:6], whole[7:13])
+    np.testing.assert_array_equal(pairs(3, 7, 3, workers=1)[:6], whole[7:13])
+    assert not np.array_equal(pairs(4, 0, 5)[:5], whole[:5])
+    assert isinstance(numbers("device", transform=jitter).train, data.StreamSource)
+
+
+def test_a_transform_that_changes_shapes_is_an_error():
+    with pytest.raises(DataError) as caught:
+        numbers("stream", transform=lambda batch, random: {**batch, "pairs": batch["pairs"][:, :1]})
+    assert str(caught.value) == (
+        "transform: it must return arrays as it gets, 'inputs' int32[4], 'pairs' int32[4, 2]; it returned "
+        "'inputs' int32[4], 'pairs' int32[4, 1]; change shapes and dtypes of all splits before the dataset is made"
+    )
+
+
 def test_worker_processes_share_a_mapped_file(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(40_000.0).reshape(-1, 2))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -146,6 +178,18 @@ def test_worker_processes_share_a_mapped_file(tmp_path):
     assert len(pickled) < 2_000
     for key, array in pickle.loads(pickled).arrays.items():
         np.testing.assert_array_equal(array, examples.arrays[key])
+
+
+def test_worker_processes_share_arrays_in_memory(monkeypatch):
+    monkeypatch.setattr("foldax.data.info.PICKLED_BYTES", 100)
+    source = numbers("stream", workers=2).train
+    folder = Path(source.all_examples.folder)
+    assert len(list(folder.iterdir())) == 2
+    assert len(pickle.dumps(source.all_examples)) < 1_000
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source.all_examples)).arrays["inputs"], X)
+    del source
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_closing_a_stream_ends_its_threads():
@@ -195,10 +239,10 @@ SCRIPT = """
 import multiprocessing, sys
 import numpy as np
 from foldax import data
-dataset = data.from_arrays({"inputs": np.arange(200.0)}, batch_size=4, source="stream", workers=2)
+dataset = data.from_arrays({"inputs": np.arange(400_000.0)}, batch_size=4, source="stream", workers=2)
 blocks = dataset.train.blocks(0, 0)
 next(blocks)
-print(__file__, *(process.pid for process in multiprocessing.active_children()), flush=True)
+print(__file__, dataset.train.all_examples.folder, *(process.pid for process in multiprocessing.active_children()), flush=True)
 sys.stdin.read()
 """
 
@@ -209,8 +253,9 @@ def test_workers_need_no_guard_in_the_script_and_end_with_a_killed_parent(tmp_pa
     with subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        file, *workers = process.stdout.readline().split()
+        file, folder, *workers = process.stdout.readline().split()
         assert file == str(script)
+        assert Path(folder).is_dir()
         assert len(workers) == 2
         descriptors = [os.pidfd_open(int(worker)) for worker in workers]
         process.kill()
@@ -218,6 +263,7 @@ def test_workers_need_no_guard_in_the_script_and_end_with_a_killed_parent(tmp_pa
             ended, _, _ = select.select([descriptor], [], [], 60)
             os.close(descriptor)
             assert ended
+    assert not Path(folder).exists()
 
 
 def test_a_worker_that_was_killed_is_an_error_with_advice():

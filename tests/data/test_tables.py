@@ -209,7 +209,7 @@ SLIPS = {
     "an option": (
         slip(batchsize=3),
         "there is no option 'batchsize'; did you mean 'batch_size'? (options: batch_size, validation, test, "
-        "train_examples, split_seed, source, evaluate_batch_size, workers, evaluation, weights)",
+        "train_examples, split_seed, source, evaluate_batch_size, workers, evaluation, weights, transform)",
     ),
 }
 

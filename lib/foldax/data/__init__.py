@@ -2,9 +2,12 @@
 
 from foldax.data.cache import disk_cached
 from foldax.data.dataset import Dataset, from_arrays, from_splits, load
+from foldax.data.huggingface import from_huggingface
 from foldax.data.images import from_folder
 from foldax.data.info import Info
 from foldax.data.iterables import BatchSource, from_grain, from_iterable
+from foldax.data.mixtures import mixture
+from foldax.data.protocol import DataSource
 from foldax.data.sequences import PackedSequences, pack_sequences, pad_sequences, token_windows
 from foldax.data.series import Series, co2, forecast_splits, rolling_origins, rolling_windows, sunspots, ucr
 from foldax.data.sources import DataBlock, DeviceSource, EvaluationBlock, Split, StreamSource
@@ -12,20 +15,10 @@ from foldax.data.tables import from_csv
 from foldax.data.text import BPE, Bytes, Characters, hold_out, python_help_text, python_help_topics
 
 # Datasets
-__all__ = [
-    "Dataset",
-    "Info",
-    "load",
-    "from_arrays",
-    "from_splits",
-    "from_csv",
-    "from_folder",
-    "from_iterable",
-    "from_grain",
-    "disk_cached",
-]
+__all__ = ["Dataset", "Info", "load", "mixture", "disk_cached"]
+__all__ += ["from_arrays", "from_splits", "from_csv", "from_folder", "from_huggingface", "from_grain", "from_iterable"]
 # Sources and their blocks
-__all__ += ["DeviceSource", "StreamSource", "BatchSource", "Split", "DataBlock", "EvaluationBlock"]
+__all__ += ["DataSource", "DeviceSource", "StreamSource", "BatchSource", "Split", "DataBlock", "EvaluationBlock"]
 # Text
 __all__ += ["Bytes", "Characters", "BPE", "hold_out", "python_help_topics", "python_help_text"]
 # Sequences

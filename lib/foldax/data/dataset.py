@@ -12,7 +12,7 @@ from foldax.data.arrays import ArrayMetadata, read_arrays, read_evaluation
 from foldax.data.info import ArrayExamples, Info, array_digests, fingerprint, moments
 from foldax.data.prepared import RawDataset, choose_source, open_dataset
 from foldax.data.sampling import example_weights
-from foldax.data.sources import DeviceSource, Split, StreamSource, on_device
+from foldax.data.sources import DeviceSource, Split, StreamSource, Transform, on_device
 from foldax.data.splits import check_fractions, split_indices, stratified_subset
 from foldax.errors import DataError, did_you_mean
 
@@ -57,6 +57,7 @@ class DatasetOptions(NamedTuple):
     workers: int = 0
     evaluation: Mapping[str, Any] | None = None
     weights: Any = None
+    transform: Transform | None = None
 
     @staticmethod
     def make(options: Mapping[str, Any]) -> "DatasetOptions":
@@ -97,6 +98,7 @@ def load(
     workers: int = 0,
     evaluation: Mapping[str, Any] | None = None,
     weights: Any = None,
+    transform: Transform | None = None,
 ) -> Dataset:
     """Loads a dataset by name and splits it, stratified by class.
 
@@ -118,14 +120,17 @@ def load(
       source: "device" (all splits on the device), "stream" (blocks are read during training), or "auto": on the device
         up to 1 GiB.
       evaluate_batch_size: examples per evaluation batch; by default at most `batch_size`.
-      workers: processes that read a stream; 0 reads in threads of this process. Files that are memory-mapped are shared
-        (downloaded datasets, `np.load(..., mmap_mode="r")`); of other arrays each process holds a copy.
+      workers: processes that read a stream; 0 reads in threads of this process. They share the data: arrays in memory
+        are written to temporary files and mapped, as files of the cache and `np.load(..., mmap_mode="r")` are.
       evaluation: further sets to evaluate on, by name: arrays by key as those of the training split, or a split of
         another dataset. Their metrics are reported beside those of "validation" and "test"; with the config's
         `monitor="NAME/loss"` they choose the best state.
       weights: draws each example of a batch with replacement: "balanced", so that all classes are equally frequent, or
         weights `[N]` of the examples that the training split is chosen from (for `from_arrays` all of them). By default
         every epoch has each example once, in random order. Either way the seed and the step determine the batch.
+      transform: changes training batches on the host, in the `workers` if there are any: a function of arrays
+        `[B, ...]` by key and a `numpy.random.Generator`, which depends on the seed and the step, that returns arrays of
+        the same keys, shapes and dtypes. The training split is streamed then.
 
     Raises:
       DataError: the dataset does not exist or cannot be downloaded, or the arguments do not fit it.
@@ -135,7 +140,7 @@ def load(
     """
     options = DatasetOptions(
         *(batch_size, validation, test, train_examples, split_seed, source, evaluate_batch_size, workers),
-        *(evaluation, weights),
+        *(evaluation, weights, transform),
     ).check()
     return make_dataset(open_dataset(name, source), options)
 
@@ -163,7 +168,7 @@ def from_arrays(
       feature_names: names of the columns of "inputs".
       vocabulary_size: number of tokens, where "inputs" are tokens.
       **options: options of `load`: batch_size (required), validation, test, train_examples, split_seed, source,
-        evaluate_batch_size, workers, evaluation, weights.
+        evaluate_batch_size, workers, evaluation, weights, transform.
 
     Raises:
       DataError: an array is not numeric, not finite, masked, of another length or too precise for 32 bits; integer
@@ -250,9 +255,12 @@ def make_dataset(raw: RawDataset, options: DatasetOptions) -> Dataset:
     }
     splits |= {name: evaluation_split(s, evaluate_batch_size, batch_size) for name, s in evaluation.items()}
     # 3. Source of training batches
-    if whole:
+    if whole and options.transform is None:
         return Dataset(info, DeviceSource(raw.examples, train, batch_size, weights), splits)
-    return Dataset(info, StreamSource(raw.examples, train, batch_size, options.workers, weights), splits)
+    source = StreamSource(raw.examples, train, batch_size, options.workers, weights, options.transform)
+    if options.transform is not None:
+        source.examples()  # fails here, not in a worker, if the transform does
+    return Dataset(info, source, splits)
 
 
 def evaluation_split(examples: ArrayExamples, evaluate_batch_size: int | None, batch_size: int) -> Split:

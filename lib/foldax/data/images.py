@@ -152,10 +152,6 @@ def from_folder(
         raise DataError(f"size={size!r}: expected a number of pixels, or (height, width)")
     listing = _list_images(root)
     examples = ImageExamples(listing.files, listing.targets, channels, pixels)
-    names: dict[str, Any] = {"num_classes": None, "class_names": None, "feature_names": None}
-    if listing.class_names is not None:
-        names |= {"num_classes": len(listing.class_names), "class_names": list(listing.class_names)}
-    facts = {"sizes": listing.sizes, "names": names}
     # Other files, or files that were written again, are prepared anew.
     stats = [(file, file.stat()) for file in listing.files]
     key = repr([(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
@@ -165,7 +161,7 @@ def from_folder(
     sets = {split: _read_set(Path(folder), listing, examples) for split, folder in (chosen.evaluation or {}).items()}
     chosen = chosen._replace(evaluation=sets)
     place = cache.cache_folder() / "arrays" / "folders" / f"{urllib.parse.quote(name, safe='')}-{digest[:16]}"
-    return make_dataset(prepare_arrays(name, place, examples, chosen.source, facts), chosen)
+    return make_dataset(prepare_arrays(name, place, examples, chosen.source, listing.facts()), chosen)
 
 
 class _Listing(NamedTuple):
@@ -175,6 +171,11 @@ class _Listing(NamedTuple):
     targets: np.ndarray | None
     class_names: tuple[str, ...] | None
     sizes: dict[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of `RawDataset`."""
+        count, names = (None, None) if self.class_names is None else (len(self.class_names), list(self.class_names))
+        return {"sizes": self.sizes, "names": {"num_classes": count, "class_names": names, "feature_names": None}}
 
 
 def _list_images(root: Path) -> _Listing:

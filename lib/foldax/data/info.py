@@ -2,6 +2,9 @@
 
 import dataclasses
 import hashlib
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +17,7 @@ from foldax.data.conversion import memory_owner
 from foldax.errors import DataError
 
 BLOCK_BYTES = 32 << 20  # size of a block read at once
+PICKLED_BYTES = 1 << 20  # larger arrays are memory-mapped for worker processes
 Spec = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -35,6 +39,7 @@ class ArrayExamples:
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = arrays
+        self.folder: str | None = None  # of temporary files that arrays are mapped from
         self.spec = {key: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for key, array in arrays.items()}
 
     def __len__(self) -> int:
@@ -46,6 +51,33 @@ class ArrayExamples:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles arrays of a mapped file as its name, so that the processes that read a stream share one copy."""
         return _unpickled, ({key: _without_mapped_data(array) for key, array in self.arrays.items()},)
+
+
+def memory_mapped(examples: Examples) -> Examples:
+    """Writes large arrays in memory to temporary files and maps them, so that worker processes share them.
+
+    >>> memory_mapped(ArrayExamples({"x": np.zeros(1 << 20)})).arrays["x"].mode
+    'r'
+    """
+    if not isinstance(examples, ArrayExamples):
+        return examples
+    arrays = examples.arrays
+    large = {k for k, array in arrays.items() if array.nbytes > PICKLED_BYTES and _without_mapped_data(array) is array}
+    if not large:
+        return examples
+    result = ArrayExamples(dict(arrays))
+    result.folder = tempfile.mkdtemp(prefix="foldax-")
+    weakref.finalize(result, shutil.rmtree, result.folder, ignore_errors=True)  # also at exit
+    for number, key in enumerate(sorted(large)):
+        path = f"{result.folder}/{number}.npy"
+        try:
+            np.save(path, arrays[key])
+        except OSError as error:
+            problem = f"arrays of {arrays[key].nbytes >> 20} MiB for the workers cannot be written to {result.folder}"
+            remedy = "set TMPDIR to a folder with more room, or take workers=0"
+            raise DataError(f"{problem}: {error.strerror or error}; {remedy}") from error
+        result.arrays[key] = np.load(path, mmap_mode="r")
+    return result
 
 
 def _unpickled(arrays: dict[str, Any]) -> ArrayExamples:

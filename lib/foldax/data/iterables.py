@@ -77,8 +77,7 @@ def from_iterable(
 
     Args:
       batches: a function `(seed, epoch) -> iterable of batches`, or an iterable that can be read again and again.
-      evaluation: evaluation sets by name, "validation" and "test" among them: arrays by key, a split of another
-        dataset, or an iterable of batches that ends. They are held in memory.
+      evaluation: sets by name, also "validation" and "test": arrays by key, a split of a dataset, or finite batches.
       name: name of the dataset.
       num_classes: number of classes, for integer targets `[B]`, as one batch does not show all of them.
       class_names: names of the classes.
@@ -89,8 +88,7 @@ def from_iterable(
       evaluate_batch_size: examples per evaluation batch; by default at most those of a training batch.
 
     Raises:
-      DataError: there are no batches, or they can be read once only; batches differ in keys, dtypes or shapes; or as
-        for `from_arrays`.
+      DataError: there are no batches, they can be read once only, or differ in shapes; or as for `from_arrays`.
 
     >>> def batches(seed, epoch):
     ...     random = np.random.default_rng((seed, epoch))
@@ -101,15 +99,7 @@ def from_iterable(
     >>> dataset.info.shapes, dataset.nonresumable_reason
     ({'inputs': (3,), 'targets': ()}, None)
     """
-    kind, reason = type(batches).__name__, None
-    if isinstance(batches, Iterator):
-        problem = f"{kind} objects can be read once, but every epoch, and a resumed run, reads them again"
-        raise DataError(f"{name}: {problem}; give a function of (seed, epoch) that makes one")
-    if not callable(batches) and not isinstance(batches, Iterable):
-        raise DataError(f"{name}: expected an iterable of batches, or a function of (seed, epoch), not {batches!r}")
-    if not callable(batches) and not isinstance(batches, Sequence):
-        lost = f"the order of {kind} is its own: a resumed run starts a new pass, and has other bits"
-        reason = f"{name}: {lost}; a function of (seed, epoch) in its place resumes exactly"
+    reason = _check_repeatable(batches, name)
 
     def make(seed: int, epoch: int) -> Iterable[Any]:
         return batches(seed, epoch) if callable(batches) else batches
@@ -120,8 +110,8 @@ def from_iterable(
         # A pass over an iterable of its own order has no step to go on from.
         return _epochs(name, make, seed, 0 if reason else step, len(next(iter(batch.values()))))
 
-    metadata = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
-    info, splits = _facts(name, batch, metadata, {"mean": mean, "std": std}, evaluation, evaluate_batch_size, reason)
+    names = ArrayMetadata.check(num_classes, class_names, feature_names, vocabulary_size)
+    info, splits = _facts(name, batch, names, {"mean": mean, "std": std}, evaluation, evaluate_batch_size, reason)
     return Dataset(info, BatchSource(name, open_batches, batch), splits, reason)
 
 
@@ -232,6 +222,20 @@ def _epochs(
             number += 1
         if number == before:
             raise DataError(f"{name}: epoch {epoch} has no batches of {batch_size} examples")
+
+
+def _check_repeatable(batches: Any, name: str) -> str | None:
+    """Checks that batches can be read again, and returns why a resumed run reads others; None if it does not."""
+    kind = type(batches).__name__
+    if isinstance(batches, Iterator):
+        problem = f"{kind} objects can be read once, but every epoch, and a resumed run, reads them again"
+        raise DataError(f"{name}: {problem}; give a function of (seed, epoch) that makes one")
+    if callable(batches) or isinstance(batches, Sequence):
+        return None
+    if not isinstance(batches, Iterable):
+        raise DataError(f"{name}: expected an iterable of batches, or a function of (seed, epoch), not {batches!r}")
+    lost = f"the order of {kind} is its own: a resumed run starts a new pass, and has other bits"
+    return f"{name}: {lost}; a function of (seed, epoch) in its place resumes exactly"
 
 
 def _first_batch(batches: Iterable[Any], name: str) -> dict[str, np.ndarray]:

@@ -62,7 +62,31 @@ class Feed(Protocol):
 
 
 class DataSource(Protocol):
-    """Source of training batches: a sequence of blocks, from which `feed` selects one batch per step."""
+    """Source of training batches: a sequence of blocks, from which `feed` selects one batch per step.
+
+    One of your own takes the place of a dataset's: `dataset._replace(train=source)`. Blocks that are a function of the
+    seed and the step resume exactly.
+
+    >>> import itertools
+    >>> import numpy as np
+    >>> class NoiseFeed(NamedTuple):  # hashable, without arrays: it is static in the compiled program
+    ...     def batch(self, data, key, step, start):
+    ...         return {"inputs": data["inputs"][step - start]}
+    >>> class NoiseSource:
+    ...     feed = NoiseFeed()
+    ...
+    ...     def examples(self):
+    ...         return {"inputs": np.zeros((4, 3))}
+    ...
+    ...     def blocks(self, seed, step):
+    ...         for start in itertools.count(step // 10 * 10, 10):
+    ...             inputs = np.random.default_rng((seed, start)).normal(size=(10, 4, 3))
+    ...             yield DataBlock({"inputs": inputs}, start, start + 10)
+    >>> source: DataSource = NoiseSource()
+    >>> block = next(source.blocks(seed=0, step=13))
+    >>> block.start, block.end, source.feed.batch(block.data, None, 13, block.start)["inputs"].shape
+    (10, 20, (4, 3))
+    """
 
     @property
     def feed(self) -> Feed:

@@ -1,4 +1,4 @@
-"""Sampling with replacement: each example of a batch is drawn by its weight, as a function of the seed and the step."""
+"""Sampling with replacement: the examples of a batch are chosen by weight, as a function of the seed and the step."""
 
 from typing import Any, NamedTuple
 
@@ -28,6 +28,17 @@ def sampling_bounds(weights: np.ndarray) -> np.ndarray:
     return np.round(ends / ends[-1] * (MAX_DRAW + 1)).astype(np.uint32)
 
 
+def probabilities(bounds: np.ndarray | None, num_examples: int) -> np.ndarray:
+    """Returns the probability of each example `[N]` from bounds uint32 `[N]`; None where all are equally likely.
+
+    >>> probabilities(None, 2).tolist()
+    [0.5, 0.5]
+    """
+    if bounds is None:
+        return np.full(num_examples, 1 / num_examples)
+    return np.diff(bounds.astype(np.float64), prepend=0.0) / (MAX_DRAW + 1)
+
+
 class WeightedFeed(NamedTuple):
     """Draws the batch of a step from `(examples, bounds)` on the device, with replacement; static under jit."""
 
@@ -44,9 +55,18 @@ class WeightedFeed(NamedTuple):
 
 def draw_rows(bounds: np.ndarray, seed: int, batch_size: int, number: int) -> np.ndarray:
     """Draws the examples of a batch on the host, int `[B]`; it depends only on the seed and the batch's number."""
+    draws = batch_generator(seed, number).integers(0, MAX_DRAW + 1, batch_size, np.uint32)
+    return np.searchsorted(bounds, draws, side="right")
+
+
+def batch_generator(seed: int, number: int) -> np.random.Generator:
+    """Makes the random generator of a batch on the host, from the seed and the batch's number.
+
+    >>> bool(batch_generator(0, 1).random() == batch_generator(0, 1).random())
+    True
+    """
     # A counter-based generator (Salmon, Moraes, Dror & Shaw, 2011): every key has an independent stream.
-    random = np.random.Generator(np.random.Philox(key=(seed << 64) + int(number)))
-    return np.searchsorted(bounds, random.integers(0, MAX_DRAW + 1, batch_size, np.uint32), side="right")
+    return np.random.Generator(np.random.Philox(key=(seed << 64) + int(number)))
 
 
 def example_weights(weights: Any, name: str, labels: np.ndarray | None, train: np.ndarray, own: range) -> np.ndarray:
@@ -81,5 +101,5 @@ def example_weights(weights: Any, name: str, labels: np.ndarray | None, train: n
         raise DataError(f"{name}: weights must be finite and at least 0, {where}")
     chosen = array.astype(np.float64)[train - own.start]
     if not chosen.sum():
-        raise DataError(f"{name}: all weights of the training split are 0, so nothing could be drawn")
+        raise DataError(f"{name}: all weights of the training split are 0")
     return chosen

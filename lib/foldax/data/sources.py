@@ -5,9 +5,10 @@ import contextlib
 import copy
 import multiprocessing
 import os
+import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -15,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.data.info import BLOCK_BYTES, Examples, example_bytes
+from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped
 from foldax.data.processes import starting_processes
 from foldax.data.protocol import DataBlock, EvaluationBlock
-from foldax.data.sampling import WeightedFeed, draw_rows, sampling_bounds
+from foldax.data.sampling import WeightedFeed, batch_generator, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
 
 Batch = dict[str, jax.Array]
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 MAX_BATCHES = 64  # batches in a block of a stream
-MAX_STEPS = 2**40  # batches of a stream that is drawn with replacement
+MAX_STEPS = 2**40  # batches of a stream without epochs
 _OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -56,7 +58,7 @@ class DeviceSource:
       examples: all examples of the dataset.
       indices: int `[N]`, those of the split.
       batch_size: examples per batch.
-      weights: float `[N]`, with which examples are drawn with replacement; None shuffles them every epoch.
+      weights: float `[N]`, of examples that are sampled with replacement; None shuffles them every epoch.
     """
 
     def __init__(
@@ -64,14 +66,14 @@ class DeviceSource:
     ) -> None:
         self.device: Any = None
         self.feed: DeviceFeed | WeightedFeed = DeviceFeed(len(indices), batch_size)
-        self._bounds = None
+        self.bounds = None
         if weights is not None:
-            self.feed, self._bounds = WeightedFeed(len(indices), batch_size), sampling_bounds(weights)
-        self._examples, self._indices = examples, indices
+            self.feed, self.bounds = WeightedFeed(len(indices), batch_size), sampling_bounds(weights)
+        self.all_examples, self.indices = examples, indices
 
     @cached_property
     def _data(self) -> tuple[Batch, jax.Array | None]:
-        return jax.device_put((self._examples.read(self._indices), self._bounds), self.device)
+        return jax.device_put((self.all_examples.read(self.indices), self.bounds), self.device)
 
     def examples(self) -> Batch:
         """The whole training split, arrays `[N, ...]`."""
@@ -79,7 +81,7 @@ class DeviceSource:
 
     def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         """Yields the one block that serves every step."""
-        yield DataBlock(self._data[0] if self._bounds is None else self._data)
+        yield DataBlock(self._data[0] if self.bounds is None else self._data)
 
 
 class StreamFeed(NamedTuple):
@@ -100,7 +102,8 @@ class StreamSource:
       indices: int `[N]`, those of the split.
       batch_size: examples per batch.
       workers: processes that read ahead; 0 reads in threads of this process.
-      weights: float `[N]`, with which examples are drawn with replacement; None shuffles them every epoch.
+      weights: float `[N]`, of examples that are sampled with replacement; None shuffles them every epoch.
+      transform: changes every batch where it is read, given a random generator of its own.
     """
 
     def __init__(
@@ -110,16 +113,21 @@ class StreamSource:
         batch_size: int,
         workers: int = 0,
         weights: np.ndarray | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.device: Any = None
-        self._bounds = None if weights is None else sampling_bounds(weights)
+        self.transform = transform
+        self.bounds = None if weights is None else sampling_bounds(weights)
         self.feed = StreamFeed(_batches_per_block(examples, batch_size))
-        self._examples, self._indices = examples, indices
-        self._batch_size, self._workers = batch_size, workers
+        self.all_examples, self.indices = memory_mapped(examples) if workers else examples, indices
+        self._batch_size, self.workers = batch_size, workers
 
     def examples(self) -> Batch:
         """The first batch of the split, `[B, ...]`."""
-        return jax.device_put(self._examples.read(self._indices[: self._batch_size]), self.device)
+        batch = self.all_examples.read(self.indices[: self._batch_size])
+        if self.transform is not None:
+            batch = transform_batch(self.transform, batch, batch_generator(0, 0))
+        return jax.device_put(batch, self.device)
 
     def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
         """Yields the block that contains `step`, then the blocks after it, without end.
@@ -141,7 +149,7 @@ class StreamSource:
         size = self.feed.batches
         start = step // size * size
         with contextlib.ExitStack() as stack:
-            with starting_processes() if self._workers else contextlib.nullcontext():
+            with starting_processes() if self.workers else contextlib.nullcontext():
                 iterator = iter(self._pipeline(seed, start // size))
                 stack.callback(iterator.close)
                 block = _next_block(iterator)
@@ -155,22 +163,28 @@ class StreamSource:
 
         # Grain adds the epoch to the seed, so neighbouring seeds would share orders; hash the seed first.
         scattered = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        if self._bounds is None:
-            positions = grain.MapDataset.range(len(self._indices)).shuffle(scattered)
+        if self.bounds is None:
+            positions = grain.MapDataset.range(len(self.indices)).shuffle(scattered)
             # First batches of an epoch, then blocks of batches, which may span two epochs.
             batches = positions.batch(self._batch_size, drop_remainder=True).repeat()
         else:
-            draw = partial(draw_rows, self._bounds, scattered, self._batch_size)
+            draw = partial(draw_rows, self.bounds, scattered, self._batch_size)
             batches = grain.MapDataset.range(MAX_STEPS).map(draw)
-        blocks = batches.batch(self.feed.batches)[first:].map(partial(_read, self._examples, self._indices))
+        read = partial(_read, self.all_examples, self.indices)
+        if self.transform is None:
+            blocks = batches.batch(self.feed.batches)[first:].map(read)
+        else:
+            transformed = partial(_read_transformed, read, self.transform, scattered)
+            blocks = batches.batch(self.feed.batches).map_with_index(transformed)[first:]
         dataset = blocks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        if self._workers:
+        if self.workers:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only `app.run` parses
-            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
+            end_with_parent = partial(_end_with_parent, getattr(self.all_examples, "folder", None))
+            dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
         return grain.experimental.device_put(dataset, self.device, cpu_buffer_size=1, device_buffer_size=1)
 
 
@@ -186,8 +200,8 @@ class Split:
 
     def __init__(self, examples: Examples, indices: np.ndarray, batch_size: int, *, whole: bool) -> None:
         self.device: Any = None
-        self.num_examples, self.batch_size = len(indices), batch_size
-        self._examples, self._indices = examples, indices
+        self.num_examples, self.batch_size, self.is_whole = len(indices), batch_size, whole
+        self.all_examples, self.indices = examples, indices
         batches = -(-len(indices) // batch_size)
         self._batches = batches if whole else min(batches, _batches_per_block(examples, batch_size))
 
@@ -205,7 +219,7 @@ class Split:
         shape = (self._batches, self.batch_size)
         batches = {
             name: jax.ShapeDtypeStruct((*shape, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-            for name, leaf in self._examples.spec.items()
+            for name, leaf in self.all_examples.spec.items()
         }
         return EvaluationBlock(batches, jax.ShapeDtypeStruct(shape, np.bool_))
 
@@ -218,7 +232,7 @@ class Split:
         positions = start + np.arange(self._batches * self.batch_size).reshape(self._batches, self.batch_size)
         # Padding repeats example 0; its outputs are masked out.
         mask = positions < self.num_examples
-        batches = _read(self._examples, self._indices, np.where(mask, positions, 0))
+        batches = _read(self.all_examples, self.indices, np.where(mask, positions, 0))
         return jax.device_put(EvaluationBlock(batches, mask), self.device)
 
 
@@ -242,23 +256,66 @@ def _read(examples: Examples, indices: np.ndarray, positions: np.ndarray) -> dic
     return {key: array.reshape(positions.shape + array.shape[1:]) for key, array in rows.items()}
 
 
+def _read_transformed(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]],
+    transform: Transform,
+    seed: int,
+    block: int,
+    positions: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Reads a block and transforms its batches, each by a generator that depends on the seed and its number alone."""
+    rows, first = read(positions), block * len(positions)
+    batches = [
+        transform_batch(transform, {key: array[k] for key, array in rows.items()}, batch_generator(seed, first + k))
+        for k in range(len(positions))
+    ]
+    return {key: np.stack([batch[key] for batch in batches]) for key in rows}
+
+
+def transform_batch(
+    transform: Transform, batch: dict[str, np.ndarray], random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Applies a transform on the host to a batch `[B, ...]`.
+
+    Raises:
+      DataError: the result has other keys, shapes or dtypes.
+    """
+
+    def specs(arrays: dict[str, Any]) -> str:
+        return ", ".join(f"{key!r} {arrays[key].dtype}{list(arrays[key].shape)}" for key in sorted(arrays))
+
+    expected = specs(batch)
+    result = transform(batch, random)
+    found = type(result).__name__
+    if isinstance(result, dict):
+        result = {key: np.asarray(value) for key, value in result.items()}
+        found = specs(result)
+    if found != expected:
+        remedy = "change shapes and dtypes of all splits before the dataset is made"
+        raise DataError(f"transform: it must return arrays as it gets, {expected}; it returned {found}; {remedy}")
+    return result
+
+
 def _next_block(iterator: Iterator[Batch]) -> Batch:
     try:
         return next(iterator)
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
-        remedy = "it may have been killed for want of memory: each holds a copy of arrays, so take fewer workers, or 0"
+        remedy = "it may have been killed for want of memory: each holds the blocks that it reads ahead, so take fewer "
+        remedy += "workers, or 0"
         raise DataError(f"a process that reads the stream ended ({str(error).split('.')[0]}); {remedy}") from error
 
 
-def _end_with_parent(worker: int, num_workers: int) -> None:
-    """Lets a worker process end when its parent does, also if that was killed."""
+def _end_with_parent(folder: str | None, worker: int, num_workers: int) -> None:
+    """Lets a worker process end when its parent does, also if that was killed; removes a folder of the parent."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             parent.join()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

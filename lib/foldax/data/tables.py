@@ -97,31 +97,34 @@ def from_csv(
     sets = {split: Path(file) for split, file in (chosen.evaluation or {}).items()}
     check_set_names(sets, name)
     table = _read_table(paths | sets, targets, as_names(inputs, "inputs"), dict(read_options or {}))
-    # 2. Missing values
-    had_missing = table.frame.isna().any()
-    if missing == "drop":
-        table = table.select(table.frame.notna().all(axis=1).to_numpy())
-    _check_missing(table, targets, missing)
-    # 3. Numbers
-    features = _encode_inputs(table, targets, missing == "indicator")
-    labels, class_names = None, None
-    arrays = {}
-    if targets is not None:
-        labels, class_names = _encode_targets(table, targets, task, bool(had_missing[targets]))
-        arrays["targets"] = labels
-    sizes = {split: int((table.splits == split).sum()) for split in paths}
-    if missing in ("mean", "indicator"):
-        is_split = np.isin(table.splits, list(paths))
-        parts = assign_splits(name, sizes, labels[is_split] if labels is not None and class_names else None, chosen)
-        features = {key: _fill_missing(table, key, column, parts["train"]) for key, column in features.items()}
-    for key, column in features.items():
-        check_resolution(column, f"{table.name}, column {key!r}")
-    arrays["inputs"] = np.stack(list(features.values()), axis=1).astype(np.float32)
-    # 4. Splits
+    table = _without_missing(table, targets, missing)
+    # 2. Numbers and classes
+    arrays, features, class_names = _encode(table, targets, task, missing, name, tuple(paths), chosen)
+    # 3. Splits
     splits = {split: {key: a[table.splits == split] for key, a in arrays.items()} for split in (*paths, *sets)}
     names = ArrayMetadata.check(None, class_names, features, None)
     chosen = chosen._replace(evaluation={split: splits.pop(split) for split in sets})
     return make_dataset(read_arrays(splits, name, names), chosen)
+
+
+def _encode(
+    table: _Table, targets: str | None, task: str | None, missing: str, name: str, splits: tuple[str, ...], options: Any
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...] | None]:
+    """Encodes all columns; returns arrays `[N, ...]` by key, and the names of features and classes."""
+    arrays: dict[str, np.ndarray] = {}
+    features, class_names = _encode_inputs(table, targets, missing == "indicator"), None
+    if targets is not None:
+        arrays["targets"], class_names = _encode_targets(table, targets, task)
+    if missing in ("mean", "indicator"):
+        # The splits that `make_dataset` will make: other rows than the training split's must not count in its means.
+        sizes = {split: int((table.splits == split).sum()) for split in splits}
+        labels = arrays["targets"][np.isin(table.splits, splits)] if class_names else None
+        train = assign_splits(name, sizes, labels, options)["train"]
+        features = {key: _fill_missing(table, key, column, train) for key, column in features.items()}
+    for key, column in features.items():
+        check_resolution(column, f"{table.name}, column {key!r}")
+    arrays["inputs"] = np.stack(list(features.values()), axis=1).astype(np.float32)
+    return arrays, tuple(features), class_names
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -188,8 +191,16 @@ def _read_file(path: Path, options: dict[str, Any]) -> "DataFrame":
     return frame
 
 
-def _check_missing(table: _Table, targets: str | None, missing: str) -> None:
-    """Raises a DataError for missing values that nothing is to be done about, and where no row is left."""
+def _without_missing(table: _Table, targets: str | None, missing: str) -> _Table:
+    """Leaves out rows with missing values for "drop".
+
+    Raises:
+      DataError: nothing is to be done about missing values, or no row is left.
+    """
+    # Pandas reads integers as floats where values are missing.
+    integers = {name for name in table.frame.columns if _are_integers(table.frame[name])}
+    if missing == "drop":
+        table = table.select(table.frame.notna().all(axis=1).to_numpy())
     if not len(table.frame):
         raise DataError(f"{table.name}: every row has a missing value; choose columns (inputs=[...])")
     counts = {column: int(count) for column, count in table.frame.isna().sum().items() if count}
@@ -202,6 +213,15 @@ def _check_missing(table: _Table, targets: str | None, missing: str) -> None:
         found = ", ".join(f"{column!r} has {count}" for column, count in counts.items())
         remedy = f"fill them in, or choose missing={', '.join(map(repr, MISSING[1:-1]))} or {MISSING[-1]!r}"
         raise DataError(f"{table.name}: values are missing: column {found}; {remedy}")
+    return table._replace(frame=table.frame.astype({name: np.int64 for name in integers if name not in counts}))
+
+
+def _are_integers(column: "Series") -> bool:
+    """Whether a column of floats has missing values, and all others are integers."""
+    if column.dtype.kind != "f" or not column.isna().any():
+        return False
+    known = column.dropna()
+    return bool((np.isfinite(known) & (known == np.floor(known)) & (np.abs(known) < 2**53)).all())
 
 
 def _encode_inputs(table: _Table, targets: str | None, with_indicators: bool) -> dict[str, np.ndarray]:
@@ -236,9 +256,7 @@ def _encode_inputs(table: _Table, targets: str | None, with_indicators: bool) ->
     return features
 
 
-def _encode_targets(
-    table: _Table, name: str, task: str | None, had_missing: bool
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
+def _encode_targets(table: _Table, name: str, task: str | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Encodes the column of targets: `(classes int32 [N], their names)` or `(numbers float32 [N], None)`."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
@@ -246,11 +264,9 @@ def _encode_targets(
     if is_numeric_dtype(column) and not is_bool_dtype(column):
         values = column.to_numpy()
         is_whole = np.isfinite(values) & (values == np.floor(values))
-        # Integers with missing values are read as floats.
-        are_integers = values.dtype.kind in "iu" or (had_missing and is_whole.all())
         if task == "classification" and not is_whole.all():
             raise DataError(f"{table.place(~is_whole)}: column {name!r} is {values[~is_whole][0]:g}, which is no class")
-        if task == "regression" or (task is None and not are_integers):
+        if task == "regression" or (task is None and values.dtype.kind == "f"):
             if not np.isfinite(values).all():
                 raise DataError(f"{table.place(~np.isfinite(values))}: column {name!r} is infinite; leave the row out")
             check_resolution(values, f"{table.name}, column {name!r}")

@@ -206,9 +206,8 @@ def _hooks(
         progress.step(step)
 
     def on_start(run: Run) -> None:
-        info = run.program.info
+        info, reason = run.program.info, nonresumable_reason(run.dataset)
         if path is not None and info is not None:
-            reason = nonresumable_reason(run.dataset)
             folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
         if path is not None and (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
             pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
@@ -216,7 +215,7 @@ def _hooks(
         if path is not None:
             _record_inputs(path, run.program.experiment, run.config)
         if verbose:
-            terminal.print_table(tables.model_table(run))
+            _print_start(run)
 
     def on_match(match: matching.Match) -> None:
         if path is not None:
@@ -240,6 +239,13 @@ def _record_inputs(path: Path, experiment: Experiment, config: Any) -> None:
     else:
         manifest["inputs"] = inputs
     folder.write_json(path / "manifest.json", manifest)
+
+
+def _print_start(run: Run) -> None:
+    """Prints the sizes of the model and, at the first step, why the run could not be resumed bit for bit."""
+    terminal.print_table(tables.model_table(run))
+    if run.step == 0 and (reason := nonresumable_reason(run.dataset)):
+        terminal.echo(f"note: {reason}")
 
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:

@@ -1,0 +1,162 @@
+"""Datasets of Hugging Face: columns become inputs and targets, read from their memory-mapped Arrow files."""
+
+import hashlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from foldax.data import cache
+from foldax.data.arrays import check_set_names, check_split_names
+from foldax.data.conversion import as_array, jax_dtype
+from foldax.data.dataset import Dataset, DatasetOptions, make_dataset
+from foldax.data.prepared import prepare_arrays
+from foldax.errors import DataError, did_you_mean
+
+Columns = str | Sequence[str]
+
+
+class HuggingFaceExamples:
+    """Rows of a Hugging Face dataset as arrays; can be pickled for worker processes, which map the same files."""
+
+    def __init__(self, dataset: Any, columns: Mapping[str, Columns], name: str) -> None:
+        names = [column for value in columns.values() for column in ([value] if isinstance(value, str) else value)]
+        self._rows = dataset.select_columns(names).with_format("numpy")
+        self._columns, self._name = columns, name
+        first = self._convert(self._rows[:1])
+        self.spec = {key: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for key, array in first.items()}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the rows at `indices` `[B]`."""
+        arrays = self._convert(self._rows[indices.tolist()])
+        for key, leaf in self.spec.items():
+            if arrays[key].shape[1:] != leaf.shape or arrays[key].dtype != leaf.dtype:
+                own, first = (f"{a.dtype}{list(a.shape)}" for a in (arrays[key][0], leaf))
+                problem = f"rows of column {self._columns[key]!r} differ: {own} and {first}"
+                raise DataError(f"{self._name}: {problem}; make them equal with dataset.map")
+        return arrays
+
+    def _convert(self, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        arrays = {}
+        for key, columns in self._columns.items():
+            if isinstance(columns, str):
+                array = self._as_array(rows[columns], columns)
+            else:
+                array = np.stack([self._as_array(rows[column], column) for column in columns], axis=-1)
+            # Grey images have no axis of channels.
+            is_image = isinstance(columns, str) and type(self._rows.features[columns]).__name__ == "Image"
+            array = array[..., None] if is_image and array.ndim == 3 else array
+            is_number = key == "targets" and array.ndim == 1 and array.dtype.kind in "iu"
+            arrays[key] = array.astype(np.int32 if is_number else jax_dtype(array.dtype), copy=False)
+        return arrays
+
+    def _as_array(self, values: Any, column: str) -> np.ndarray:
+        shapes = {np.shape(value) for value in values}
+        if len(shapes) > 1:
+            sizes = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+            remedy = "make them equal with dataset.map, for example by padding or resizing"
+            raise DataError(f"{self._name}: rows of column {column!r} differ in shape, {sizes}; {remedy}")
+        array = np.stack(list(values)) if len(values) else np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            kind = type(self._rows.features[column]).__name__
+            remedy = "dataset.class_encode_column numbers classes; tokenize other texts with dataset.map"
+            raise DataError(f"{self._name}: column {column!r} ({kind}) has no numbers but {array.dtype}; {remedy}")
+        return as_array(array, f"{self._name}: column {column!r}")
+
+
+def from_huggingface(
+    dataset: Any, *, inputs: Columns, targets: str | None, name: str | None = None, **options: Any
+) -> Dataset:
+    """Makes a dataset of a Hugging Face `datasets.Dataset` or `DatasetDict`.
+
+    Rows are decoded once, into `$FOLDAX_CACHE`, or read from the Arrow files during the training where they are more
+    than fits on the device (`source`, `workers`). Classes and their names are those of a `ClassLabel` column.
+
+    Args:
+      dataset: the rows, or rows by split: "train", and "validation" or "test" or both. A missing split is sampled from
+        "train".
+      inputs: the column of inputs `[N, ...]`, or several columns of numbers that become those of "inputs" `[N, C]`.
+      targets: the column of targets; None for unsupervised learning.
+      name: name of the dataset; by default that of `dataset.info`.
+      **options: options of `load`, as for `from_arrays`; "evaluation" has Hugging Face datasets by name.
+
+    Raises:
+      DataError: a column does not exist, has no numbers or rows of several shapes; a label is -1, as in splits whose
+        labels are secret; or as for `from_splits`.
+
+    >>> import datasets  # doctest: +SKIP
+    >>> rows = datasets.load_dataset("imagefolder", data_dir="pets")  # doctest: +SKIP
+    >>> dataset = from_huggingface(rows, inputs="image", targets="label", batch_size=64)  # doctest: +SKIP
+    """
+    chosen = DatasetOptions.make(options)
+    splits = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
+    sets = dict(chosen.evaluation or {})
+    for split, rows in (splits | sets).items():
+        if not hasattr(rows, "with_format") or not hasattr(rows, "__getitem__"):
+            remedy = "read an IterableDataset with data.from_iterable"
+            raise DataError(f"split {split!r}: expected a datasets.Dataset, not {type(rows).__name__}; {remedy}")
+    name = name or str(getattr(splits.get("train", dataset).info, "dataset_name", None) or "huggingface")
+    check_split_names(splits, name)
+    check_set_names(sets, name)
+    columns: dict[str, Columns] = {"inputs": inputs if isinstance(inputs, str) else tuple(inputs)}
+    if targets is not None:
+        columns["targets"] = targets
+    for split, rows in (splits | sets).items():
+        _check_columns(rows, columns, f"{name}, split {split!r}")
+    # 1. One table of all splits; the order of those in `RawDataset.sizes` is that of the rows.
+    splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+    rows = next(iter(splits.values())) if len(splits) == 1 else _concatenate(list(splits.values()), name)
+    examples = HuggingFaceExamples(rows, columns, name)
+    facts = {"sizes": {split: len(part) for split, part in splits.items()}, "names": _names(rows, columns, name)}
+    chosen = chosen._replace(
+        evaluation={
+            split: HuggingFaceExamples(part, columns, name).read(np.arange(len(part))) for split, part in sets.items()
+        }
+    )
+    # 2. The cache: datasets knows each content by a fingerprint.
+    key = repr([[part._fingerprint for part in splits.values()], facts["sizes"], sorted(columns.items())])
+    folder = f"{urllib.parse.quote(name, safe='')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    place = cache.cache_folder() / "arrays" / "huggingface" / folder
+    return make_dataset(prepare_arrays(name, place, examples, chosen.source, facts), chosen)
+
+
+def _check_columns(rows: Any, columns: Mapping[str, Columns], place: str) -> None:
+    """Raises a DataError for columns that do not exist, and for a split without rows."""
+    for value in columns.values():
+        for column in [value] if isinstance(value, str) else value:
+            if column not in rows.column_names:
+                known, hint = ", ".join(rows.column_names), did_you_mean(column, rows.column_names)
+                raise DataError(f"{place}: there is no column {column!r}{hint} (columns: {known})")
+    if not len(rows):
+        raise DataError(f"{place} has no rows")
+
+
+def _concatenate(parts: list[Any], name: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as error:  # other features
+        raise DataError(f"{name}: the splits have different features: {str(error).splitlines()[0]}") from error
+
+
+def _names(rows: Any, columns: Mapping[str, Columns], name: str) -> dict[str, Any]:
+    """Facts of `Info` about classes and columns."""
+    inputs, targets = columns["inputs"], columns.get("targets")
+    names: dict[str, Any] = {"num_classes": None, "class_names": None}
+    names["feature_names"] = None if isinstance(inputs, str) else list(inputs)
+    if isinstance(targets, str):
+        class_names = getattr(rows.features[targets], "names", None)
+        labels = np.asarray(rows.with_format("numpy")[:][targets] if class_names is None else rows.data[targets])
+        if labels.ndim == 1 and labels.dtype.kind in "iu":
+            if labels.min() < 0:
+                remedy = "leave out the split, or the rows (dataset.filter), whose labels are not published"
+                raise DataError(f"{name}: column {targets!r} has the label {labels.min()}; {remedy}")
+            names["num_classes"] = len(class_names) if class_names else int(labels.max()) + 1
+            names["class_names"] = list(class_names) if class_names else None
+    return names
