@@ -1,7 +1,8 @@
 """The driver of a run: chunks of compiled steps and, at each boundary between them, in this order: evaluate, log,
-save, stop.
+call hooks, save, stop.
 
-A chunk is dispatched before the previous one is read and saved, so an accelerator does not wait for the host.
+A chunk is dispatched before the previous one is read and saved, so an accelerator does not wait for the host, except
+where a hook gets the state.
 """
 
 import contextlib
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import RLTraining, parse_interval
+from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
-from foldax.engine import compiled, evaluation
-from foldax.engine.fold import MAX_LOG_PERIODS, SUM_STEPS, BestState, ChunkReport, Fold
+from foldax.engine import boundaries, compiled, evaluation
+from foldax.engine.fold import SUM_STEPS, BestState, ChunkReport, Fold
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.result import Result
 from foldax.engine.setup import (
@@ -32,7 +33,6 @@ from foldax.engine.state import NEVER, Hooks, PendingChunk, Run, Timestamp
 from foldax.errors import Interrupted, NonFiniteError, RunError
 from foldax.experiment import Experiment
 
-CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
 PROFILED_STEPS = 20
 PARAMETERS = r"^0\.state\.(.*\.)?params\."  # paths in a checkpoint, whose first part is the fold
 
@@ -86,7 +86,8 @@ def train_loop(
       run: changed in place.
       hooks: see `Hooks`.
       until: step at which to pause.
-      read: reads a finished chunk, and returns whether the run stopped; `read_chunk` by default.
+      read: reads a finished chunk, takes it out of `run.unread`, and returns whether the run stopped; `read_chunk` by
+        default.
 
     Returns:
       "finished", "stopped early", "interrupted" or "paused".
@@ -95,20 +96,23 @@ def train_loop(
     last = min(until, run.config.steps)
     if run.is_evaluation_due:
         read_due_evaluation(run, hooks)
+    call_hooks(run, hooks)  # of a run that one of them ended at this step before it was resumed
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
-    steps = _chunk_steps(run, NEVER)  # one step at first; chunks double until they take `CHUNK_SECONDS`
+    # One step at first; chunks double until they take `CHUNK_SECONDS`.
+    steps = boundaries.chunk_steps(run, NEVER)
     while not stopped and run.step < last and not hooks.stop_requested():
         # Dispatch the next chunk before the previous one is read: neither host nor device waits for the other.
         fetch_data_block(run)
-        dispatch_chunk(run, hooks, min(_next_due(run), run.step + steps, last))
-        if len(run.unread) > 1:
-            chunk = run.unread[0]
+        dispatch_chunk(run, hooks, min(boundaries.next_boundary(run, hooks), run.step + steps, last))
+        # A hook gets the state of its step, which the chunk after it would overwrite.
+        num_unread = 0 if boundaries.interval_is_due(run, hooks) else 1
+        while len(run.unread) > num_unread and not stopped:
+            chunk = run.unread[0].with_snapshot_on_host()
             stopped = read(run, hooks, chunk)
             now = time.perf_counter()
             run.seconds_per_step, read_at = (now - read_at) / (chunk.end - chunk.start), now
             run.loop_started_at = run.loop_started_at or Timestamp.now(chunk.end)
-            del run.unread[0]
-        steps = _chunk_steps(run, 2 * steps)
+        steps = boundaries.chunk_steps(run, 2 * steps)
     if run.unread and not stopped:
         stopped = read(run, hooks, run.unread[0].with_snapshot_on_host())
     run.unread.clear()
@@ -141,13 +145,13 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     # Only now, while the device computes this chunk; and before the best state, of which there is no copy, is donated.
     run.unread[0] = run.unread[0].with_snapshot_on_host()
 
-    # 1. Evaluate, and compare with the best evaluation so far. (2. Log comes when the chunk is read.)
-    evaluations, stopped = evaluate_and_compare(run) if _evaluation_is_due(run) else (None, None)
+    # 1. Evaluate, and compare with the best evaluation so far. (2. Log and 3. hooks come when the chunk is read.)
+    evaluations, stopped = evaluate_and_compare(run) if boundaries.evaluation_is_due(run) else (None, None)
 
-    # 3. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
+    # 4. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
     # in its own memory, and waits for no transfer; on a CPU, NumPy's copy is the faster one.
     snapshot = None
-    if _save_is_due(run, hooks):
+    if boundaries.save_is_due(run, hooks):
         run.last_save_time = time.perf_counter()
         is_on_cpu = compiled.is_on_cpu(run.fold.step)
         snapshot = compiled.copy_to_host((run.fold, run.best)) if is_on_cpu else (compiled.copy(run.fold), run.best)
@@ -187,6 +191,7 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     # 2. Log: training metrics, up to the first that is not finite, then those of evaluations.
     lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluations)
     write_lines(run, hooks, lines)
+    run.unread.pop(0)
     if nonfinite:
         name, step = min(nonfinite.items(), key=lambda item: (item[1], item[0] != "loss"))
         kept = f"; the checkpoint of step {run.last_saved_step} is kept" if run.last_saved_step >= 0 else ""
@@ -197,11 +202,21 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
         problem = f"training metric {name!r} became NaN or infinite at step {step}{kept}"
         raise NonFiniteError(step, f"{problem}. {remedy}")
     hooks.progress(chunk.end)
-    # 3. Save the copy.
+    # 3. Hooks, if they are due at its end: then no later chunk was dispatched.
+    if chunk.end == run.step:
+        call_hooks(run, hooks)
+    # 4. Save the copy.
     if chunk.snapshot is not None:
         save_checkpoint(run, hooks, chunk.snapshot)
-    # 4. Stop, if patience ran out.
+    # 5. Stop, if patience ran out.
     return chunk.stopped is not None and bool(chunk.stopped)
+
+
+def call_hooks(run: Run, hooks: Hooks) -> None:
+    """Calls `Hooks.at_interval`, if that is due at the run's step."""
+    if boundaries.interval_is_due(run, hooks):
+        hooks.at_interval(run)
+        run.interval_step = run.step
 
 
 def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
@@ -233,12 +248,12 @@ def log_lines(
     """
     nonfinite = {name: int(step) for name, step in report.nonfinite_step.items() if step >= 0}
     lines: list[LogLine] = []
-    for row, end in enumerate(_log_ends(run, chunk.start, chunk.end)):
+    for row, end in enumerate(boundaries.log_ends(run, chunk.start, chunk.end)):
         # After a non-finite update the metrics mean nothing: the log ends before it.
         if end > min(nonfinite.values(), default=NEVER):
             break
         # In this order also where an evaluation failed, and was made when the run was resumed.
-        if _is_due(end, run.config.log_every) or end == run.config.steps:
+        if boundaries.is_due(end, run.config.log_every) or end == run.config.steps:
             lines.append((end, "train", evaluation.mean_metrics(evaluation.take_rows(report.logs, row))))
         if end == chunk.end:
             lines += [(end, name, evaluation.split_metrics(run.program, s)) for name, s in (evaluations or {}).items()]
@@ -251,6 +266,7 @@ def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState]) -> Non
     if hooks.checkpoints is not None and step != run.last_saved_step:
         meta: dict[str, Any] = {"nonresumable_reason": nonresumable_reason(run.dataset), "times": run_times(run)}
         meta |= {"monitor": monitor_and_mode(run.config), "is_evaluation_due": run.is_evaluation_due}
+        meta["is_interval_due"] = step == run.step and boundaries.interval_is_due(run, hooks)
         # Members of a vmapped sweep that are not finite stay as they are; a lone run must not keep such a state.
         finite = PARAMETERS if run.num_members is None else ""
         hooks.checkpoints.save(step, tree, meta, finite)
@@ -272,7 +288,9 @@ def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
             if nonfinite:
                 return
             write_lines(run, hooks, lines)
-        run.is_evaluation_due = bool(run.unread) and run.unread[-1].evaluations is None and _evaluation_is_due(run)
+        run.is_evaluation_due = (
+            bool(run.unread) and run.unread[-1].evaluations is None and boundaries.evaluation_is_due(run)
+        )
         save_checkpoint(run, hooks, (run.fold, run.best))
         hooks.checkpoints.wait()
         hooks.warn(f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it")
@@ -330,7 +348,7 @@ def advance(run: Run, end: int) -> ChunkReport:
         return report
     # `dispatch="step"`: the same log rows, gathered from single steps.
     logs, step = [], run.step
-    for last in [] if bool(run.best.stopped) else _log_ends(run, step, end):
+    for last in [] if bool(run.best.stopped) else boundaries.log_ends(run, step, end):
         for done in range(step, last):
             if done % log_every % SUM_STEPS == 0 and done > step:
                 run.fold = compiled.reset_metric_sums(run.fold, log_every)
@@ -340,43 +358,6 @@ def advance(run: Run, end: int) -> ChunkReport:
     step, nonfinite = compiled.copy((run.fold.step, run.fold.nonfinite_step))
     rows = jax.tree.map(lambda *rows: jnp.stack(rows), *logs) if logs else run.fold.metric_sums
     return ChunkReport(step, rows, nonfinite)
-
-
-def _log_ends(run: Run, start: int, end: int) -> list[int]:
-    """Lists where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
-    every = run.config.log_every
-    return [min(end, multiple) for multiple in range((start // every + 1) * every, end + every, every)]
-
-
-def _chunk_steps(run: Run, most: int) -> int:
-    return min(most, max(1, int(CHUNK_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
-
-
-def _evaluation_is_due(run: Run) -> bool:
-    is_last = run.step == run.config.steps
-    return bool({*evaluation_splits(run.dataset)} - {"test"}) and (
-        _is_due(run.step, run.config.evaluate_every) or is_last
-    )
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _next_due(run: Run) -> int:
-    """Finds the next step that a chunk must not run past: an evaluation, a checkpoint, the end of logs or of data."""
-    every_steps, _ = parse_interval(run.config.checkpoint_every)
-    periods = [every for every in (run.config.evaluate_every, every_steps) if every]
-    ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
-    # A chunk has room for so many log periods.
-    ends.append((run.step // run.config.log_every + MAX_LOG_PERIODS) * run.config.log_every)
-    return min(ends if run.block.end is None else [*ends, run.block.end])
-
-
-def _save_is_due(run: Run, hooks: Hooks) -> bool:
-    checkpoints, (every_steps, every_seconds) = hooks.checkpoints, parse_interval(run.config.checkpoint_every)
-    is_late = time.perf_counter() - run.last_save_time >= every_seconds
-    return checkpoints is not None and (_is_due(run.step, every_steps) or (is_late and not checkpoints.is_saving()))
 
 
 def _seconds_per_step(run: Run) -> float:

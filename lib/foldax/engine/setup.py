@@ -74,6 +74,7 @@ def start_run(
         run.step = run.last_saved_step = int(run.fold.step)
         run.times_before = meta.get("times", {})
         run.is_evaluation_due = meta.get("is_evaluation_due", False)
+        run.interval_step = -1 if meta.get("is_interval_due") else run.step
         _apply_monitor(run, hooks, meta.get("monitor", monitor_and_mode(config)), device)
         # The first block was for shapes; the run goes on with the block of its step.
         run.blocks.close()

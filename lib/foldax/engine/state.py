@@ -48,6 +48,8 @@ class Hooks(NamedTuple):
         of another run.
       checkpoints: where to save to and resume from; None: nowhere.
       profile_dir: folder for a profile; None: none is recorded.
+      intervals: numbers of steps; at their multiples chunks end, and `at_interval` is called.
+      at_interval: `(run)`, called after the log of such a step, while `run.fold` is its state.
     """
 
     log: Callable[[int, str, dict[str, float]], None] = lambda step, split, metrics: None
@@ -59,6 +61,8 @@ class Hooks(NamedTuple):
     replace_initial_state: Callable[[State], State] | None = None
     checkpoints: CheckpointStore | None = None
     profile_dir: Path | None = None
+    intervals: tuple[int, ...] = ()
+    at_interval: "Callable[[Run], None]" = lambda run: None
 
 
 class CompiledFunctions(NamedTuple):
@@ -128,6 +132,7 @@ class Run:
       num_chunks: number of chunks dispatched so far.
       unread: chunks that were dispatched, but not read so far.
       is_evaluation_due: whether the run failed in the evaluation at this step, and owes it.
+      interval_step: step of the newest call of `Hooks.at_interval`.
       loop_started_at: end of the first chunk, whose time is mostly compiling; None before.
       seconds_per_step: of the last chunk that was read, or 0.
       num_members: number of vmapped members; None for a lone run.
@@ -151,6 +156,7 @@ class Run:
     num_chunks: int = 0
     unread: "list[PendingChunk]" = dataclasses.field(default_factory=list)
     is_evaluation_due: bool = False
+    interval_step: int = 0
     loop_started_at: Timestamp | None = None
     seconds_per_step: float = 0.0
     num_members: int | None = None

@@ -213,6 +213,7 @@ class VmappedMembers:
                 self.frozen[number] = ("not finite", min(bad.values()))
             elif stopped is not None and stopped[row]:
                 self.frozen[number] = ("stopped early", chunk.end)
+        run.unread.pop(0)
         hooks.progress(chunk.end)
         if chunk.snapshot is not None:
             self.save(hooks, chunk.snapshot)

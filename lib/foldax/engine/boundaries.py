@@ -1,0 +1,63 @@
+"""The boundaries between chunks: where a chunk ends, and what is due there."""
+
+import time
+
+from foldax.configuration import parse_interval
+from foldax.engine.fold import MAX_LOG_PERIODS
+from foldax.engine.setup import evaluation_splits
+from foldax.engine.state import Hooks, Run
+
+CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
+
+
+def next_boundary(run: Run, hooks: Hooks) -> int:
+    """Finds the next step that a chunk must not run past.
+
+    That is an evaluation, a checkpoint, a multiple of `Hooks.intervals`, or the end of logs, of the data or of the run.
+    """
+    every_steps, _ = parse_interval(run.config.checkpoint_every)
+    periods = [every for every in (run.config.evaluate_every, every_steps, *hooks.intervals) if every]
+    ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
+    # A chunk has room for so many log periods.
+    ends.append((run.step // run.config.log_every + MAX_LOG_PERIODS) * run.config.log_every)
+    return min(ends if run.block.end is None else [*ends, run.block.end])
+
+
+def chunk_steps(run: Run, most: int) -> int:
+    """Number of steps that take `CHUNK_SECONDS` at the run's speed, but `most` at most; 1 while that is unknown."""
+    return min(most, max(1, int(CHUNK_SECONDS / run.seconds_per_step))) if run.seconds_per_step else 1
+
+
+def log_ends(run: Run, start: int, end: int) -> list[int]:
+    """Lists where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
+    every = run.config.log_every
+    return [min(end, multiple) for multiple in range((start // every + 1) * every, end + every, every)]
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether a step is a multiple of an interval; an interval of 0 is never due.
+
+    >>> is_due(1_000, 500), is_due(1_001, 500), is_due(1_000, 0)
+    (True, False, False)
+    """
+    return every > 0 and step % every == 0
+
+
+def evaluation_is_due(run: Run) -> bool:
+    """Whether the splits but the test split are evaluated at the run's step."""
+    has_splits = bool({*evaluation_splits(run.dataset)} - {"test"})
+    return has_splits and (is_due(run.step, run.config.evaluate_every) or run.step == run.config.steps)
+
+
+def save_is_due(run: Run, hooks: Hooks) -> bool:
+    """Whether a checkpoint is made at the run's step."""
+    if hooks.checkpoints is None:
+        return False
+    every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
+    overdue = time.perf_counter() - run.last_save_time >= every_seconds
+    return is_due(run.step, every_steps) or (overdue and not hooks.checkpoints.is_saving())
+
+
+def interval_is_due(run: Run, hooks: Hooks) -> bool:
+    """Whether `Hooks.at_interval` has to be called at the run's step, and was not called there yet."""
+    return run.interval_step != run.step and any(is_due(run.step, every) for every in hooks.intervals)
