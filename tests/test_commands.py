@@ -47,6 +47,7 @@ VALUES = {"K": "0", "INPUT": "test", "NAME": "my_idea"}
 NOT_EXECUTED = {
     "ray": "needs the Ray cluster of its address",
     "slurm": "needs Slurm",
+    "wandb": "needs the package; tests/runs/test_trackers.py sends a run to it",
     "check": "tests/test_cli.py runs it, on a smaller experiment: the laws compile for ten seconds",
     "--prompt": "tests/inference/test_sample.py calls its function, on a smaller model",
 }
@@ -107,7 +108,7 @@ def without_work(monkeypatch: pytest.MonkeyPatch) -> None:
         members = spaces.member_configs(config, spaces.enumerate_overrides(space, samples, config.seed), seeds)
         assert len(members) >= seeds
 
-    monkeypatch.setattr("foldax.runs.train.train", lambda experiment, config, run_dir=None, resume=False: config)
+    monkeypatch.setattr("foldax.runs.train.train", lambda experiment, config, **options: config)
     monkeypatch.setattr("foldax.sweeps.command.sweep", sweep)
     monkeypatch.setattr(laws, "make_subject", lambda experiment, config: None)
     monkeypatch.setattr(laws, "LAWS", {})

@@ -16,6 +16,8 @@ from foldax.engine.result import Result
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.learner import Average, EnvironmentSteps, Evaluation, InputSpec, Learner, Sampler
+from foldax.runs.hooks import Every, HookContext
+from foldax.runs.trackers.protocol import TrackedRun, Tracker
 from foldax.runs.train import train
 from foldax.sweeps.launchers.ray import Ray
 from foldax.sweeps.launchers.slurm import Slurm
@@ -44,6 +46,8 @@ __all__ += ["Learner", "InputSpec", "Sampler", "Evaluation", "Average", "Environ
 # Runs
 __all__ += ["train", "Result", "load_run", "main", "export", "sample", "cluster", "pretrained", "transfer"]
 __all__ += ["FoldaxError"]
+# Trackers and hooks
+__all__ += ["Tracker", "TrackedRun", "Every", "HookContext"]
 # Sweeps
 __all__ += ["sweep", "SweepResult", "Range", "SuccessiveHalving", "PBT", "Optuna", "Ray", "Slurm"]
 # Packages

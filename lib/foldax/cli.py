@@ -126,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.epilog += "the state stays as large as it is."
     resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
+    help = "tracker to use from now on: tensorboard, csv, wandb, mlflow, trackio, none (default: as before)"
+    resume.add_argument("--tracker", action="append", metavar="NAME", help=help)
     help = "train a finished run again and compare metrics and state bit by bit"
     reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
     reproduce.add_argument("--member", type=int, metavar="K", help="member K of a sweep, trained as a single run")
@@ -228,6 +230,7 @@ def _train(experiment: Experiment, options: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--or-resume", action="store_true")
+    parser.add_argument("--tracker", action="append")
     parser.add_argument("--no-compile-cache", action="store_true")
     try:
         known, fields = parser.parse_known_args(options)
@@ -238,13 +241,13 @@ def _train(experiment: Experiment, options: list[str]) -> None:
         compile_cache.disable()
     first_step.begin_command()
     if not known.or_resume:
-        train(experiment, config, run_dir=known.run_dir)
+        train(experiment, config, run_dir=known.run_dir, tracker=known.tracker)
         return
     path = known.run_dir or resume.latest_run_dir(experiment, config)
     if resume.run_status(path, experiment, config) == "finished":
         show(path)
     else:
-        train(experiment, config, run_dir=path, resume="auto")
+        train(experiment, config, run_dir=path, resume="auto", tracker=known.tracker)
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -268,7 +271,7 @@ def _resume(command: argparse.Namespace) -> int:
 
     if folder.is_sweep(command.run_dir):
         _reject(command.options)
-        return sweep_command.resume(command.run_dir, command.allow_other_data)
+        return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker)
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, command.options, config)
     if run_status(command.run_dir, experiment, config, allow_any=True) == "finished":
@@ -276,7 +279,8 @@ def _resume(command: argparse.Namespace) -> int:
         echo(f"{command.run_dir} is finished; {more}")
     else:
         first_step.begin_command()
-        train(experiment, config, run_dir=command.run_dir, resume=True, allow_other_data=command.allow_other_data)
+        options = {name: getattr(command, name) for name in ("run_dir", "allow_other_data", "tracker")}
+        train(experiment, config, resume=True, **options)
     return 0
 
 
@@ -384,7 +388,7 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     default = experiment.config() if default is None else default
     if not {"-h", "--help"}.isdisjoint(arguments):
         file = experiment_file(experiment)
-        options = "[--run-dir DIR] [--or-resume] [--no-compile-cache] [--field VALUE ...]"
+        options = "[--run-dir DIR] [--or-resume] [--tracker NAME] [--no-compile-cache] [--field VALUE ...]"
         echo(f"usage: foldax run {file.name if file else 'FILE'} {options}")
         echo("--or-resume goes on with the run if it was started, and shows its result if it is finished")
         echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())

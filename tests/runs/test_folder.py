@@ -41,7 +41,7 @@ def read(path: Path):
 def test_files_of_a_finished_run(run) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert names == {
-        "config.json", "manifest.json", "metrics.jsonl", "result.json", "checkpoints", "figures", "lock",
+        "config.json", "manifest.json", "metrics.jsonl", "performance.jsonl", "result.json", "checkpoints", "figures", "lock",
     }  # fmt: skip
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["12"]
 
@@ -118,7 +118,10 @@ def test_tensorboard_events_equal_the_log(run, result) -> None:
     (path,) = run.glob("events.out.tfevents.*")
     first, *rest = events(path)
     assert first.file_version == "brain.Event:2"
-    found = {(e.step, v.tag): v.simple_value for e in rest for v in e.summary.value}
+    values = {(e.step, v.tag): v for e in rest for v in e.summary.value}
+    assert values[12, "learning_curves"].image.encoded_image_string.startswith(b"\x89PNG")
+    assert values[12, "final/test/loss"].simple_value == pytest.approx(result.metrics["test"]["loss"])
+    found = {key: v.simple_value for key, v in values.items() if key[1].startswith(("train/", "validation/"))}
     expected = {
         (line["step"], f"{line['split']}/{name}"): pytest.approx(value, rel=1e-6)
         for line in result.history

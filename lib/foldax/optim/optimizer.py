@@ -1,9 +1,11 @@
 """Optimizers as configs: a name chooses the Optax optimizer, floats may be traced, so that sweeps share a program."""
 
+import contextlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -101,6 +103,26 @@ _RANGES |= dict.fromkeys(("learning_rate", "final_fraction", "power", "factor", 
 _RANGES |= dict.fromkeys(("weight_decay", "epsilon", "clip_norm", "clip_value"), (0.0, math.inf))
 
 
+_builds: ContextVar[list[tuple[Optimizer, int]] | None] = ContextVar("builds", default=None)
+
+
+@contextlib.contextmanager
+def record_builds() -> Iterator[list[tuple[Optimizer, int]]]:
+    """Yields a list to which each call of `build` in its block adds its config and its number of steps.
+
+    >>> with record_builds() as builds:
+    ...     optimizer = build(Optimizer(name="sgd"), steps=10)
+    >>> builds[0][1]
+    10
+    """
+    builds: list[tuple[Optimizer, int]] = []
+    token = _builds.set(builds)
+    try:
+        yield builds
+    finally:
+        _builds.reset(token)
+
+
 def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
     """Builds the Optax optimizer that a config describes.
 
@@ -126,6 +148,8 @@ def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
     >>> updates.round(3).tolist()
     [-0.30000001192092896, -0.4000000059604645]
     """
+    if (builds := _builds.get()) is not None:
+        builds.append((config, steps))
     rule = RULES[config.name]
     hyperparameters = ("momentum", "beta1", "beta2", "epsilon")
     arguments = _arguments(config, rule.fields, hyperparameters, f"the optimizer {config.name!r}")

@@ -1,8 +1,7 @@
-"""The log of a run: `metrics.jsonl` and TensorBoard events."""
+"""The log of a run, as JSON lines."""
 
 import contextlib
 import json
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,15 @@ from foldax.engine.history import History
 from foldax.field_values import restore_floats, to_plain
 from foldax.runs.folder import write_errors
 
-FLUSH_SECONDS = 10.0  # longest time between two writes of TensorBoard's events
+METRICS_LOG = "metrics.jsonl"
 
 
 class Log:
-    """Appends metrics to `metrics.jsonl`, one line per call of `write`, and to TensorBoard events.
+    """Appends metrics to a JSON-lines file, one line per call of `write`.
 
     Args:
       folder: the run folder.
+      name: of the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -30,42 +30,27 @@ class Log:
     [{'step': 10, 'split': 'train', 'loss': 0.5}]
     """
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-
-        self._path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, name: str = METRICS_LOG) -> None:
+        self._path = folder / name
         with write_errors(self._path):
             self._file = self._path.open("a")
-            # Not SummaryWriter: its thread could only print a traceback when the disk is full.
-            self._events = EventsWriter(str(folder / "events"))
-        self._flushed_at = time.monotonic()
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Writes the metrics of a step.
 
         Raises:
-          RunError: the files cannot be written, for example because the disk is full.
+          RunError: the file cannot be written, for example because the disk is full.
         """
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import Summary
-
-        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
         with write_errors(self._path):
             self._file.write(json_line({"step": step, "split": split, **metrics}))
             self._file.flush()
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-            if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-                self._events.flush()
-                self._flushed_at = time.monotonic()
 
     def rewind(self, step: int) -> History:
         """Removes the lines after `step`, which a resumed run writes again, and returns the others.
 
         Raises:
-          RunError: the files cannot be written.
+          RunError: the file cannot be written.
         """
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
         kept = History(line for line in read_json_lines(self._path) if line["step"] <= step)
         with write_errors(self._path):
             # In place: steps only grow, and a rename may be no single step on a mounted drive.
@@ -73,30 +58,25 @@ class Log:
             if not self._path.read_bytes().startswith(text):  # a line is damaged
                 self._path.write_bytes(text)
             self._file.truncate(len(text))
-            # Tells TensorBoard to drop the events it has from this step on.
-            self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         return kept
 
     def close(self) -> None:
-        """Writes buffered events and closes the files.
+        """Closes the file.
 
         Raises:
-          RunError: the files cannot be written.
+          RunError: the file cannot be written.
         """
-        with write_errors(self._path), contextlib.ExitStack() as stack:
-            # Closed even if the flush fails: EventsWriter.close would then leave its file open.
-            stack.callback(self._file.close)
-            stack.callback(self._events._py_recordio_writer.close)
-            self._events.flush()
+        with write_errors(self._path):
+            self._file.close()
 
 
-def read_log(folder: Path) -> History:
+def read_log(folder: Path, name: str = METRICS_LOG) -> History:
     """Reads the lines of a run's log; a last line that was only partly written is left out.
 
     >>> read_log(Path("nowhere"))
     []
     """
-    return History(read_json_lines(folder / "metrics.jsonl"))
+    return History(read_json_lines(folder / name))
 
 
 def json_line(value: Any) -> str:

@@ -2,28 +2,33 @@
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
-from foldax.engine import compile_cache, compiled
+from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
-from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
+from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
+from foldax.runs.figures import save_figures
 from foldax.runs.first_step import FirstStepTimer
+from foldax.runs.hooks import Every, call_hooks, check_hooks, missing_hooks
 from foldax.runs.load import load_run
-from foldax.runs.log import Log
 from foldax.runs.progress import Progress
-from foldax.runs.signals import stop_on_signals
+from foldax.runs.recorder import Recorder
+from foldax.runs.signals import SECONDS_TO_END, stop_on_signals
 from foldax.runs.terminal import warn
+from foldax.runs.trackers.choose import DEFAULT, NONE, Trackers, make_trackers, recorded_names
+from foldax.runs.trackers.protocol import Tracker
+from foldax.runs.trackers.tracking import FINISH_SECONDS, Tracking
 from foldax.runs.transfer import initial_parameters, matching, pretrained
 from foldax.runs.transfer.initial_parameters import ReadSource
 
@@ -38,6 +43,8 @@ def train(
     dataset: Dataset | None = None,
     initial: Any = None,
     allow_other_data: bool = False,
+    tracker: Trackers | None = None,
+    hooks: Every | Sequence[Every] = (),
     verbose: bool = True,
 ) -> Result:
     """Trains, evaluates and tests an experiment, and records it in a run folder.
@@ -55,6 +62,9 @@ def train(
       initial: initial parameters, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by path,
         a run folder, or the result of `foldax.transfer.rename`; matched by path and shape.
       allow_other_data: goes on with a run although its data have changed; its manifest records both fingerprints.
+      tracker: names of trackers ("tensorboard", the default, "csv", "wandb", "mlflow", "trackio", "none"), several with
+        commas, or objects with the methods of `foldax.Tracker`; a resumed run goes on with those that it had.
+      hooks: functions that are called on the way, `foldax.Every(500, function)`.
       verbose: shows progress and tables.
 
     Returns:
@@ -63,47 +73,72 @@ def train(
     Raises:
       FoldaxError: see `foldax.engine.loop.fit`.
       Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run, after its state was saved.
-      ConfigError: a run that goes on has another value in a field that cannot change.
+      ConfigError: a run that goes on has another value in a field that cannot change, or a tracker or hook is none.
       RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
     """
     compile_cache.enable()
     timer = FirstStepTimer()
     config = experiment.config() if config is None else config
+    every, own_trackers = check_hooks(hooks, config.steps), _chosen_trackers(tracker, save)
     # 1. The folder, and what there is to do in it
     path, status = _folder_and_status(experiment, config, run_dir, resume) if save else (None, "new")
     if path is not None and status == "finished":
         return _finished_result(path, experiment, dataset, allow_other_data, verbose)
     # 2. Initial parameters
-    recorded = folder.read_json(path / "manifest.json").get("init_from") if path and status == "unfinished" else None
-    source = initial_parameters.initial_source(config, initial, recorded)
+    recorded = folder.read_json(path / "manifest.json") if path and status == "unfinished" else {}
+    source = initial_parameters.initial_source(config, initial, recorded.get("init_from"))
     if source is not None and status == "new":
         source()  # an unreadable source is an error before a folder is created
     # 3. Without a folder
     if path is None:
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         with contextlib.closing(progress), stop_on_signals() as stop_requested:
-            return fit(experiment, config, _hooks(progress, timer, stop_requested, source, verbose), dataset)
+            callbacks = _hooks(progress, timer, stop_requested, source, verbose, every)
+            return fit(experiment, config, callbacks, dataset)
     # 4. In a locked folder, whose manifest always records how the run ended
+    names = recorded_names(recorded["trackers"]) if "trackers" in recorded else DEFAULT
+    tracking = Tracking(make_trackers(names) if own_trackers is None else own_trackers, warn)
+    make_hooks = functools.partial(_hooks, timer=timer, source=source, verbose=verbose, every=every)
+    make_hooks = functools.partial(make_hooks, path=path, tracking=tracking, allow_other_data=allow_other_data)
     with folder.lock(path):
         if status == "unfinished":
             # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
             if reason := folder.begin_session(path, experiment).get("nonresumable_reason"):
                 warn(reason)
+            if lost := missing_hooks(recorded.get("hooks", []), every):
+                warn(lost)
         else:
             folder.create(path, experiment, config)
             if source is not None:
                 folder.update_manifest(path, init_from=source().provenance)
         try:
-            result = _train_in_folder(path, experiment, config, dataset, source, timer, allow_other_data, verbose)
+            if every:
+                folder.update_manifest(path, hooks=[hook.name for hook in every])
+            result = _train_in_folder(path, experiment, config, dataset, make_hooks, tracking, verbose)
         except BaseException as error:
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 # A finished run that could not go on is as it was.
                 before = folder.read_result(path) if (path / "result.json").exists() else {}
                 status = before.get("status", folder.failure_status(error))
                 folder.update_manifest(path, status=status, ended=folder.now())
+            seconds = FINISH_SECONDS if isinstance(error, Exception) else SECONDS_TO_END
+            tracking.finish(folder.failure_status(error), seconds)
             raise
-        # 5. The run is finished, whatever happens to its figures
-        return _save_pictures(result, timer, verbose)
+        # 5. The run is finished, whatever happens to its figures and trackers
+        try:
+            tracking.summary(result.metrics)
+            return _save_pictures(result, timer, tracking, verbose)
+        finally:
+            tracking.finish(result.status)
+
+
+def _chosen_trackers(tracker: Trackers | None, save: bool) -> dict[str, Tracker] | None:
+    """Makes the trackers that a call names; None if it names none, and they are those of the run so far."""
+    if tracker is None:
+        return None
+    if not save and tracker != NONE:
+        raise ConfigError("tracker: trackers need the run folder, and save=False has none")
+    return make_trackers(tracker)
 
 
 def _folder_and_status(
@@ -141,20 +176,21 @@ def _train_in_folder(
     experiment: Experiment,
     config: Any,
     dataset: Dataset | None,
-    source: ReadSource | None,
-    timer: FirstStepTimer,
-    allow_other_data: bool,
+    make_hooks: Callable[..., Hooks],
+    tracking: Tracking,
     verbose: bool,
 ) -> Result:
     command = f"foldax resume {tables.display_path(path)}"
     with (
         contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
-        contextlib.closing(Log(path)) as log,
+        contextlib.closing(Recorder(path, tracking)) as recorder,
         contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
         stop_on_signals(f"stopped before its first step; go on with: {command}") as stop_requested,
     ):
-        hooks = _hooks(progress, timer, stop_requested, source, verbose, path, log, allow_other_data)._replace(
-            load_history=log.rewind, checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
+        hooks = make_hooks(progress, stop_requested=stop_requested, recorder=recorder)._replace(
+            load_history=recorder.rewind,
+            checkpoints=checkpoints,
+            profile_dir=path / "profile" if config.profile else None,
         )
         with pretrained.inputs_of(experiment, config):
             result = fit(experiment, config, hooks, dataset)
@@ -169,11 +205,13 @@ def _train_in_folder(
     return result
 
 
-def _save_pictures(result: Result, timer: FirstStepTimer, verbose: bool) -> Result:
+def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, verbose: bool) -> Result:
     """Saves the figures of a finished run, names them in its `result.json`, and prints its metrics."""
     path = result.run_dir
     assert path is not None
     result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
+    for name, file in result.figures.items():
+        tracking.figure(result.step, name, file)
     try:
         folder.write_json(path / "result.json", result_json(result))
     except RunError as error:
@@ -190,30 +228,35 @@ def _hooks(
     stop_requested: Callable[[], bool],
     source: ReadSource | None,
     verbose: bool,
+    every: Sequence[Every] = (),
     path: Path | None = None,
-    log: Log | None = None,
+    recorder: Recorder | None = None,
+    tracking: Tracking | None = None,
     allow_other_data: bool = False,
 ) -> Hooks:
-    """Makes the hooks of a run; without `path` and `log` they write nothing to disk."""
+    """Makes the hooks of a run; without `path` and `recorder` they write nothing to disk."""
+    without = Hooks()
+    write, write_performance, exclude = without.log, without.progress, lambda seconds: None
+    if recorder is not None:
+        write, write_performance, exclude = recorder.write, recorder.step, recorder.exclude
 
     def write_metrics(step: int, split: str, metrics: dict[str, float]) -> None:
         progress.metrics(split, metrics)
-        if log is not None:
-            log.write(step, split, metrics)
+        write(step, split, metrics)
 
     def show_step(step: int) -> None:
         timer.stop()
         progress.step(step)
+        write_performance(step)
+
+    def at_interval(run: Run) -> None:
+        exclude(call_hooks(every, run, path, tracking))
 
     def on_start(run: Run) -> None:
-        info, reason = run.program.info, nonresumable_reason(run.dataset)
-        if path is not None and info is not None:
-            folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
-        if path is not None and (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
-            pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
-            resuming.record_config(path, run.config, run.step)
         if path is not None:
-            _record_inputs(path, run.program.experiment, run.config)
+            _record_start(path, run, allow_other_data)
+        if recorder is not None:
+            recorder.start(run)
         if verbose:
             _print_start(run)
 
@@ -225,7 +268,20 @@ def _hooks(
             matching.show(match)
 
     hooks = Hooks(write_metrics, show_step, stop_requested, on_start=on_start, warn=warn)
+    hooks = hooks._replace(intervals=tuple(hook.steps for hook in every), at_interval=at_interval)
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
+
+
+def _record_start(path: Path, run: Run, allow_other_data: bool) -> None:
+    """Records the data of a run, the config with which it goes on, and what it reads."""
+    info = run.program.info
+    if info is not None:
+        reason = nonresumable_reason(run.dataset)
+        folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
+    if (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
+        pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
+        resuming.record_config(path, run.config, run.step)
+    _record_inputs(path, run.program.experiment, run.config)
 
 
 def _record_inputs(path: Path, experiment: Experiment, config: Any) -> None:
@@ -246,57 +302,6 @@ def _print_start(run: Run) -> None:
     terminal.print_table(tables.model_table(run))
     if run.step == 0 and (reason := nonresumable_reason(run.dataset)):
         terminal.echo(f"note: {reason}")
-
-
-def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
-    """Saves the learning curves and the experiment's `figures`: figures as PNG, texts as `.txt`.
-
-    A figure that fails is left out, with a warning: the run has ended, and its result stands.
-
-    Returns:
-      The files by name of the figure; characters that file names lack become "%" and their code.
-    """
-    from foldax.plots import common
-
-    figures: dict[str, Any] = {}
-    with _figure_errors("learning curves"):
-        figures["learning_curves"] = common.learning_curves(result.history)
-    with _figure_errors("the experiment's `figures`"), compiled.user_code_errors(result.experiment):
-        own = {} if result.experiment.figures is None else result.experiment.figures(result)
-        if not isinstance(own, dict):
-            raise ExperimentError(f"they must be a dict of figures and texts by name, not {type(own).__name__}")
-        figures |= own
-    files = {}
-    for name, figure in figures.items():
-        with _figure_errors(f"figure {name!r}"):
-            files[name] = _save_figure(str(name), figure, path)
-            if verbose and isinstance(figure, str):
-                terminal.echo(figure)
-    return files
-
-
-def _save_figure(name: str, figure: Any, folder: Path) -> Path:
-    if not (isinstance(figure, str) or hasattr(figure, "savefig")):
-        raise ExperimentError(f"expected a matplotlib figure or a text, not {type(figure).__name__}")
-    if not name:
-        raise ExperimentError("it has no name")
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r'[/\\%\0-\x1f:*?"<>|]', lambda match: f"%{ord(match[0]):02X}", name)
-    file = folder / f"{stem}.{'txt' if isinstance(figure, str) else 'png'}"
-    if isinstance(figure, str):
-        file.write_text(figure + "\n", encoding="utf-8")
-    else:
-        figure.savefig(file, dpi=120)
-    return file
-
-
-@contextlib.contextmanager
-def _figure_errors(what: str) -> Iterator[None]:
-    """Turns every error of a figure into a warning."""
-    try:
-        yield
-    except Exception as error:
-        warn(f"{what} could not be drawn; the result of the run is saved: {str(error) or type(error).__name__}")
 
 
 def result_json(result: Result) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from foldax.experiment import Experiment
 from foldax.options import Config, options_help, parse_alternatives, set_fields
 from foldax.runs import folder
 from foldax.runs.terminal import echo, print_table, warn
+from foldax.runs.trackers.choose import NONE, recorded_names
 from foldax.sweeps.launchers.launch import LAUNCHERS
 from foldax.sweeps.plan import Plan, make_plan
 from foldax.sweeps.search import SEARCHES
@@ -59,11 +60,12 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     search = _from_options(SEARCHES, parsed.search, parsed)
     launcher = _from_options(LAUNCHERS, parsed.launcher, parsed)
     options |= dict(search=search, launcher=launcher, sweep_dir=parsed.sweep_dir)
+    options["tracker"] = parsed.tracker or NONE
     sweep(experiment, space, seeds=parsed.seeds, config=config, **options)
     return 0
 
 
-def resume(path: Path, allow_other_data: bool = False) -> int:
+def resume(path: Path, allow_other_data: bool = False, tracker: list[str] | None = None) -> int:
     """Goes on with an interrupted sweep, with the options of its `sweep.json`; returns the exit code."""
     experiment, config = folder.load(path, "sweep.json")
     metadata = folder.read_json(path / "sweep.json")
@@ -77,6 +79,7 @@ def resume(path: Path, allow_other_data: bool = False) -> int:
             warn(f"{path} was started with a {sampler}, which cannot be restored; Optuna's default sampler goes on")
         options[role] = kind and kind(**metadata[f"{role}_options"])
     options |= dict(sweep_dir=path, resume=True, allow_other_data=allow_other_data)
+    options["tracker"] = tracker or recorded_names(metadata.get("trackers", []))
     sweep(experiment, metadata["space"], config=config, **options)
     return 0
 
@@ -135,6 +138,12 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
     for name, text in (("exact", "bit for bit as single runs (CPU default)"), ("fast", "vmapped in one program")):
         execution.add_argument(f"--{name}", dest="execution", action="store_const", const=name, help=text)
     add("--max-concurrent", metavar="N", type=int, help="maximum of members at a time; default: what fits into memory")
+    add(
+        "--tracker",
+        action="append",
+        metavar="NAME",
+        help="gets each member that has ended: csv, tensorboard, wandb, ...",
+    )
     add("--sweep-dir", type=Path, help="the sweep folder; default: a new one under runs/")
     return parser
 

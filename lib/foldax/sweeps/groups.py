@@ -49,6 +49,7 @@ class SweepCallbacks:
         progress: Progress,
         stop_requested: Callable[[], bool],
         show_match: Callable[[matching.Match], None] = lambda match: None,
+        track: Callable[[MemberResult], None] = lambda result: None,
     ) -> None:
         """Creates the callbacks of one sweep.
 
@@ -58,8 +59,9 @@ class SweepCallbacks:
           progress: a progress bar over all members' steps.
           stop_requested: see the class.
           show_match: prints which initial parameters come from another run (`init_from`).
+          track: sends a result to trackers.
         """
-        self.store, self.stop_requested = store, stop_requested
+        self.store, self.stop_requested, self._track = store, stop_requested, track
         self._path, self._progress, self._show_match, self._shown = path, progress, show_match, set[Any]()
         # The parameters of another run are read once for all members.
         self._source = functools.cache(self._read_source)
@@ -73,6 +75,8 @@ class SweepCallbacks:
 
     def on_result(self, result: MemberResult) -> None:
         """Takes the result of a member that has ended."""
+        if result.number not in self.store.results:
+            self._track(result)
         self.store.add(result)
         self._progress.note(f"{len(self.store.results)}/{self.store.count} members")
         self.on_steps([result.number], result.steps)

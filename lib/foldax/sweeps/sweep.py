@@ -18,6 +18,8 @@ from foldax.field_values import to_plain
 from foldax.runs import folder, tables
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
+from foldax.runs.trackers.choose import NONE, Trackers, make_trackers
+from foldax.runs.trackers.protocol import Tracker
 from foldax.runs.transfer import matching, parameters, pretrained
 from foldax.sweeps import statistics
 from foldax.sweeps.exact import MemberResult
@@ -29,6 +31,7 @@ from foldax.sweeps.records import ResultStore
 from foldax.sweeps.search import SEARCHES, Optuna, Search, check_search, fold_optuna, fold_population
 from foldax.sweeps.show import show
 from foldax.sweeps.space import Config, Range, enumerate_overrides, flat_values, parse_space
+from foldax.sweeps.tracking import MemberTracking
 
 if TYPE_CHECKING:
     import pandas
@@ -92,6 +95,7 @@ def sweep(
     sweep_dir: str | Path | None = None,
     resume: bool = False,
     allow_other_data: bool = False,
+    tracker: Trackers = NONE,
     save: bool = True,
     verbose: bool = True,
 ) -> SweepResult:
@@ -113,6 +117,7 @@ def sweep(
       sweep_dir: the sweep folder; by default a new one under `runs/`.
       resume: goes on with the sweep in `sweep_dir`.
       allow_other_data: goes on although the data have changed; `sweep.json` records both fingerprints.
+      tracker: trackers, as in `foldax.train`, that get each member when it has ended; none by default.
       save: False writes nothing to disk.
       verbose: shows progress and tables.
 
@@ -153,17 +158,20 @@ def sweep(
     if launcher is not None:
         check_launcher(launcher, experiment, search, save)
     multihost.check_single_process(search, launcher)
+    trackers = make_trackers(tracker)
+    if trackers and not save:
+        raise ConfigError("tracker: trackers need the sweep folder, and save=False has none")
     # 2. Plan: load the data, group the members, choose the execution.
     planner = Planner(experiment, config, parsed, seeds, execution, max_concurrent)
     plan = planner.plan([] if isinstance(search, Optuna) else enumerate_overrides(parsed, samples, config.seed))
-    request = _request(planner, samples, search, launcher)
+    request = _request(planner, samples, search, launcher) | {"trackers": list(trackers)}
     if not resume:
         # The sources of all members' initial parameters: a broken one is an error before any member starts.
         paths: Any = parsed.get("init_from", [config.init_from])
         request["init_from"] = [parameters.read(path).provenance for path in paths if path is not None]
     # 3. Train, in a locked folder unless nothing is saved.
     if not save:
-        return _run(None, planner, plan, search, launcher, verbose)
+        return _run(None, planner, plan, search, launcher, {}, verbose)
     path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
     path = Path(multihost.broadcast_text(str(path)))
     if jax.process_index():  # each process has a folder of its own, with the same tables in the end
@@ -174,7 +182,7 @@ def sweep(
         if members:
             folder.record_data(path, members[0].data_fingerprint, allow_other_data, "sweep.json")
         try:
-            return _run(path, planner, plan, search, launcher, verbose)
+            return _run(path, planner, plan, search, launcher, trackers, verbose)
         except BaseException as error:
             status = folder.failure_status(error)
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
@@ -225,22 +233,30 @@ def _create_or_check_folder(
 
 
 def _run(
-    path: Path | None, planner: Planner, plan: Plan, search: Search | None, launcher: Launcher | None, verbose: bool
+    path: Path | None,
+    planner: Planner,
+    plan: Plan,
+    search: Search | None,
+    launcher: Launcher | None,
+    trackers: Mapping[str, Tracker],
+    verbose: bool,
 ) -> SweepResult:
     experiment, config = planner.experiment, planner.config
     began, compile_began = time.perf_counter(), compiled.compile_seconds()
     traces_before = compiled.trace_counts["advance"]
     count = search.num_trials * planner.seeds if isinstance(search, Optuna) else len(plan.configs)
     total_steps = sum(one.steps for one in plan.configs) or count * config.steps
+    name = experiment_name(experiment)
     with (
         contextlib.closing(ResultStore(path, count)) as store,
-        contextlib.closing(Progress(f"{experiment_name(experiment)}, sweep", total_steps, verbose)) as progress,
+        contextlib.closing(MemberTracking(trackers, name, path or Path())) as tracking,
+        contextlib.closing(Progress(f"{name}, sweep", total_steps, verbose)) as progress,
         stop_on_signals() as stop_requested,
     ):
         # Results of earlier runs of this sweep count as done, but not for its speed.
         before = set(store.results)
         show_match = matching.show if verbose else lambda match: None
-        callbacks = SweepCallbacks(path, store, progress, stop_requested, show_match)
+        callbacks = SweepCallbacks(path, store, progress, stop_requested, show_match, tracking.track)
 
         def fold(plan: Plan) -> None:
             if launcher is None:

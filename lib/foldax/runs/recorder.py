@@ -1,0 +1,93 @@
+"""Writes what a run logs while it trains: its metrics and, in another file, its speed; both go to the trackers."""
+
+import contextlib
+from pathlib import Path
+
+from foldax.configuration import to_json
+from foldax.engine.history import History
+from foldax.engine.state import Run
+from foldax.experiment import experiment_name
+from foldax.runs import folder
+from foldax.runs.log import Log
+from foldax.runs.performance import Performance
+from foldax.runs.trackers.protocol import TrackedRun
+from foldax.runs.trackers.tracking import Tracking
+
+PERFORMANCE_LOG = "performance.jsonl"
+
+
+class Recorder:
+    """Writes `metrics.jsonl` and `performance.jsonl`, and sends the same to the trackers.
+
+    There are two files, because metrics are the same bits in every run, and speeds are not.
+
+    Args:
+      path: the run folder.
+      tracking: the trackers.
+    """
+
+    def __init__(self, path: Path, tracking: Tracking) -> None:
+        self._path, self._log, self._performance_log = path, Log(path), Log(path, PERFORMANCE_LOG)
+        self._tracking = tracking
+        self._performance: Performance | None = None
+        self._log_step: int | None = None
+
+    def start(self, run: Run) -> None:
+        """Starts the trackers and the measurements of a run, before its first chunk.
+
+        Raises:
+          RunError: a tracker cannot start.
+        """
+        config, name = run.config, experiment_name(run.program.experiment)
+        tracked = TrackedRun(name, self._path.resolve().name, self._path, to_json(config), run.step)
+        ids = folder.read_json(self._path / "manifest.json").get("trackers", {})
+        # Those of trackers that are not used now are kept for a later session.
+        folder.update_manifest(self._path, trackers=ids | self._tracking.start(tracked, ids))
+        self._performance = Performance(run)
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves out a time that was no training."""
+        if self._performance is not None:
+            self._performance.exclude(seconds)
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Writes the metrics of a step.
+
+        Raises:
+          RunError: the files cannot be written, for example because the disk is full.
+        """
+        self._log.write(step, split, metrics)
+        self._tracking.log(step, split, metrics)
+        if split == "train":
+            self._log_step = step
+
+    def step(self, step: int) -> None:
+        """Writes speed, memory and learning rate, if training metrics were written since the last call.
+
+        Raises:
+          RunError: the files cannot be written.
+        """
+        if self._performance is not None and self._log_step is not None:
+            line = self._performance.measure(step, self._log_step)
+            self._performance_log.write(self._log_step, "performance", line)
+            self._tracking.log(self._log_step, "performance", line)
+            self._log_step = None
+
+    def rewind(self, step: int) -> History:
+        """Removes the lines after `step`, which a resumed run writes again, and returns the lines of metrics.
+
+        Raises:
+          RunError: the files cannot be written.
+        """
+        self._performance_log.rewind(step)
+        return self._log.rewind(step)
+
+    def close(self) -> None:
+        """Closes the files.
+
+        Raises:
+          RunError: they cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._performance_log.close)
+            stack.callback(self._log.close)

@@ -1,0 +1,1 @@
+"""Trackers of experiments, one library a file: `foldax.train(..., tracker="wandb")`, `--tracker wandb`."""
