@@ -26,8 +26,8 @@ def batches(mixed, seed=0, steps=range(40)):
 
 def test_a_batch_has_each_dataset_by_its_weight():
     mixed = data.mixture({"a": part(0.0), "b": part(1.0, 900)}, {"a": 3, "b": 1})
-    drawn = batches(mixed)[..., 0]
-    np.testing.assert_allclose(drawn.mean(), 0.25, atol=0.03)
+    sampled = batches(mixed)[..., 0]
+    np.testing.assert_allclose(sampled.mean(), 0.25, atol=0.03)
     assert isinstance(mixed.train, data.DeviceSource)
     np.testing.assert_array_equal(batches(mixed, steps=[7]), batches(mixed, steps=range(8))[7:])
     assert mixed.info.num_examples == {"train": 900, "validation": 100, "a": 10, "b": 90}
@@ -48,8 +48,8 @@ def test_a_stream_reads_from_all_datasets():
 def test_own_weights_of_a_dataset_stay():
     weighted = part(0.0, 4, validation=0, batch_size=2, weights=[0, 0, 1, 1])
     mixed = data.mixture({"a": weighted, "b": part(9.0, 4, validation=0, batch_size=2)}, {"a": 1, "b": 1})
-    drawn = batches(mixed).reshape(-1, 2)
-    assert set(drawn[drawn[:, 0] == 0, 1].tolist()) == {2, 3}
+    sampled = batches(mixed).reshape(-1, 2)
+    assert set(sampled[sampled[:, 0] == 0, 1].tolist()) == {2, 3}
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def test_bounds_never_draw_an_example_of_weight_0():
 
 @pytest.mark.parametrize("source", ["device", "stream"])
 def test_frequencies_are_those_of_the_weights(source):
-    drawn = dataset(WEIGHTS, source, count=6, batch_size=6)
-    batches = device_batches(drawn, 0, range(500)) if source == "device" else stream_batches(drawn, 0, 0, 500)
+    sampled = dataset(WEIGHTS, source, count=6, batch_size=6)
+    batches = device_batches(sampled, 0, range(500)) if source == "device" else stream_batches(sampled, 0, 0, 500)
     counts = np.bincount(batches.ravel(), minlength=6)
     assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
     np.testing.assert_allclose(counts / counts.sum(), WEIGHTS / WEIGHTS.sum(), atol=0.03)  # 3 standard errors
@@ -64,24 +64,24 @@ def test_classes_are_equally_frequent_when_balanced():
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    drawn = dataset(WEIGHTS, count=6)
-    whole = device_batches(drawn, 3, range(12))
-    np.testing.assert_array_equal(whole[7:], device_batches(drawn, 3, range(7, 12)))
-    assert not np.array_equal(whole, device_batches(drawn, 4, range(12)))
+    sampled = dataset(WEIGHTS, count=6)
+    whole = device_batches(sampled, 3, range(12))
+    np.testing.assert_array_equal(whole[7:], device_batches(sampled, 3, range(7, 12)))
+    assert not np.array_equal(whole, device_batches(sampled, 4, range(12)))
     assert len(np.unique(whole, axis=0)) > 6
-    drawn = dataset(WEIGHTS, "stream", count=6)
-    drawn.train.feed = drawn.train.feed._replace(batches=5)
-    whole = stream_batches(drawn, 3, 0, 12)
-    np.testing.assert_array_equal(whole[7:], stream_batches(drawn, 3, 7, 5))
-    assert not np.array_equal(whole, stream_batches(drawn, 4, 0, 12))
+    sampled = dataset(WEIGHTS, "stream", count=6)
+    sampled.train.feed = sampled.train.feed._replace(batches=5)
+    whole = stream_batches(sampled, 3, 0, 12)
+    np.testing.assert_array_equal(whole[7:], stream_batches(sampled, 3, 7, 5))
+    assert not np.array_equal(whole, stream_batches(sampled, 4, 0, 12))
 
 
 def test_weights_follow_the_examples_into_the_training_split():
     weights = np.arange(40) % 2
-    drawn = data.from_arrays({"inputs": np.arange(40)}, batch_size=8, test=0.5, weights=weights)
-    assert set(np.unique(device_batches(drawn, 0, range(20)) % 2)) == {1}
+    sampled = data.from_arrays({"inputs": np.arange(40)}, batch_size=8, test=0.5, weights=weights)
+    assert set(np.unique(device_batches(sampled, 0, range(20)) % 2)) == {1}
     assert (
-        drawn.info.fingerprint != data.from_arrays({"inputs": np.arange(40)}, batch_size=8, test=0.5).info.fingerprint
+        sampled.info.fingerprint != data.from_arrays({"inputs": np.arange(40)}, batch_size=8, test=0.5).info.fingerprint
     )
 
 

@@ -115,11 +115,11 @@ def test_a_subset_of_equal_classes_has_as_many_of_each():
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_small_class_is_drawn_with_some_seed(split):
     labels = np.repeat(np.arange(50), 2)
-    drawn = [
+    sampled = [
         labels[split_indices("name", {"train": 100}, labels, validation=0.2, test=0.2, seed=seed)[split]]
         for seed in range(40)
     ]
-    counts = np.bincount(np.concatenate(drawn), minlength=50)
+    counts = np.bincount(np.concatenate(sampled), minlength=50)
     assert counts.min() > 0
     assert abs(counts[25:].sum() - counts[:25].sum()) < 120  # of 800, so that neither half is preferred
 

@@ -19,7 +19,7 @@ _folders: list[str] = []  # the one that `enable` has chosen, so that a user's o
 
 
 def enable() -> Path | None:
-    """Lets JAX keep compiled programs in the cache folder of the user, unless it is told where to keep them already.
+    """Lets JAX keep compiled programs in the cache folder of the user, unless a setting of JAX says where to keep them.
 
     `FOLDAX_COMPILE_CACHE=off` turns it off, any other value is the folder. JAX's own settings come first:
     `JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`, and those of sizes and times.
@@ -30,11 +30,11 @@ def enable() -> Path | None:
     >>> enable() is None  # the tests have a folder of their own
     True
     """
-    wanted = os.environ.get("FOLDAX_COMPILE_CACHE", "")
-    if jax.config.values["jax_compilation_cache_dir"] is not None or wanted.lower() in OFF:
+    chosen = os.environ.get("FOLDAX_COMPILE_CACHE", "")
+    if jax.config.values["jax_compilation_cache_dir"] is not None or chosen.lower() in OFF:
         return None
     try:
-        folder = (Path(wanted).expanduser() if wanted else cache_folder() / "programs") / machine_type()
+        folder = (Path(chosen).expanduser() if chosen else cache_folder() / "programs") / machine_type()
         _remove_unfinished(folder)
     except (OSError, RuntimeError, NotImplementedError, DataError):
         return None  # a folder that cannot be written or locked: programs are compiled, as without a cache

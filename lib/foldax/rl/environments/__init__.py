@@ -1,1 +1,1 @@
-"""The library's own environments, one a file: pure functions that need no other package, drawn with Pillow."""
+"""The library's own environments, one a file: pure functions that need no other package, rendered with Pillow."""

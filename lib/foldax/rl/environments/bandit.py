@@ -27,8 +27,8 @@ def bandit(probabilities: Sequence[float] = (0.2, 0.5, 0.8)) -> Environment:
     >>> bandit([0.1, 0.9]).action_space
     Discrete(num=2)
     """
-    chances = np.asarray(probabilities, np.float32)
-    if chances.ndim != 1 or not len(chances) or not ((chances >= 0) & (chances <= 1)).all():
+    means = np.asarray(probabilities, np.float32)
+    if means.ndim != 1 or not len(means) or not ((means >= 0) & (means <= 1)).all():
         raise ConfigError(f"bandit: probabilities {list(probabilities)} must be one or more numbers between 0 and 1")
     observation = jnp.ones(1)
 
@@ -38,14 +38,14 @@ def bandit(probabilities: Sequence[float] = (0.2, 0.5, 0.8)) -> Environment:
     def step(
         key: Key, state: tuple[jax.Array, jax.Array], action: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], Step]:
-        reward = jax.random.bernoulli(key, jnp.asarray(chances)[action]).astype(jnp.float32)
+        reward = jax.random.bernoulli(key, jnp.asarray(means)[action]).astype(jnp.float32)
         return (action.astype(jnp.int32), reward), Step(observation, reward, jnp.bool_(True), jnp.bool_(False))
 
     def render(state: tuple[jax.Array, jax.Array]) -> np.ndarray:
-        return draw_shapes(_shapes(chances, int(state[0]), float(state[1])))
+        return draw_shapes(_shapes(means, int(state[0]), float(state[1])))
 
     ones = np.ones(1, np.float32)
-    return Environment(reset, step, Box(ones, ones), Discrete(len(chances)), "bandit", render)
+    return Environment(reset, step, Box(ones, ones), Discrete(len(means)), "bandit", render)
 
 
 def _shapes(probabilities: np.ndarray, arm: int, reward: float) -> list[Shape]:
