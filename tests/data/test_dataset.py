@@ -350,3 +350,21 @@ class TestNamedSets:
         with pytest.raises(DataError) as caught:
             self.make(evaluation)
         assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": "64"}, "batch_size='64' is no integer"),
+        ({"batch_size": 4.5}, "batch_size=4.5 is no integer"),
+        ({"batch_size": 4, "workers": None, "train_examples": 0.5}, "train_examples=0.5 is no integer"),
+        ({"batch_size": 4, "validation": "0.1"}, "validation='0.1' is no number; it is the fraction of a split"),
+        ({"batch_size": 4, "evaluation": [1]}, "evaluation must be a dict of sets by name, not list"),
+        ({"batch_size": 4, "transform": 3}, "transform must be a function of a batch and a random generator, not 3"),
+        ({}, "batch_size is missing: give the number of examples of a training batch"),
+    ],
+)
+def test_slips_in_options_are_one_clear_line(options, message):
+    with pytest.raises(DataError) as caught:
+        data.from_arrays({"inputs": np.zeros((20, 2))}, **options)
+    assert str(caught.value) == message

@@ -241,7 +241,7 @@ import numpy as np
 from foldax import data
 dataset = data.from_arrays({"inputs": np.arange(400_000.0)}, batch_size=4, source="stream", workers=2)
 blocks = dataset.train.blocks(0, 0)
-next(blocks)
+next(blocks), next(blocks)  # a worker starts when it is asked for its first block
 print(__file__, dataset.train.all_examples.folder, *(process.pid for process in multiprocessing.active_children()), flush=True)
 sys.stdin.read()
 """

@@ -237,3 +237,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"a,b\n1,caf\xe9\n")
     with pytest.raises(DataError, match=r"cannot be read: 'utf-8' codec can't decode byte 0xe9 in position"):
         whole(tmp_path / "latin.csv")
+
+
+def test_a_named_set_may_be_arrays(write):
+    ood = {"inputs": np.zeros((3, 6)), "targets": np.ones(3, int)}
+    dataset = data.from_csv(write(ROWS), targets="pet", batch_size=2, evaluation={"ood": ood})
+    assert dataset.info.num_examples["ood"] == 3

@@ -560,3 +560,18 @@ def test_device_workers_run_each_item_once_and_stop_at_an_error() -> None:
     assert {0, 1, 2} <= set(done)
     workers = DeviceWorkers(count, jax.devices(), lambda: True)
     workers.run_all([1], lambda item, device: pytest.fail("was asked to stop"))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_members_are_evaluated_on_named_sets_and_compared_by_them(execution: str) -> None:
+    def dataset(config: Count) -> foldax.data.Dataset:
+        arrays, ood = {"inputs": np.zeros((40, 2))}, {"inputs": np.zeros((4, 2))}
+        return foldax.data.from_arrays(arrays, batch_size=8, evaluate_batch_size=4, evaluation={"ood": ood})
+
+    experiment = foldax.Experiment(Count, counting, dataset, name="named_sets")
+    config = Count(steps=6, monitor="ood/loss")
+    sweep = run_sweep(experiment, {"target": [2.0, 4.0]}, config=config, execution=execution)
+    assert sweep.results["ood/loss"].tolist() == [0.0, 0.0]
+    assert sweep.results["best_step"].tolist() == [2, 4]
+    steps = [step for step, split, metric in curve_values(sweep, 0) if (split, metric) == ("ood", "loss")]
+    assert steps == [1, 2, 3, 4, 5, 6]

@@ -11,6 +11,7 @@ from foldax.data import cache
 from foldax.data.arrays import ArrayMetadata, read_arrays, read_evaluation
 from foldax.data.info import ArrayExamples, Info, array_digests, fingerprint, moments
 from foldax.data.prepared import RawDataset, choose_source, open_dataset
+from foldax.data.protocol import DataSource
 from foldax.data.sampling import example_weights
 from foldax.data.sources import DeviceSource, Split, StreamSource, Transform, on_device
 from foldax.data.splits import check_fractions, split_indices, stratified_subset
@@ -34,7 +35,7 @@ class Dataset(NamedTuple):
     """
 
     info: Info
-    train: Any
+    train: DataSource
     splits: dict[str, Split]
     nonresumable_reason: str | None = None
 
@@ -75,11 +76,20 @@ class DatasetOptions(NamedTuple):
         return DatasetOptions(**options).check()
 
     def check(self) -> "DatasetOptions":
+        for name in ("validation", "test"):
+            if not isinstance(getattr(self, name), int | float | np.number):
+                raise DataError(f"{name}={getattr(self, name)!r} is no number; it is the fraction of a split")
         check_fractions(self.validation, self.test)
+        if self.evaluation is not None and not isinstance(self.evaluation, Mapping):
+            raise DataError(f"evaluation must be a dict of sets by name, not {type(self.evaluation).__name__}")
+        if self.transform is not None and not callable(self.transform):
+            raise DataError(f"transform must be a function of a batch and a random generator, not {self.transform!r}")
         if self.source not in SOURCES:
             raise DataError(f"source={self.source!r} is none of {SOURCES}{did_you_mean(str(self.source), SOURCES)}")
         for name, least in (("batch_size", 1), ("train_examples", 1), ("evaluate_batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int | np.integer):
+                raise DataError(f"{name}={value!r} is no integer")
             if value is not None and value < least:
                 raise DataError(f"{name}={value!r} is too small; it must be at least {least}")
         return self

@@ -95,14 +95,15 @@ def from_huggingface(
     """
     chosen = DatasetOptions.make(options)
     splits = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
-    sets = dict(chosen.evaluation or {})
+    evaluation = dict(chosen.evaluation or {})
+    sets = {split: rows for split, rows in evaluation.items() if hasattr(rows, "with_format")}
     for split, rows in (splits | sets).items():
         if not hasattr(rows, "with_format") or not hasattr(rows, "__getitem__"):
             remedy = "read an IterableDataset with data.from_iterable"
             raise DataError(f"split {split!r}: expected a datasets.Dataset, not {type(rows).__name__}; {remedy}")
     name = name or str(getattr(splits.get("train", dataset).info, "dataset_name", None) or "huggingface")
     check_split_names(splits, name)
-    check_set_names(sets, name)
+    check_set_names(evaluation, name)
     columns: dict[str, Columns] = {"inputs": inputs if isinstance(inputs, str) else tuple(inputs)}
     if targets is not None:
         columns["targets"] = targets
@@ -114,9 +115,8 @@ def from_huggingface(
     examples = HuggingFaceExamples(rows, columns, name)
     facts = {"sizes": {split: len(part) for split, part in splits.items()}, "names": _names(rows, columns, name)}
     chosen = chosen._replace(
-        evaluation={
-            split: HuggingFaceExamples(part, columns, name).read(np.arange(len(part))) for split, part in sets.items()
-        }
+        evaluation=evaluation
+        | {split: HuggingFaceExamples(part, columns, name).read(np.arange(len(part))) for split, part in sets.items()}
     )
     # 2. The cache: datasets knows each content by a fingerprint.
     key = repr([[part._fingerprint for part in splits.values()], facts["sizes"], sorted(columns.items())])

@@ -157,9 +157,11 @@ def from_folder(
     key = repr([(str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
     digest = hashlib.sha256(f"{key} {channels} {pixels}".encode()).hexdigest()
     name = name or root.resolve().name
-    check_set_names(chosen.evaluation or (), name)
-    sets = {split: _read_set(Path(folder), listing, examples) for split, folder in (chosen.evaluation or {}).items()}
-    chosen = chosen._replace(evaluation=sets)
+    evaluation = dict(chosen.evaluation or {})
+    check_set_names(evaluation, name)
+    folders = {split: Path(folder) for split, folder in evaluation.items() if isinstance(folder, str | Path)}
+    sets = {split: _read_set(folder, listing, examples) for split, folder in folders.items()}
+    chosen = chosen._replace(evaluation=evaluation | sets)
     place = cache.cache_folder() / "arrays" / "folders" / f"{urllib.parse.quote(name, safe='')}-{digest[:16]}"
     return make_dataset(prepare_arrays(name, place, examples, chosen.source, listing.facts()), chosen)
 

@@ -67,7 +67,8 @@ def mixture(datasets: Mapping[str, Dataset], weights: Mapping[str, float], *, na
     ([2.0, 2.0], ['far', 'near', 'validation'])
     """
     shares = _checked_shares(datasets, weights, name)
-    parts, infos = [dataset.train for dataset in datasets.values()], [dataset.info for dataset in datasets.values()]
+    infos = [dataset.info for dataset in datasets.values()]
+    parts = [part for dataset in datasets.values() if isinstance(part := dataset.train, DeviceSource | StreamSource)]
     # 1. Training examples, each with the weight of its dataset divided by the number of examples
     joined = JoinedExamples([part.all_examples for part in parts])
     indices = np.concatenate([start + part.indices for start, part in zip(joined.starts, parts, strict=True)])

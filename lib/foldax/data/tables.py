@@ -94,17 +94,17 @@ def from_csv(
     paths = {split: Path(file) for split, file in (path.items() if isinstance(path, Mapping) else [("train", path)])}
     name = name or paths.get("train", Path("table")).stem
     check_split_names(paths, name)
-    sets = {split: Path(file) for split, file in (chosen.evaluation or {}).items()}
-    check_set_names(sets, name)
+    evaluation = dict(chosen.evaluation or {})
+    check_set_names(evaluation, name)
+    sets = {split: Path(file) for split, file in evaluation.items() if isinstance(file, str | Path)}
     table = _read_table(paths | sets, targets, as_names(inputs, "inputs"), dict(read_options or {}))
     table = _without_missing(table, targets, missing)
     # 2. Numbers and classes
     arrays, features, class_names = _encode(table, targets, task, missing, name, tuple(paths), chosen)
     # 3. Splits
     splits = {split: {key: a[table.splits == split] for key, a in arrays.items()} for split in (*paths, *sets)}
-    names = ArrayMetadata.check(None, class_names, features, None)
-    chosen = chosen._replace(evaluation={split: splits.pop(split) for split in sets})
-    return make_dataset(read_arrays(splits, name, names), chosen)
+    chosen = chosen._replace(evaluation=evaluation | {split: splits.pop(split) for split in sets})
+    return make_dataset(read_arrays(splits, name, ArrayMetadata.check(None, class_names, features, None)), chosen)
 
 
 def _encode(
