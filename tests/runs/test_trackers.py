@@ -78,6 +78,7 @@ def test_a_resumed_run_goes_on_in_its_trackers(tmp_path: Path, capsys) -> None:
     with (run / "metrics.csv").open("a") as file:
         file.write("8,train,loss,0.1\n")
     result = foldax.train(tiny, Config(), run_dir=run, verbose=False, resume=True, tracker=["csv", second])
+    assert "gets nothing now" not in capsys.readouterr().err
     assert (second.calls[0][1].step, second.calls[0][1].id) == (6, "id+")
     assert [*first.lines(), *second.lines()] == result.history
     with (run / "metrics.csv").open() as file:

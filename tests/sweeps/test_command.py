@@ -95,6 +95,12 @@ def foldax(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return run
 
 
+def test_an_unknown_tracker_of_a_sweep_is_a_usage_error(foldax) -> None:
+    code, _, err = foldax("sweep", "line.py", "--tracker", "wandbb", "--sweep-dir", "untracked")
+    assert (code, err.startswith("foldax: tracker: there is no 'wandbb'; did you mean 'wandb'?")) == (2, True)
+    assert not Path("untracked").exists()
+
+
 def plan_output(foldax: Any, *arguments: object) -> str:
     """Output of `--plan`, on one line."""
     code, out, err = foldax("sweep", "line.py", *arguments, "--plan")

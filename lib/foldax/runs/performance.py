@@ -29,6 +29,7 @@ class Performance:
         self._config, self._rates = run.config, learning_rates(run)
         self._units = units_per_step(run)
         self._device = next(iter(run.fold.step.devices()))
+        # Model FLOPs utilisation, where the speed that it is relative to is known (Chowdhery et al., 2022).
         peak = hardware.peak_flops(self._device)
         if peak is not None:
             arguments = run.arguments
@@ -48,6 +49,7 @@ class Performance:
           step: number of updates done.
           log_step: the update whose learning rate is asked for.
         """
+        # A clock that stands still while this process compiles.
         now = time.perf_counter() - compiled.compile_seconds()
         line = {name: float(values[self._row(log_step)]) for name, values in self._rates.items()}
         # Not since the start: the first chunk is mostly compiling.
@@ -58,6 +60,7 @@ class Performance:
         return line | hardware.memory_in_use(self._device)
 
     def _row(self, step: int) -> int:
+        # Log lines end at multiples of `log_every`, and at the last step.
         return -(-step // self._config.log_every) - 1
 
 

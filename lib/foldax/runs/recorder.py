@@ -58,6 +58,7 @@ class Recorder:
         """
         self._log.write(step, split, metrics)
         self._tracking.log(step, split, metrics)
+        # The speed is known when the whole chunk is read; `step` writes it.
         if split == "train":
             self._log_step = step
 

@@ -96,8 +96,9 @@ def train(
             callbacks = _hooks(progress, timer, stop_requested, source, verbose, every)
             return fit(experiment, config, callbacks, dataset)
     # 4. In a locked folder, whose manifest always records how the run ended
-    names = recorded_names(recorded["trackers"]) if "trackers" in recorded else DEFAULT
-    tracking = Tracking(make_trackers(names) if own_trackers is None else own_trackers, warn)
+    if own_trackers is None:
+        own_trackers = make_trackers(recorded_names(recorded["trackers"]) if "trackers" in recorded else DEFAULT)
+    tracking = Tracking(own_trackers, warn)
     make_hooks = functools.partial(_hooks, timer=timer, source=source, verbose=verbose, every=every)
     make_hooks = functools.partial(make_hooks, path=path, tracking=tracking, allow_other_data=allow_other_data)
     with folder.lock(path):

@@ -75,6 +75,7 @@ class SweepCallbacks:
 
     def on_result(self, result: MemberResult) -> None:
         """Takes the result of a member that has ended."""
+        # A slice that was submitted twice may deliver a result twice.
         if result.number not in self.store.results:
             self._track(result)
         self.store.add(result)

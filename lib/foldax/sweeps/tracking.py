@@ -30,6 +30,7 @@ class MemberTracking:
         group = self._path.resolve().name
         folder = self._path / "trackers" / str(result.number)
         run = TrackedRun(self._experiment, f"{group}-{result.number}", folder, values, group=group)
+        # In the tracker's own thread, one member after another: members end in several threads at once.
         for name, tracker, thread in self._threads:
             thread.call(partial(track_member, name, tracker, run, result))
 

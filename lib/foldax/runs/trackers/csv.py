@@ -14,6 +14,7 @@ class CSV:
     def start(self, run: TrackedRun) -> None:
         """Opens the table; of one that exists it keeps the rows up to the step of the run."""
         self._folder, path = run.folder, run.folder / "metrics.csv"
+        # Long format: metrics may appear later, and a column of each would change the whole table.
         kept = []
         if run.step and path.exists():
             with path.open(newline="") as file:

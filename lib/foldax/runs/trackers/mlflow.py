@@ -9,7 +9,7 @@ from typing import Any
 from foldax.field_values import to_plain
 from foldax.runs.trackers.protocol import TrackedRun
 
-MAX_ENTRIES = 100  # parameters, or a tenth of the metrics, that one request may have
+MAX_PARAMS = 100  # that one request may have
 MAX_TEXT = 500  # letters of a parameter that every server takes
 
 
@@ -32,9 +32,10 @@ class MLflow:
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(run.experiment)
         tags = {"run_folder": str(run.folder.resolve())} | ({"group": run.group} if run.group else {})
         self._id = self._client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
+        # Once only: parameters of a run cannot change.
         params = [Param(_key(name), str(value)[:MAX_TEXT]) for name, value in flat_config(run.config).items()]
-        for first in range(0, len(params), MAX_ENTRIES):
-            self._client.log_batch(self._id, params=params[first : first + MAX_ENTRIES])
+        for first in range(0, len(params), MAX_PARAMS):
+            self._client.log_batch(self._id, params=params[first : first + MAX_PARAMS])
         return self._id
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:

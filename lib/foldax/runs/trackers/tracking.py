@@ -39,6 +39,7 @@ class TrackerThread:
         num_done, deadline = self._num_done, time.monotonic() + seconds
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(0.1)
+            # A queue may be long: only a single call that takes too long is given up.
             if self._num_done > num_done:
                 num_done, deadline = self._num_done, time.monotonic() + seconds
         if self._thread.is_alive():
@@ -105,6 +106,7 @@ class Tracking:
     def finish(self, status: str, seconds: float = FINISH_SECONDS) -> None:
         """Ends the run in every tracker that has started, and waits for them, but for no call longer than `seconds`."""
         started, self._started = self._started, []
+        # All at once, so that one waits for the slowest and not for their sum.
         for tracker, thread in started:
             thread.call(partial(tracker.finish, status))
         for _, thread in started:
