@@ -68,7 +68,7 @@ def mixture(datasets: Mapping[str, Dataset], weights: Mapping[str, float], *, na
     """
     shares = _checked_shares(datasets, weights, name)
     infos = [dataset.info for dataset in datasets.values()]
-    parts = [part for dataset in datasets.values() if isinstance(part := dataset.train, DeviceSource | StreamSource)]
+    parts = [dataset.train for dataset in datasets.values() if isinstance(dataset.train, DeviceSource | StreamSource)]
     # 1. Training examples, each with the weight of its dataset divided by the number of examples
     joined = JoinedExamples([part.all_examples for part in parts])
     indices = np.concatenate([start + part.indices for start, part in zip(joined.starts, parts, strict=True)])

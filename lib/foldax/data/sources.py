@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped
 from foldax.data.processes import starting_processes
-from foldax.data.protocol import DataBlock, EvaluationBlock
+from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
 from foldax.data.sampling import WeightedFeed, batch_generator, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
@@ -79,7 +79,7 @@ class DeviceSource:
         """The whole training split, arrays `[N, ...]`."""
         return self._data[0]
 
-    def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
+    def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the one block that serves every step."""
         yield DataBlock(self._data[0] if self.bounds is None else self._data)
 
@@ -129,7 +129,7 @@ class StreamSource:
             batch = transform_batch(self.transform, batch, batch_generator(0, 0))
         return jax.device_put(batch, self.device)
 
-    def blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
+    def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the block that contains `step`, then the blocks after it, without end.
 
         The seed determines the random order of every epoch; an incomplete last batch of an epoch is dropped. Close the
@@ -145,7 +145,7 @@ class StreamSource:
         _OPEN.add(blocks)
         return blocks
 
-    def _blocks(self, seed: int, step: int) -> Iterator[DataBlock]:
+    def _blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         size = self.feed.batches
         start = step // size * size
         with contextlib.ExitStack() as stack:
