@@ -15,6 +15,7 @@ import foldax
 from foldax import Training
 from foldax.errors import ConfigError, RunError
 from foldax.runs import folder
+from foldax.runs.tables import format_metric
 from foldax.sweeps import statistics
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.show import show
@@ -205,8 +206,21 @@ def test_show_prints_overview_groups_and_best_configs(tmp_path, capsys, monkeypa
     assert "steps" not in shown.split("Groups")[1].split("Best")[0]  # the groups do not differ in it
     best = statistics.summarize(results, [*SPACE, "dropout"], "validation/loss").iloc[0]
     row = next(line for line in shown.splitlines() if line.strip().startswith("0.01 "))
-    assert statistics.format_metric(best["mean"]) in row
-    assert f"{statistics.format_metric(best['low'])}..{statistics.format_metric(best['high'])}" in row
+    assert format_metric(best["mean"]) in row
+    assert f"{format_metric(best['low'])}..{format_metric(best['high'])}" in row
+
+
+def test_show_at_40_columns_has_every_field_and_value(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    results = results_of(SPACE | {"dropout": [0.0, 0.5]})
+    show(write_sweep(tmp_path / "sweep", results, (*SPACE, "dropout")))
+    table = capsys.readouterr().out.split("Best configs")[1]
+    assert max(map(len, table.split("and 4 more")[0].splitlines())) <= 40
+    for name in (*SPACE, "dropout", "validation/loss", "95% interval"):
+        assert table.count(name) >= 20, name
+    best = statistics.summarize(results, [*SPACE, "dropout"], "validation/loss").iloc[0]
+    assert format_metric(best["mean"]) in table
+    assert f"{format_metric(best['low'])}..{format_metric(best['high'])}" in table
 
 
 def test_show_of_an_unfinished_sweep(tmp_path, capsys) -> None:

@@ -64,6 +64,15 @@ def echo(*texts: object, sep: str = " ") -> None:
     Output(sys.stdout).write(sep.join(map(str, texts)) + "\n")
 
 
+def stdout_width() -> int:
+    """Returns the columns of the terminal that stdout writes to.
+
+    >>> stdout_width() > 0
+    True
+    """
+    return console(sys.stdout).width
+
+
 def print_table(table: Any) -> None:
     """Prints a table of `rich` on stdout."""
     console(sys.stdout).print(table)

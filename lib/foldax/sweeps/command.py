@@ -10,7 +10,7 @@ from foldax.config_fields import field_types
 from foldax.errors import ConfigError, FoldaxError
 from foldax.experiment import Experiment
 from foldax.options import Config, options_help, parse_alternatives, set_fields
-from foldax.runs import folder
+from foldax.runs import folder, tables
 from foldax.runs.terminal import echo, print_table, warn
 from foldax.runs.trackers.choose import NONE, recorded_names
 from foldax.sweeps.launchers.launch import LAUNCHERS
@@ -202,18 +202,15 @@ def _read_space(path: Path) -> dict[str, Any]:
 
 def print_plan(plan: Plan) -> None:
     """Prints the groups of a plan: members, programs, memory, and the fields that make programs differ."""
-    from rich.table import Table
-
     structures = [structural_values(group.members[0].config) for group in plan.groups]
     differing = [name for name in structures[0] if len({str(values[name]) for values in structures}) > 1]
-    table = Table(title=f"{len(plan.configs)} members, {len(plan.groups)} programs")
-    for column in ("program", "members", "execution", "concurrent", "MiB per member, at most", *differing):
-        table.add_column(column, justify="right" if column not in ("execution", *differing) else "left")
+    columns, rows = ("program", "members", "execution", "concurrent", "MiB per member, at most", *differing), []
     for index, (group, values) in enumerate(zip(plan.groups, structures)):
         size = f"{group.member_bytes / 2**20:,.2f}"
         cells = [str(values[name]) for name in differing]
-        table.add_row(str(index), str(len(group.members)), group.execution, str(group.max_concurrent), size, *cells)
-    print_table(table)
+        rows.append((str(index), str(len(group.members)), group.execution, str(group.max_concurrent), size, *cells))
+    title = f"{len(plan.configs)} members, {len(plan.groups)} programs"
+    print_table(tables.fit_table(columns, rows, {"execution", *differing}, title))
     steps = sum(config.steps for config in plan.configs)
     echo(f"{steps:,} member-steps; each program is traced once and compiled once for each device it runs on")
     if differing:

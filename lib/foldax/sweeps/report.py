@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from foldax.runs.folder import write_errors
+from foldax.runs.tables import format_field, format_metric
 from foldax.sweeps import statistics
-from foldax.sweeps.statistics import format_field, format_metric
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foldax.runs import tables
+from foldax.runs.tables import format_field, format_metric
 from foldax.runs.terminal import echo, print_table
 from foldax.sweeps.statistics import (
     best_mode,
@@ -13,8 +14,6 @@ from foldax.sweeps.statistics import (
     default_metric,
     differing_fields,
     finite_values,
-    format_field,
-    format_metric,
     metric_names,
     missing_metric,
     read,
@@ -57,18 +56,12 @@ def _groups_table(groups: list[dict[str, Any]]) -> "Table":
         (*(format_field(group["structural"].get(name)) for name in names), f"{group['members']:,}", group["execution"])
         for group in groups[:SHOWN]
     ]
-    columns = (*names, "members", "execution")
-    table = tables.text_table(columns, rows, left={*columns} - {"members"}, title="Groups: one program each")
-    if len(groups) > SHOWN:
-        table.caption = f"and {len(groups) - SHOWN} more"
-    return table
+    columns, more = (*names, "members", "execution"), len(groups) - SHOWN
+    caption = f"and {more} more" if more > 0 else None
+    return tables.fit_table(columns, rows, {*columns} - {"members"}, "Groups: one program each", caption)
 
 
 def _configs_table(metadata: dict[str, Any], results: "DataFrame", metric: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     fields, ids = metadata["fields"], config_ids(results, metadata["fields"])
     configs = results[~ids.duplicated()].set_axis(ids[~ids.duplicated()])
     # The table is ranked by the monitored metric on validation, never by test metrics.
@@ -78,18 +71,14 @@ def _configs_table(metadata: dict[str, Any], results: "DataFrame", metric: str) 
     test_names = [name for name in metric_names(results) if name.startswith("test/")]
     test_means = {name: finite_values(results, name).groupby(ids).mean() for name in test_names}
     title = f"Best configs by {metric} ({mode}), means over seeds"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in fields:
-        table.add_column(name.replace("_", "\n").replace(".", "\n"), overflow="fold")
-    for name in (metric, "95%\ninterval", "n", *test_means):
-        table.add_column(name.replace("/", "\n"), justify="right", no_wrap=True)
+    columns, rows = (*fields, metric, "95% interval", "n", *test_means), []
     for config_id, row in ranked.head(SHOWN).iterrows():
         n, num_not_finite = int(row["n"]), int(row["not_finite"])
         interval = f"{format_metric(row['low'])}..{format_metric(row['high'])}" if n > 1 else ""
         cells = [*(format_field(configs.at[config_id, name]) for name in fields), format_metric(row["mean"]), interval]
         cells.append(f"{n} of {n + num_not_finite}" if num_not_finite else f"{n}")
         cells += [format_metric(means[config_id]) for means in test_means.values()]
-        table.add_row(*map(Text, cells))
+        rows.append(cells)
     more = [f"and {len(ranked) - SHOWN:,} more configs"] if len(ranked) > SHOWN else []
-    table.caption = "\n".join([*more, *caveats(results)])
-    return table
+    caption = "\n".join([*more, *caveats(results)])
+    return tables.fit_table(columns, rows, fields, title, caption)

@@ -12,6 +12,7 @@ import numpy as np
 from foldax.errors import RunError, did_you_mean
 from foldax.options import Config, format_options
 from foldax.runs import folder
+from foldax.runs.tables import format_field
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -227,27 +228,6 @@ def seed_statistics(results: "DataFrame", ids: "Series", metric: str) -> "DataFr
         mean = finite.mean() if len(finite) else float("nan")
         rows[config_id] = (mean, *bootstrap_interval(finite), len(finite), int(num_not_finite[config_id]))
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["mean", "low", "high", "n", "not_finite"])
-
-
-def format_field(value: object) -> str:
-    """Formats a value of a config field; "none" for None and missing values.
-
-    >>> format_field(0.00123456), format_field(None), format_field("(8, 4)")
-    ('0.001235', 'none', '(8, 4)')
-    """
-    # A missing value of pandas, too; but not the text "None".
-    if not isinstance(value, str) and str(value) in ("None", "nan", "<NA>"):
-        return "none"
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def format_metric(value: float) -> str:
-    """Formats a metric with four significant digits; empty for NaN.
-
-    >>> format_metric(0.5), format_metric(float("nan"))
-    ('0.5000', '')
-    """
-    return f"{value:#.4g}".rstrip(".") if value == value else ""
 
 
 def best_member(
