@@ -49,6 +49,7 @@ NOT_EXECUTED = {
     "slurm": "needs Slurm",
     "wandb": "needs the package; tests/runs/test_trackers.py sends a run to it",
     "check": "tests/test_cli.py runs it, on a smaller experiment: the laws compile for ten seconds",
+    "rm": "tests/runs/test_removal.py removes a run that no other test needs",
     "--prompt": "tests/inference/test_sample.py calls its function, on a smaller model",
 }
 

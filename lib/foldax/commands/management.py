@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from foldax.runs.terminal import echo, print_table, warn
+from foldax.runs.terminal import confirm, echo, print_table, warn
 
 
 def add_management_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -19,6 +19,15 @@ def add_management_commands(add: Callable[..., argparse.ArgumentParser]) -> None
     runs.add_argument("--metrics", nargs="+", metavar="METRIC", help="columns of metrics (default: at most four)")
     runs.add_argument("--json", action="store_true", help="print a list of objects with all fields and metrics")
 
+    tag = add("tag", _tag, "add tags to a run or sweep, and print those that it has", "RUN_DIR")
+    tag.add_argument("tags", metavar="TAG", nargs="*", help="a word without commas")
+    tag.add_argument("--remove", action="store_true", help="remove these tags instead")
+
+    rm = add("rm", _rm, "remove the folders of runs and sweeps, for good")
+    rm.add_argument("folders", metavar="RUN_DIR", nargs="+", type=Path)
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+    rm.epilog = "Folders that are none of a run or sweep, and those that a process trains in, are refused."
+
 
 def _runs(command: argparse.Namespace) -> None:
     from foldax.sweeps import catalog
@@ -30,12 +39,35 @@ def _runs(command: argparse.Namespace) -> None:
     if command.json:
         echo(catalog.entries_json(entries))
         return
-    if not entries:
-        which = f"none of the {len(everything):,} runs" if everything else "no run"
-        warn(f"{which} under {command.folder}{' is selected' if everything else ''}")
+    if not everything:
+        warn(f"no run under {command.folder}")
         return
     metrics = [sort] if sort and any(sort in entry.metrics for entry in entries) else []
     metrics += [catalog.resolve_name(everything, name) for name in command.metrics or ()]
     metrics = metrics if command.metrics else metrics + catalog.default_metrics(entries)
-    print_table(catalog.entries_table(entries, list(dict.fromkeys(metrics))))
+    if entries:
+        print_table(catalog.entries_table(entries, list(dict.fromkeys(metrics))))
     echo(f"{len(entries):,} of {len(everything):,} under {command.folder}")
+
+
+def _tag(command: argparse.Namespace) -> None:
+    from foldax.runs.tags import change_tags
+
+    tags = change_tags(command.run_dir, **{"remove" if command.remove else "add": command.tags})
+    echo(f"{command.run_dir}: {', '.join(tags) or 'no tags'}")
+
+
+def _rm(command: argparse.Namespace) -> None:
+    from rich.filesize import decimal
+
+    from foldax.runs.removal import check_removable, folder_size, remove_folders
+    from foldax.runs.tables import join_first
+
+    folders = list(dict.fromkeys(command.folders))
+    for path in folders:
+        check_removable(path)
+    size, names = decimal(sum(map(folder_size, folders))), join_first([str(path) for path in folders])
+    if not command.yes:
+        confirm(f"this removes {len(folders):,} folder{'s' * (len(folders) > 1)} of {size}: {names}", "--yes")
+    remove_folders(folders)
+    echo(f"removed {names} ({size})")

@@ -184,8 +184,12 @@ def result_metrics(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {split: result[split] for split in SPLITS if split in result} | result.get("evaluation", {})
 
 
-def lock(folder: Path) -> IO[str]:
+def lock(folder: Path, remedy: str = "wait for it or choose another folder (--run-dir, --sweep-dir)") -> IO[str]:
     """Locks a folder for this process until the returned file is closed; creates the folder if it is missing.
+
+    Args:
+      folder: the folder.
+      remedy: end of the error if another process holds the lock.
 
     Raises:
       RunError: another process holds the lock, or the folder cannot be written or is an address such as gs://bucket/run.
@@ -208,7 +212,6 @@ def lock(folder: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip() or "unknown"
         file.close()
-        remedy = "wait for it or choose another folder (--run-dir, --sweep-dir)"
         raise RunError(f"{folder} is in use by process {owner}; {remedy}") from None
     # For the message of the next process that wants the folder.
     file.truncate(0)

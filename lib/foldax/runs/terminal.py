@@ -90,10 +90,34 @@ def ask(message: str) -> None:
       RunError: the answer is not yes.
     """
     warn(message)
-    if sys.stdin is not None and sys.stdin.isatty() and Output(sys.stderr).isatty():
-        Output(sys.stderr).write("go on? [y/N] ")
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise RunError("stopped, as the answer was not yes")
+    if _is_interactive():
+        _ask_to_go_on()
+
+
+def confirm(message: str, option: str) -> None:
+    """Warns, and asks whether to go on.
+
+    Args:
+      message: the warning.
+      option: of the command, which answers beforehand.
+
+    Raises:
+      RunError: the answer is not yes, or there is nobody to answer.
+    """
+    warn(message)
+    if not _is_interactive():
+        raise RunError(f"nothing is done, as there is no terminal to ask in; {option} goes on without asking")
+    _ask_to_go_on()
+
+
+def _is_interactive() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and Output(sys.stderr).isatty()
+
+
+def _ask_to_go_on() -> None:
+    Output(sys.stderr).write("go on? [y/N] ")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise RunError("stopped, as the answer was not yes")
 
 
 def finish_output() -> None:

@@ -15,6 +15,7 @@ from foldax.field_values import to_plain
 from foldax.locks import is_locked
 from foldax.options import flatten, plain_text
 from foldax.runs import folder, tables
+from foldax.runs.removal import folder_size
 from foldax.runs.tags import read_tags
 from foldax.runs.terminal import warn
 from foldax.sweeps.statistics import best_mode
@@ -95,18 +96,13 @@ def read_entry(path: Path) -> Entry:
             status="killed" if is_killed else manifest["status"],
             step=None if is_sweep else max(result.get("steps", 0), *checkpoint_steps(path / "checkpoints"), 0),
             started=datetime.fromisoformat(manifest["started"]).isoformat(),
-            size=_folder_size(path),
+            size=folder_size(path),
             tags=read_tags(path),
             config=flatten(config),
             metrics={f"{split}/{metric}": value for split in by_split for metric, value in by_split[split].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # JSON, but not of a run
         raise RunError(f"{path} is damaged or no run: its files lack {str(error) or 'values'}") from error
-
-
-def _folder_size(path: Path) -> int:
-    files = (Path(parent) / name for parent, _, names in os.walk(path) for name in names)
-    return sum(file.lstat().st_size for file in files if file.exists())
 
 
 def read_entries(root: Path) -> list[Entry]:

@@ -1,0 +1,76 @@
+"""Removes the folders of runs and sweeps, and nothing else; their sizes."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from foldax.errors import RunError
+from foldax.runs import folder
+
+RUN_FILES, SWEEP_FILES = {"manifest.json", "config.json", "lock"}, {"sweep.json", "lock"}
+
+
+def remove_folders(paths: Sequence[Path], with_sweeps: bool = True) -> None:
+    """Removes the folders of runs and sweeps with all their content, once each of them may be removed.
+
+    Args:
+      paths: the folders.
+      with_sweeps: False refuses folders of sweeps.
+
+    Raises:
+      RunError: a folder is none of a run or sweep, holds others, or belongs to a process that trains; none is removed.
+      RunError: a folder cannot be removed.
+    """
+    for path in paths:
+        check_removable(path, with_sweeps)
+    with contextlib.ExitStack() as locks:
+        for path in paths:
+            locks.enter_context(folder.lock(path, "it cannot be removed until that ends"))
+        for path in paths:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise RunError(f"{path} cannot be removed: {error.strerror or error}") from error
+
+
+def check_removable(path: Path, with_sweeps: bool = True) -> None:
+    """Checks that a folder is one of a run or sweep, and holds no other.
+
+    Args:
+      path: the folder.
+      with_sweeps: False refuses folders of sweeps.
+
+    Raises:
+      RunError: it is not, or it is a link.
+
+    >>> check_removable(Path("nowhere"))
+    Traceback (most recent call last):
+    foldax.errors.RunError: there is no folder 'nowhere'
+    """
+    if path.is_symlink():
+        raise RunError(f"{path} is a link, which is not followed; name the folder itself, {path.resolve()}")
+    if not path.is_dir():
+        raise RunError(f"there is no folder {str(path)!r}")
+    kinds = [RUN_FILES, SWEEP_FILES] if with_sweeps else [RUN_FILES]
+    if not any(files <= set(os.listdir(path)) for files in kinds):
+        rule = " or ".join(", ".join(sorted(files)) for files in kinds)
+        raise RunError(f"{path} is not the folder of a run{' or sweep' * with_sweeps}, which has {rule}; not removed")
+    for parent, _, files in os.walk(path):
+        if Path(parent) != path and any(kind <= set(files) for kind in (RUN_FILES, SWEEP_FILES)):
+            raise RunError(f"{path} holds another run, {parent}; not removed")
+
+
+def folder_size(path: Path) -> int:
+    """Sums the bytes of all files in a folder.
+
+    >>> folder_size(Path("nowhere"))
+    0
+    """
+    size = 0
+    for parent, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):  # a checkpoint that is replaced now
+                size += (Path(parent) / name).lstat().st_size
+    return size
