@@ -121,6 +121,24 @@ def test_seconds_add_up_over_sessions(interrupted: Path, experiment) -> None:
     assert result.compile_seconds >= 100
 
 
+def test_what_had_changed_when_a_run_was_resumed_is_named(interrupted: Path, experiment, capsys, monkeypatch) -> None:
+    config = Config(checkpoint_every=6)
+    with monkeypatch.context() as changed:
+        changed.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        foldax.train(experiment, config, run_dir=interrupted, resume=True, verbose=False)
+    assert reproduce.reproduce(interrupted, experiment, config)
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert note.startswith("note: resumed at step 6 with changes: XLA_FLAGS was ")
+    assert note.endswith("is --xla_cpu_enable_fast_math=true")
+
+
+def test_changes_of_steps_that_were_lost_explain_nothing() -> None:
+    sessions = [{"step": 6, "changes": ["a"]}, {"step": 4, "changes": []}, {"changes": ["b"], "data_fingerprint": "1f"}]
+    assert provenance.session_changes({"sessions": sessions}) == ["resumed with changes: b; other data"]
+    sessions[1]["step"] = 7
+    assert len(provenance.session_changes({"sessions": sessions})) == 2
+
+
 def test_an_altered_line_of_the_log_does_not_reproduce(experiment, tmp_path: Path, capsys) -> None:
     foldax.train(experiment, Config(), run_dir=tmp_path / "run", verbose=False)
     assert reproduce.reproduce(tmp_path / "run", experiment, Config())

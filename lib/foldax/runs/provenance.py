@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from foldax.engine.state import NEVER
 from foldax.errors import DataError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
@@ -70,6 +71,26 @@ def changes(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
     flags = recorded.get("flags") or {}
     pairs |= {name: (flags[name], value) for name, value in (now.get("flags") or {}).items() if name in flags}
     return texts + [f"{name} was {old}, is {new}" for name, (old, new) in pairs.items() if old != new]
+
+
+def session_changes(recorded: dict[str, Any]) -> list[str]:
+    """Names what had changed each time that a run or sweep was resumed, unless the steps after it were lost.
+
+    Args:
+      recorded: content of `manifest.json` or `sweep.json`.
+
+    >>> session_changes({"sessions": [{"step": 5, "changes": ["python was 3.11.4, is 3.12.1"]}]})
+    ['resumed at step 5 with changes: python was 3.11.4, is 3.12.1']
+    """
+    texts, sessions = [], recorded.get("sessions", [])
+    for number, session in enumerate(sessions, 1):
+        changed = session["changes"] + (["other data"] if "data_fingerprint" in session else [])
+        step = session.get("step")  # none in a sweep, or where the session ended before it took one
+        # What was not saved before a kill has not happened.
+        is_lost = step is not None and any(later.get("step", NEVER) <= step for later in sessions[number:])
+        if changed and not is_lost:
+            texts.append(f"resumed{'' if step is None else f' at step {step}'} with changes: {'; '.join(changed)}")
+    return texts
 
 
 def warn_of_changes(folder: Path, recorded: dict[str, Any], experiment: Experiment) -> list[str]:

@@ -86,7 +86,8 @@ def run_and_compare(
       RunError: parameters of another run that it uses have changed.
     """
     # 1. Changes that may explain a difference
-    for note in provenance.changes(manifest, provenance.collect(experiment)):
+    changes = provenance.changes(manifest, provenance.collect(experiment))
+    for note in changes + provenance.session_changes(manifest):
         echo(f"note: {note}")
 
     # 2. The same run, without a folder
