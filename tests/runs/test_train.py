@@ -126,3 +126,38 @@ def test_a_run_prints_the_time_to_its_first_step_by_phase(tiny_file: Path, monke
     assert found, line
     total, *parts = map(float, found.groups())
     assert total == pytest.approx(sum(parts), abs=0.3)  # each is rounded
+
+
+def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    leave = foldax.Every(2, lambda step, state, context: os.chdir("/"))
+    config = Config(steps=3, evaluate_every=1)
+    result = foldax.train(counter([0] * 4), config, run_dir="r", verbose=False, hooks=leave)
+    assert result.run_dir == tmp_path / "r"
+    assert folder.read_json(result.run_dir / "manifest.json")["status"] == "finished"
+    assert all(path.exists() for path in result.figures.values())
+    monkeypatch.chdir(tmp_path)
+    loaded = foldax.load_run("r", counter([0] * 4))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert loaded.run_dir == result.run_dir
+    assert loaded.figures == result.figures
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")  # JAX and Python 3.12 warn of it too
+def test_a_fork_of_a_process_that_has_trained_is_refused(tmp_path: Path) -> None:
+    foldax.train(counter([0] * 4), Config(steps=3), save=False, verbose=False)
+    if (child := os.fork()) == 0:
+        try:
+            foldax.train(counter([0] * 4), Config(steps=3), run_dir=tmp_path / "r")
+        except BaseException as error:
+            (tmp_path / "error").write_text(repr(error))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    text = (tmp_path / "error").read_text()
+    assert "RunError('this process is a fork of one that has used JAX" in text
+    assert 'get_context("spawn")' in text
+    assert not (tmp_path / "r").exists()

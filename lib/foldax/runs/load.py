@@ -11,6 +11,7 @@ import numpy as np
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled, setup
 from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
+from foldax.engine.forks import check_process
 from foldax.engine.result import Result
 from foldax.errors import RunError
 from foldax.experiment import Experiment
@@ -45,6 +46,7 @@ def load_run(
       ExperimentError: the experiment file is missing or broken.
       DataError: the dataset is not available, or not the one that the run was made with.
     """
+    check_process()
     compile_cache.enable()
     path = Path(path)
     parameters.check_run_folder(path)
@@ -82,8 +84,8 @@ def load_run(
         seconds=result.get("seconds", 0.0),
         compile_seconds=result.get("compile_seconds", 0.0),
         steps_per_second=result.get("steps_per_second", 0.0),
-        run_dir=path,
-        figures={name: path / "figures" / file for name, file in result.get("figures", {}).items()},
+        run_dir=path.absolute(),
+        figures={name: path.absolute() / "figures" / file for name, file in result.get("figures", {}).items()},
     )
 
 

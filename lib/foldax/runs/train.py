@@ -11,6 +11,7 @@ from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
+from foldax.engine.forks import check_process
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
@@ -74,8 +75,10 @@ def train(
       FoldaxError: see `foldax.engine.loop.fit`.
       Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run, after its state was saved.
       ConfigError: a run that goes on has another value in a field that cannot change, or a tracker or hook is none.
-      RunError: the folder is locked, holds another run or cannot be written, or no initial parameter fits the model.
+      RunError: the folder is locked, holds another run or cannot be written, no initial parameter fits the model, or
+        this process is a fork of one that has used JAX.
     """
+    check_process()
     compile_cache.enable()
     timer = FirstStepTimer()
     config = experiment.config() if config is None else config
@@ -99,8 +102,6 @@ def train(
     if own_trackers is None:
         own_trackers = make_trackers(recorded_names(recorded["trackers"]) if "trackers" in recorded else DEFAULT)
     tracking = Tracking(own_trackers, warn)
-    make_hooks = functools.partial(_hooks, timer=timer, source=source, verbose=verbose, every=every)
-    make_hooks = functools.partial(make_hooks, path=path, tracking=tracking, allow_other_data=allow_other_data)
     with folder.lock(path):
         if status == "unfinished":
             # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
@@ -112,6 +113,9 @@ def train(
             folder.create(path, experiment, config)
             if source is not None:
                 folder.update_manifest(path, init_from=source().provenance)
+        path = path.absolute()  # the working directory may change
+        make_hooks = functools.partial(_hooks, timer=timer, source=source, verbose=verbose, every=every)
+        make_hooks = functools.partial(make_hooks, path=path, tracking=tracking, allow_other_data=allow_other_data)
         try:
             if every:
                 folder.update_manifest(path, hooks=[hook.name for hook in every])

@@ -12,6 +12,7 @@ import jax
 
 from foldax.configuration import from_json, to_json
 from foldax.engine import compile_cache, compiled, evaluation
+from foldax.engine.forks import check_process
 from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
@@ -123,7 +124,7 @@ def sweep(
 
     Raises:
       ConfigError: the space or an option does not fit the experiment.
-      RunError: the folder cannot be used.
+      RunError: the folder cannot be used, or this process is a fork of one that has used JAX.
       Interrupted: a signal stopped the sweep, which can be resumed.
       FoldaxError: an error that `foldax.train` raises; a member that is not finite ends only itself.
 
@@ -142,6 +143,7 @@ def sweep(
     >>> swept.summary("test/loss", "min").index.tolist()
     [0.4, 0.1]
     """
+    check_process()
     compile_cache.enable()
     # 1. Check the options.
     config = experiment.config() if config is None else config
@@ -178,6 +180,7 @@ def sweep(
         path = path / f"process-{jax.process_index()}"
     with folder.lock(path):
         _create_or_check_folder(path, experiment, config, request, resume)
+        path = path.absolute()  # the working directory may change
         members = [member for group in plan.groups for member in group.members]
         if members:
             folder.record_data(path, members[0].data_fingerprint, allow_other_data, "sweep.json")
