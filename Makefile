@@ -3,13 +3,14 @@
 # make test-lowest     tests of every floor with the lowest versions of all dependencies, in .venv-lowest
 # make test-newest     the same with the newest versions, in .venv-newest
 # make lint            ruff, mypy and the floors
+# make docs            the pages as a site, build/site/index.html; a warning is an error
 # make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed
 # PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-newest lint kill clean
+.PHONY: demo test test-lowest test-newest lint docs kill clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foldax run experiments/supervised/digits.py
@@ -46,6 +47,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Pages keep their paths below the root of the repository, and with them their links.
+PAGES := ':(glob)*.md' LICENSE docs research experiments
+docs: $(VENV)/.installed-dev
+	rm -rf build/pages
+	mkdir -p build/pages
+	git ls-files -z --cached --others --exclude-standard -- $(PAGES) | tar -cf - --null -T - | tar -xf - -C build/pages
+	$(BIN)/zensical build --clean --strict
 
 kill: $(VENV)/.installed-dev
 	FOLDAX_KILLS=200 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -rP tests/engine/test_kill.py tests/sweeps/test_kill.py

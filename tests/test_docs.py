@@ -1,6 +1,8 @@
-"""The pages: their links exist, their tables are complete, and their Python runs; `test_commands.py` has their commands."""
+"""The pages: links, tables, the site's list of pages, and Python that runs; `test_commands.py` has their commands."""
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,11 @@ def test_the_reference_lists_the_commands_that_exist(capsys) -> None:
     assert cli.main([]) == 0
     commands = set(re.findall(r"^    (\w+)\s", capsys.readouterr().out, re.M))
     assert set(re.findall(r"^\| `foldax (\w+)", (ROOT / "docs/reference/commands.md").read_text(), re.M)) == commands
+
+
+def test_the_site_lists_every_page() -> None:
+    nav = json.dumps(tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"])
+    assert set(re.findall(r'"([^"]+\.md)"', nav)) == {page_name(page) for page in PAGES}
 
 
 def test_the_reference_lists_every_experiment() -> None:
