@@ -227,7 +227,7 @@ def shrink(words: list[str]) -> list[str]:
     """A command with few steps, of files and runs of the fixture `project`."""
     name = words[0]
     kind = {"play": "agent", "sample": "images", "cluster": "images", "report": "sweep"}.get(name, "runs/first")
-    values = {"RUN": kind, "SWEEP": "sweep", "FOLDER": "sweep", "FILE": "my_idea.py"}
+    values = {"RUN": kind, "SWEEP": "sweep", "FOLDER": "sweep", "FILE": "my_idea.py", "A": "sweep", "B": "images"}
     words = [name, *(values.get(word, word) for word in words[1:])]
     if "--run-dir" in words:
         words[words.index("--run-dir") + 1] = "runs/again"

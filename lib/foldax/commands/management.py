@@ -4,7 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from foldax.errors import ConfigError
 from foldax.runs.terminal import confirm, echo, print_table, warn
+
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def add_management_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -18,6 +21,11 @@ def add_management_commands(add: Callable[..., argparse.ArgumentParser]) -> None
     runs.add_argument("--sort", metavar="METRIC", help=help)
     runs.add_argument("--metrics", nargs="+", metavar="METRIC", help="columns of metrics (default: at most four)")
     runs.add_argument("--json", action="store_true", help="print a list of objects with all fields and metrics")
+
+    compare = add("compare", _compare, "compare runs and sweeps: fields, metrics, learning curves, tests over seeds")
+    help = "folders of runs, of sweeps, or of several runs; runs that differ only in the seed are one group"
+    compare.add_argument("folders", metavar="RUN_DIR", nargs="+", type=Path, help=help)
+    compare.add_argument("--out", type=Path, metavar="FILE", default=Path("compare.png"), help="default: compare.png")
 
     tag = add("tag", _tag, "add tags to a run or sweep, and print those that it has", "RUN_DIR")
     tag.add_argument("tags", metavar="TAG", nargs="*", help="a word without commas")
@@ -48,6 +56,33 @@ def _runs(command: argparse.Namespace) -> None:
     if entries:
         print_table(catalog.entries_table(entries, list(dict.fromkeys(metrics))))
     echo(f"{len(entries):,} of {len(everything):,} under {command.folder}")
+
+
+def _compare(command: argparse.Namespace) -> None:
+    from foldax.plots.common import comparison_curves
+    from foldax.runs.folder import write_errors
+    from foldax.sweeps import compare
+
+    if command.out.suffix not in FIGURES:
+        raise ConfigError(f"--out: {command.out} must end in one of {', '.join(FIGURES)}")
+    groups = compare.read_groups(command.folders)
+    if len(groups) < 2:
+        raise ConfigError(
+            "these are one group, as they differ only in the seed; name runs or sweeps of several configs"
+        )
+    for label, name in compare.group_names(groups).items():
+        echo(f"{label}  {name}")
+    print_table(compare.fields_table(groups))
+    print_table(compare.metrics_table(groups))
+    if tests := compare.paired_tests(groups):
+        print_table(compare.differences_table(tests, next(iter(groups))))
+    else:
+        echo("no paired test: no two groups have two seeds in common")
+    histories = {label: [member.history for member in group] for label, group in groups.items()}
+    if any(map(any, histories.values())):
+        with write_errors(command.out):
+            comparison_curves(histories).savefig(command.out, dpi=120)
+        echo(f"learning curves: {command.out}")
 
 
 def _tag(command: argparse.Namespace) -> None:

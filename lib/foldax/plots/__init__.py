@@ -10,7 +10,7 @@ from foldax.plots.classification import (
     predicted_classes,
     roc_curve,
 )
-from foldax.plots.common import embedding, embeddings, learning_curves, project_to_plane
+from foldax.plots.common import comparison_curves, embedding, embeddings, learning_curves, project_to_plane
 from foldax.plots.forecasts import (
     calibration_curve,
     forecast_fans,
@@ -32,4 +32,4 @@ __all__ += ["returns_by_seed", "performance_profiles", "interval_bars", "episode
 __all__ += ["image_grid", "image_rows", "nearest_neighbors", "cluster_members", "embedding", "embeddings"]
 __all__ += ["project_to_plane"]
 # Any run, and the style of all figures
-__all__ += ["learning_curves", "new_figure", "COLORS", "CYCLE"]
+__all__ += ["learning_curves", "comparison_curves", "new_figure", "COLORS", "CYCLE"]

@@ -9,9 +9,8 @@ from numpy.typing import ArrayLike
 
 from foldax.errors import ConfigError
 from foldax.evaluation.agents import Interval, bootstrap_interval, interquartile_mean, performance_profile
-from foldax.plots.style import CYCLE, Figure, grid_and_legend, new_figure, single_axis
+from foldax.plots.style import CURVE_COLORS, Figure, grid_and_legend, new_figure, single_axis
 
-AGENT_COLORS = (*CYCLE, "#E69F00", "#56B4E9", "#5A5A5A", "#8C564B")
 STYLES = ("-", "--", "-.", ":")  # they distinguish curves in grey too
 CURVE_POINTS = 200
 MAX_CURVES = 8  # observations with more components are shown as an image
@@ -62,7 +61,7 @@ def returns_by_seed(
         raise ConfigError("agents: there is none to draw")
     if reference is not None:
         axis.axhline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
-    for (name, histories), color, style in zip(agents.items(), cycle(AGENT_COLORS), cycle(STYLES)):
+    for (name, histories), color, style in zip(agents.items(), cycle(CURVE_COLORS), cycle(STYLES)):
         after = environment_steps.get(name) if isinstance(environment_steps, Mapping) else environment_steps
         curves = [_curve(history, metric, split, after, f"{name}, run {i}") for i, history in enumerate(histories)]
         steps, values = _interpolate(curves, name)
@@ -118,7 +117,7 @@ def performance_profiles(
         margin = 0.03 * (highest - lowest) or 1.0
         thresholds = np.linspace(lowest - margin, highest + margin, CURVE_POINTS)
     figure, axis = single_axis(width=width, height=height)
-    for (name, scores), color, style in zip(agents.items(), cycle(AGENT_COLORS), cycle(STYLES)):
+    for (name, scores), color, style in zip(agents.items(), cycle(CURVE_COLORS), cycle(STYLES)):
         # Equal thresholds for all agents, so that their curves compare.
         fraction, low, high = performance_profile(scores, thresholds, **options)
         axis.fill_between(thresholds, low, high, color=color, alpha=0.2, lw=0)
@@ -170,7 +169,7 @@ def interval_bars(
             if name not in members:
                 continue
             estimate, low, high = map(float, members[name])
-            axis.barh(row, high - low, left=low, height=0.6, color=AGENT_COLORS[row % len(AGENT_COLORS)], alpha=0.6)
+            axis.barh(row, high - low, left=low, height=0.6, color=CURVE_COLORS[row % len(CURVE_COLORS)], alpha=0.6)
             axis.plot([estimate, estimate], [row - 0.3, row + 0.3], color="black", lw=1.6)
         axis.set(xlabel=group, ylim=(len(names) - 0.4, -0.6))
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
@@ -201,7 +200,7 @@ def episode_curves(observations: np.ndarray, rewards: np.ndarray, title: str = "
     upper.margins(x=0.02)
     if values.shape[1] <= MAX_CURVES:
         marker = "." if len(values) == 1 else ""
-        for index, (curve, color, style) in enumerate(zip(values.T, cycle(AGENT_COLORS), cycle(STYLES))):
+        for index, (curve, color, style) in enumerate(zip(values.T, cycle(CURVE_COLORS), cycle(STYLES))):
             upper.plot(curve, color=color, lw=1.2, ls=style, label=str(index), marker=marker)
         upper.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         upper.grid(alpha=0.25)
@@ -212,7 +211,7 @@ def episode_curves(observations: np.ndarray, rewards: np.ndarray, title: str = "
         figure.colorbar(image, ax=upper)
         upper.set(ylabel="component of the observation")
     steps, marker = np.arange(1, len(rewards) + 1), "." if len(rewards) == 1 else ""
-    lower.plot(steps, np.asarray(rewards, np.float64), color=AGENT_COLORS[1], ds="steps-mid", lw=1.2, marker=marker)
+    lower.plot(steps, np.asarray(rewards, np.float64), color=CURVE_COLORS[1], ds="steps-mid", lw=1.2, marker=marker)
     lower.set(xlabel="step", ylabel="reward", xlim=upper.get_xlim())
     lower.grid(alpha=0.25)
     figure.suptitle(title, fontsize=10)

@@ -1,13 +1,15 @@
 """Figures of any run: learning curves, and two-dimensional embeddings of representations."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 
-from foldax.plots.style import COLORS, SET_COLORS, Axes, Figure, grid_and_legend, new_figure
+from foldax.plots.style import COLORS, CURVE_COLORS, SET_COLORS, Axes, Figure, grid_and_legend, new_figure
 
+SPLIT_STYLES = {"train": ":", "validation": "-"}  # other splits are dashed
 MAX_POINTS = 2_000  # of an embedding: t-SNE takes time, and more points hide each other
 
 
@@ -38,13 +40,66 @@ def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
                 # A single point has no line.
                 marker = "o" if len(points) == 1 else "." if split != "train" else ""
                 axis.plot(*zip(*points, strict=True), label=split, color=colors[split], marker=marker, lw=1.3)
-        values = [line[name] for line in history if name in line]
-        # Only a positive loss can have a logarithmic axis.
-        if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
-            axis.set_yscale("log")
-        axis.set(xlabel="step", title=name.replace("_", " "))
+        _scale_and_name(axis, name, [line[name] for line in history if name in line])
         grid_and_legend(axis)
     return figure
+
+
+def _scale_and_name(axis: Axes, name: str, values: Sequence[float]) -> None:
+    # Only a positive loss can have a logarithmic axis.
+    if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
+        axis.set_yscale("log")
+    axis.set(xlabel="step", title=name.replace("_", " "))
+
+
+def comparison_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
+    """Draws the learning curves of several configs: one axes per metric, a colour per config and a style per split.
+
+    A curve is the mean over runs at the steps that all of them have logged, in a band from minimum to maximum.
+
+    Args:
+      histories: for each config by name, the logs of its runs, one per seed, as in `learning_curves`.
+
+    >>> history = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2, 3)]
+    >>> figure = comparison_curves({"A": [history, history], "B": [history]})
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['A', 'B', 'train']
+    """
+    from matplotlib.lines import Line2D
+
+    lines = [line for runs in histories.values() for history in runs for line in history]
+    names = list(dict.fromkeys(name for line in lines for name in line if name not in ("step", "split")))
+    splits = list(dict.fromkeys(line["split"] for line in lines))
+    columns = min(3, max(1, len(names)))
+    figure, axes = new_figure(max(1, -(-len(names) // columns)), columns)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for runs, color in zip(histories.values(), cycle(CURVE_COLORS)):
+            for split in splits:
+                _mean_and_range(axis, runs, name, split, color)
+        _scale_and_name(axis, name, [line[name] for line in lines if name in line])
+        axis.grid(alpha=0.25)
+    handles = [Line2D([], [], color=color, label=label) for label, color in zip(histories, cycle(CURVE_COLORS))]
+    handles += [Line2D([], [], color="0.4", ls=SPLIT_STYLES.get(split, "--"), label=split) for split in splits]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+    return figure
+
+
+def _mean_and_range(axis: Axes, runs: Sequence[Sequence[dict[str, Any]]], name: str, split: str, color: str) -> None:
+    values: dict[int, list[float]] = defaultdict(list)
+    for history in runs:
+        for line in history:
+            if line["split"] == split and name in line:
+                values[line["step"]].append(line[name])
+    logged = [history for history in runs if any(line["split"] == split and name in line for line in history)]
+    steps = sorted(step for step, found in values.items() if len(found) == len(logged))
+    if not steps:
+        return
+    found = np.array([values[step] for step in steps])
+    marker = "o" if len(steps) == 1 else ""  # a single point has no line
+    axis.plot(steps, found.mean(1), color=color, ls=SPLIT_STYLES.get(split, "--"), marker=marker, lw=1.5)
+    axis.fill_between(steps, found.min(1), found.max(1), color=color, alpha=0.15, lw=0)
 
 
 def project_to_plane(points: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ Figure: TypeAlias = "matplotlib.figure.Figure"
 COLORS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}  # of Okabe & Ito (2008), by split
 SET_COLORS = ("#CC79A7", "#E69F00", "#56B4E9")  # of the same, for named evaluation sets
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # the same, for curves that do not stand for a split
+CURVE_COLORS = (*CYCLE, "#E69F00", "#56B4E9", "#5A5A5A", "#8C564B")  # for more of them
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 4.0, height: float = 3.2) -> tuple[Figure, np.ndarray]:
