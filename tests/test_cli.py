@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from foldax import cli
+from foldax.runs import folder
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("list", "run", "resume", "reproduce", "show", "check", "new")
+COMMANDS = ("list", "run", "resume", "reproduce", "show", "check", "new", "runs", "compare", "tag", "rm")
 
 NESTED = '''"""A line with every kind of config field.
 
@@ -379,6 +381,50 @@ def test_reproduce_notes_changes_since_the_run(foldax, workdir) -> None:
     assert code == 0
     assert "note: numpy was 1.0, is " in out
     assert "note: line.py has changed since" in out
+
+
+def test_quiet_prints_the_folder_only(foldax, workdir) -> None:
+    assert foldax("run", "line.py", "--steps", 4, "--quiet", "--run-dir", "runs/a") == (0, "runs/a\n", "")
+    assert foldax("run", "line.py", "--steps", 4, "--quiet", "--run-dir", "runs/a", "--or-resume") == (
+        0,
+        "runs/a\n",
+        "",
+    )
+    assert foldax("resume", "runs/a", "--steps", 6, "--quiet") == (0, "runs/a\n", "")
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(foldax, workdir) -> None:
+    words = ("run", "line.py", "--steps", 4, "--quiet", "--run-dir", "runs/a", "--overwrite")
+    for seed in (1, 2):  # the folder is new, then it holds a run
+        assert foldax(*words, "--seed", seed)[:2] == (0, "runs/a\n")
+    assert json.loads((workdir / "runs/a/config.json").read_text())["seed"] == 2
+    with folder.lock(workdir / "runs/a"):
+        code, _, err = foldax(*words)
+        assert (code, "is in use by process" in err) == (1, True)
+    (workdir / "runs/a/manifest.json").unlink()
+    code, _, err = foldax(*words)
+    assert (code, "is not the folder of a run" in err) == (1, True)
+    assert (workdir / "runs/a/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "it needs --run-dir"),
+        (["--run-dir", "a", "--or-resume"], "--or-resume goes on with the run instead"),
+        (["--run-dir", "a", "--init-from", "a/b:encoder"], "would remove a/b, with whose parameters the run begins"),
+    ],
+)
+def test_overwrite_is_refused_where_it_makes_no_sense(foldax, workdir, options, message) -> None:
+    code, _, err = foldax("run", "line.py", "--overwrite", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_the_version_is_printed(foldax) -> None:
+    code, out, _ = foldax("--version")
+    assert code == 0
+    assert re.fullmatch(rf"foldax \d+\.\d+\.\d+\S*, jax {re.escape(jax.__version__)}\n", out)
 
 
 def test_run_without_a_folder_makes_one_under_runs(foldax, workdir) -> None:

@@ -27,6 +27,12 @@ def test_public_names_are_there() -> None:
         _ = foldax.trian
 
 
+def test_names_that_are_loaded_at_first_use_are_listed(monkeypatch) -> None:
+    for name in foldax._LAZY:
+        monkeypatch.delitem(vars(foldax), name, raising=False)
+    assert set(foldax.__all__) <= set(dir(foldax))
+
+
 def test_readme_experiment_runs(tmp_path) -> None:
     source = next(code for code in re.findall(r"```python\n(.*?)```", README, re.S) if "experiment =" in code)
     path = tmp_path / "from_readme.py"

@@ -77,6 +77,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 def _use_cores_as_devices() -> None:
     """Makes each core of the CPU a device, unless the user has set their number or JAX has already started."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+import foldax
 from foldax.commands.inference import OTHER_DATA, add_inference_commands
 from foldax.commands.management import add_management_commands
 from foldax.errors import ConfigError, FoldaxError, RunError
@@ -105,6 +106,7 @@ def _jax_problem() -> str | None:
 def _parser() -> argparse.ArgumentParser:
     description = "Train, sweep, resume, reproduce, check and use experiments."
     parser = argparse.ArgumentParser(prog="foldax", description=description)
+    parser.add_argument("--version", action="version", version=f"foldax {foldax.__version__}, jax {jax.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = "tracker to use from now on: tensorboard, csv, wandb, mlflow, trackio, none (default: as before)"
     resume.add_argument("--tracker", action="append", metavar="NAME", help=help)
+    resume.add_argument("--quiet", action="store_true", help="print the folder and warnings only")
     help = "train a finished run again and compare metrics and state bit by bit"
     reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
     reproduce.add_argument("--member", type=int, metavar="K", help="member K of a sweep, trained as a single run")
@@ -178,12 +181,16 @@ def _run(command: argparse.Namespace) -> None:
 def _train(experiment: Experiment, options: list[str]) -> None:
     from foldax.engine import compile_cache
     from foldax.runs import first_step, resume
+    from foldax.runs.removal import remove_earlier_run
     from foldax.runs.show import show
+    from foldax.runs.tables import display_path
     from foldax.runs.train import train
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--or-resume", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--tracker", action="append")
     parser.add_argument("--no-compile-cache", action="store_true")
     try:
@@ -194,14 +201,31 @@ def _train(experiment: Experiment, options: list[str]) -> None:
     if known.no_compile_cache:
         compile_cache.disable()
     first_step.begin_command()
-    if not known.or_resume:
-        train(experiment, config, run_dir=known.run_dir, tracker=known.tracker)
-        return
-    path = known.run_dir or resume.latest_run_dir(experiment, config)
-    if resume.run_status(path, experiment, config) == "finished":
-        show(path)
+    if known.overwrite:
+        _check_overwrite(known, config)
+        remove_earlier_run(known.run_dir)
+    keywords: dict[str, Any] = {"tracker": known.tracker, "verbose": not known.quiet}
+    if known.or_resume:
+        path = known.run_dir or resume.latest_run_dir(experiment, config)
+        if not known.quiet and resume.run_status(path, experiment, config) == "finished":
+            show(path)
+            return
+        keywords |= {"run_dir": path, "resume": "auto"}
     else:
-        train(experiment, config, run_dir=path, resume="auto", tracker=known.tracker)
+        keywords["run_dir"] = known.run_dir
+    result = train(experiment, config, **keywords)
+    if known.quiet and result.run_dir:
+        echo(display_path(result.run_dir))
+
+
+def _check_overwrite(known: argparse.Namespace, config: Any) -> None:
+    """Raises a ConfigError if --overwrite makes no sense, or would remove what the run begins with."""
+    if known.run_dir is None or known.or_resume:
+        reason = "--or-resume goes on with the run instead" if known.run_dir else "it needs --run-dir"
+        raise ConfigError(f"--overwrite replaces the run in a folder: {reason}")
+    source = str(getattr(config, "init_from", None) or "").partition(":")[0]
+    if source and Path(source).resolve().is_relative_to(known.run_dir.resolve()):
+        raise ConfigError(f"--overwrite would remove {source}, with whose parameters the run begins (--init-from)")
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -225,7 +249,7 @@ def _resume(command: argparse.Namespace) -> int:
 
     if folder.is_sweep(command.run_dir):
         _reject(command.options)
-        return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker)
+        return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker, command.quiet)
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, command.options, config)
     if run_status(command.run_dir, experiment, config, allow_any=True) == "finished":
@@ -234,7 +258,9 @@ def _resume(command: argparse.Namespace) -> int:
     else:
         first_step.begin_command()
         options = {name: getattr(command, name) for name in ("run_dir", "allow_other_data", "tracker")}
-        train(experiment, config, resume=True, **options)
+        train(experiment, config, resume=True, verbose=not command.quiet, **options)
+        if command.quiet:
+            echo(command.run_dir)
     return 0
 
 
@@ -327,9 +353,10 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     default = experiment.config() if default is None else default
     if not {"-h", "--help"}.isdisjoint(arguments):
         file = experiment_file(experiment)
-        options = "[--run-dir DIR] [--or-resume] [--tracker NAME] [--no-compile-cache] [--field VALUE ...]"
-        echo(f"usage: foldax run {file.name if file else 'FILE'} {options}")
+        options = "[--run-dir DIR] [--or-resume | --overwrite] [--tracker NAME] [--no-compile-cache] [--quiet]"
+        echo(f"usage: foldax run {file.name if file else 'FILE'} {options} [--field VALUE ...]")
         echo("--or-resume goes on with the run if it was started, and shows its result if it is finished")
+        echo("--overwrite removes the run in --run-dir first; --quiet prints the run folder and warnings only")
         echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
         raise SystemExit(0)
     return set_fields(default, parse_options(experiment.config, arguments))

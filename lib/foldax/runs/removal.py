@@ -62,6 +62,18 @@ def check_removable(path: Path, with_sweeps: bool = True) -> None:
             raise RunError(f"{path} holds another run, {parent}; not removed")
 
 
+def remove_earlier_run(path: Path) -> None:
+    """Removes the run in a folder, which another one shall take; nothing if the folder is empty or missing.
+
+    Raises:
+      RunError: it is a folder, but none of a run, or a process trains in it.
+
+    >>> remove_earlier_run(Path("nowhere"))
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (path.is_dir() and any(path.iterdir())):
+        remove_folders([path], with_sweeps=False)
+
+
 def folder_size(path: Path) -> int:
     """Sums the bytes of all files in a folder.
 

@@ -61,11 +61,13 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     launcher = _from_options(LAUNCHERS, parsed.launcher, parsed)
     options |= dict(search=search, launcher=launcher, sweep_dir=parsed.sweep_dir)
     options["tracker"] = parsed.tracker or NONE
-    sweep(experiment, space, seeds=parsed.seeds, config=config, **options)
+    swept = sweep(experiment, space, seeds=parsed.seeds, config=config, verbose=not parsed.quiet, **options)
+    if parsed.quiet:
+        echo(swept.path)
     return 0
 
 
-def resume(path: Path, allow_other_data: bool = False, tracker: list[str] | None = None) -> int:
+def resume(path: Path, allow_other_data: bool = False, tracker: list[str] | None = None, quiet: bool = False) -> int:
     """Goes on with an interrupted sweep, with the options of its `sweep.json`; returns the exit code."""
     experiment, config = folder.load(path, "sweep.json")
     metadata = folder.read_json(path / "sweep.json")
@@ -80,7 +82,9 @@ def resume(path: Path, allow_other_data: bool = False, tracker: list[str] | None
         options[role] = kind and kind(**metadata[f"{role}_options"])
     options |= dict(sweep_dir=path, resume=True, allow_other_data=allow_other_data)
     options["tracker"] = tracker or recorded_names(metadata.get("trackers", []))
-    sweep(experiment, metadata["space"], config=config, **options)
+    sweep(experiment, metadata["space"], config=config, verbose=not quiet, **options)
+    if quiet:
+        echo(path)
     return 0
 
 
@@ -144,6 +148,7 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
         metavar="NAME",
         help="gets each member that has ended: csv, tensorboard, wandb, ...",
     )
+    add("--quiet", action="store_true", help="print the sweep folder and warnings only")
     add("--sweep-dir", type=Path, help="the sweep folder; default: a new one under runs/")
     return parser
 
