@@ -38,7 +38,7 @@ COMMAND = r"((?:[A-Z_]+=\S+ )*(?:foldax [a-z]+|make [a-z]+|python \S+\.py)\b"
 DIGITS = ROOT / "experiments/supervised/digits.py"
 STUDIES = [path.parent.name for path in sorted((ROOT / "research").glob("*/study.py"))]
 POSITIONALS = {"list": [], "new": ["NAME"], "run": ["FILE"], "check": ["FILE"], "sweep": ["FILE"]}
-POSITIONALS |= {"predict": ["RUN", "INPUT"]}  # of other commands: RUN
+POSITIONALS |= {"predict": ["RUN", "INPUT"], "runs": [], "compare": ["A", "B"]}  # of other commands: RUN
 # Files that only a reader has.
 USER_FILES = {"FILE", "FILE.py", "my_idea.py", "first.py", "second.py", "first_year.py", "second_year.py"}
 VALUES = {"K": "0", "INPUT": "test", "NAME": "my_idea"}
