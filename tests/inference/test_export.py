@@ -224,6 +224,37 @@ def test_a_predict_that_samples_takes_a_seed(tmp_path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_state_with_random_keys(tmp_path) -> None:
+    def learner(config: Config, info: data.Info) -> foldax.Learner:
+        def init(key: jax.Array, examples: Any) -> dict[str, jax.Array]:
+            return {"w": jnp.ones(6), "key": key, "keys": jax.random.split(jax.random.key(1, impl="rbg"), 2)}
+
+        def update(state: dict, batch: dict, key: jax.Array) -> tuple[dict, dict]:
+            return {**state, "key": jax.random.fold_in(state["key"], 1)}, {
+                "loss": (batch["inputs"] @ state["w"]).mean()
+            }
+
+        def evaluate(state: dict, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+            return {"loss": batch["inputs"] @ state["w"]}
+
+        def predict(state: dict, inputs: jax.Array, key: jax.Array) -> jax.Array:
+            return inputs @ state["w"] + jax.random.normal(state["key"]) + jax.random.normal(state["keys"][1])
+
+        return foldax.Learner(init, update, evaluate, predict)
+
+    result = trained(learner, tmp_path / "r")
+    inputs = result.examples("test")["inputs"][:4]
+    loaded = foldax.load_run(tmp_path / "r", result.experiment)
+    np.testing.assert_array_equal(loaded.predict(inputs), result.predict(inputs))
+    folder = foldax.export(loaded, verbose=False)
+    weights = load_file(folder / "params.safetensors")
+    assert {name: (array.dtype.name, array.shape) for name, array in weights.items()} == {
+        "params/w": ("float32", (6,)), "params/key": ("uint32", (2,)), "params/keys": ("uint32", (2, 4))
+    }  # fmt: skip
+    np.testing.assert_allclose(program(folder, inputs), result.predict(inputs), rtol=1e-6)
+    assert str(transfer.match(result.state, result)) == "Python: 1 matched"
+
+
 def test_a_model_that_needs_a_fixed_batch_size(tmp_path, capsys) -> None:
     def predict(state: dict, inputs: jax.Array, key: jax.Array) -> jax.Array:
         return inputs @ state["w"] + np.arange(len(inputs) + 0).sum()

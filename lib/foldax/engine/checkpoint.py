@@ -59,18 +59,14 @@ def tree_from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
 
     Args:
       arrays: NumPy arrays by path.
-      like: a pytree of the structure to build; its leaves say which arrays are random keys.
+      like: a pytree of the structure to build; its leaves, or their shapes, say which arrays are random keys.
 
     >>> state = {"key": jax.random.key(1), "step": jax.numpy.int32(3)}
     >>> int(tree_from_arrays(host_arrays(state), state)["step"])
     3
     """
 
-    def device_leaf(name: str, like: Any) -> jax.Array:
-        array = jax.numpy.asarray(arrays[name])
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key(like) else array
-
-    leaves = [device_leaf(name, leaf) for name, leaf in leaves_by_path(like).items()]
+    leaves = [typed_array(jax.numpy.asarray(arrays[name]), leaf) for name, leaf in leaves_by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -157,7 +153,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             # The first one of this process is read back: a run must not end with checkpoints that nobody can read.
             if not self._is_read_back:
-                self._read(step, {name: _spec(array) for name, array in arrays.items()}, meta)
+                self._read(step, {name: array_spec(array) for name, array in arrays.items()}, meta)
                 self._is_read_back = True
         if self._local is not None:
             publish(self._local, self.folder)
@@ -206,7 +202,7 @@ class Checkpoints:
         path = self.folder / str(step)
         meta = _read_meta(self._manager, path)
         like = like(meta) if callable(like) else like
-        specs = {name: _spec(leaf) for name, leaf in leaves_by_path(like).items()}
+        specs = {name: array_spec(leaf) for name, leaf in leaves_by_path(like).items()}
         if different := sorted(specs.keys() ^ meta["checksums"].keys()):
             problem = f"holds other arrays than this experiment's state ({', '.join(different[:5])})"
             remedy = "undo the change of the experiment, or start a new run (`init_from` takes what fits)"
@@ -373,7 +369,24 @@ def is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+def typed_array(array: jax.Array, like: Any) -> jax.Array:
+    """Makes random keys of their uint32 data where `like` holds keys; returns other arrays as they are.
+
+    >>> bool(typed_array(jax.random.key_data(jax.random.key(3)), jax.random.key(0)) == jax.random.key(3))
+    True
+    """
+    if not is_key(like):
+        return array
+    # A spec has the type of its keys, and only an array tells its name.
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jax.numpy.empty(0, like.dtype)))
+
+
+def array_spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of a leaf as a checkpoint holds it: of random keys, those of their uint32 data.
+
+    >>> array_spec(jax.random.key(0))
+    ShapeDtypeStruct(shape=(2,), dtype=uint32)
+    """
     if is_key(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

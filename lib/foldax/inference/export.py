@@ -18,6 +18,7 @@ from jax import export as jax_export
 
 from foldax import parameter_paths
 from foldax.configuration import to_json
+from foldax.engine.checkpoint import is_key, typed_array
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.experiment import experiment_name
@@ -130,11 +131,10 @@ def _export_predict(
     result: Result, specs: InputSpecs, batch_size: int | str | None, platforms: tuple[str, ...]
 ) -> ExportedPredict:
     predict: Callable[..., Any] = result.learner.predict  # type: ignore[assignment]  # it is not None
-    leaves = parameter_paths.leaves_by_path(result.state)
-    if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves.values()):
-        raise ExperimentError("the state holds random keys, which cannot be exported: use the key of `predict`")
+    leaves = _state_arrays(result)
 
-    def predict_by_path(state: Any, inputs: Inputs, seed: Any) -> Any:
+    def predict_by_path(arrays: list[Any], inputs: Inputs, seed: Any) -> Any:
+        state = jax.tree.map(typed_array, jax.tree.unflatten(jax.tree.structure(result.state), arrays), result.state)
         outputs = predict(state, inputs, jax.random.key(seed))
         by_path = parameter_paths.leaves_by_path(outputs)
         return by_path[""] if list(by_path) == [""] else by_path
@@ -144,7 +144,7 @@ def _export_predict(
         name: spec._replace(shape=tuple(size if isinstance(size, int) else 8 for size in spec.shape))
         for name, spec in specs.items()
     }
-    state_specs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.state)
+    state_specs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves.values()]
     seed_spec = jax.ShapeDtypeStruct((), jnp.uint32)
     arguments = (state_specs, _batch_specs(fixed, 2), seed_spec)
     used = _export(predict_by_path, arguments, None).module_kept_var_idx
@@ -154,11 +154,11 @@ def _export_predict(
     # 2. The program takes only these leaves, by name.
     def run(weights: dict[str, Any], inputs: Inputs, seed: Any = 0) -> Any:
         # Leaves that `predict` does not read may be anything: zeros keep the structure.
-        state = [
+        arrays = [
             weights[names[path]] if path in names else jnp.zeros(leaf.shape, leaf.dtype)
             for path, leaf in leaves.items()
         ]
-        return predict_by_path(jax.tree.unflatten(jax.tree.structure(result.state), state), inputs, seed)
+        return predict_by_path(arrays, inputs, seed)
 
     weights = {name: leaves[path] for path, name in names.items()}
     weight_specs = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
@@ -179,6 +179,12 @@ def _export_predict(
         size = getattr(result.info, "batch_size", CHECKED_EXAMPLES)  # an agent's run has no dataset
         warn(f"{str(error).splitlines()[0]}; the program takes {size} examples at a time")
         return export_batch(size, f" with a batch size of {size}")
+
+
+def _state_arrays(result: Result) -> dict[str, jax.Array]:
+    """Returns the leaves of the state by path, random keys as their uint32 data, which files can hold."""
+    leaves = parameter_paths.leaves_by_path(result.state)
+    return {path: jax.random.key_data(leaf) if is_key(leaf) else leaf for path, leaf in leaves.items()}
 
 
 def _export(
@@ -268,7 +274,7 @@ def _signature(result: Result, exported: ExportedPredict, specs: InputSpecs) -> 
 
 
 def _write(folder: Path, result: Result, exported: ExportedPredict, signature: dict[str, Any]) -> None:
-    leaves = parameter_paths.leaves_by_path(result.state)
+    leaves = _state_arrays(result)
     arrays = {name: np.asarray(leaf) for name, leaf in exported.weights.items()}
     # Parameters that `predict` does not read are exported too: another run may start from them.
     for path, name in parameters.parameter_names(leaves).items():

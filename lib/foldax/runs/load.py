@@ -10,7 +10,7 @@ import numpy as np
 
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled, setup
-from foldax.engine.checkpoint import leaves_by_path, tree_from_arrays
+from foldax.engine.checkpoint import array_spec, leaves_by_path, tree_from_arrays
 from foldax.engine.forks import check_process
 from foldax.engine.result import Result
 from foldax.errors import RunError
@@ -91,7 +91,7 @@ def load_run(
 
 def _restore_state(arrays: parameters.Arrays, which: str, like: Any, path: Path) -> State:
     """Returns the "best" or the "last" state with the structure of `like`."""
-    specs = leaves_by_path(like)
+    specs = {name: array_spec(leaf) for name, leaf in leaves_by_path(like).items()}
     names = {name.replace("/", "."): name for name in specs}  # keys of a state may contain "/"
     dotted = {name.replace("/", "."): array for name, array in parameters.state_arrays(arrays, which).items()}
     saved = {names.get(name, name): array for name, array in dotted.items()}

@@ -126,7 +126,11 @@ def as_source(value: Any) -> Source:
         return value
     if isinstance(value, str | Path):
         return read(value)
-    arrays = {name: np.asarray(leaf) for name, leaf in parameters_of(getattr(value, "state", value)).items()}
+    named = parameters_of(getattr(value, "state", value)).items()
+    # Random keys in a state are no parameters.
+    arrays = {
+        name: np.asarray(leaf) for name, leaf in named if not (hasattr(leaf, "dtype") and checkpoint.is_key(leaf))
+    }
     if not arrays:
         raise RunError(f"there are no parameters in the {type(value).__name__} to start from")
     return Source(arrays, {"path": None, "sha256": checkpoint.state_digest(arrays)})
