@@ -16,6 +16,7 @@ from foldax import augment, data, laws, learners, models
 from foldax.engine import setup
 from foldax.learners import losses
 from tests.conftest import EXPERIMENTS, Config, shrunk, tiny, tiny_dataset, tiny_learner
+from tests.models.adapters import networks
 from tests.rl.environments import choice, continuous, recall
 
 
@@ -317,6 +318,16 @@ def td3(config: Config, info: None) -> foldax.Learner:
     return learners.td3(continuous(), *networks, *optimizers, settings, **OFF_POLICY)
 
 
+def nnx_classifier(config: Config, info: data.Info) -> foldax.Learner:
+    # Dropout of Flax NNX branches on its rate, which cannot be traced.
+    return learners.classifier(networks.from_nnx(6, info.num_classes, 0.1), optax.adam(config.learning_rate))
+
+
+def equinox_classifier(config: Config, info: data.Info) -> foldax.Learner:
+    model = networks.from_equinox(6, info.num_classes, config.dropout, noise_scale=0.1)
+    return learners.classifier(model, optax.adam(config.learning_rate))
+
+
 LEARNERS = {
     "classifier": tiny,
     "convolutional": foldax.Experiment(Config, convolutional, images, name="convolutional"),
@@ -335,6 +346,8 @@ LEARNERS = {
     "masked_autoencoder": foldax.Experiment(Config, masked, images, name="masked_autoencoder"),
     "mixture": foldax.Experiment(Config, gaussian_mixture, images, name="mixture"),
     "subset": foldax.Experiment(Config, few_labels, tiny_dataset, name="subset"),
+    "nnx": foldax.Experiment(Config, nnx_classifier, tiny_dataset, name="nnx"),
+    "equinox": foldax.Experiment(Config, equinox_classifier, tiny_dataset, name="equinox"),
     "bandit": foldax.Experiment(Config, bandit, name="bandit"),
     "ppo": foldax.Experiment(MonitoredByReturn, ppo_normalized, name="ppo"),
     "ppo_continuous": foldax.Experiment(MonitoredByReturn, ppo_continuous, name="ppo_continuous"),

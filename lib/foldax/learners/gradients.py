@@ -16,6 +16,7 @@ from flax import linen as nn
 from foldax import parameter_paths
 from foldax.errors import ExperimentError
 from foldax.learner import Batch, Key, Model, Params, State, Variables
+from foldax.models.adapters.checks import check_model
 
 LossAndAux: TypeAlias = tuple[jax.Array, tuple[State, dict[str, jax.Array]]]  # loss [], new model state, metrics
 LossFunction = Callable[[Params, State, Batch, Key], LossAndAux]
@@ -97,11 +98,30 @@ def init_network(
       inputs: of the network, `[B, ...]`; only their shapes matter.
       kwargs: further arguments of the network by keyword.
       **options: `ema_decay` and `frozen` of `init_train_state`.
+
+    Raises:
+      ExperimentError: the model is a module that needs an adapter.
     """
+    check_model(model)
     rngs = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
     model_state = dict(model.init(rngs, inputs, train=False, **kwargs))
     params = model_state.pop("params")
     return init_train_state(params, optimizer, model_state, **options)
+
+
+def init_params(key: Key, model: Model, *inputs: Any) -> Params:
+    """Initialises the parameters of an agent's network, which keeps no other state.
+
+    Args:
+      key: random key.
+      model: the network.
+      *inputs: of the network, `[B, ...]`; only their shapes matter.
+
+    Raises:
+      ExperimentError: the model is a module that needs an adapter.
+    """
+    check_model(model)
+    return model.init({"params": key}, *inputs)["params"]
 
 
 def gradient_step(

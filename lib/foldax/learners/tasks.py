@@ -22,6 +22,7 @@ import optax
 from foldax.errors import ExperimentError
 from foldax.learner import Evaluation, InputSpec, Key, Learner, Metrics, Model, Params
 from foldax.learners.gradients import TrainState, gradient_step, init_network
+from foldax.models.adapters.checks import check_model
 from foldax.optim import decay_mask
 
 Batch: TypeAlias = dict[str, jax.Array]  # fields `[B, ...]` by name
@@ -105,7 +106,8 @@ def network_learner(
 
     Raises:
       ConfigError: a pattern in `frozen` matches no parameter.
-      ExperimentError: an option does not exist; while tracing, a batch lacks a field.
+      ExperimentError: an option does not exist, or the model is a module that needs an adapter (`models.from_nnx`,
+        `models.from_equinox`); while tracing, a batch lacks a field.
 
     Quantile regression (Koenker & Bassett, 1978), here of the 90% quantile:
 
@@ -123,6 +125,7 @@ def network_learner(
     >>> round(float(metrics["coverage"]), 1)  # fraction of targets below the predicted quantile
     0.9
     """
+    check_model(model)
     unknown = set(options) - set(NetworkOptions.__annotations__)
     if unknown:
         known = ", ".join(NetworkOptions.__annotations__)

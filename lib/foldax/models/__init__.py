@@ -3,7 +3,8 @@
 Every network is called as `model(x, train=...)`; networks for sequences also take `mask=...`, `[B, T]`, which is 0 at
 padding and may hold segment ids of packed sequences. Outputs are float32 whatever type a network computes in, and
 parameters are float32 always. Dropout rates may be traced, so sweeping them compiles once. A learner takes any network
-with Flax's `init` and `apply`, so your own modules work wherever these do.
+with Flax's `init` and `apply`, so your own modules work wherever these do; `from_nnx` and `from_equinox` adapt modules
+of Flax NNX and Equinox.
 
 >>> import jax, jax.numpy as jnp
 >>> model = MLP((32, 10), dropout=0.1)
@@ -13,6 +14,8 @@ with Flax's `init` and `apply`, so your own modules work wherever these do.
 (4, 10)
 """
 
+from foldax.models.adapters.equinox import EquinoxModel, from_equinox
+from foldax.models.adapters.nnx import NNXModel, from_nnx
 from foldax.models.distributions import Categorical, Distribution, Normal, SquashedNormal
 from foldax.models.generation import generate, sample_tokens
 from foldax.models.layers.activations import ACTIVATIONS, activation
@@ -54,6 +57,8 @@ __all__ += ["MaskedAutoencoder", "MaskedAutoencoderOutput", "patchify", "unpatch
 # Networks of agents, discrete and continuous
 __all__ += ["ActorCritic", "ActorCriticOutput", "RecurrentActorCritic", "QNetwork", "NoisyDense"]
 __all__ += ["DeterministicActor", "GaussianActor", "TwinCritic"]
+# Modules of Flax NNX and Equinox
+__all__ += ["from_nnx", "NNXModel", "from_equinox", "EquinoxModel"]
 # Distributions over actions
 __all__ += ["Distribution", "Categorical", "Normal", "SquashedNormal"]
 # Layers

@@ -23,6 +23,7 @@ from foldax.learners.generative import noise_schedule as schedules
 from foldax.learners.generative.noise_schedule import NoiseSchedule, PredictionType
 from foldax.learners.gradients import TrainState
 from foldax.learners.tasks import Batch, NetworkOptions, Task
+from foldax.models.adapters.checks import check_model
 
 
 class Denoiser(Model, Protocol):
@@ -200,6 +201,7 @@ def diffusion(
     >>> jax.eval_shape(learner.predict, state, jnp.zeros(5, int), jax.random.key(0)).shape
     (5, 4, 4, 1)
     """
+    check_model(model)
     shape, schedule = tuple(shape), noise_schedule or schedules.cosine()
     task = DenoisingTask(model, schedule, prediction_type, tasks.input_function(model, preprocess))
     _check_settings(task, sampler, samples_per_example, num_levels)

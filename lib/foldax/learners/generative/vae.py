@@ -20,6 +20,7 @@ from foldax.learner import Average, Evaluation, Learner, Sampler, as_evaluation
 from foldax.learners import tasks
 from foldax.learners.generative.likelihoods import Likelihood
 from foldax.learners.gradients import TrainState
+from foldax.models.adapters.checks import check_model
 
 MeanAndLogStd: TypeAlias = tuple[jax.Array, jax.Array]
 
@@ -229,6 +230,7 @@ def vae(
     >>> jax.eval_shape(learner.evaluate, state, batch, jax.random.key(0)).outputs["latents"].shape
     (5, 2)
     """
+    check_model(model)
     if min(importance_samples, samples_per_example) < 0:
         counts = f"{importance_samples} and {samples_per_example}"
         raise ConfigError(f"importance_samples and samples_per_example must be 0 or more, got {counts}")

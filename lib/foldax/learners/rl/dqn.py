@@ -15,7 +15,7 @@ import optax
 from foldax import rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state
+from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_params, init_train_state
 from foldax.learners.rl import off_policy, return_distributions
 from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
 from foldax.learners.rl.off_policy import LossAndErrors, OffPolicySettings, ReplaySettings, ReplayState, ScalarMetrics
@@ -166,7 +166,7 @@ def dqn(
     def init(key: Key, examples: Batch) -> DQNState:
         init_key, environment_key = jax.random.split(key)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
-        params = model.init({"params": init_key}, observation[:1])["params"]
+        params = init_params(init_key, model, observation[:1])
         rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation[:1]))
         # The target network starts as a copy; donated states must not share buffers.
         return DQNState(init_train_state(params, optimizer), jax.tree.map(jnp.copy, params), replay_state)

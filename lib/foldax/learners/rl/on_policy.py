@@ -17,7 +17,7 @@ import optax
 from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Average, Batch, Key, Model, Params, State
-from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, init_train_state
+from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, init_params, init_train_state
 from foldax.learners.rl import normalization
 from foldax.rl import EnvironmentLike
 
@@ -145,7 +145,7 @@ def init_agent(
         environment_state = rl.reset_environments(environment, environment_key, num_envs)
         observation = environment_state.observation
     # One observation is enough: only its shape matters.
-    params = model.init({"params": init_key}, observation[:1])["params"]
+    params = init_params(init_key, model, observation[:1])
     output = jax.eval_shape(model.apply, {"params": params}, observation[:1])
     rl.check_network(environment, getattr(output, "distribution", output))
     statistics = normalization.init_statistics(observation, settings.normalize_observations, settings.normalize_rewards)

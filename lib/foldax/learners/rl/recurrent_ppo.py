@@ -19,6 +19,7 @@ from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
 from foldax.learners.rl.ppo import PPOSettings, ppo_loss
+from foldax.models.adapters.checks import check_model
 
 
 class RecurrentAgentState(NamedTuple):
@@ -84,6 +85,7 @@ def recurrent_ppo(
     >>> jax.eval_shape(learner.predict, state, jnp.zeros((5, 7, 4)), jax.random.key(0)).shape
     (5, 7)
     """
+    check_model(model)
     rl.check_device_environment("recurrent_ppo", environment)
     check_positive(num_envs=num_envs, rollout_steps=rollout_steps)
     if num_envs % settings.num_minibatches:
@@ -108,7 +110,7 @@ def recurrent_ppo(
         init_key, environment_key = jax.random.split(key)
         environment_state = rl.reset_environments(memory_environment, environment_key, num_envs)
         observation = environment_state.observation[0][:1, None]
-        params = model.init({"params": init_key}, observation)["params"]
+        params = gradients.init_params(init_key, model, observation)
         rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation)[0].distribution)
         return RecurrentAgentState(gradients.init_train_state(params, optimizer), environment_state)
 

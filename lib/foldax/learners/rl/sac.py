@@ -16,7 +16,14 @@ import optax
 from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state, moving_average
+from foldax.learners.gradients import (
+    LossAndAux,
+    TrainState,
+    gradient_step,
+    init_params,
+    init_train_state,
+    moving_average,
+)
 from foldax.learners.rl import off_policy
 from foldax.rl import replay
 from foldax.rl.replay import ReplayBatch
@@ -217,9 +224,9 @@ def sac(
         actor_key, critic_key, environment_key = jax.random.split(key, 3)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
         action = jnp.zeros((1, *action_space.shape))
-        critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
+        critic_params = init_params(critic_key, critic, observation[:1], action)
         critic_state = init_train_state(critic_params, critic_optimizer)
-        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        actor_params = init_params(actor_key, actor, observation[:1])
         rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
         actor_state = init_train_state(actor_params, actor_optimizer)
         # The target critics start as copies; donated states must not share buffers.

@@ -18,7 +18,14 @@ from foldax import rl
 from foldax.configuration import check_at_least, config
 from foldax.errors import ConfigError
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
-from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_train_state, moving_average
+from foldax.learners.gradients import (
+    LossAndAux,
+    TrainState,
+    gradient_step,
+    init_params,
+    init_train_state,
+    moving_average,
+)
 from foldax.learners.rl import off_policy
 from foldax.rl.replay import ReplayBatch
 
@@ -170,8 +177,8 @@ def td3(
         actor_key, critic_key, environment_key = jax.random.split(key, 3)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
         action = jnp.zeros((1, *action_space.shape))
-        critic_params = critic.init({"params": critic_key}, observation[:1], action)["params"]
-        actor_params = actor.init({"params": actor_key}, observation[:1])["params"]
+        critic_params = init_params(critic_key, critic, observation[:1], action)
+        actor_params = init_params(actor_key, actor, observation[:1])
         rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
         # The target networks start as copies; donated states must not share buffers.
         target_params = jax.tree.map(jnp.copy, (actor_params, critic_params))

@@ -19,6 +19,7 @@ from foldax.learners.gradients import TrainState, moving_average
 from foldax.learners.losses import l2_normalize
 from foldax.learners.self_supervised import views as view_pairs
 from foldax.models import SSLOutput
+from foldax.models.adapters.checks import check_model
 
 Schedule = Callable[[jax.Array], jax.Array]  # of the step, int32
 
@@ -74,6 +75,7 @@ def byol(
     >>> sorted(jax.eval_shape(learner.update, state, batch, jax.random.key(1))[1])
     ['gradient_norm', 'loss', 'projection_std']
     """
+    check_model(model)
     if getattr(model, "predictor", None) is None:
         raise ConfigError("byol: the model has no predictor; use models.ProjectionNetwork(encoder, head, predictor)")
     if options.get("ema_decay") is not None:

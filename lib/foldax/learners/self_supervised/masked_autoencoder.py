@@ -14,6 +14,7 @@ from foldax.learner import Evaluation, Key, Learner, Metrics, as_evaluation
 from foldax.learners import tasks
 from foldax.learners.gradients import TrainState
 from foldax.models import MaskedAutoencoder, MaskedAutoencoderOutput, patchify, unpatchify
+from foldax.models.adapters.checks import check_model
 
 
 def masked_autoencoder(
@@ -47,6 +48,7 @@ def masked_autoencoder(
     >>> result.outputs["features"].shape, result.outputs["reconstructions"].shape
     ((3, 8), (3, 4, 4, 1))
     """
+    check_model(model)
     inputs_of, shape = tasks.input_function(model, preprocess), tuple(model.shape)
 
     def target_patches(batch: tasks.Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,0 +1,1 @@
+"""Models of other libraries as Flax Linen modules, one library a file."""
