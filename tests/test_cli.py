@@ -421,6 +421,22 @@ def test_overwrite_is_refused_where_it_makes_no_sense(foldax, workdir, options, 
     assert message in err
 
 
+def test_completion_is_a_script_with_all_commands(foldax) -> None:
+    pytest.importorskip("shtab", reason="shtab is not installed: pip install 'foldax[completion]'")
+    code, out, _ = foldax("completion", "bash")
+    assert code == 0
+    for word in ("compare", "--where", "--allow-other-data", "_shtab_compgen_files"):
+        assert word in out, word
+    assert subprocess.run(["bash", "-n"], input=out, text=True).returncode == 0
+    assert foldax("completion", "fish")[0] == 2
+
+
+def test_completion_says_what_to_install(foldax, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, _, err = foldax("completion", "bash")
+    assert (code, err) == (1, "foldax: shtab is not installed: pip install 'foldax[completion]'\n")
+
+
 def test_the_version_is_printed(foldax) -> None:
     code, out, _ = foldax("--version")
     assert code == 0

@@ -38,7 +38,12 @@ COMMAND = r"((?:[A-Z_]+=\S+ )*(?:foldax [a-z]+|make [a-z]+|python \S+\.py)\b"
 DIGITS = ROOT / "experiments/supervised/digits.py"
 STUDIES = [path.parent.name for path in sorted((ROOT / "research").glob("*/study.py"))]
 POSITIONALS = {"list": [], "new": ["NAME"], "run": ["FILE"], "check": ["FILE"], "sweep": ["FILE"]}
-POSITIONALS |= {"predict": ["RUN", "INPUT"], "runs": [], "compare": ["A", "B"]}  # of other commands: RUN
+POSITIONALS |= {
+    "completion": ["bash"],
+    "predict": ["RUN", "INPUT"],
+    "runs": [],
+    "compare": ["A", "B"],
+}  # of other commands: RUN
 # Files that only a reader has.
 USER_FILES = {"FILE", "FILE.py", "my_idea.py", "first.py", "second.py", "first_year.py", "second_year.py"}
 VALUES = {"K": "0", "INPUT": "test", "NAME": "my_idea"}
@@ -49,6 +54,7 @@ NOT_EXECUTED = {
     "slurm": "needs Slurm",
     "wandb": "needs the package; tests/runs/test_trackers.py sends a run to it",
     "check": "tests/test_cli.py runs it, on a smaller experiment: the laws compile for ten seconds",
+    "completion": "needs the package shtab; tests/test_cli.py runs it",
     "rm": "tests/runs/test_removal.py removes a run that no other test needs",
     "--prompt": "tests/inference/test_sample.py calls its function, on a smaller model",
 }

@@ -19,6 +19,7 @@ from foldax.commands.inference import OTHER_DATA, add_inference_commands
 from foldax.commands.management import add_management_commands
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
+from foldax.extras import import_extra
 from foldax.options import options_help, parse_options, set_fields
 from foldax.runs.terminal import echo, finish_output, lost_output, reserve_streams, warn
 
@@ -26,6 +27,7 @@ USAGE = 2
 FAILED = 1
 STOPPED = 130  # as shells say of Ctrl-C
 
+SHELLS = ("bash", "zsh", "tcsh")
 KINDS = ("supervised", "generative", "rl", "custom")  # templates of `foldax new`
 
 
@@ -145,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     check.epilog = "Every field of the file's config is an option."
     new = add("new", _new, "write a commented experiment file to start from")
     new.add_argument("file_name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
+    completion = add("completion", _completion, "print a script with which a shell completes commands and options")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"one of {', '.join(SHELLS)}")
     new.add_argument("--kind", choices=KINDS, default="supervised", help="kind of learning (default: supervised)")
     add_inference_commands(add)
     add_management_commands(add)
@@ -327,6 +331,15 @@ def _new(command: argparse.Namespace) -> None:
         values = {"NAME": path.stem, "FILE": str(path)}
         temporary.write_text(re.sub(r"\b(NAME|FILE)\b", lambda match: values[match[0]], text), encoding="utf-8")
     echo(f"wrote {path}; try: foldax run {path}")
+
+
+def _completion(command: argparse.Namespace) -> None:
+    shtab = import_extra("shtab", "completion")
+    parser = _parser()
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for action in (action for each in commands.values() for action in each._actions if action.type is Path):
+        action.complete = shtab.FILE  # file names
+    echo(shtab.complete(parser, command.shell))
 
 
 def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
