@@ -391,6 +391,7 @@ def test_quiet_prints_the_folder_only(foldax, workdir) -> None:
         "",
     )
     assert foldax("resume", "runs/a", "--steps", 6, "--quiet") == (0, "runs/a\n", "")
+    assert foldax("resume", "runs/a", "--quiet") == (0, "runs/a\n", "")
 
 
 def test_overwrite_replaces_a_run_and_nothing_else(foldax, workdir) -> None:

@@ -258,7 +258,7 @@ def _resume(command: argparse.Namespace) -> int:
     config = parse_config(experiment, command.options, config)
     if run_status(command.run_dir, experiment, config, allow_any=True) == "finished":
         more = "more --steps go on with it" if command.options else f"`foldax show {command.run_dir}` shows it"
-        echo(f"{command.run_dir} is finished; {more}")
+        echo(command.run_dir if command.quiet else f"{command.run_dir} is finished; {more}")
     else:
         first_step.begin_command()
         options = {name: getattr(command, name) for name in ("run_dir", "allow_other_data", "tracker")}

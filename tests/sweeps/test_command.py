@@ -95,6 +95,11 @@ def foldax(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     return run
 
 
+def test_quiet_prints_the_folder_only(foldax) -> None:
+    assert foldax("sweep", "line.py", "--seeds", 2, "--quiet", "--sweep-dir", "quiet") == (0, "quiet\n", "")
+    assert foldax("resume", "quiet", "--quiet") == (0, "quiet\n", "")
+
+
 def test_an_unknown_tracker_of_a_sweep_is_a_usage_error(foldax) -> None:
     code, _, err = foldax("sweep", "line.py", "--tracker", "wandbb", "--sweep-dir", "untracked")
     assert (code, err.startswith("foldax: tracker: there is no 'wandbb'; did you mean 'wandb'?")) == (2, True)

@@ -62,8 +62,8 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     options |= dict(search=search, launcher=launcher, sweep_dir=parsed.sweep_dir)
     options["tracker"] = parsed.tracker or NONE
     swept = sweep(experiment, space, seeds=parsed.seeds, config=config, verbose=not parsed.quiet, **options)
-    if parsed.quiet:
-        echo(swept.path)
+    if parsed.quiet and swept.path:
+        echo(tables.display_path(swept.path))
     return 0
 
 
@@ -72,7 +72,7 @@ def resume(path: Path, allow_other_data: bool = False, tracker: list[str] | None
     experiment, config = folder.load(path, "sweep.json")
     metadata = folder.read_json(path / "sweep.json")
     if metadata["status"] == "finished":
-        echo(f"{path} is finished; `foldax show {path}` shows it")
+        echo(path if quiet else f"{path} is finished; `foldax show {path}` shows it")
         return 0
     options = {name: metadata.get(name) for name in ("seeds", "samples", "execution", "max_concurrent")}
     for role, kinds in (("search", SEARCHES), ("launcher", LAUNCHERS)):
