@@ -19,11 +19,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 # gymnax allows jax below 0.12 only, so the newest versions are tested without it.
-PACKAGES_lowest := -c constraints-lowest.txt -e '.[pytest,gymnasium,rl]'
-PACKAGES_newest := --upgrade -e '.[pytest,gymnasium]'
+PACKAGES_lowest := -c constraints-lowest.txt -e '.[pytest,gymnasium,rl,equinox]'
+PACKAGES_newest := --upgrade -e '.[pytest,gymnasium,equinox]'
 # Of each floor the tests that use other libraries most; DeprecationWarnings of old versions are theirs.
 EVERY_FLOOR := tests/test_extras.py tests/test_options.py tests/data/test_sources.py \
-	tests/data/test_conversion.py tests/models/layers/test_convolution.py tests/optim/test_schedules.py \
+	tests/data/test_conversion.py tests/models/adapters tests/models/layers/test_convolution.py tests/optim/test_schedules.py \
 	tests/rl/test_environment.py tests/learners/test_losses.py \
 	tests/rl/test_host_environment.py::test_a_stopped_run_resumes_and_says_what_is_lost \
 	tests/engine/test_checkpoint.py tests/engine/test_compile_cache.py \

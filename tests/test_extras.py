@@ -55,7 +55,7 @@ def test_each_extra_that_a_message_names_exists() -> None:
 def test_the_lowest_versions_are_the_lower_bounds() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    extras = [PROJECT["optional-dependencies"][name] for name in ("rl", "gymnasium")]
+    extras = [PROJECT["optional-dependencies"][name] for name in ("rl", "gymnasium", "equinox")]
     for requirement in [*PROJECT["dependencies"], *itertools.chain(*extras)]:
         name, bound = re.sub(r"\[.*\]", "", requirement).split(">=")
         assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", pins[name]), f"{name}: {pins[name]} is not {bound}"

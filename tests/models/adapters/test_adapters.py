@@ -179,6 +179,41 @@ def test_agents_take_adapted_networks(library) -> None:
         jax.eval_shape(stateful.init, jax.random.key(0), None)
 
 
+def test_networks_of_several_parts_take_adapted_ones() -> None:
+    def dense(inputs: int, outputs: int):
+        return models.from_nnx(lambda rngs: nnx.Linear(inputs, outputs, rngs=rngs))
+
+    def mlp(inputs: int, outputs: int):
+        return models.from_equinox(lambda key: eqx.nn.MLP(inputs, outputs, 4, 1, key=key))
+
+    class ActorCritic(eqx.Module):
+        actor: eqx.nn.Linear
+        critic: eqx.nn.Linear
+
+        def __call__(self, x):
+            return models.ActorCriticOutput(models.Categorical(self.actor(x)), self.critic(x)[0])
+
+    def actor_critic(key):
+        return ActorCritic(eqx.nn.Linear(3, 2, key=key), eqx.nn.Linear(3, 1, key=key))
+
+    optimizer, noise = optax.adam(1e-3), augment.gaussian_noise(0.1)
+    vae = learners.VAE(dense(6, 4), mlp(2, 6), learners.likelihoods.gaussian(0.5))
+    heads = models.ProjectionNetwork(mlp(6, 4), dense(4, 3), dense(3, 3))
+    gan = learners.GAN(mlp(2, 6), dense(6, 1), shape=(6,), latent_size=2)
+    agent = learners.ppo(choice(), models.from_equinox(actor_critic), optimizer, num_envs=4, rollout_steps=4)
+    made = (
+        (learners.vae(vae, optimizer), BATCH),
+        (learners.byol(heads, optimizer, views=noise), BATCH),
+        (learners.autoencoder(models.Autoencoder(dense(6, 2), mlp(2, 6), (6,)), optimizer), BATCH),
+        (learners.gan(gan, optimizer, optimizer), BATCH),
+        (agent, None),
+    )
+    for learner, batch in made:
+        state = jax.eval_shape(learner.init, jax.random.key(0), batch)
+        updated, _ = jax.eval_shape(learner.update, state, batch, jax.random.key(1))
+        assert jax.tree.structure(updated) == jax.tree.structure(state)
+
+
 # Errors
 
 
@@ -210,9 +245,10 @@ def test_a_module_without_adapter_is_refused_by_name(module, remedy) -> None:
         learners.vae(learners.VAE(module, models.MLP((6,)), likelihood), optimizer)
     with pytest.raises(ExperimentError, match=rf"^model\.network: Linear .* {remedy}"):
         check_model(models.SpectralNorm(module))
+    for adapter in (models.from_nnx, models.from_equinox):
+        with pytest.raises(ExperimentError, match=rf"takes a function that builds the module: {remedy}"):
+            adapter(module)
     adapter = models.from_nnx if isinstance(module, nnx.Module) else models.from_equinox
-    with pytest.raises(ExperimentError, match="takes a function that builds the module: from_"):
-        adapter(module)
     with pytest.raises(ExperimentError, match="the function must return an .*Module, got a int"):
         adapter(lambda _: 3).init(jax.random.key(0), jnp.ones((1, 6)))
 

@@ -31,22 +31,47 @@ def check_model(model: Any) -> None:
 models.from_nnx(lambda rngs: Linear(..., rngs=rngs))
     """
     for path, part in _parts("model", model):
-        package = next((name for name in ADAPTERS if _is_module_of(name, part)), None)
+        package = _package(part)
         if package is not None:
-            library, adapter, factory = ADAPTERS[package]
-            remedy = f"models.{adapter}({factory.format(name=type(part).__name__)})"
-            kind = f"{type(part).__name__} is a module of {library}"
-            raise ExperimentError(f"{path}: {kind}, which a learner takes through an adapter: {remedy}")
+            kind = f"{type(part).__name__} is a module of {ADAPTERS[package][0]}"
+            raise ExperimentError(f"{path}: {kind}, which a learner takes through an adapter: {_remedy(package, part)}")
     if not (callable(getattr(model, "init", None)) and callable(getattr(model, "apply", None))):
         allowed = "a Flax Linen module, or any object with its `init` and `apply`"
         adapters = "models.from_nnx and models.from_equinox adapt other modules"
         raise ExperimentError(f"model: a {type(model).__name__} is no model: pass {allowed}; {adapters}")
 
 
-def _is_module_of(package: str, value: Any) -> bool:
+def check_factory(package: str, factory: Any) -> None:
+    """Checks that an adapter got a function, not a module, which can be called too.
+
+    Args:
+      package: of the adapter, a key of `ADAPTERS`.
+      factory: its argument.
+
+    Raises:
+      ExperimentError: it is a module, or cannot be called.
+
+    >>> check_factory("flax.nnx", 3)
+    Traceback (most recent call last):
+    foldax.errors.ExperimentError: from_nnx takes a function that builds the module: \
+models.from_nnx(lambda rngs: int(..., rngs=rngs))
+    """
+    own = _package(factory)
+    if own is not None or not callable(factory):
+        remedy = _remedy(own or package, factory)
+        raise ExperimentError(f"{ADAPTERS[package][1]} takes a function that builds the module: {remedy}")
+
+
+def _remedy(package: str, module: Any) -> str:
+    _, adapter, factory = ADAPTERS[package]
+    return f"models.{adapter}({factory.format(name=type(module).__name__)})"
+
+
+def _package(value: Any) -> str | None:
+    """Returns the library that a module is of, or None if it is of neither."""
     # A package that is not imported has made no module.
-    library = sys.modules.get(package)
-    return library is not None and isinstance(value, library.Module)
+    imported = [name for name in ADAPTERS if name in sys.modules]
+    return next((name for name in imported if isinstance(value, sys.modules[name].Module)), None)
 
 
 def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -56,7 +81,7 @@ def _parts(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         for index, item in enumerate(value):
             yield from _parts(f"{path}[{index}]", item)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if any(_is_module_of(package, value) for package in ADAPTERS):
+        if _package(value) is not None:
             return
         for field in dataclasses.fields(value):
             if field.name not in ("parent", "name"):  # of Linen itself

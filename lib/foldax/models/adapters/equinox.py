@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from foldax.errors import ExperimentError
 from foldax.extras import import_extra
+from foldax.models.adapters.checks import check_factory
 from foldax.models.adapters.variables import Path, dropout_key, get_variables, initial_key, path_names, put_variables
 
 
@@ -76,9 +77,8 @@ def from_equinox(factory: Callable[[Any], Any], axis_name: str = "batch") -> Equ
     >>> variables["params"]["weight"].shape, model.apply(variables, jnp.ones((2, 3))).shape
     ((5, 3), (2, 5))
     """
-    if isinstance(factory, _equinox().Module) or not callable(factory):
-        remedy = f"from_equinox(lambda key: {type(factory).__name__}(..., key=key))"
-        raise ExperimentError(f"from_equinox takes a function that builds the module: {remedy}")
+    _equinox()  # or its absence is an error here
+    check_factory("equinox", factory)
     return EquinoxModel(factory, axis_name)
 
 

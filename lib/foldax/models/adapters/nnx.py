@@ -12,6 +12,7 @@ import jax
 from flax import linen as nn
 
 from foldax.errors import ExperimentError
+from foldax.models.adapters.checks import check_factory
 from foldax.models.adapters.variables import Path, dropout_key, get_variables, initial_key, path_names, put_variables
 
 
@@ -77,11 +78,7 @@ def from_nnx(factory: Callable[[Any], Any]) -> NNXModel:
     >>> variables["params"]["kernel"].shape, model.apply(variables, jnp.ones((2, 3))).shape
     ((3, 5), (2, 5))
     """
-    from flax import nnx
-
-    if isinstance(factory, nnx.Module) or not callable(factory):
-        remedy = f"from_nnx(lambda rngs: {type(factory).__name__}(..., rngs=rngs))"
-        raise ExperimentError(f"from_nnx takes a function that builds the module: {remedy}")
+    check_factory("flax.nnx", factory)
     return NNXModel(factory)
 
 
