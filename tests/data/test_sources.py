@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import threading
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import jax
@@ -233,6 +234,20 @@ def test_a_split_smaller_than_a_batch():
     (block,) = split.blocks()
     assert block.mask.shape == (1, 5)
     assert block.mask.all()
+
+
+def test_memory_that_workers_share_is_released_at_exit():
+    def shared():
+        return [one for one in gc.get_objects() if type(one) is SharedMemory]
+
+    arrays = {"inputs": np.ones((3_000, 5))}
+    blocks = data.from_arrays(arrays, batch_size=16, source="stream", workers=1).train.blocks(0, 0)
+    block = next(blocks)
+    assert shared()
+    blocks.close()
+    del block
+    sources._close_all()
+    assert not shared()
 
 
 SCRIPT = """

@@ -3,10 +3,13 @@
 import atexit
 import contextlib
 import copy
+import gc
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from functools import cached_property, partial
@@ -27,6 +30,7 @@ Batch = dict[str, jax.Array]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 MAX_BATCHES = 64  # batches in a block of a stream
 MAX_STEPS = 2**40  # batches of a stream without epochs
+RELEASE_SECONDS = 1.0  # at most, at exit
 _OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -326,3 +330,16 @@ def _close_all() -> None:
     """Closes open iterators at exit, while the modules that they need are still loaded."""
     for blocks in list(_OPEN):
         blocks.close()
+    if "multiprocessing.shared_memory" in sys.modules:
+        _await_release()
+
+
+def _await_release() -> None:
+    """Waits until memory that workers share is released: else Python would report it as leaked."""
+    from multiprocessing.shared_memory import SharedMemory
+
+    # JAX gives memory that it borrowed back at the next collection of garbage, and grain then frees it in a thread.
+    gc.collect()
+    end = time.monotonic() + RELEASE_SECONDS
+    while any(type(one) is SharedMemory for one in gc.get_objects()) and time.monotonic() < end:
+        time.sleep(0.01)
