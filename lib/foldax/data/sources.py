@@ -153,7 +153,7 @@ class StreamSource:
         size = self.feed.batches
         start = step // size * size
         with contextlib.ExitStack() as stack:
-            with starting_processes() if self.workers else contextlib.nullcontext():
+            with starting_processes(self.workers) if self.workers else contextlib.nullcontext():
                 iterator = iter(self._pipeline(seed, start // size))
                 stack.callback(iterator.close)
                 block = _next_block(iterator)
