@@ -402,6 +402,10 @@ def test_overwrite_replaces_a_run_and_nothing_else(foldax, workdir) -> None:
     with folder.lock(workdir / "runs/a"):
         code, _, err = foldax(*words)
         assert (code, "is in use by process" in err) == (1, True)
+    # What could not begin does not cost the earlier run.
+    for option in (("--tracker", "wandbb"), ("--init-from", "nowhere")):
+        assert foldax(*words, *option)[0] != 0
+    assert (workdir / "runs/a/result.json").exists()
     (workdir / "runs/a/manifest.json").unlink()
     code, _, err = foldax(*words)
     assert (code, "is not the folder of a run" in err) == (1, True)

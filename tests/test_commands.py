@@ -236,7 +236,7 @@ def shrink(words: list[str]) -> list[str]:
     values = {"RUN": kind, "SWEEP": "sweep", "FOLDER": "sweep", "FILE": "my_idea.py", "A": "sweep", "B": "images"}
     words = [name, *(values.get(word, word) for word in words[1:])]
     if "--run-dir" in words:
-        words[words.index("--run-dir") + 1] = "runs/again"
+        words[words.index("--run-dir") + 1] = f"runs/again/{Path(words[1]).stem}"
     # Of several equal options the last counts.
     small = {
         "run": ["--steps", "2"],
@@ -245,7 +245,7 @@ def shrink(words: list[str]) -> list[str]:
         "play": ["--episodes", "1", "--steps", "9"],
     }
     words += small.get(name, [])
-    for option, value in {"--samples": "2", "--count": "2"}.items():
+    for option, value in {"--samples": "2", "--count": "2", "--devices": "2"}.items():
         words += [option, value] if option in words else []
     return words
 

@@ -63,7 +63,7 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
 
 WITHOUT_FCNTL = """
 import sys
-sys.modules["fcntl"] = None
+sys.modules["fcntl"] = sys.modules["resource"] = None
 from pathlib import Path
 import foldax
 from foldax import cli, data

@@ -17,7 +17,7 @@ import jax
 import foldax
 from foldax.commands.inference import OTHER_DATA, add_inference_commands
 from foldax.commands.management import add_management_commands
-from foldax.errors import ConfigError, FoldaxError, RunError
+from foldax.errors import ConfigError, FoldaxError, RunError, display_path
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.extras import import_extra
 from foldax.options import options_help, parse_options, set_fields
@@ -187,7 +187,6 @@ def _train(experiment: Experiment, options: list[str]) -> None:
     from foldax.runs import first_step, resume
     from foldax.runs.removal import remove_earlier_run
     from foldax.runs.show import show
-    from foldax.runs.tables import display_path
     from foldax.runs.train import train
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -223,13 +222,20 @@ def _train(experiment: Experiment, options: list[str]) -> None:
 
 
 def _check_overwrite(known: argparse.Namespace, config: Any) -> None:
-    """Raises a ConfigError if --overwrite makes no sense, or would remove what the run begins with."""
+    """Raises an error if --overwrite makes no sense, would remove what the run begins with, or the run cannot begin."""
+    from foldax.runs.trackers.choose import DEFAULT, make_trackers
+    from foldax.runs.transfer.initial_parameters import initial_source
+
     if known.run_dir is None or known.or_resume:
         reason = "--or-resume goes on with the run instead" if known.run_dir else "it needs --run-dir"
         raise ConfigError(f"--overwrite replaces the run in a folder: {reason}")
     source = str(getattr(config, "init_from", None) or "").partition(":")[0]
     if source and Path(source).resolve().is_relative_to(known.run_dir.resolve()):
         raise ConfigError(f"--overwrite would remove {source}, with whose parameters the run begins (--init-from)")
+    # What would end the new run at its start must not cost the old one.
+    make_trackers(known.tracker or DEFAULT)
+    if source and (read_source := initial_source(config, None, None)) is not None:
+        read_source()
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -239,7 +245,6 @@ def _sweep(command: argparse.Namespace) -> int:
 
 
 def _report(command: argparse.Namespace) -> None:
-    from foldax.runs.tables import display_path
     from foldax.sweeps.report import write_report
 
     echo(f"report: {display_path(write_report(command.sweep_dir))}")

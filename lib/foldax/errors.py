@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FoldaxError(Exception):
@@ -69,3 +70,22 @@ def check_positive(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ConfigError(f"{name}: {value} must be 1 or more")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or the name of its class.
+
+    >>> first_line(OSError("no such host")), first_line(KeyboardInterrupt())
+    ('no such host', 'KeyboardInterrupt')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def display_path(path: Path) -> str:
+    """Formats a path, relative to the working directory if it lies below it.
+
+    >>> display_path(Path.cwd() / "runs" / "first")
+    'runs/first'
+    """
+    absolute, here = path.resolve(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)

@@ -49,6 +49,11 @@ def test_a_config_trained_twice_with_one_seed_is_two_groups(tmp_path) -> None:
     assert seeds_of(read_groups([paths[0], paths[0]])) == [[0]]
 
 
+def test_one_repeated_seed_leaves_the_others_in_their_group(tmp_path) -> None:
+    paths = [write_run(tmp_path / name, 0.5, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2))]
+    assert sorted(seeds_of(read_groups(paths)), key=len) == [[0], [0, 1, 2]]
+
+
 def test_a_sweep_has_a_group_for_each_config(tmp_path) -> None:
     results = results_of({"learning_rate": [1e-3, 1e-2]}, seeds=3)
     results.loc[0, "status"] = "not finite"

@@ -13,7 +13,7 @@ from foldax.data.arrays import check_set_names, check_split_names
 from foldax.data.conversion import as_array, jax_dtype
 from foldax.data.dataset import Dataset, DatasetOptions, make_dataset
 from foldax.data.prepared import prepare_arrays
-from foldax.errors import DataError, did_you_mean
+from foldax.errors import DataError, did_you_mean, first_line
 
 Columns = str | Sequence[str]
 
@@ -142,7 +142,7 @@ def _concatenate(parts: list[Any], name: str) -> Any:
     try:
         return datasets.concatenate_datasets(parts)
     except ValueError as error:  # other features
-        raise DataError(f"{name}: the splits have different features: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{name}: the splits have different features: {first_line(error)}") from error
 
 
 def _names(rows: Any, columns: Mapping[str, Columns], name: str) -> dict[str, Any]:

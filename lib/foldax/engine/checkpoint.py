@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from foldax.engine.checkpoint_folder import lacks_locks, local_copy, plain_path, publish, set_aside
-from foldax.errors import ExperimentError, FoldaxError, NonFiniteError, RunError
+from foldax.errors import ExperimentError, FoldaxError, NonFiniteError, RunError, display_path, first_line
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Checkpoints:
             restored, damaged = _newest_intact(self._manager, self.folder, lambda step: self._restore(step, like))
             # Set aside only now: they are all there is, until an older one is known to be intact.
             for step, reason in damaged.items():
-                self._warn(f"checkpoint {self.folder / str(step)} is damaged and was set aside: {reason}")
+                self._warn(f"checkpoint {display_path(self.folder / str(step))} is damaged and was set aside: {reason}")
                 for path in (self.folder, self._local or self.folder):
                     set_aside(path / str(step))
                 self._manager.reload()
@@ -206,7 +206,7 @@ class Checkpoints:
         if different := sorted(specs.keys() ^ meta["checksums"].keys()):
             problem = f"holds other arrays than this experiment's state ({', '.join(different[:5])})"
             remedy = "undo the change of the experiment, or start a new run (`init_from` takes what fits)"
-            raise RunError(f"checkpoint {path} {problem}; {remedy}")
+            raise RunError(f"checkpoint {display_path(path)} {problem}; {remedy}")
         return tree_from_arrays(self._read(step, specs, meta), like), meta
 
     def _read(self, step: int, specs: dict[str, jax.ShapeDtypeStruct], meta: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -216,7 +216,7 @@ class Checkpoints:
         for name, array in stored.items():
             if array.shape != specs[name].shape or array.dtype != specs[name].dtype:
                 problem = f"`{name}` is {array.dtype}{array.shape}, not {specs[name].dtype}{specs[name].shape}"
-                raise RunError(f"checkpoint {path} does not fit this experiment's state: {problem}")
+                raise RunError(f"checkpoint {display_path(path)} does not fit this experiment's state: {problem}")
         # Empty arrays, which Orbax did not save, are made anew.
         return {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items() if not spec.size} | stored
 
@@ -234,8 +234,8 @@ class Checkpoints:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> RunError:
-        reason = "the disk is full" if _is_system_error(error, DISK_FULL) else str(error).splitlines()[0][:200]
-        return RunError(f"cannot write a checkpoint to {self.folder}: {reason}; {self._kept_steps()}")
+        reason = "the disk is full" if _is_system_error(error, DISK_FULL) else first_line(error)[:200]
+        return RunError(f"cannot write a checkpoint to {display_path(self.folder)}: {reason}; {self._kept_steps()}")
 
     def _kept_steps(self) -> str:
         kept = checkpoint_steps(self.folder)
@@ -264,7 +264,9 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         if isinstance(error, MemoryError) or _is_system_error(error, REFUSALS):
-            raise RunError(f"checkpoint {path} cannot be read now, and is left as it is: {reason}") from error
+            raise RunError(
+                f"checkpoint {display_path(path)} cannot be read now, and is left as it is: {reason}"
+            ) from error
         raise _DamagedError(reason) from error
 
 
@@ -322,7 +324,7 @@ def _newest_intact(manager: Any, folder: Path, read: Callable[[int], R]) -> tupl
             damaged[step] = str(error)
     if damaged:
         reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-        raise RunError(f"none of the checkpoints in {folder} can be read ({reasons}); start the run anew")
+        raise RunError(f"none of the checkpoints in {display_path(folder)} can be read ({reasons}); start the run anew")
     return None, {}
 
 

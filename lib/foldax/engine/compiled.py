@@ -1,6 +1,7 @@
 """The functions of the fold, compiled once per structure; and errors of users' code that appear while it is traced."""
 
 import functools
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from foldax.engine.checkpoint import is_key
 from foldax.engine.durations import phase_seconds
 from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
-from foldax.errors import ExperimentError, FoldaxError
+from foldax.errors import ExperimentError, FoldaxError, first_line
 from foldax.experiment import Experiment, experiment_file, user_traceback
 from foldax.learner import Batch, State
 
@@ -86,6 +87,15 @@ def compile_seconds() -> float:
     return seconds["tracing"] + seconds["compiling"]
 
 
+def training_clock() -> float:
+    """Seconds of a clock that stands still while this process traces and compiles.
+
+    >>> training_clock() <= training_clock()
+    True
+    """
+    return time.perf_counter() - compile_seconds()
+
+
 def memory_mappings() -> tuple[int, int]:
     """Number of memory mappings that this process holds, and may hold; (0, 1) where Linux does not count them.
 
@@ -132,7 +142,7 @@ def user_errors(program: Program, config: Any, seed: jax.Array, examples: Batch,
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ExperimentError(f"out of device memory: use a smaller batch_size or model ({reason})") from error
     except TRACER_ERRORS as error:
         # A Python branch on a traced value: find the fields that cause it.

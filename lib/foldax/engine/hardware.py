@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -45,6 +44,10 @@ def memory_in_use(device: jax.Device) -> dict[str, float]:
     if stats := device.memory_stats():
         names = {"memory_bytes": "bytes_in_use", "peak_memory_bytes": "peak_bytes_in_use"}
         return {name: float(stats[key]) for name, key in names.items() if key in stats}
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return {}
     # Linux counts it in kibibytes, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {"peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}

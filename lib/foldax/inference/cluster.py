@@ -13,7 +13,7 @@ import numpy as np
 from foldax import plots
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, DataError, ExperimentError, did_you_mean
+from foldax.errors import ConfigError, DataError, ExperimentError, did_you_mean, display_path
 from foldax.experiment import experiment_name
 from foldax.field_values import to_plain
 from foldax.inference.inputs import map_in_batches
@@ -125,7 +125,7 @@ def cluster(
         echo(f"{experiment_name(result.experiment)}: {name} of {len(points):,} {split} examples, {how}")
         _print_table(assignments, classes, class_names, scores)
         for path in sorted(folder.iterdir()):
-            echo(tables.display_path(path))
+            echo(display_path(path))
     return Clustering(assignments, scores, folder)
 
 

@@ -20,7 +20,7 @@ from foldax import parameter_paths
 from foldax.configuration import to_json
 from foldax.engine.checkpoint import is_key, typed_array
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, ExperimentError, RunError
+from foldax.errors import ConfigError, ExperimentError, RunError, display_path, first_line
 from foldax.experiment import experiment_name
 from foldax.inference.inputs import InputSpecs, example_inputs, input_specs, list_text, predict_argument
 from foldax.inference.outputs import output_path
@@ -177,7 +177,7 @@ def _export_predict(
         if batch_size == "symbolic":
             raise
         size = getattr(result.info, "batch_size", CHECKED_EXAMPLES)  # an agent's run has no dataset
-        warn(f"{str(error).splitlines()[0]}; the program takes {size} examples at a time")
+        warn(f"{first_line(error)}; the program takes {size} examples at a time")
         return export_batch(size, f" with a batch size of {size}")
 
 
@@ -193,7 +193,7 @@ def _export(
     try:
         return jax_export.export(jax.jit(function), platforms=platforms)(*arguments)
     except Exception as error:  # tracing the experiment's own model may raise anything
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = first_line(error)
         raise ExperimentError(f"predict cannot be exported{description}: {reason}") from error
 
 
@@ -337,4 +337,4 @@ def _print_summary(folder: Path, signature: dict[str, Any], comparison: str) -> 
     print_table(tables.text_table(columns, rows, left=columns, title=title))
     echo(f"platforms: {', '.join(signature['platforms'])}; {comparison}")
     for name in FILES:
-        echo(f"{tables.display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")
+        echo(f"{display_path(folder / name)}  {(folder / name).stat().st_size:,} bytes")

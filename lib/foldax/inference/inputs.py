@@ -14,7 +14,7 @@ import numpy as np
 from foldax.data.conversion import as_array
 from foldax.data.images import read_image
 from foldax.engine.result import Result
-from foldax.errors import DataError, RunError, did_you_mean
+from foldax.errors import DataError, RunError, did_you_mean, first_line
 from foldax.learner import InputSpec
 
 Shape = tuple[Any, ...]
@@ -137,7 +137,7 @@ def read_inputs(result: Result, source: str) -> tuple[Arrays, Arrays]:
     try:
         content = reader(path, specs["inputs"].shape, getattr(result.info, "feature_names", None))
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     arrays: Arrays = {}
     for name, spec in specs.items():
         if name == "mask" and "mask" not in content:

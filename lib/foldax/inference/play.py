@@ -14,12 +14,11 @@ from PIL import Image
 from foldax import rl
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, ExperimentError, RunError, check_positive
+from foldax.errors import ConfigError, ExperimentError, RunError, check_positive, display_path
 from foldax.experiment import Experiment
 from foldax.inference.outputs import output_path
 from foldax.inference.rollout import Episode, decompress_image, rollout_on_device, rollout_on_host
 from foldax.plots import agents
-from foldax.runs import tables
 from foldax.runs.folder import whole_file
 from foldax.runs.load import load_run
 from foldax.runs.terminal import echo
@@ -114,7 +113,7 @@ def play(
             _save(path.with_name(f"{path.stem}_strip.png"), strip.savefig),
         ]
     if verbose:
-        echo(*filter(None, [note, *map(tables.display_path, files)]), sep="\n")
+        echo(*filter(None, [note, *map(display_path, files)]), sep="\n")
     return played
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from foldax import parameter_paths
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, display_path
 from foldax.inference.inputs import Arrays, map_in_batches, predict_argument, read_inputs
 from foldax.inference.outputs import write_csv
 from foldax.runs import tables
@@ -55,7 +55,7 @@ def predict(run: Result | str | Path, source: str, out: str | Path | None = None
     # 3. File
     if out is not None:
         _write(Path(out), outputs, None if probabilities is None else _class_columns(result, probabilities))
-        echo(f"written: {tables.display_path(Path(out))}")
+        echo(f"written: {display_path(Path(out))}")
     return outputs
 
 

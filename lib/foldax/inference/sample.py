@@ -9,12 +9,11 @@ import numpy as np
 
 from foldax.engine import compiled
 from foldax.engine.result import Result
-from foldax.errors import ConfigError, ExperimentError, check_positive
+from foldax.errors import ConfigError, ExperimentError, check_positive, display_path
 from foldax.inference.inputs import map_in_batches
 from foldax.inference.outputs import output_path
 from foldax.learner import Sampler
 from foldax.plots.images import image_rows
-from foldax.runs import tables
 from foldax.runs.folder import whole_file
 from foldax.runs.load import load_run
 from foldax.runs.terminal import echo
@@ -77,7 +76,7 @@ def sample(
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=120)
     if verbose:
-        echo(f"written: {tables.display_path(path)}")
+        echo(f"written: {display_path(path)}")
     return path
 
 

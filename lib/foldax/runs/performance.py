@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,8 +48,7 @@ class Performance:
           step: number of updates done.
           log_step: the update whose learning rate is asked for.
         """
-        # A clock that stands still while this process compiles.
-        now = time.perf_counter() - compiled.compile_seconds()
+        now = compiled.training_clock()
         line = {name: float(values[self._row(log_step)]) for name, values in self._rates.items()}
         # Not since the start: the first chunk is mostly compiling.
         if self._counted is not None and now > self._counted[1]:

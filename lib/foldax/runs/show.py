@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from foldax.engine.contracts import LOG_FIELDS
-from foldax.errors import RunError
+from foldax.errors import RunError, display_path
 from foldax.options import flatten, plain_text
 from foldax.plots import common
 from foldax.runs import folder, provenance, tables
@@ -46,4 +46,4 @@ def show(path: Path) -> None:
         except OSError as error:  # somebody else's folder
             warn(f"the learning curves are not redrawn: {error.strerror or error}")
     for figure in sorted((path / "figures").glob("*")):
-        echo(tables.display_path(figure))
+        echo(display_path(figure))

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,13 +168,3 @@ def join_first(texts: Sequence[str]) -> str:
     """
     rest = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
     return ", ".join(texts[:MAX_LISTED]) + rest or "nothing"
-
-
-def display_path(path: Path) -> str:
-    """Formats a path, relative to the working directory if it lies below it.
-
-    >>> display_path(Path.cwd() / "runs" / "first")
-    'runs/first'
-    """
-    absolute, here = path.resolve(), Path.cwd()
-    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)

@@ -15,7 +15,7 @@ from foldax.engine.forks import check_process
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
-from foldax.errors import ConfigError, Interrupted, RunError
+from foldax.errors import ConfigError, Interrupted, RunError, display_path
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
@@ -171,7 +171,7 @@ def _finished_result(
     """Loads what an earlier call has trained."""
     result = load_run(path, experiment, allow_other_data, dataset)
     if verbose:
-        terminal.echo(f"{tables.display_path(path)} is finished already:")
+        terminal.echo(f"{display_path(path)} is finished already:")
         print_result(result)
     return result
 
@@ -185,7 +185,7 @@ def _train_in_folder(
     tracking: Tracking,
     verbose: bool,
 ) -> Result:
-    command = f"foldax resume {tables.display_path(path)}"
+    command = f"foldax resume {display_path(path)}"
     with (
         contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
         contextlib.closing(Recorder(path, tracking)) as recorder,
@@ -258,10 +258,10 @@ def _hooks(
         exclude(call_hooks(every, run, path, tracking))
 
     def on_start(run: Run) -> None:
-        if path is not None:
-            _record_start(path, run, allow_other_data)
-        if recorder is not None:
+        if path is not None and recorder is not None:
+            _check_inputs(path, run, allow_other_data)
             recorder.start(run)
+            _record_start(path, run)  # only now: until here, a finished run is as it was
         if verbose:
             _print_start(run)
 
@@ -277,14 +277,19 @@ def _hooks(
     return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
 
 
-def _record_start(path: Path, run: Run, allow_other_data: bool) -> None:
-    """Records the data of a run, the config with which it goes on, and what it reads."""
+def _check_inputs(path: Path, run: Run, allow_other_data: bool) -> None:
+    """Records the data of a run; raises an error if they, or other runs that it reads, are not those it began with."""
     info = run.program.info
     if info is not None:
         reason = nonresumable_reason(run.dataset)
         folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
     if (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
         pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
+
+
+def _record_start(path: Path, run: Run) -> None:
+    """Records the config with which a run goes on, and what it reads."""
+    if folder.read_json(path / "manifest.json")["sessions"]:
         resuming.record_config(path, run.config, run.step)
     _record_inputs(path, run.program.experiment, run.config)
 
@@ -343,4 +348,4 @@ def print_result(result: Result) -> None:
     terminal.echo(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
     paths = result.figures if result.run_dir is None else {**result.figures, "run folder": result.run_dir}
     for name, path in paths.items():
-        terminal.echo(f"{name}: {tables.display_path(path)}")
+        terminal.echo(f"{name}: {display_path(path)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from foldax.engine.checkpoint import checkpoint_steps
-from foldax.errors import ConfigError, RunError, did_you_mean
+from foldax.errors import ConfigError, RunError, did_you_mean, display_path
 from foldax.field_values import to_plain
 from foldax.locks import is_locked
 from foldax.options import flatten, plain_text
@@ -128,7 +128,7 @@ def column_values(entry: Entry) -> dict[str, Any]:
     (1, 0.5)
     """
     own: dict[str, Any] = {name: getattr(entry, name) for name in OWN_COLUMNS}
-    own |= {"run": tables.display_path(entry.path), "tags": ", ".join(entry.tags)}
+    own |= {"run": display_path(entry.path), "tags": ", ".join(entry.tags)}
     return {_field_column(name): value for name, value in entry.config.items()} | entry.metrics | own
 
 
@@ -282,7 +282,7 @@ def _row(entry: Entry, metrics: Sequence[str], fields: Sequence[str]) -> list[st
     short = _short_status(entry.status) + " ..." * (_short_status(entry.status) != entry.status)
     status = short if entry.kind == "run" else f"sweep, {short}"
     return [
-        *(tables.display_path(entry.path), entry.experiment, status, "" if entry.step is None else f"{entry.step:,}"),
+        *(display_path(entry.path), entry.experiment, status, "" if entry.step is None else f"{entry.step:,}"),
         *(tables.format_metric(entry.metrics[name]) if name in entry.metrics else "" for name in metrics),
         *(_field_text(entry.config[name]) if name in entry.config else "" for name in fields),
         *(", ".join(entry.tags), decimal(entry.size)),

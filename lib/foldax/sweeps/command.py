@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foldax.config_fields import field_types
-from foldax.errors import ConfigError, FoldaxError
+from foldax.errors import ConfigError, FoldaxError, display_path
 from foldax.experiment import Experiment
 from foldax.options import Config, options_help, parse_alternatives, set_fields
 from foldax.runs import folder, tables
@@ -63,7 +63,7 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     options["tracker"] = parsed.tracker or NONE
     swept = sweep(experiment, space, seeds=parsed.seeds, config=config, verbose=not parsed.quiet, **options)
     if parsed.quiet and swept.path:
-        echo(tables.display_path(swept.path))
+        echo(display_path(swept.path))
     return 0
 
 

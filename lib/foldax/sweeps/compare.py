@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foldax.engine.contracts import LOG_FIELDS
-from foldax.errors import RunError
+from foldax.errors import RunError, display_path
 from foldax.options import flatten, plain_text
 from foldax.runs import folder, tables
 from foldax.runs.log import read_log
@@ -113,11 +113,12 @@ def read_groups(paths: Sequence[Path]) -> dict[str, list[Member]]:
     """
     members = [member for path in dict.fromkeys(paths) for member in _read_members(path)]
     keys = [(m.source, m.experiment, *(f"{n}={plain_text(v)}" for n, v in sorted(m.config.items()))) for m in members]
-    # A config that was trained twice with the same seed is compared with itself.
-    repeated = {key for (key, _), count in Counter((k, m.seed) for k, m in zip(keys, members)).items() if count > 1}
     groups: dict[Any, list[Member]] = defaultdict(list)
+    occurrences: Counter[Any] = Counter()
     for key, member in zip(keys, members):
-        groups[(key, member.name) if key in repeated else key].append(member)
+        # A config that was trained twice with the same seed is compared with itself.
+        groups[key, occurrences[key, member.seed]].append(member)
+        occurrences[key, member.seed] += 1
     return {_letter(index): group for index, group in enumerate(groups.values())}
 
 
@@ -145,7 +146,7 @@ def _run_member(path: Path, source: str) -> Member:
         f"{line['split']}/{name}": value for line in history for name, value in line.items() if name not in LOG_FIELDS
     }
     config = {name: value for name, value in entry.config.items() if name != "seed"}
-    name, seed, metrics = tables.display_path(path), entry.config.get("seed", 0), entry.metrics or newest
+    name, seed, metrics = display_path(path), entry.config.get("seed", 0), entry.metrics or newest
     return Member(source, name, entry.experiment, entry.status, config, seed, metrics, history)
 
 
@@ -164,7 +165,7 @@ def _sweep_members(path: Path) -> Iterator[Member]:
                 history.append({"step": point["step"], "split": point["split"], point["metric"]: point["value"]})
         own = {name: None if row[name] != row[name] else row[name] for name in fields}
         numbers = {name: values[name][index] for name in metrics}
-        name = tables.display_path(path)
+        name = display_path(path)
         yield Member(str(path), name, metadata["experiment"], row["status"], base | own, row["seed"], numbers, history)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foldax.errors import display_path
 from foldax.runs import tables
 from foldax.runs.tables import format_field, format_metric
 from foldax.runs.terminal import echo, print_table
@@ -44,10 +45,10 @@ def show(path: Path) -> None:
     if results is not None and metric is not None:
         print_table(_configs_table(metadata, results, metric))
     else:
-        echo(f"{missing_metric(results)}; see {tables.display_path(path / 'results.parquet')}")
+        echo(f"{missing_metric(results)}; see {display_path(path / 'results.parquet')}")
     for name in ("report.html", "results.parquet", "curves.parquet", "sweep.json"):
         if (path / name).exists():
-            echo(tables.display_path(path / name))
+            echo(display_path(path / name))
 
 
 def _groups_table(groups: list[dict[str, Any]]) -> "Table":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import chex
 import numpy as np
 
-from foldax.errors import RunError, did_you_mean
+from foldax.errors import RunError, did_you_mean, first_line
 from foldax.options import Config, format_options
 from foldax.runs import folder
 from foldax.runs.tables import format_field
@@ -85,7 +85,7 @@ def default_metric(metadata: dict[str, Any], results: "DataFrame | None") -> str
         return None
     preferred = [metadata["monitor"], *(f"{split}/{metadata['monitor']}" for split in ("validation", "train"))]
     others = sorted(metric_names(results), key=lambda name: name.startswith("test/"))
-    names = [name for name in preferred if name in results] + others
+    names = [name for name in preferred if name in others] + others
     return next((name for name in names if finite_values(results, name).notna().any()), names[0] if names else None)
 
 
@@ -330,4 +330,4 @@ def _read_table(path: Path) -> "DataFrame | None":
     try:
         return pandas.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow raises both
-        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{path} cannot be read: {first_line(error)}") from error

@@ -13,10 +13,10 @@ import jax
 from foldax.configuration import from_json, to_json
 from foldax.engine import compile_cache, compiled, evaluation
 from foldax.engine.forks import check_process
-from foldax.errors import ConfigError, Interrupted, RunError
+from foldax.errors import ConfigError, Interrupted, RunError, display_path
 from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
-from foldax.runs import folder, tables
+from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
 from foldax.runs.trackers.choose import NONE, Trackers, make_trackers
@@ -290,7 +290,7 @@ def _run(
     swept = _save(path, config, plan, done, measured)
     if swept.metadata["status"] == "interrupted":
         call = f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)"
-        command = f"foldax resume {tables.display_path(path)}" if path and experiment_file(experiment) else call
+        command = f"foldax resume {display_path(path)}" if path and experiment_file(experiment) else call
         hint = f"; go on with: {command}" if path else ""
         raise Interrupted(f"stopped with {len(done)} of {count} members done{hint}")
     if verbose and path is not None and jax.process_index() == 0:

@@ -10,6 +10,8 @@ from foldax.runs.trackers.protocol import TrackedRun, Tracker
 from foldax.runs.trackers.tracking import TrackerThread, flat_metrics, start_tracker
 from foldax.sweeps.exact import MemberResult
 
+MEMBER_SECONDS = 600.0  # that the end of a sweep waits for a tracker that takes the log of a member
+
 
 class MemberTracking:
     """Trackers of a sweep, each with a thread of its own; a resumed sweep sends the members that end from then on.
@@ -35,9 +37,9 @@ class MemberTracking:
             thread.call(partial(track_member, name, tracker, run, result))
 
     def close(self) -> None:
-        """Waits until all members are sent, but for no call of a tracker longer than a minute."""
+        """Waits until all members are sent, but for no member longer than `MEMBER_SECONDS`."""
         for _, _, thread in self._threads:
-            thread.close()
+            thread.close(MEMBER_SECONDS)
 
 
 def track_member(name: str, tracker: Tracker, run: TrackedRun, result: MemberResult) -> None:
@@ -48,8 +50,10 @@ def track_member(name: str, tracker: Tracker, run: TrackedRun, result: MemberRes
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     start_tracker(name, tracker, run)
-    for line in result.history:
-        metrics = {key: value for key, value in line.items() if key not in ("step", "split")}
-        tracker.log(line["step"], line["split"], metrics)
-    tracker.summary(flat_metrics(result.metrics))
-    tracker.finish(result.status)
+    try:
+        for line in result.history:
+            metrics = {key: value for key, value in line.items() if key not in ("step", "split")}
+            tracker.log(line["step"], line["split"], metrics)
+        tracker.summary(flat_metrics(result.metrics))
+    finally:
+        tracker.finish(result.status)

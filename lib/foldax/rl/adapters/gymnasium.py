@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from foldax.data.processes import starting_processes
-from foldax.errors import ConfigError, did_you_mean
+from foldax.errors import ConfigError, did_you_mean, first_line
 from foldax.extras import import_extra
 from foldax.rl import headless
 from foldax.rl.adapters import check_name
@@ -90,9 +90,9 @@ def _errors_of(library: Any, name: str) -> Iterator[None]:
         raise ConfigError(f"Gymnasium has no environment {name!r}{did_you_mean(name, known)}") from error
     except (ModuleNotFoundError, library.error.DependencyNotInstalled) as error:
         needs = "Atari games need foldax[atari], MuJoCo environments foldax[mujoco]"
-        raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]} ({needs})") from error
+        raise ConfigError(f"Gymnasium cannot make {name!r}: {first_line(error)} ({needs})") from error
     except (library.error.Error, TypeError) as error:
-        raise ConfigError(f"Gymnasium cannot make {name!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"Gymnasium cannot make {name!r}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from foldax.errors import FoldaxError, RunError
+from foldax.errors import FoldaxError, RunError, first_line
 from foldax.runs.trackers.protocol import TrackedRun, Tracker
 
 FINISH_SECONDS = 60.0  # that the end of a run waits for a call of a tracker
+MAX_CALLS_WAITED = 10  # as long as so many such calls, the end of a run waits for one tracker in all
 Call = Callable[[], object]
 
 
@@ -37,19 +38,20 @@ class TrackerThread:
         """Waits until all calls are made, but for none of them longer than some seconds."""
         self._calls.put(None)
         num_done, deadline = self._num_done, time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < deadline:
+        last_deadline = time.monotonic() + MAX_CALLS_WAITED * seconds
+        while self._thread.is_alive() and time.monotonic() < min(deadline, last_deadline):
             self._thread.join(0.1)
-            # A queue may be long: only a single call that takes too long is given up.
+            # A queue may be long: a single call that takes too long is given up sooner than the queue.
             if self._num_done > num_done:
                 num_done, deadline = self._num_done, time.monotonic() + seconds
         if self._thread.is_alive():
-            self._warn(f"tracker {self._name!r} did not answer for {seconds:.0f} s, and is left behind")
+            self._warn(f"tracker {self._name!r} did not answer in time, and is left behind: it lacks some of the run")
 
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
             try:
                 function()
-            except Exception as error:
+            except BaseException as error:  # the thread goes on also after SystemExit
                 if not self._has_failed:
                     problem = f"tracker {self._name!r} failed, and may lack some of the run: {first_line(error)}"
                     self._warn(f"{problem}. The run goes on, and its own log is complete")
@@ -135,12 +137,3 @@ def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]
     {'test/loss': 0.5}
     """
     return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, or the name of its class.
-
-    >>> first_line(OSError("no such host")), first_line(KeyboardInterrupt())
-    ('no such host', 'KeyboardInterrupt')
-    """
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

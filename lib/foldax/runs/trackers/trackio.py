@@ -4,10 +4,22 @@ import contextlib
 import io
 import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from foldax.runs.trackers.protocol import TrackedRun
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Trackio's prints from standard output; only in the main thread, whose own prints it would keep, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 class Trackio:
@@ -19,7 +31,7 @@ class Trackio:
 
         project = os.environ.get("TRACKIO_PROJECT") or re.sub(r"[^\w\-]", "_", run.experiment)
         # It prints how to show the project; standard output is for the run's own table.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             self._run: Any = trackio.init(
                 project=project,
                 name=run.id or run.name,
@@ -53,5 +65,5 @@ class Trackio:
 
     def finish(self, status: str) -> None:
         """Ends the run."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             self._run.finish()

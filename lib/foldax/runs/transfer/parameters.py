@@ -14,8 +14,8 @@ import numpy as np
 
 from foldax import parameter_paths
 from foldax.engine import checkpoint
-from foldax.errors import ConfigError, RunError, did_you_mean
-from foldax.runs import folder, tables
+from foldax.errors import ConfigError, RunError, did_you_mean, display_path, first_line
+from foldax.runs import folder
 
 FIELDS = ("params", "ema_params", "model_state", "batch_stats")  # fields of a state that hold parameters or statistics
 OPTIMIZER_FIELDS = ("optimizer_state", "opt_state")  # moments have the paths of parameters, but are none
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         path, state, step = (self.provenance.get(name) for name in ("path", "state", "step"))
-        origin = "Python" if path is None else tables.display_path(Path(path))
+        origin = "Python" if path is None else display_path(Path(path))
         return origin if state is None else f"{origin} ({state} state, step {step})"
 
 
@@ -308,7 +308,7 @@ def _best_member_command(path: Path) -> str:
     best = metadata.get("best_member")
     if best is None or metadata["file"] is None:
         return "train one of them alone, with `foldax run` or `foldax.train`"
-    command = f"foldax run {tables.display_path(Path(metadata['file']))} {best['options']}"
+    command = f"foldax run {display_path(Path(metadata['file']))} {best['options']}"
     return f"train its best member by {best['metric']} alone: {command}"
 
 
@@ -328,7 +328,7 @@ def load_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise RunError(f"{path} is no safetensors file that can be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{path} is no safetensors file that can be read: {first_line(error)}") from error
 
 
 def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, Any]) -> None:
@@ -353,7 +353,7 @@ def write_safetensors(path: Path, arrays: Arrays, metadata: Mapping[str, Any]) -
         partial.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, texts))
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def rename(source: Any, patterns: Rename) -> Source:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from foldax.errors import ConfigError, RunError
+from foldax.errors import ConfigError, RunError, first_line
 from foldax.extras import import_extra
 from foldax.sweeps.launchers.pool import Handle, fork_allowed
 from foldax.sweeps.launchers.worker import Event, Job, run_job
@@ -81,7 +81,7 @@ class RayPool:
         except StopIteration:
             return events, "it ended"
         except self._ray.exceptions.RayError as error:
-            return events, (str(error).strip() or type(error).__name__).splitlines()[0]
+            return events, first_line(error)
         return events, None
 
 
