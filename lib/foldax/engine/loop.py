@@ -96,7 +96,7 @@ def train_loop(
     last = min(until, run.config.steps)
     if run.is_evaluation_due:
         read_due_evaluation(run, hooks)
-    call_hooks(run, hooks)  # of a run that one of them ended at this step before it was resumed
+    call_hooks(run, hooks)  # those that raised an error at this step before the run was resumed
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
     # One step at first; chunks double until they take `CHUNK_SECONDS`.
     steps = boundaries.chunk_steps(run, NEVER)

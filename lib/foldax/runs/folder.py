@@ -376,7 +376,7 @@ def load(folder: Path, manifest: str = "manifest.json", call: str | None = None)
         raise RunError(f"{folder} was made in a notebook or prompt, so there is no file to load; call there: {call}")
     if file := provenance.edited_file(content):
         ask(f"{file} has changed since {folder} was made, and is run now")
-        provenance.announced.add(provenance.file_sha256(file))
+        provenance.known_files.add(provenance.file_sha256(file))
     experiment = load_experiment(content["file"])
     config = content["config"] if "config" in content else read_json(folder / "config.json")
     return experiment, read_config(folder, experiment.config, config)

@@ -101,20 +101,20 @@ def check_hooks(hooks: Any, steps: int) -> tuple[Every, ...]:
     >>> len(check_hooks(Every(500, lambda step, state, context: None), steps=1_000))
     1
     """
-    checked = (hooks,) if isinstance(hooks, Every) else tuple(hooks) if isinstance(hooks, Sequence) else (hooks,)
-    for hook in checked:
+    all_hooks = (hooks,) if isinstance(hooks, Every) else tuple(hooks) if isinstance(hooks, Sequence) else (hooks,)
+    for hook in all_hooks:
         if not isinstance(hook, Every):
-            given = getattr(hook, "__name__", type(hook).__name__)
-            raise ConfigError(f"hooks: {given} is no hook; write hooks=[foldax.Every(500, function)]")
+            name = getattr(hook, "__name__", type(hook).__name__)
+            raise ConfigError(f"hooks: {name} is no hook; write hooks=[foldax.Every(500, function)]")
         if hook.steps > steps:
             warn(f"hook {hook.name} is never called: the run has {steps} steps, and its interval is {hook.steps}")
-    return checked
+    return all_hooks
 
 
-def missing_hooks(names: Sequence[str], hooks: Sequence[Every]) -> str | None:
+def missing_hooks_warning(names: Sequence[str], hooks: Sequence[Every]) -> str | None:
     """Explains which hooks of earlier sessions a resumed run does not call; None if there are none.
 
-    >>> missing_hooks(["draw"], []).split(";")[0]
+    >>> missing_hooks_warning(["draw"], []).split(";")[0]
     'hooks of earlier sessions are not called now: draw'
     """
     missing = [name for name in names if name not in [hook.name for hook in hooks]]

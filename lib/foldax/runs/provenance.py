@@ -22,7 +22,7 @@ FLAGS = ["jax_enable_x64", "jax_default_prng_impl", "jax_default_matmul_precisio
 FLAGS += ["jax_numpy_dtype_promotion", "jax_disable_jit", "jax_disable_most_optimizations"]
 
 
-announced: set[str] = set()  # hashes of experiment files whose change the user knows
+known_files: set[str] = set()  # hashes of experiment files whose change the user knows
 
 
 def collect(experiment: Experiment) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def collect(experiment: Experiment) -> dict[str, Any]:
 
 
 def _conditions(experiment: Experiment) -> dict[str, Any]:
-    """What `collect` returns, without git's part, which takes time."""
+    """Collects all but the part of git, which takes time."""
     file = experiment_file(experiment)
     flags = {name: to_plain(jax.config.values.get(name)) for name in FLAGS}
     return {
@@ -100,9 +100,9 @@ def warn_of_changes(folder: Path, recorded: dict[str, Any], experiment: Experime
         now["git"] = {"commit": _commit(experiment)}
     texts = changes(recorded, now)
     # Whoever loaded the experiment from the folder knows about its file.
-    untold = [text for text in texts if text != _file_text(now) or now["file_sha256"] not in announced]
-    if untold:
-        warn(f"{folder} was made under other conditions: {'; '.join(untold)}")
+    new_texts = [text for text in texts if text != _file_text(now) or now["file_sha256"] not in known_files]
+    if new_texts:
+        warn(f"{folder} was made under other conditions: {'; '.join(new_texts)}")
     return texts
 
 

@@ -39,10 +39,10 @@ class Recorder:
           RunError: a tracker cannot start.
         """
         config, name = run.config, experiment_name(run.program.experiment)
-        tracked = TrackedRun(name, self._path.resolve().name, self._path, to_json(config), run.step)
+        tracked_run = TrackedRun(name, self._path.resolve().name, self._path, to_json(config), run.step)
         ids = folder.read_json(self._path / "manifest.json").get("trackers", {})
         # Those of trackers that are not used now are kept for a later session.
-        folder.update_manifest(self._path, trackers=ids | self._tracking.start(tracked, ids))
+        folder.update_manifest(self._path, trackers=ids | self._tracking.start(tracked_run, ids))
         self._performance = Performance(run)
 
     def exclude(self, seconds: float) -> None:

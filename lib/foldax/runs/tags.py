@@ -47,14 +47,14 @@ def change_tags(path: Path, add: Iterable[str] = (), remove: Iterable[str] = ())
     ...     change_tags(Path(directory), add=["baseline", "paper"], remove=["draft"])
     ['baseline', 'paper']
     """
-    add, removed = list(add), set(remove)
+    add, dropped_tags = list(add), set(remove)
     for tag in add:
         if not tag or not tag.isprintable() or set(tag) & set(", "):
             raise ConfigError(f"{tag!r} is no tag: use a word without commas and spaces")
     if not any((path / name).is_file() for name in ("manifest.json", "sweep.json")):
         raise RunError(f"{path} is not the folder of a run or sweep: it has neither manifest.json nor sweep.json")
     before = read_tags(path)
-    tags = [tag for tag in dict.fromkeys([*before, *add]) if tag not in removed]
+    tags = [tag for tag in dict.fromkeys([*before, *add]) if tag not in dropped_tags]
     if tags != before:
         folder.write_json(path / TAGS, tags)
     return tags

@@ -21,7 +21,7 @@ from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
 from foldax.runs.figures import save_figures
 from foldax.runs.first_step import FirstStepTimer
-from foldax.runs.hooks import Every, call_hooks, check_hooks, missing_hooks
+from foldax.runs.hooks import Every, call_hooks, check_hooks, missing_hooks_warning
 from foldax.runs.load import load_run
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
@@ -107,7 +107,7 @@ def train(
             # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
             if reason := folder.begin_session(path, experiment).get("nonresumable_reason"):
                 warn(reason)
-            if lost := missing_hooks(recorded.get("hooks", []), every):
+            if lost := missing_hooks_warning(recorded.get("hooks", []), every):
                 warn(lost)
         else:
             folder.create(path, experiment, config)

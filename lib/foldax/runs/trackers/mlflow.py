@@ -52,8 +52,8 @@ class MLflow:
 
     def finish(self, status: str) -> None:
         """Ends the run."""
-        ended = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
-        self._client.set_terminated(self._id, ended.get(status.split()[0].rstrip(":"), "FAILED"))
+        run_status = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+        self._client.set_terminated(self._id, run_status.get(status.split()[0].rstrip(":"), "FAILED"))
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
