@@ -1,4 +1,4 @@
-"""The notebook: stored clean, it runs from its first cell to its last, and its cells can be changed and run again."""
+"""The notebooks: stored clean, they run from the first cell to the last, and cells can be changed and run again."""
 
 import copy
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
-NOTEBOOK = ROOT / "experiments" / "quickstart.ipynb"
+NOTEBOOK, AGENTS = (ROOT / "experiments" / f"quickstart{name}.ipynb" for name in ("", "_agents"))
 SMALLER = {"steps: int = 300": "steps: int = 20", "(64, 64)": "(8,)"}
 PROBE = """
 import json, sys
@@ -32,9 +33,9 @@ print(json.dumps(facts, default=list))
 """
 
 
-def read() -> tuple[nbformat.NotebookNode, dict[str, nbformat.NotebookNode]]:
-    """Returns the notebook and its code cells by id."""
-    notebook = nbformat.read(NOTEBOOK, 4)
+def read(path: Path = NOTEBOOK) -> tuple[nbformat.NotebookNode, dict[str, nbformat.NotebookNode]]:
+    """Returns a notebook and its code cells by id."""
+    notebook = nbformat.read(path, 4)
     return notebook, {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
@@ -47,23 +48,34 @@ def smaller(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return changed
 
 
-def test_every_cell_runs_and_can_be_changed_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):  # nothing of the user's own
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.NotebookNode], str]:
+    """Runs a notebook in the folder `work`, with nothing of the user's own, and returns what it printed."""
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    notebook, cells = read()
-    probe = nbformat.v4.new_code_cell(PROBE)
-    notebook.cells += [smaller(cells["train"]), smaller(cells["change"]), probe]
-    kernels = KernelSpecManager(kernel_dirs=[])  # only ipykernel's own, of this very interpreter
-    manager = KernelManager(kernel_name="python3", kernel_spec_manager=kernels)
     work = tmp_path / "work"
     work.mkdir()
-    client = NotebookClient(notebook, km=manager, timeout=900, resources={"metadata": {"path": str(work)}})
-    client.execute(cleanup_kc=True)
 
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    def run(notebook: nbformat.NotebookNode) -> str:
+        kernels = KernelSpecManager(kernel_dirs=[])  # only ipykernel's own, of this very interpreter
+        manager = KernelManager(kernel_name="python3", kernel_spec_manager=kernels)
+        client = NotebookClient(notebook, km=manager, timeout=900, resources={"metadata": {"path": str(work)}})
+        client.execute(cleanup_kc=True)
+        outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+        return "".join(output.text for output in outputs if output.output_type == "stream")
+
+    return run
+
+
+def test_every_cell_runs_and_can_be_changed_and_run_again(tmp_path: Path, execute) -> None:
+    notebook, cells = read()
+    probe, work = nbformat.v4.new_code_cell(PROBE), tmp_path / "work"
+    notebook.cells += [cells["kept"], smaller(cells["train"]), smaller(cells["change"]), probe]
+    printed = execute(notebook)
+
     assert "Warning" not in printed
     assert f"foldax {metadata.version('foldax')}" in printed
+    assert "kept is finished already" in printed  # the same cell, run again
     for name in ("curves", "change", "plot"):
         assert any("image/png" in output.get("data", {}) for output in cells[name].outputs)
     facts = json.loads(next(output.text for output in probe.outputs))
@@ -76,8 +88,24 @@ def test_every_cell_runs_and_can_be_changed_and_run_again(tmp_path: Path, monkey
         assert json.loads((work / folder / name).read_text())["file"] is None
 
 
-def test_notebook_is_stored_without_outputs_and_machine_paths() -> None:
-    notebook, cells = read()
+def test_the_notebook_of_agents_runs(execute) -> None:
+    notebook, cells = read(AGENTS)
+    for cell in cells.values():
+        for before, after in {"100_000": "2_560", "seeds=8": "seeds=2", "steps=200": "steps=5"}.items():
+            cell.source = cell.source.replace(before, after)
+    assert "Warning" not in execute(notebook)
+    for name in ("curves", "plot"):
+        assert any("image/png" in output.get("data", {}) for output in cells[name].outputs)
+    assert any("image/gif" in output.get("data", {}) for output in cells["play"].outputs)
+
+
+def test_notebooks_install_alike() -> None:
+    assert read(AGENTS)[1]["install"].source == read()[1]["install"].source
+
+
+@pytest.mark.parametrize("path", [NOTEBOOK, AGENTS])
+def test_notebook_is_stored_without_outputs_and_machine_paths(path: Path) -> None:
+    notebook, cells = read(path)
     nbformat.validate(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     assert notebook.metadata == {"kernelspec": kernel, "language_info": {"name": "python"}}
