@@ -101,3 +101,16 @@ def test_slips_are_one_clear_line(weights, message):
     with pytest.raises(DataError) as caught:
         dataset(weights, count=6)
     assert str(caught.value) == message
+
+
+def test_a_transform_has_other_random_numbers_than_the_choice_of_examples():
+    def offsets(batch, random):
+        return {**batch, "offsets": random.integers(0, 4, batch["offsets"].shape, np.int32)}
+
+    arrays = {"inputs": np.arange(4, dtype=np.int32), "offsets": np.zeros(4, np.int32)}
+    options = {"batch_size": 4, "validation": 0, "test": 0, "weights": np.ones(4), "transform": offsets}
+    blocks = data.from_arrays(arrays, **options).train.blocks(0, 0)
+    block = next(blocks).data
+    blocks.close()
+    pairs = np.stack([np.asarray(block["inputs"]).ravel(), np.asarray(block["offsets"]).ravel()], axis=1)
+    assert len(np.unique(pairs, axis=0)) == 16  # every example with every offset

@@ -9,6 +9,7 @@ import numpy as np
 from foldax.errors import DataError
 
 MAX_DRAW = 2**32 - 2  # of the random integers that choose an example
+ROW_STREAM, TRANSFORM_STREAM = 0, 1  # of the random numbers of a batch on the host
 
 
 def sampling_bounds(weights: np.ndarray) -> np.ndarray:
@@ -55,18 +56,26 @@ class WeightedFeed(NamedTuple):
 
 def draw_rows(bounds: np.ndarray, seed: int, batch_size: int, number: int) -> np.ndarray:
     """Draws the examples of a batch on the host, int `[B]`; it depends only on the seed and the batch's number."""
-    draws = batch_generator(seed, number).integers(0, MAX_DRAW + 1, batch_size, np.uint32)
+    draws = batch_generator(seed, number, ROW_STREAM).integers(0, MAX_DRAW + 1, batch_size, np.uint32)
     return np.searchsorted(bounds, draws, side="right")
 
 
-def batch_generator(seed: int, number: int) -> np.random.Generator:
-    """Makes the random generator of a batch on the host, from the seed and the batch's number.
+def batch_generator(seed: int, number: int, stream: int) -> np.random.Generator:
+    """Makes a random generator of a batch on the host, from the seed and the batch's number.
 
-    >>> bool(batch_generator(0, 1).random() == batch_generator(0, 1).random())
+    Args:
+      seed: seed of the order, below 2**64.
+      number: number of the batch.
+      stream: what the random numbers are for: `ROW_STREAM` chooses examples, `TRANSFORM_STREAM` transforms them.
+
+    >>> bool(batch_generator(0, 1, 0).random() == batch_generator(0, 1, 0).random())
     True
+    >>> bool(batch_generator(0, 1, 0).random() == batch_generator(0, 1, 1).random())
+    False
     """
-    # A counter-based generator (Salmon, Moraes, Dror & Shaw, 2011): every key has an independent stream.
-    return np.random.Generator(np.random.Philox(key=(seed << 64) + int(number)))
+    # A counter-based generator (Salmon, Moraes, Dror & Shaw, 2011): every key has an independent stream. The streams of
+    # one key have 2**192 blocks of its counter each.
+    return np.random.Generator(np.random.Philox(counter=stream << 192, key=(seed << 64) + int(number)))
 
 
 def example_weights(weights: Any, name: str, labels: np.ndarray | None, train: np.ndarray, own: range) -> np.ndarray:

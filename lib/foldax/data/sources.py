@@ -22,7 +22,7 @@ import numpy as np
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped
 from foldax.data.processes import starting_processes
 from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
-from foldax.data.sampling import WeightedFeed, batch_generator, draw_rows, sampling_bounds
+from foldax.data.sampling import TRANSFORM_STREAM, WeightedFeed, batch_generator, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
 
@@ -130,7 +130,7 @@ class StreamSource:
         """The first batch of the split, `[B, ...]`."""
         batch = self.all_examples.read(self.indices[: self._batch_size])
         if self.transform is not None:
-            batch = transform_batch(self.transform, batch, batch_generator(0, 0))
+            batch = transform_batch(self.transform, batch, batch_generator(0, 0, TRANSFORM_STREAM))
         return jax.device_put(batch, self.device)
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
@@ -269,10 +269,11 @@ def _read_transformed(
 ) -> dict[str, np.ndarray]:
     """Reads a block and transforms its batches, each by a generator that depends on the seed and its number alone."""
     rows, first = read(positions), block * len(positions)
-    batches = [
-        transform_batch(transform, {key: array[k] for key, array in rows.items()}, batch_generator(seed, first + k))
-        for k in range(len(positions))
-    ]
+    batches = []
+    for k in range(len(positions)):
+        # Another stream than the one that may have chosen the rows.
+        random = batch_generator(seed, first + k, TRANSFORM_STREAM)
+        batches.append(transform_batch(transform, {key: array[k] for key, array in rows.items()}, random))
     return {key: np.stack([batch[key] for batch in batches]) for key in rows}
 
 
