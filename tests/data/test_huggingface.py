@@ -13,14 +13,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def table(count=20, **columns):
+def table(count=20, names=("cat", "dog"), **columns):
     import datasets
 
     i = np.arange(count)
     features = {
         "length": datasets.Value("float32"),
         "count": datasets.Value("int64"),
-        "pet": datasets.ClassLabel(names=["cat", "dog"]),
+        "pet": datasets.ClassLabel(names=list(names)),
         "name": datasets.Value("string"),
     }
     values = {"length": i / 2, "count": i, "pet": i % 2, "name": [f"n{k}" for k in i]} | columns
@@ -68,6 +68,32 @@ def test_images_and_numbers_as_targets():
     assert dataset.info.shapes == {"inputs": (3, 4, 1), "targets": ()}
     assert np.asarray(dataset.train.examples()["inputs"])[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert dataset.info.num_classes is None
+
+
+def test_rows_that_were_filtered_out_do_not_count():
+    import datasets
+
+    rows = table(pet=[-1, 0, 1, 0] * 5)
+    known = rows.filter(lambda row: row["pet"] >= 0)
+    dataset = whole(known)
+    assert dataset.info.class_counts == (10, 5)
+    numbers = known.cast_column("pet", datasets.Value("int32"))
+    assert whole(numbers.filter(lambda row: row["pet"] == 0)).info.num_classes == 1
+
+
+def test_classes_of_an_evaluation_set_are_those_of_their_names():
+    other = table(4, names=["dog", "cat"])
+    dataset = whole(table(), evaluation={"other": other, "same": table(4)})
+    assert dataset.splits["other"].examples()["targets"].tolist() == [1, 0, 1, 0]
+    assert dataset.splits["same"].examples()["targets"].tolist() == [0, 1, 0, 1]
+    with pytest.raises(DataError) as caught:
+        whole(table(), evaluation={"other": table(4, names=["cat", "eel"])})
+    assert str(caught.value) == (
+        "huggingface, split 'other': column 'pet' has the class 'eel', but 'train' has cat, dog; "
+        "rename or drop it (dataset.cast_column, dataset.filter)"
+    )
+    with pytest.raises(DataError, match="must be classes 0 to 1, but they go from -1 to 1"):
+        whole(table(), evaluation={"other": table(3, names=["dog", "cat"], pet=[-1, 0, 1])})
 
 
 SLIPS = {

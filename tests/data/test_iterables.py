@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import itertools
+import weakref
 
 import chex
 import grain
@@ -12,6 +13,7 @@ import pytest
 
 import foldax
 from foldax import data
+from foldax.data import sources
 from foldax.engine import loop
 from foldax.engine.checkpoint import Checkpoints
 from foldax.errors import DataError
@@ -157,6 +159,25 @@ def test_a_run_that_cannot_resume_exactly_says_so_at_the_start(tmp_path, capsys)
     foldax.train(tiny, config, dataset=dataset, run_dir=tmp_path / "run")
     assert "note: iterable: the order of dict_values is its own" in " ".join(capsys.readouterr().out.split())
     assert "a function of (seed, epoch)" in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_batches_that_are_still_read_are_closed_at_exit(monkeypatch):
+    monkeypatch.setattr(sources, "_OPEN", weakref.WeakSet())
+    monkeypatch.setattr(sources, "RELEASE_SECONDS", 0)
+    closed = []
+
+    def batches(seed, epoch):
+        try:
+            yield from numbers(seed, epoch)
+        finally:
+            closed.append(epoch)
+
+    blocks = data.from_iterable(batches).train.blocks(0, 0)
+    next(blocks)
+    closed.clear()
+    sources._close_all()
+    assert closed == [1]
+    assert next(blocks, None) is None
 
 
 def once():

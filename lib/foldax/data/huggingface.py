@@ -24,7 +24,7 @@ class HuggingFaceExamples:
     def __init__(self, dataset: Any, columns: Mapping[str, Columns], name: str) -> None:
         names = [column for value in columns.values() for column in ([value] if isinstance(value, str) else value)]
         self._rows = dataset.select_columns(names).with_format("numpy")
-        self._columns, self._name = columns, name
+        self.columns, self._name = columns, name
         first = self._convert(self._rows[:1])
         self.spec = {key: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for key, array in first.items()}
 
@@ -37,13 +37,13 @@ class HuggingFaceExamples:
         for key, leaf in self.spec.items():
             if arrays[key].shape[1:] != leaf.shape or arrays[key].dtype != leaf.dtype:
                 own, first = (f"{a.dtype}{list(a.shape)}" for a in (arrays[key][0], leaf))
-                problem = f"rows of column {self._columns[key]!r} differ: {own} and {first}"
+                problem = f"rows of column {self.columns[key]!r} differ: {own} and {first}"
                 raise DataError(f"{self._name}: {problem}; make them equal with dataset.map")
         return arrays
 
     def _convert(self, rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
         arrays = {}
-        for key, columns in self._columns.items():
+        for key, columns in self.columns.items():
             if isinstance(columns, str):
                 array = self._as_array(rows[columns], columns)
             else:
@@ -74,8 +74,12 @@ def from_huggingface(
 ) -> Dataset:
     """Makes a dataset of a Hugging Face `datasets.Dataset` or `DatasetDict`.
 
-    Rows are decoded once, into `$FOLDAX_CACHE`, or read from the Arrow files during the training where they are more
-    than fits on the device (`source`, `workers`). Classes and their names are those of a `ClassLabel` column.
+    Rows are decoded once, into `$FOLDAX_CACHE`. Where they are above 1 GiB when decoded (`source`), they are read from
+    the Arrow files during the training (`workers`), and the first use reads all of them once, for the fingerprint, and
+    those of the training split again, for mean and standard deviation.
+
+    Classes and their names are those of a `ClassLabel` column; evaluation sets whose column numbers the same names in
+    another order are given the numbers of "train".
 
     Args:
       dataset: the rows, or rows by split: "train", and "validation" or "test" or both. A missing split is sampled from
@@ -87,7 +91,7 @@ def from_huggingface(
 
     Raises:
       DataError: a column does not exist, has no numbers or rows of several shapes; a label is -1, as in splits whose
-        labels are secret; or as for `from_splits`.
+        labels are secret; an evaluation set has a class that "train" has not; or as for `from_splits`.
 
     >>> import datasets  # doctest: +SKIP
     >>> rows = datasets.load_dataset("imagefolder", data_dir="pets")  # doctest: +SKIP
@@ -113,11 +117,10 @@ def from_huggingface(
     splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
     rows = next(iter(splits.values())) if len(splits) == 1 else _concatenate(list(splits.values()), name)
     examples = HuggingFaceExamples(rows, columns, name)
-    facts = {"sizes": {split: len(part) for split, part in splits.items()}, "names": _names(rows, columns, name)}
-    chosen = chosen._replace(
-        evaluation=evaluation
-        | {split: HuggingFaceExamples(part, columns, name).read(np.arange(len(part))) for split, part in sets.items()}
-    )
+    facts = {"sizes": {split: len(part) for split, part in splits.items()}, "names": _names(rows, examples, name)}
+    class_names = facts["names"]["class_names"]
+    read = {split: _read_set(part, columns, f"{name}, split {split!r}", class_names) for split, part in sets.items()}
+    chosen = chosen._replace(evaluation=evaluation | read)
     # 2. The cache: datasets knows each content by a fingerprint.
     key = repr([[part._fingerprint for part in splits.values()], facts["sizes"], sorted(columns.items())])
     folder = f"{urllib.parse.quote(name, safe='')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -145,18 +148,37 @@ def _concatenate(parts: list[Any], name: str) -> Any:
         raise DataError(f"{name}: the splits have different features: {first_line(error)}") from error
 
 
-def _names(rows: Any, columns: Mapping[str, Columns], name: str) -> dict[str, Any]:
+def _names(rows: Any, examples: HuggingFaceExamples, name: str) -> dict[str, Any]:
     """Facts of `Info` about classes and columns."""
-    inputs, targets = columns["inputs"], columns.get("targets")
+    inputs, targets = examples.columns["inputs"], examples.columns.get("targets")
     names: dict[str, Any] = {"num_classes": None, "class_names": None}
     names["feature_names"] = None if isinstance(inputs, str) else list(inputs)
-    if isinstance(targets, str):
+    leaf = examples.spec.get("targets")
+    if isinstance(targets, str) and leaf is not None and not leaf.shape and leaf.dtype.kind in "iu":
+        # Through the format: the table below may have rows that were filtered out, or another order.
+        labels = np.asarray(rows.select_columns([targets]).with_format("numpy")[:][targets])
+        if labels.min() < 0:
+            remedy = "leave out the split, or the rows (dataset.filter), whose labels are not published"
+            raise DataError(f"{name}: column {targets!r} has the label {labels.min()}; {remedy}")
         class_names = getattr(rows.features[targets], "names", None)
-        labels = np.asarray(rows.with_format("numpy")[:][targets] if class_names is None else rows.data[targets])
-        if labels.ndim == 1 and labels.dtype.kind in "iu":
-            if labels.min() < 0:
-                remedy = "leave out the split, or the rows (dataset.filter), whose labels are not published"
-                raise DataError(f"{name}: column {targets!r} has the label {labels.min()}; {remedy}")
-            names["num_classes"] = len(class_names) if class_names else int(labels.max()) + 1
-            names["class_names"] = list(class_names) if class_names else None
+        names["num_classes"] = len(class_names) if class_names else int(labels.max()) + 1
+        names["class_names"] = list(class_names) if class_names else None
     return names
+
+
+def _read_set(
+    rows: Any, columns: Mapping[str, Columns], place: str, class_names: list[str] | None
+) -> dict[str, np.ndarray]:
+    """Reads an evaluation set, and numbers its classes as `class_names` does."""
+    arrays = HuggingFaceExamples(rows, columns, place).read(np.arange(len(rows)))
+    own = getattr(rows.features[columns["targets"]], "names", None) if "targets" in columns else None
+    if class_names is None or own is None or own == class_names[: len(own)]:
+        return arrays
+    if unknown := [label for label in own if label not in class_names]:
+        known = f"'train' has {', '.join(class_names)}"
+        remedy = "rename or drop it (dataset.cast_column, dataset.filter)"
+        raise DataError(f"{place}: column {columns['targets']!r} has the class {unknown[0]!r}, but {known}; {remedy}")
+    numbers = np.array([class_names.index(label) for label in own], np.int32)
+    labels = arrays["targets"]
+    # A secret label, -1, stays one, and is refused with the others out of range.
+    return arrays | {"targets": np.where(labels < 0, labels, numbers[labels])}

@@ -13,7 +13,7 @@ from foldax.data.arrays import ArrayMetadata, read_arrays, read_evaluation, vali
 from foldax.data.dataset import Dataset, evaluation_split, with_options
 from foldax.data.info import BLOCK_BYTES, ArrayExamples, Info, Spec, fingerprint
 from foldax.data.protocol import DataBlock, Policy
-from foldax.data.sources import Split, StreamFeed
+from foldax.data.sources import Split, StreamFeed, close_at_exit
 from foldax.errors import DataError
 
 MAX_BATCHES = 16  # in a block: all of them are read before the first step
@@ -42,6 +42,9 @@ class BatchSource:
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the block that contains `step`, then the blocks after it, without end."""
+        return close_at_exit(self._blocks(seed, step))
+
+    def _blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         size = self.feed.batches
         start = step // size * size
         batches: Any = self._open_batches(seed, start)

@@ -144,10 +144,7 @@ class StreamSource:
           step: a training step in the first block. A run may resume with another number of workers, and with blocks of
             another size.
         """
-        blocks = self._blocks(seed, step)
-        # Streams that are still open at exit are closed there, or their threads would block it.
-        _OPEN.add(blocks)
-        return blocks
+        return close_at_exit(self._blocks(seed, step))
 
     def _blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         size = self.feed.batches
@@ -275,6 +272,12 @@ def _read_transformed(
         random = batch_generator(seed, first + k, TRANSFORM_STREAM)
         batches.append(transform_batch(transform, {key: array[k] for key, array in rows.items()}, random))
     return {key: np.stack([batch[key] for batch in batches]) for key in rows}
+
+
+def close_at_exit(blocks: Generator[DataBlock, Policy | None, None]) -> Generator[DataBlock, Policy | None, None]:
+    """Returns an iterator that is closed at exit if it is still open then, or its threads would block the exit."""
+    _OPEN.add(blocks)
+    return blocks
 
 
 def transform_batch(
