@@ -121,6 +121,49 @@ def test_other_dialects(write):
     np.testing.assert_array_equal(arrays["inputs"][:, 0], np.arange(20, dtype=np.float32) / 2)
 
 
+OPTIONS = {
+    "usecols": ["pet", "length"],
+    "parse_dates": ["born"],
+    "dtype": {"count": str},
+    "converters": {0: float},
+    "index_col": "color",
+    "na_values": {"tame": ["no"]},
+    "nrows": 15,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_that_choose_and_convert_columns(write, option):
+    path = write([f"{row},2024-01-{i + 1:02}" for i, row in enumerate(ROWS)], HEADER + ",born")
+    arrays, info = whole(path, inputs=["length"], read_options={option: OPTIONS[option]})
+    np.testing.assert_array_equal(arrays["inputs"][:, 0], np.arange(len(arrays["inputs"]), dtype=np.float32) / 2)
+    assert len(arrays["inputs"]) == (15 if option == "nrows" else 20)
+    assert info.class_names == ("cat", "dog")
+
+
+def test_only_chosen_columns_need_a_name_of_their_own(write):
+    path = write(ROWS, "length,x,x,tame,pet")
+    _, info = whole(path, read_options={"usecols": ["length", "pet"]})
+    assert info.feature_names == ("length",)
+    with pytest.raises(DataError, match="there are several columns 'x'; every name must differ"):
+        whole(path, read_options={"usecols": ["x", "pet"]})
+    assert whole(write(ROWS, "1,01,1.0,tame,pet"), inputs=["01"])[1].feature_names == ("01",)
+
+
+def test_truth_values_with_gaps_are_numbers(write):
+    rows = [f"{row},{('True', 'False', '')[i % 3]}" for i, row in enumerate(ROWS)]
+    path = write(rows, HEADER + ",indoors")
+    i = np.arange(20) % 3
+    dropped, info = whole(path, inputs=["indoors"], missing="drop")
+    assert info.feature_names == ("indoors",)
+    np.testing.assert_array_equal(dropped["inputs"][:, 0], (i[i < 2] == 0).astype(np.float32))
+    filled, _ = whole(path, inputs=["indoors"], missing="mean")
+    np.testing.assert_allclose(filled["inputs"][:, 0], np.choose(i, [1, 0, 0.5]), rtol=1e-6)
+    _, info = whole(path, inputs=["indoors"], missing="indicator")
+    assert info.feature_names == ("indoors", "indoors is missing")
+    assert whole(path, inputs=["length"], targets="indoors", missing="drop")[1].class_names == ("False", "True")
+
+
 def slip(rows=None, header=HEADER, add=(), **options):
     return (rows or ROWS) + list(add), header, options
 

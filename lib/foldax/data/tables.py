@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 MISSING = ("error", "drop", "mean", "indicator")
 TASKS = ("classification", "regression")
+# Options of `pandas.read_csv` that say how a file is written; the others choose and convert its columns.
+FORMAT_OPTIONS = (
+    *("sep", "delimiter", "delim_whitespace", "dialect", "lineterminator", "engine"),
+    *("skiprows", "skip_blank_lines", "skipinitialspace", "comment"),
+    *("quotechar", "quoting", "doublequote", "escapechar"),
+    *("encoding", "encoding_errors", "compression", "storage_options"),
+)
 MAX_CATEGORIES = 100  # of a text column, or of integer targets that are taken for classes
 
 
@@ -170,15 +177,18 @@ def _read_file(path: Path, options: dict[str, Any]) -> "DataFrame":
         frame = pandas.read_csv(path, **options)
         # Pandas renames the second of two columns "x" to "x.1"; the names as they are written show both.
         plain = "header" not in options and "names" not in options
-        written = pandas.read_csv(path, **options | {"header": None, "nrows": 1, "index_col": None}) if plain else frame
+        if plain:
+            format_options = {key: value for key, value in options.items() if key in FORMAT_OPTIONS}
+            as_texts = {"header": None, "nrows": 1, "dtype": str, "keep_default_na": False}
+            header = pandas.read_csv(path, **format_options | as_texts).iloc[0].tolist()
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except (OSError, ValueError, TypeError) as error:  # those of pandas are ValueErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} cannot be read: {reason}; see `read_options`") from error
     frame.columns = frame.columns.astype(str)
-    names = [str(name) for name in written.iloc[0]] if plain else list(frame.columns)
-    if twice := next((name for name in names if names.count(name) > 1 and name != "nan"), None):
+    names = header if plain else list(frame.columns)
+    if twice := next((name for name in frame.columns if names.count(name) > 1), None):
         raise DataError(f"{path}: there are several columns {twice!r}; every name must differ")
     if not len(frame):
         raise DataError(f"{path} has no rows below its header")
@@ -232,7 +242,7 @@ def _encode_inputs(table: _Table, targets: str | None, with_indicators: bool) ->
     for name in table.frame.columns:
         if name == targets:
             continue
-        column = table.frame[name]
+        column = _with_gaps_as_nan(table.frame[name])
         if is_numeric_dtype(column):
             values = column.to_numpy(np.float64, na_value=np.nan)
             if np.isinf(values).any():
@@ -254,6 +264,13 @@ def _encode_inputs(table: _Table, targets: str | None, with_indicators: bool) ->
             raise DataError(f"{table.name}: there are two features {twice!r}; rename a column")
         features |= encoded
     return features
+
+
+def _with_gaps_as_nan(column: "Series") -> "Series":
+    """Converts a column of truth values, of which some are missing and which pandas therefore takes for objects."""
+    known = column.dropna()
+    are_bools = column.dtype == object and len(known) > 0 and all(isinstance(value, bool) for value in known)
+    return column.astype(np.float64) if are_bools else column
 
 
 def _encode_targets(table: _Table, name: str, task: str | None) -> tuple[np.ndarray, tuple[str, ...] | None]:
