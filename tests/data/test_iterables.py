@@ -253,6 +253,18 @@ def test_standardizing_by_unknown_statistics_is_an_error():
         data.from_iterable(numbers).info.standardize(np.zeros((1, 2)))
 
 
+@pytest.mark.parametrize("make", [data.from_iterable, data.from_grain])
+def test_other_statistics_are_another_dataset(make):
+    rows = grain.MapDataset.source(np.zeros((8, 2), np.float32))
+    batches = list(numbers(0, 0)) if make is data.from_iterable else rows.batch(4).map(lambda x: {"inputs": x})
+
+    def info(mean, std):
+        return make(batches, mean=mean, std=std).info
+
+    assert info([0, 0], [1, 1]) == info(np.zeros(2), np.ones(2))
+    assert len({info([0, 0], [1, 1]), info([0, 1], [1, 1]), info([0, 0], [1, 2]), info([0, 0], None)}) == 4
+
+
 def test_slips_with_grain():
     source = grain.MapDataset.source(np.zeros((10, 2), np.float32))
     with pytest.raises(

@@ -1,11 +1,16 @@
 """Mixtures: examples come from each dataset with the probability of its weight."""
 
+import gc
+import pickle
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from foldax import data
+from foldax.data.info import temporary_folders
 from foldax.errors import DataError
 
 
@@ -43,6 +48,36 @@ def test_a_stream_reads_from_all_datasets():
     block = np.asarray(next(blocks).data["inputs"])
     blocks.close()
     np.testing.assert_allclose(block[..., 0].mean(), 0.5, atol=0.05)
+
+
+def test_workers_map_the_arrays_of_all_datasets(monkeypatch):
+    monkeypatch.setattr("foldax.data.info.PICKLED_BYTES", 100)
+    parts = {"a": part(0.0, source="stream", workers=1), "b": part(1.0)}
+    mixed = data.mixture(parts, {"a": 1, "b": 1})
+    folders = temporary_folders(mixed.train.all_examples)
+    assert len(folders) == 2
+    assert len(pickle.dumps(mixed.train.all_examples)) < 1_500
+    rows = np.array([0, 3, 100, 199])
+    read = pickle.loads(pickle.dumps(mixed.train.all_examples)).read(rows)["inputs"]
+    np.testing.assert_array_equal(read, [[0, 0], [0, 3], [1, 1], [1, 100]])
+    del mixed, parts
+    gc.collect()
+    assert not any(Path(folder).exists() for folder in folders)
+
+
+def test_named_sets_of_the_datasets_stay():
+    sets = {"far": {"inputs": np.full((3, 2), 9.0, np.float32)}}
+    mixed = data.mixture({"a": part(0.0, evaluation=sets), "b": part(1.0)}, {"a": 1, "b": 1})
+    assert mixed.info.num_examples == {"train": 180, "validation": 20, "a": 10, "a.far": 3, "b": 10}
+    assert mixed.splits["a.far"].examples()["inputs"].tolist() == [[9, 9]] * 3
+    with pytest.raises(DataError) as caught:
+        data.mixture({"a": part(0.0, evaluation=sets), "a.far": part(1.0)}, {"a": 1, "a.far": 1})
+    assert str(caught.value) == "mixture: there are two evaluation sets 'a.far'; give 'a.far' another name"
+
+
+def test_a_joined_split_has_the_largest_batches_of_its_parts():
+    mixed = data.mixture({"a": part(0.0), "b": part(1.0, 400)}, {"a": 1, "b": 1})
+    assert mixed.splits["validation"].batch_size == mixed.splits["b"].batch_size == 40
 
 
 def test_own_weights_of_a_dataset_stay():

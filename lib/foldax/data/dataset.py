@@ -308,7 +308,7 @@ def _info(
     facts |= {name: np.asarray(value, np.float32) for name, value in known.items()}
     return Info(
         name=raw.name,
-        fingerprint=with_options(sha, evaluation, weights),
+        fingerprint=with_options(sha, evaluation, {} if weights is None else {"weights": weights}),
         shapes={key: tuple(leaf.shape) for key, leaf in spec.items()},
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in spec.items()},
         num_examples={split: len(rows) for split, rows in (parts | evaluation).items()},
@@ -317,8 +317,8 @@ def _info(
     )
 
 
-def with_options(sha: str, evaluation: dict[str, ArrayExamples], weights: np.ndarray | None) -> str:
-    """Adds the digests of named evaluation sets and weights of examples to a fingerprint, if there are any."""
+def with_options(sha: str, evaluation: dict[str, ArrayExamples], arrays: dict[str, np.ndarray]) -> str:
+    """Adds the digests of named evaluation sets, and of weights or statistics, to a fingerprint, if there are any."""
     facts: list[Any] = [(name, sorted(array_digests(evaluation[name].arrays).items())) for name in sorted(evaluation)]
-    facts += [] if weights is None else [array_digests({"weights": weights})]
+    facts += [array_digests(arrays)] if arrays else []
     return hashlib.sha256(f"{sha} {facts}".encode()).hexdigest() if facts else sha

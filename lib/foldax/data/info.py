@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -53,12 +53,41 @@ class ArrayExamples:
         return _unpickled, ({key: _without_mapped_data(array) for key, array in self.arrays.items()},)
 
 
+class JoinedExamples:
+    """Examples of several datasets, one after another."""
+
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self.spec = parts[0].spec
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index of the first example of each dataset."""
+        return np.concatenate([[0], self._ends[:-1]])
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the examples at `indices` `[B]`, in their order."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        arrays = {key: np.empty((len(indices), *leaf.shape), leaf.dtype) for key, leaf in self.spec.items()}
+        for owner in np.unique(owners):
+            rows = owners == owner
+            for key, values in self.parts[owner].read(indices[rows] - self.starts[owner]).items():
+                arrays[key][rows] = values
+        return arrays
+
+
 def memory_mapped(examples: Examples) -> Examples:
     """Writes large arrays in memory to temporary files and maps them, so that worker processes share them.
 
     >>> memory_mapped(ArrayExamples({"x": np.zeros(1 << 20)})).arrays["x"].mode
     'r'
     """
+    if isinstance(examples, JoinedExamples):
+        return JoinedExamples([memory_mapped(part) for part in examples.parts])
     if not isinstance(examples, ArrayExamples):
         return examples
     arrays = examples.arrays
@@ -78,6 +107,17 @@ def memory_mapped(examples: Examples) -> Examples:
             raise DataError(f"{problem}: {error.strerror or error}; {remedy}") from error
         result.arrays[key] = np.load(path, mmap_mode="r")
     return result
+
+
+def temporary_folders(examples: Examples) -> list[str]:
+    """Lists the folders of temporary files that `memory_mapped` wrote.
+
+    >>> temporary_folders(ArrayExamples({"x": np.zeros(3)}))
+    []
+    """
+    if isinstance(examples, JoinedExamples):
+        return [folder for part in examples.parts for folder in temporary_folders(part)]
+    return [examples.folder] if isinstance(examples, ArrayExamples) and examples.folder is not None else []
 
 
 def _unpickled(arrays: dict[str, Any]) -> ArrayExamples:
@@ -103,7 +143,8 @@ class Info:
 
     Attributes:
       name: name of the dataset.
-      fingerprint: SHA-256 (hexadecimal) of all examples and of their assignment to splits.
+      fingerprint: SHA-256 (hexadecimal) of all examples and of their assignment to splits; where batches are read one
+        by one, of the parts that `from_iterable` names.
       shapes: shape of one example by key.
       dtypes: dtype by key.
       num_examples: examples by split name.
@@ -158,7 +199,8 @@ class Info:
         return centred * (np.float32(1) / self.std).astype(np.float32).reshape(shape)
 
     def _identity(self) -> tuple[Any, ...]:
-        # The fingerprint covers all examples and splits, so arrays need not be compared.
+        # The fingerprint covers all examples and splits, or the mean and std that were given, so arrays need not be
+        # compared.
         names = self.class_names, self.feature_names
         return (self.name, self.fingerprint, self.batch_size, self.num_classes, *names, self.vocabulary_size)
 

@@ -78,6 +78,9 @@ def from_iterable(
     again and passed over. Any other iterable, such as a shuffling DataLoader, starts anew in a resumed run, which is
     said at the start and in the run's manifest.
 
+    Not all batches are read, so `info.fingerprint`, by which a resumed run recognises its data, covers the first batch
+    of seed 0 (of an iterable of its own order only the shapes and dtypes), the evaluation sets, mean and std.
+
     Args:
       batches: a function `(seed, epoch) -> iterable of batches`, or an iterable that can be read again and again.
       evaluation: sets by name, also "validation" and "test": arrays by key, a split of a dataset, or finite batches.
@@ -122,7 +125,8 @@ def from_grain(dataset: Any, *, name: str = "grain", **options: Any) -> Dataset:
     """Makes a dataset of a grain dataset whose elements are batches.
 
     It resumes exactly: a `grain.MapDataset` from any step at once, a `grain.IterDataset` by passing over the batches
-    before. A dataset that ends is repeated; a MapDataset shuffles anew in every epoch.
+    before. A dataset that ends is repeated; a MapDataset shuffles anew in every epoch. `info.fingerprint` covers the
+    first batch, the evaluation sets, mean and std.
 
     Args:
       dataset: a MapDataset or IterDataset, or a function of the run's seed that makes one.
@@ -269,18 +273,20 @@ def _facts(
     examples = read_evaluation(sets, name, raw.examples.spec, raw.names, reserved=("train",))
     splits = {key: evaluation_split(value, evaluate_batch_size, size) for key, value in examples.items()}
     # 2. Facts
-    digests = raw.digests if reason is None else dict.fromkeys(raw.digests, "unknown")
-    sha = with_options(fingerprint(raw.examples.spec, digests, {"train": np.arange(size)}), examples, None)
     facts: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in raw.names.items()
     }
-    for key, value in statistics.items():
+    given = {key: value for key, value in statistics.items() if value is not None}
+    for key, value in given.items():
         columns = raw.examples.spec["inputs"].shape[-1:] if "inputs" in raw.examples.spec else ()
-        if value is not None and np.shape(value) != columns:
+        if np.shape(value) != columns:
             raise DataError(
                 f"{name}: {key} must be numbers {list(columns)}, one for each column of 'inputs', got {value!r}"
             )
-        facts[key] = None if value is None else np.asarray(value, np.float32)
+        given[key] = np.asarray(value, np.float32)
+    # 3. Fingerprint: statistics are constants of a compiled program, so those of other values need another.
+    digests = raw.digests if reason is None else dict.fromkeys(raw.digests, "unknown")
+    sha = with_options(fingerprint(raw.examples.spec, digests, {"train": np.arange(size)}), examples, given)
     info = Info(
         name=name,
         fingerprint=sha,
@@ -288,7 +294,7 @@ def _facts(
         dtypes={key: np.dtype(leaf.dtype) for key, leaf in raw.examples.spec.items()},
         num_examples={key: len(value) for key, value in examples.items()},
         batch_size=size,
-        **facts,
+        **(facts | given),
     )
     return info, splits
 

@@ -1,14 +1,14 @@
 """Mixtures of datasets: each example of a batch comes from one of them by its weight."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from foldax.data.arrays import check_set_names
 from foldax.data.dataset import Dataset
-from foldax.data.info import Examples, Info
+from foldax.data.info import Info, JoinedExamples
 from foldax.data.sampling import probabilities
 from foldax.data.sources import DeviceSource, Split, StreamSource
 from foldax.errors import DataError
@@ -16,39 +16,13 @@ from foldax.errors import DataError
 SHARED_FACTS = ("shapes", "dtypes", "num_classes", "class_names", "feature_names", "vocabulary_size")
 
 
-class JoinedExamples:
-    """Examples of several datasets, one after another."""
-
-    def __init__(self, parts: Sequence[Examples]) -> None:
-        self.spec = parts[0].spec
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Index of the first example of each dataset."""
-        return np.concatenate([[0], self._ends[:-1]])
-
-    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads the examples at `indices` `[B]`, in their order."""
-        owners = np.searchsorted(self._ends, indices, side="right")
-        arrays = {key: np.empty((len(indices), *leaf.shape), leaf.dtype) for key, leaf in self.spec.items()}
-        for owner in np.unique(owners):
-            rows = owners == owner
-            for key, values in self._parts[owner].read(indices[rows] - self.starts[owner]).items():
-                arrays[key][rows] = values
-        return arrays
-
-
 def mixture(datasets: Mapping[str, Dataset], weights: Mapping[str, float], *, name: str = "mixture") -> Dataset:
     """Mixes datasets: each example of a training batch comes from one of them with the probability of its weight.
 
     Within a dataset every example is as likely as another, or by its own weights. Batches are sampled with
     replacement, as a function of the seed and the step. "validation" and "test" are those of all datasets together;
-    the validation split of each is also an evaluation set of its name.
+    the validation split of each is also an evaluation set of its name, and its named evaluation sets are sets as
+    "DATASET.SET".
 
     Args:
       datasets: datasets of equal batch sizes, shapes and classes, by name.
@@ -56,7 +30,8 @@ def mixture(datasets: Mapping[str, Dataset], weights: Mapping[str, float], *, na
       name: name of the mixture.
 
     Raises:
-      DataError: names or facts of the datasets differ, a weight is not above 0, or a dataset is read batch by batch.
+      DataError: names or facts of the datasets differ, a weight is not above 0, a dataset is read batch by batch, or
+        two evaluation sets get the same name.
 
     >>> near, far = ({"inputs": np.full((100, 2), value)} for value in (1.0, 5.0))
     >>> parts = {"near": near, "far": far}
@@ -82,8 +57,12 @@ def mixture(datasets: Mapping[str, Dataset], weights: Mapping[str, float], *, na
         if those:
             examples = JoinedExamples([part.all_examples for part in those])
             chosen = np.concatenate([start + part.indices for start, part in zip(examples.starts, those, strict=True)])
-            splits[split] = Split(examples, chosen, those[0].batch_size, whole=all(part.is_whole for part in those))
-    splits |= {key: dataset.splits["validation"] for key, dataset in datasets.items() if "validation" in dataset.splits}
+            largest = max(part.batch_size for part in those)
+            splits[split] = Split(examples, chosen, largest, whole=all(part.is_whole for part in those))
+    for key, split, kept in _component_splits(datasets):
+        if split in splits:
+            raise DataError(f"{name}: there are two evaluation sets {split!r}; give {key!r} another name")
+        splits[split] = kept
     # 3. Source and facts
     size = infos[0].batch_size
     info = _mixed_info(name, infos, shares, {split: part.num_examples for split, part in splits.items()})
@@ -117,8 +96,16 @@ def _checked_shares(datasets: Mapping[str, Dataset], weights: Mapping[str, float
     return values / values.sum()
 
 
+def _component_splits(datasets: Mapping[str, Dataset]) -> Iterator[tuple[str, str, Split]]:
+    """Yields `(dataset, name in the mixture, split)` of each evaluation split that is kept beside the joined ones."""
+    for key, dataset in datasets.items():
+        for split, kept in dataset.splits.items():
+            if split != "test":
+                yield key, key if split == "validation" else f"{key}.{split}", kept
+
+
 def _mixed_info(name: str, infos: Sequence[Info], shares: np.ndarray, num_examples: dict[str, int]) -> Info:
-    """Combines facts; the statistics are those of its batches."""
+    """Combines facts; mean and std are weighted by the shares; class_counts are of all training examples."""
     first = infos[0]
     facts: dict[str, Any] = {fact: getattr(first, fact) for fact in SHARED_FACTS}
     for prefix in ("", "target_"):

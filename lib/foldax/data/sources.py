@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped
+from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped, temporary_folders
 from foldax.data.processes import starting_processes
 from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
 from foldax.data.sampling import TRANSFORM_STREAM, WeightedFeed, batch_generator, draw_rows, sampling_bounds
@@ -184,7 +184,7 @@ class StreamSource:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags, which only `app.run` parses
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
-            end_with_parent = partial(_end_with_parent, getattr(self.all_examples, "folder", None))
+            end_with_parent = partial(_end_with_parent, temporary_folders(self.all_examples))
             dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
         return grain.experimental.device_put(dataset, self.device, cpu_buffer_size=1, device_buffer_size=1)
 
@@ -315,14 +315,14 @@ def _next_block(iterator: Iterator[Batch]) -> Batch:
         raise DataError(f"a process that reads the stream ended ({str(error).split('.')[0]}); {remedy}") from error
 
 
-def _end_with_parent(folder: str | None, worker: int, num_workers: int) -> None:
-    """Lets a worker process end when its parent does, also if that was killed; removes a folder of the parent."""
+def _end_with_parent(folders: list[str], worker: int, num_workers: int) -> None:
+    """Lets a worker process end when its parent does, also if that was killed; removes folders of the parent."""
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             parent.join()
-            if folder is not None:
+            for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
             os._exit(1)
 
