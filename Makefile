@@ -20,7 +20,10 @@ test: $(VENV)/.installed-dev
 
 # gymnax allows jax below 0.12 only, so the newest versions are tested without it.
 PACKAGES_lowest := -c constraints-lowest.txt -e '.[pytest,gymnasium,rl,equinox]'
-PACKAGES_newest := --upgrade -e '.[pytest,gymnasium,equinox]'
+PACKAGES_newest := --upgrade --upgrade-strategy eager -e '.[pytest,gymnasium,equinox]'
+# A stamp for each week, so that the newest versions are those of this week.
+INSTALLED_lowest := .venv-lowest/.installed
+INSTALLED_newest := .venv-newest/.installed-$(shell date +%G-%V)
 # Of each floor the tests that use other libraries most; DeprecationWarnings of old versions are theirs.
 EVERY_FLOOR := tests/test_extras.py tests/test_options.py tests/data/test_sources.py \
 	tests/data/test_conversion.py tests/models/adapters tests/models/layers/test_convolution.py tests/optim/test_schedules.py \
@@ -34,12 +37,16 @@ EVERY_FLOOR := tests/test_extras.py tests/test_options.py tests/data/test_source
 	$(foreach law,purity resume sweep finishes,$(foreach learner,convolutional kmeans dqn,\
 	"tests/laws/test_laws.py::test_learner_satisfies_the_law[$(learner)-$(law)]"))
 
-test-lowest test-newest: test-%: .venv-%/.installed
+test-lowest: $(INSTALLED_lowest)
+test-newest: $(INSTALLED_newest)
+test-lowest test-newest: test-%:
 	.venv-$*/bin/python -m pytest -W ignore::DeprecationWarning $(EVERY_FLOOR)
 
-.venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml constraints-lowest.txt
-	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES_$*)
+$(INSTALLED_lowest): constraints-lowest.txt
+$(INSTALLED_lowest) $(INSTALLED_newest): pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES_$(@D:.venv-%=%))
+	rm -f $(@D)/.installed*
 	touch $@
 
 lint: $(VENV)/.installed-dev
