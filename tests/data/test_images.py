@@ -164,9 +164,20 @@ def split(root):
 
 def deep(root):
     fill(root, {"a": 2})
+    Image.fromarray(np.full((5, 4), 40_000, np.uint16)).save(root / "a" / "x.png")
+
+
+def all_deep(root):
+    (root / "a").mkdir(parents=True)
     Image.fromarray(np.full((3, 4), 40_000, np.uint16)).save(root / "a" / "x.png")
 
 
+def palette(root):
+    fill(root, {"a": 2})
+    Image.new("P", (4, 3)).save(root / "a" / "x.png")
+
+
+DEEP = "{root}/a/x.png has more than 8 bits per pixel; scale it to 0 to 255, or use data.from_arrays"
 SLIPS = {
     "no folder": (lambda root: None, {}, "there is no folder '{root}'"),
     "no images": (lambda root: root.mkdir(), {}, "{root} has no images (.png, .jpg, .jpeg, .bmp, .gif, .tif, .tiff, .webp, .pgm, .ppm)"),
@@ -200,7 +211,16 @@ SLIPS = {
         "{root}: beside 'train' there is 'tset'; did you mean 'test'?; "
         "the splits are ('train', 'validation', 'val', 'test'), one for validation",
     ),
-    "16 bits": (deep, {}, "{root}/a/x.png has "),
+    "16 bits": (deep, {}, DEEP),
+    "16 bits in grey": (deep, {"channels": 1}, DEEP),
+    "16 bits in colours": (deep, {"channels": 3}, "{root}/a/x.png: expected an image of 3 channels, got one of mode I;16, which"),
+    "16 bits of all": (all_deep, {}, DEEP),
+    "a palette": (
+        palette,
+        {},
+        "{root}/a/x.png has mode P, which may have colours, and {root}/a/000.png has none; "
+        "give channels=3, or 1 for grey images",
+    ),
     "channels": (lambda root: fill(root, {"a": 2}), {"channels": 2}, "channels=2 is none of (1, 3, 4)"),
     "size": (
         lambda root: fill(root, {"a": 2}),

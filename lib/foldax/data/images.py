@@ -19,6 +19,7 @@ from foldax.errors import DataError, did_you_mean
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 GREY_MODES = ("1", "L", "LA", "La")
+DEEP_MODES = "IF"  # first letters of modes that have one channel of more than 8 bits, such as "I;16"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -50,10 +51,11 @@ def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -
         raise DataError(f"{path} cannot be read as an image: {reason}") from error
     if channels < 4 and image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise DataError(f"{path} has transparent pixels, and {channels} channels have none; put it on a background")
-    # Modes I and F have more than 8 bits, and a conversion would cut them off at 255.
-    is_deep = image.mode[0] in "IF"
+    # A conversion would cut them off at 255.
+    is_deep = image.mode[0] in DEEP_MODES
     if is_deep and channels > 1:
-        raise DataError(f"{path}: expected an image of {channels} channels, got one of mode {image.mode}")
+        problem = f"expected an image of {channels} channels, got one of mode {image.mode}"
+        raise DataError(f"{path}: {problem}, which has more than 8 bits per pixel")
     image = image if is_deep else image.convert(MODES[channels])
     if size is not None:
         image = ImageOps.fit(image, size[::-1])
@@ -68,7 +70,10 @@ class ImageExamples:
     ) -> None:
         self._files, self._targets, self._size = files, targets, size
         self._first = files[0]  # the others must be like it
-        self._is_grey = channels is None and _mode(files[0]) in GREY_MODES
+        first_mode = _mode(files[0])
+        if first_mode[0] in DEEP_MODES:
+            raise _deep_image_error(files[0])
+        self._is_grey = channels is None and first_mode in GREY_MODES
         self._channels = channels or (1 if self._is_grey else 3)
         shape = read_image(files[0], self._channels, size).shape
         self.spec = {"inputs": jax.ShapeDtypeStruct(shape, np.dtype(np.uint8))}
@@ -93,15 +98,18 @@ class ImageExamples:
 
     def _read(self, file: Path) -> np.ndarray:
         # The conversion to grey would lose colours in silence.
-        if self._is_grey and _mode(file) not in GREY_MODES:
-            raise DataError(f"{file} has colours, and {self._first} has none; give channels=3, or 1 for grey images")
+        if self._is_grey and (mode := _mode(file)) not in GREY_MODES:
+            if mode[0] in DEEP_MODES:
+                raise _deep_image_error(file)
+            problem = "has mode P, which may have colours" if mode == "P" else "has colours"
+            raise DataError(f"{file} {problem}, and {self._first} has none; give channels=3, or 1 for grey images")
         image, expected = read_image(file, self._channels, self._size), self.spec["inputs"]
+        if image.dtype != expected.dtype:
+            raise _deep_image_error(file)
         if image.shape != expected.shape:
             sizes = " and ".join(f"{width} x {height}" for height, width, _ in (image.shape, expected.shape))
             problem = f"{file} and {self._first} have different sizes, {sizes} pixels"
             raise DataError(f"{problem}; give the size to which all are scaled, as size={expected.shape[0]}")
-        if image.dtype != expected.dtype:
-            raise DataError(f"{file} has more than 8 bits per pixel; scale it to 0 to 255, or use data.from_arrays")
         return image
 
 
@@ -117,8 +125,11 @@ def from_folder(
 
     "inputs" are pixels uint8 `[N, H, W, C]`, "targets" the classes in sorted order of the sub-folders' names; without
     sub-folders there are no targets. If the folder has a sub-folder "train", those of the classes are in there, and in
-    "test" and "validation" (or "val") beside it; a missing split is sampled from "train". The images are decoded once,
-    into `$FOLDAX_CACHE`, or during the training where they are more than fits on the device (`source`, `workers`).
+    "test" and "validation" (or "val") beside it; a missing split is sampled from "train".
+
+    The images are decoded once, into `$FOLDAX_CACHE`. Where they are above 1 GiB when decoded (`source`), they are
+    decoded during the training (`workers`), and the first use reads all of them once, for the fingerprint, and those of
+    the training split again, for mean and standard deviation.
 
     Args:
       path: the folder.
@@ -232,6 +243,10 @@ def _sub_folders(folder: Path) -> list[Path]:
 def _images(paths: Iterable[Path]) -> list[Path]:
     found = (path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in found if path.is_file())
+
+
+def _deep_image_error(path: Path) -> DataError:
+    return DataError(f"{path} has more than 8 bits per pixel; scale it to 0 to 255, or use data.from_arrays")
 
 
 def _mode(path: Path) -> str:
