@@ -76,7 +76,7 @@ def from_iterable(
 
     A function of the seed and the epoch, and a list of batches, resume exactly: the batches before the step are read
     again and passed over. Any other iterable, such as a shuffling DataLoader, starts anew in a resumed run, which is
-    said at the start and in the run's manifest.
+    named at the start and in the run's manifest.
 
     Not all batches are read, so `info.fingerprint`, by which a resumed run recognises its data, covers the first batch
     of seed 0 (of an iterable of its own order only the shapes and dtypes), the evaluation sets, mean and std.
