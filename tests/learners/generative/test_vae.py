@@ -256,8 +256,8 @@ def test_samples_per_example_are_of_the_class_of_the_example():
         (lambda: likelihoods.gaussian(0.0), "above 0"),
         (lambda: likelihoods.categorical(1), "at least 2"),
         (lambda: likelihoods.discretized_logistic(17, 0), "0 mixtures 1 or more"),
-        (lambda: learners.vae(None, None, importance_samples=-1), "0 or more"),
-        (lambda: learners.vae(None, None, samples_per_example=-1), "0 or more"),
+        (lambda: learners.vae(MLP((1,)), None, importance_samples=-1), "0 or more"),
+        (lambda: learners.vae(MLP((1,)), None, samples_per_example=-1), "0 or more"),
     ],
 )
 def test_invalid_settings_raise_a_config_error(build, message):
