@@ -39,12 +39,20 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 install_import_hook([f"foldax.{module}" for module in ANNOTATED], CHECKER)
 
 from foldax.engine import compiled
+from foldax.runs.transfer import pretrained
 
 # Packages of extras that examples in docstrings need, by the call that needs them.
 EXTRAS = {r"rl\.gymnax\(": "gymnax", r"rl\.gymnasium\(|import gymnasium": "gymnasium"}
 
 
 MAX_MEMORY = 2.5e9  # bytes of a worker, above which it drops its programs
+
+
+@pytest.fixture(autouse=True)
+def forget_inputs() -> Iterator[None]:
+    """Forgets what a test has read by `foldax.pretrained` outside of runs, which later runs would record."""
+    yield
+    pretrained._inputs.pop(None, None)
 
 
 @pytest.fixture(autouse=True)
