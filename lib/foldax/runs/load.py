@@ -19,7 +19,7 @@ from foldax.learner import State
 from foldax.runs import folder, provenance
 from foldax.runs.log import read_log
 from foldax.runs.tables import join_first
-from foldax.runs.transfer import parameters
+from foldax.runs.transfer import parameters, pretrained
 
 
 def load_run(
@@ -58,10 +58,11 @@ def load_run(
         config = folder.read_config(path, experiment.config, folder.read_json(path / "config.json"))
     saved = parameters.read_run(path)
     # 2. The structure of the state, from the program that the experiment file makes now.
-    dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
-    program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
-    with compiled.user_errors(program, *arguments):
-        like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
+    with pretrained.inputs_of(experiment, config):
+        dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
+        program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
+        with compiled.user_errors(program, *arguments):
+            like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
     info = program.info
     provenance.warn_of_changes(path, saved.manifest, experiment)
     provenance.check_data(path, saved.manifest, getattr(info, "fingerprint", None), allow_other_data)

@@ -93,13 +93,13 @@ def run_and_compare(
     # 2. The same run, without a folder
     def check_data(run: Run) -> None:
         provenance.check_data(path, manifest, getattr(run.program.info, "fingerprint", None), allow_other_data=False)
-        pretrained.check_inputs(manifest.get("inputs", []))
+        pretrained.check_inputs(manifest)
 
     with contextlib.closing(Progress(f"{path.name}, again", config.steps)) as progress:
         replace_initial_state = initial_parameters.initial_state_hook(source)
         hooks = Hooks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
         # Where other configs came before, one step of it after another, as the run went on.
-        with _checkpoints_between(earlier) as checkpoints:
+        with pretrained.inputs_of(experiment, config), _checkpoints_between(earlier) as checkpoints:
             hooks = hooks._replace(checkpoints=checkpoints)
             for earlier_config, end in earlier:
                 history = fit(experiment, earlier_config, hooks, until=end).history

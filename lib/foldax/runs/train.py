@@ -95,7 +95,8 @@ def train(
     # 3. Without a folder
     if path is None:
         progress = Progress(experiment_name(experiment), config.steps, verbose)
-        with contextlib.closing(progress), stop_on_signals() as stop_requested:
+        ascribed = pretrained.inputs_of(experiment, config)
+        with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
             callbacks = _hooks(progress, timer, stop_requested, source, verbose, every)
             return fit(experiment, config, callbacks, dataset)
     # 4. In a locked folder, whose manifest always records how the run ended
@@ -199,7 +200,7 @@ def _train_in_folder(
         )
         with pretrained.inputs_of(experiment, config):
             result = fit(experiment, config, hooks, dataset)
-        _record_inputs(path, experiment, config)  # also what only an update has read
+        pretrained.record_inputs(path, experiment, [config])  # also what only an update has read
     if result.status == "interrupted":
         reason = nonresumable_reason(result.dataset)
         command += f" ({reason})" if reason else ""
@@ -278,33 +279,19 @@ def _hooks(
 
 
 def _check_inputs(path: Path, run: Run, allow_other_data: bool) -> None:
-    """Records the data of a run; raises an error if they, or other runs that it reads, are not those it began with."""
+    """Records the data of a run; raises an error if they, or other runs that it reads, are not those it had."""
     info = run.program.info
     if info is not None:
         reason = nonresumable_reason(run.dataset)
         folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
-    if (manifest := folder.read_json(path / "manifest.json"))["sessions"]:
-        pretrained.check_inputs(manifest.get("inputs", []), allow_other_data)
+    pretrained.check_inputs(folder.read_json(path / "manifest.json"), allow_other_data)
 
 
 def _record_start(path: Path, run: Run) -> None:
     """Records the config with which a run goes on, and what it reads."""
     if folder.read_json(path / "manifest.json")["sessions"]:
         resuming.record_config(path, run.config, run.step)
-    _record_inputs(path, run.program.experiment, run.config)
-
-
-def _record_inputs(path: Path, experiment: Experiment, config: Any) -> None:
-    """Names what `foldax.pretrained` has read in the manifest."""
-    manifest, inputs = folder.read_json(path / "manifest.json"), pretrained.read_inputs(experiment, config)
-    if not inputs or manifest.get("inputs") == inputs:
-        return
-    # What the run began with stays recorded.
-    if manifest["sessions"] and "inputs" in manifest:
-        manifest["sessions"][-1]["inputs"] = inputs
-    else:
-        manifest["inputs"] = inputs
-    folder.write_json(path / "manifest.json", manifest)
+    pretrained.record_inputs(path, run.program.experiment, [run.config])
 
 
 def _print_start(run: Run) -> None:

@@ -22,6 +22,7 @@ from foldax.engine.checkpoint import state_digest
 from foldax.engine.state import NEVER, Hooks, Run
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
+from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.space import Config
 
 Item = TypeVar("Item")
@@ -141,7 +142,7 @@ class DeviceWorkers:
 
     def start_run(self, member: Member, device: Device, hooks: Hooks) -> Run:
         """Starts or resumes a member's run on a device that already holds its dataset."""
-        with self._compile_once(member.group, device):
+        with inputs_of(self.experiment, member.config), self._compile_once(member.group, device):
             run = setup.start_run(self.experiment, member.config, hooks, member.dataset, device)
             # The speed of earlier members sizes the chunks of this one from its first step.
             run.seconds_per_step = self._seconds_per_step.get(member.group, 0.0)
@@ -150,7 +151,7 @@ class DeviceWorkers:
     def fold(self, member: Member, run: Run, device: Device, hooks: Hooks, until: int = NEVER) -> str:
         """Trains a member up to step `until` or its end; returns the status of `loop.train_loop`, or "not finite"."""
         try:
-            with compiled.user_errors(run.program, **run.arguments):
+            with inputs_of(self.experiment, member.config), compiled.user_errors(run.program, **run.arguments):
                 # The first step compiles, alone; the others then run in parallel with all threads.
                 with self._compile_once(member.group, device) as first:
                     status = loop.train_loop(run, hooks, min(until, run.step + 1)) if first else "paused"
@@ -196,7 +197,7 @@ def member_result(member: Member, run: Run, status: str) -> MemberResult:
       status: see `MemberResult`.
     """
     finite = status != "not finite"
-    with compiled.user_errors(run.program, **run.arguments):
+    with inputs_of(run.program.experiment, member.config), compiled.user_errors(run.program, **run.arguments):
         # An interrupted run is not evaluated.
         result = loop.finish_run(run, status if finite else "interrupted")
     best_step, digest = (result.best_step, state_digest(result.final_state)) if finite else (None, None)

@@ -16,6 +16,7 @@ from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.terminal import warn
 from foldax.runs.transfer import initial_parameters, matching, parameters
+from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, member_result, worker_devices
 from foldax.sweeps.plan import Group
 from foldax.sweeps.records import MemberCheckpoints, ResultStore
@@ -149,7 +150,7 @@ def fold_fast(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -
         # A batch is resumed whole: XLA's rounding depends on its size, so those that have ended go along.
         if all(member.number in callbacks.store.results for member in members):
             continue
-        with callbacks.run_hooks(members) as (hooks, checkpoints):
+        with inputs_of(experiment, members[0].config), callbacks.run_hooks(members) as (hooks, checkpoints):
             if not fold_vmapped(experiment, members, jax.local_devices(), hooks, callbacks.on_result):
                 return
             if checkpoints is not None:

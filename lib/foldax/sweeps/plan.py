@@ -14,6 +14,7 @@ from foldax.engine import setup
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
 from foldax.field_values import is_config
+from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space
@@ -128,13 +129,17 @@ class Planner:
             raise ConfigError("devices: a sweep gives whole members to each device, so this must be 1")
         by_group: dict[int, list[Member]] = {}
         for number, config in enumerate(configs):
-            dataset = self._datasets(config)
+            with inputs_of(self.experiment, config):
+                dataset = self._datasets(config)
             # Vmapped members advance together, so they must also agree in log_every, patience and the like.
             key = (spaces.structure(config), id(dataset), None if self.execution == "exact" else _driver_values(config))
             # A search plans again with more configs: groups keep their numbers.
             group = self._groups.setdefault(key, len(self._groups))
             by_group.setdefault(group, []).append(Member(number, group, config, dataset))
-        groups = [self._group(members) for members in by_group.values()]
+        groups = []
+        for members in by_group.values():
+            with inputs_of(self.experiment, members[0].config):
+                groups.append(self._group(members))
         return Plan(configs, groups, self._swept_fields())
 
     def _swept_fields(self) -> list[str]:

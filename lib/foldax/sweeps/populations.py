@@ -21,6 +21,7 @@ from foldax.engine.fold import BestState, Fold
 from foldax.engine.history import History
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
+from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.records import MemberCheckpoints
@@ -131,7 +132,8 @@ class Population:
         if self.ended.get(number) == "not finite":
             return math.nan
         monitored = setup.monitored_split_and_metric(run.config, setup.evaluation_splits(run.dataset))
-        evaluated = evaluation.evaluate_split(run, run.fold.state, monitored[0])
+        with inputs_of(run.program.experiment, run.config):
+            evaluated = evaluation.evaluate_split(run, run.fold.state, monitored[0])
         value = evaluation.monitored_metric(run.program, evaluated, monitored)
         return float(value) * (-1 if run.config.mode == "max" else 1)
 

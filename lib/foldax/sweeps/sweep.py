@@ -117,7 +117,8 @@ def sweep(
       max_concurrent: maximum number of members that train at a time; by default what fits into memory.
       sweep_dir: the sweep folder; by default a new one under `runs/`.
       resume: goes on with the sweep in `sweep_dir`.
-      allow_other_data: goes on although the data have changed; `sweep.json` records both fingerprints.
+      allow_other_data: goes on although the data, or runs that `foldax.pretrained` reads, have changed; `sweep.json`
+        records both fingerprints.
       tracker: trackers, as in `foldax.train`, that get each member when it has ended; none by default.
       save: False writes nothing to disk.
       verbose: shows progress and tables.
@@ -184,6 +185,8 @@ def sweep(
         members = [member for group in plan.groups for member in group.members]
         if members:
             folder.record_data(path, members[0].data_fingerprint, allow_other_data, "sweep.json")
+        pretrained.check_inputs(folder.read_json(path / "sweep.json"), allow_other_data)
+        _record_inputs(path, experiment, plan)
         try:
             return _run(path, planner, plan, search, launcher, trackers, verbose)
         except BaseException as error:
@@ -262,6 +265,7 @@ def _run(
         callbacks = SweepCallbacks(path, store, progress, stop_requested, show_match, tracking.track)
 
         def fold(plan: Plan) -> None:
+            _record_inputs(path, experiment, plan)  # a search plans members on the way
             if launcher is None:
                 fold_groups(experiment, multihost.process_shard(plan).groups, callbacks)
             else:
@@ -285,8 +289,7 @@ def _run(
         "compile_seconds": compiled.compile_seconds() - compile_began,
         "status": "finished" if len(done) == count else "interrupted",
     }
-    if inputs := pretrained.read_inputs(experiment, config):
-        measured["inputs"] = inputs
+    measured |= _record_inputs(path, experiment, plan)  # also what only an update has read
     swept = _save(path, config, plan, done, measured)
     if swept.metadata["status"] == "interrupted":
         call = f"foldax.sweep(..., sweep_dir={str(path)!r}, resume=True)"
@@ -296,6 +299,17 @@ def _run(
     if verbose and path is not None and jax.process_index() == 0:
         show(path)
     return swept
+
+
+def _record_inputs(path: Path | None, experiment: Experiment, plan: Plan) -> dict[str, Any]:
+    """Names what members have read in `sweep.json`, unless they all have ended; without a folder, returns it."""
+    configs = [group.members[0].config for group in plan.groups]
+    if path is None:
+        inputs = pretrained.read_inputs(experiment, configs)
+        return {"inputs": inputs} if inputs else {}
+    if folder.read_json(path / "sweep.json")["status"] != "finished":
+        pretrained.record_inputs(path, experiment, configs, "sweep.json")
+    return {}
 
 
 def _save(

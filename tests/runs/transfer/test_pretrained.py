@@ -12,6 +12,7 @@ from foldax import cli, models, transfer
 from foldax.errors import RunError
 from foldax.runs import folder
 from foldax.runs.reproduce import reproduce
+from foldax.runs.transfer import pretrained
 from tests.conftest import Config, tiny
 
 
@@ -58,7 +59,7 @@ def test_manifests_name_a_frozen_teacher_and_reproduce_misses_it(tmp_path: Path,
     assert "inputs" not in folder.read_json(tmp_path / "other" / "manifest.json")
     assert reproduce(path, experiment, result.config)
     transfer.save(teacher, variables(3.0))
-    changed = "parameters from .*teacher.safetensors, an input of the run, have changed since it began"
+    changed = "parameters from .*teacher.safetensors, an input of the run, have changed since it read them"
     with pytest.raises(RunError, match=changed):
         reproduce(path, experiment, result.config)
     teacher.unlink()
@@ -73,21 +74,87 @@ def test_a_run_goes_on_with_another_teacher_only_where_that_is_allowed(tmp_path:
     before = folder.read_json(path / "manifest.json")["inputs"]
     transfer.save(teacher, variables(3.0))
     jax.clear_caches()  # as in another process
-    with pytest.raises(RunError, match="have changed since it began; put the old ones back, or allow others"):
+    with pytest.raises(RunError, match="have changed since it read them; put the old ones back, or allow others"):
         train(path, teacher, steps=4, resume=True)
     jax.clear_caches()
     assert float(train(path, teacher, steps=4, resume=True, allow_other_data=True).final_state["w"]) == 12 + 18
     manifest = folder.read_json(path / "manifest.json")
     assert manifest["inputs"] == before
     assert manifest["sessions"][-1]["inputs"][0]["sha256"] == transfer.read(teacher).provenance["sha256"]
-
-
-def test_a_sweep_names_its_teacher(tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher.safetensors"
+    # What was accepted once is what the run goes on with.
+    assert float(train(path, teacher, steps=6, resume=True).final_state["w"]) == 12 + 18 + 18
     transfer.save(teacher, variables(2.0))
-    config = WithTeacher(steps=1, teacher=str(teacher))
-    swept = foldax.sweep(experiment, config=config, seeds=1, sweep_dir=tmp_path / "sweep", verbose=False)
-    assert [one["path"] for one in swept.metadata["inputs"]] == [str(teacher)]
+    with pytest.raises(RunError, match="have changed since it read them"):
+        train(path, teacher, steps=8, resume=True)
+
+
+def test_inputs_are_recorded_once_in_whatever_order_they_are_read(tmp_path: Path) -> None:
+    transfer.save(tmp_path / "a.safetensors", variables(2.0))
+    transfer.save(tmp_path / "b.safetensors", variables(3.0))
+    own = foldax.Experiment(WithTeacher, student, name="student")
+    for names in ("ba", "ab"):
+        folder.write_json(tmp_path / "manifest.json", {"sessions": []})
+        for name in names:
+            with pretrained.inputs_of(own, WithTeacher()):
+                foldax.pretrained(tmp_path / f"{name}.safetensors")
+            pretrained.record_inputs(tmp_path, own, [WithTeacher()])
+        manifest = folder.read_json(tmp_path / "manifest.json")
+        assert [Path(one["path"]).stem for one in manifest["inputs"]] == ["a", "b"]
+        pretrained.record_inputs(tmp_path, own, [WithTeacher(steps=2)])
+        assert folder.read_json(tmp_path / "manifest.json") == manifest
+
+
+def compared_with_teacher(config: WithTeacher, info: Any) -> foldax.Learner:
+    """A learner whose evaluation alone reads the teacher, when it is compiled, which may be in another thread."""
+
+    def evaluate(state: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        return {"loss": (state["w"] - foldax.pretrained(config.teacher)["params"]["encoder"]["w"].sum())[None]}
+
+    return foldax.Learner(
+        init=lambda key, examples: {"w": jax.numpy.zeros(())},
+        update=lambda state, batch, key: (state, {"loss": state["w"]}),
+        evaluate=evaluate,
+    )
+
+
+def sweep(path: Path | None, teachers: list[Path], learner: Any = student, **options: Any) -> foldax.SweepResult:
+    space = {"teacher": [str(one) for one in teachers]}
+    own = foldax.Experiment(WithTeacher, learner, name="student")
+    return foldax.sweep(own, space, config=WithTeacher(steps=1), sweep_dir=path, verbose=False, **options)
+
+
+@pytest.mark.parametrize("execution", ["exact", "fast"])
+def test_a_sweep_names_its_teachers_and_runs_after_it_do_not(tmp_path: Path, execution: str) -> None:
+    teachers = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for teacher in teachers:
+        transfer.save(teacher, variables(2.0))
+    options = {"learner": compared_with_teacher, "execution": execution}
+    swept = sweep(tmp_path / "sweep", teachers, **options)
+    assert [one["path"] for one in swept.metadata["inputs"]] == [str(teacher) for teacher in teachers]
+    unsaved = sweep(None, teachers[:1], save=False, **options)
+    assert [one["path"] for one in unsaved.metadata["inputs"]] == [str(teachers[0])]
+    # Neither has left anything to a run of another experiment.
+    foldax.train(tiny, Config(steps=1), run_dir=tmp_path / "other", verbose=False)
+    assert "inputs" not in folder.read_json(tmp_path / "other" / "manifest.json")
+
+
+def test_an_interrupted_sweep_goes_on_with_another_teacher_only_where_that_is_allowed(tmp_path: Path, capsys) -> None:
+    teacher, path = tmp_path / "teacher.safetensors", tmp_path / "sweep"
+    transfer.save(teacher, variables(2.0))
+    sweep(path, [teacher])
+    before = folder.read_json(path / "sweep.json")
+    # As a kill leaves it: recorded before the first step, and without results.
+    for name in ("results.parquet", "curves.parquet", "members.jsonl"):
+        (path / name).unlink(missing_ok=True)
+    folder.write_json(path / "sweep.json", before | {"status": "running"})
+    transfer.save(teacher, variables(3.0))
+    with pytest.raises(RunError, match="have changed since it read them; put the old ones back, or allow others"):
+        sweep(path, [teacher], resume=True)
+    swept = sweep(path, [teacher], resume=True, allow_other_data=True)
+    assert swept.metadata["inputs"] == before["inputs"]
+    (recorded,) = swept.metadata["sessions"][-1]["inputs"]
+    assert recorded["sha256"] == transfer.read(teacher).provenance["sha256"]
+    assert len(swept.results) == 1
 
 
 def test_pretrained_returns_variables_that_a_model_takes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from foldax.configuration import without_driver_fields
 from foldax.errors import RunError
 from foldax.experiment import Experiment
+from foldax.runs import folder
 from foldax.runs.terminal import warn
 from foldax.runs.transfer import parameters
 
@@ -28,7 +29,7 @@ _program: ContextVar[Hashable] = ContextVar("program", default=None)
 def pretrained(run: str | Path) -> dict[str, Any]:
     """Reads the parameters and statistics of a run as Flax's variables, such as those of a frozen teacher.
 
-    The manifest of every run that uses them names the run and the hash of its parameters. `foldax resume` and
+    The manifest of every run or sweep that uses them names the run and the hash of its parameters. `foldax resume` and
     `foldax reproduce` refuse to go on if they have changed. A file's body, `dataset` and `learner` may call it.
 
     Args:
@@ -54,7 +55,7 @@ def pretrained(run: str | Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def inputs_of(experiment: Experiment, config: Any) -> Iterator[None]:
-    """Ascribes what is read in its block to a program."""
+    """Ascribes what is read in its block to a program; threads that are started in it need a block of their own."""
     token = _program.set(_key(experiment, config))
     try:
         yield
@@ -62,29 +63,64 @@ def inputs_of(experiment: Experiment, config: Any) -> Iterator[None]:
         _program.reset(token)
 
 
-def read_inputs(experiment: Experiment | None = None, config: Any = None) -> list[dict[str, Any]]:
-    """Lists the provenance of what was read in this process outside of runs, and by the program of a config."""
-    own = _inputs[_key(experiment, config)] if experiment is not None else {}
-    return list((_inputs[None] | own).values())
+def read_inputs(experiment: Experiment, configs: Iterable[Any]) -> list[dict[str, Any]]:
+    """Lists the provenance of what was read in this process outside of runs, and by the programs of some configs.
+
+    Returns:
+      The provenance, sorted by path.
+    """
+    inputs = dict(_inputs[None])
+    for key in {_key(experiment, config) for config in configs}:
+        inputs |= _inputs.get(key, {})
+    return [inputs[path] for path in sorted(inputs)]
 
 
-def check_inputs(recorded: list[dict[str, Any]], allow_other: bool = False) -> None:
-    """Checks that the inputs of a run hold the same arrays as when it began.
+def record_inputs(path: Path, experiment: Experiment, configs: Iterable[Any], name: str = "manifest.json") -> None:
+    """Names in its folder what a run or sweep has read; what it began with stays recorded.
 
     Args:
-      recorded: their provenance in the manifest.
+      path: its folder.
+      experiment: its experiment.
+      configs: one of each of its programs.
+      name: "manifest.json", or "sweep.json" for a sweep.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    manifest = folder.read_json(path / name)
+    recorded = {one["path"]: one for one in _newest_inputs(manifest)}
+    # What is read late, such as by an update alone, is an input all the time.
+    inputs = recorded | {one["path"]: one for one in read_inputs(experiment, configs)}
+    if inputs == recorded:
+        return
+    session = manifest["sessions"][-1] if manifest["sessions"] and "inputs" in manifest else manifest
+    session["inputs"] = [inputs[path] for path in sorted(inputs)]
+    folder.write_json(path / name, manifest)
+
+
+def check_inputs(manifest: dict[str, Any], allow_other: bool = False) -> None:
+    """Checks that the inputs of a run or sweep hold the same arrays as in its newest session.
+
+    Args:
+      manifest: content of its `manifest.json` or `sweep.json`.
       allow_other: whether other ones are only warned about.
 
     Raises:
       RunError: one has changed, or is missing.
     """
-    for one in recorded:
+    for one in _newest_inputs(manifest):
         source = parameters.read(one["path"])
         if source.provenance["sha256"] != one["sha256"]:
-            problem = f"the parameters from {source}, an input of the run, have changed since it began"
+            problem = f"the parameters from {source}, an input of the run, have changed since it read them"
             if not allow_other:
                 raise RunError(f"{problem}; put the old ones back, or allow others (--allow-other-data)")
             warn(problem)
+
+
+def _newest_inputs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The inputs of the last session that has recorded some, or of the first."""
+    sessions = [manifest, *manifest.get("sessions", [])]
+    return next((one["inputs"] for one in reversed(sessions) if "inputs" in one), [])
 
 
 def _key(experiment: Experiment, config: Any) -> Hashable:
