@@ -93,6 +93,22 @@ def test_a_resumed_run_goes_on_in_its_trackers(tmp_path: Path, capsys) -> None:
         ]["loss"]
 
 
+def test_trackers_that_a_resumed_run_chooses_hold_from_then_on(tmp_path: Path, capsys) -> None:
+    def stop(step: int, state: Any, context: Any) -> None:
+        raise Interrupted("enough")
+
+    run, second = tmp_path / "r", Recording()
+    for options in ({"tracker": [Recording(), "csv"]}, {"tracker": [second], "resume": True}):
+        hooks = foldax.Every(4, stop)
+        with pytest.raises(foldax.FoldaxError):
+            foldax.train(tiny, Config(), run_dir=run, verbose=False, hooks=hooks, **options)
+    manifest = folder.read_json(run / "manifest.json")
+    assert (manifest["trackers"], manifest["chosen_trackers"]) == ({"Recording": "id++", "csv": None}, ["Recording"])
+    foldax.train(tiny, Config(), run_dir=run, verbose=False, resume=True)
+    assert "tracker Recording of earlier sessions gets nothing now" in capsys.readouterr().err
+    assert not (run / "summary.csv").exists()  # csv was left, and does not come back
+
+
 def test_a_resumed_run_has_its_trackers_without_being_told(tmp_path: Path, capsys) -> None:
     def stop(step: int, state: Any, context: Any) -> None:
         raise Interrupted("enough")
@@ -224,7 +240,13 @@ def test_members_of_a_sweep_are_sent_when_they_have_ended(tmp_path: Path) -> Non
     summaries = {call[1]["test/loss"] for call in tracker.calls if call[0] == "summary"}
     assert summaries == set(swept.results["test/loss"])
     assert (path / "trackers" / "1" / "metrics.csv").exists()
-    assert folder.read_json(path / "sweep.json")["trackers"] == ["Recording", "csv"]
+    metadata = folder.read_json(path / "sweep.json")
+    assert metadata["trackers"] == ["Recording", "csv"]
+    # What a resumed sweep chooses holds from then on.
+    folder.write_json(path / "sweep.json", metadata | {"status": "interrupted"})
+    options = {"config": Config(steps=4), "sweep_dir": path, "resume": True, "verbose": False}
+    foldax.sweep(tiny, {"learning_rate": [0.1, 0.2]}, tracker="csv", **options)
+    assert folder.read_json(path / "sweep.json")["trackers"] == ["csv"]
 
 
 def use(name: str, path: Path) -> str:

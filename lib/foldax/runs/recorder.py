@@ -41,8 +41,9 @@ class Recorder:
         config, name = run.config, experiment_name(run.program.experiment)
         tracked_run = TrackedRun(name, self._path.resolve().name, self._path, to_json(config), run.step)
         ids = folder.read_json(self._path / "manifest.json").get("trackers", {})
-        # Those of trackers that are not used now are kept for a later session.
-        folder.update_manifest(self._path, trackers=ids | self._tracking.start(tracked_run, ids))
+        new_ids = self._tracking.start(tracked_run, ids)
+        # Ids of trackers that are not used now are kept, for a session that chooses them again.
+        folder.update_manifest(self._path, trackers=ids | new_ids, chosen_trackers=list(new_ids))
         self._performance = Performance(run)
 
     def exclude(self, seconds: float) -> None:

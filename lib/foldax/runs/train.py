@@ -101,7 +101,8 @@ def train(
             return fit(experiment, config, callbacks, dataset)
     # 4. In a locked folder, whose manifest always records how the run ended
     if own_trackers is None:
-        own_trackers = make_trackers(recorded_names(recorded["trackers"]) if "trackers" in recorded else DEFAULT)
+        names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
+        own_trackers = make_trackers(DEFAULT if names is None else recorded_names(names))
     tracking = Tracking(own_trackers, warn)
     with folder.lock(path):
         if status == "unfinished":

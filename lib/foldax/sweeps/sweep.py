@@ -235,7 +235,8 @@ def _create_or_check_folder(
     if differing:
         raise ConfigError(f"{path} was started with another {', '.join(differing)}; see its sweep.json")
     if before["status"] != "finished":
-        folder.begin_session(path, experiment, "sweep.json")
+        before = folder.begin_session(path, experiment, "sweep.json")
+        folder.write_json(path / "sweep.json", before | {"trackers": request["trackers"]})
 
 
 def _run(
