@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
+from foldax.data.arrays import SPLITS
 from foldax.engine.checkpoint import checkpoint_steps
 from foldax.errors import ExperimentError, FoldaxError, Interrupted, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
@@ -23,7 +24,6 @@ from foldax.runs import provenance
 from foldax.runs.terminal import ask, warn
 
 T = TypeVar("T")
-SPLITS = ("train", "validation", "test")  # of a result, beside named evaluation sets
 MAX_NAME_BYTES = 255  # of a file name, in Linux and macOS
 NO_RENAME = (errno.EPERM, errno.EEXIST, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 

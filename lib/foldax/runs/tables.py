@@ -1,7 +1,7 @@
 """Tables and short texts for the terminal."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,3 +168,12 @@ def join_first(texts: Sequence[str]) -> str:
     """
     rest = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
     return ", ".join(texts[:MAX_LISTED]) + rest or "nothing"
+
+
+def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Joins splits and names of metrics.
+
+    >>> flat_metrics({"test": {"loss": 0.5}})
+    {'test/loss': 0.5}
+    """
+    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foldax.configuration import RLTraining
+from foldax.data.arrays import SPLITS
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
@@ -306,14 +307,14 @@ def result_json(result: Result) -> dict[str, Any]:
     """Returns the content of `result.json`."""
     config, reason = result.config, nonresumable_reason(result.dataset)
     is_agent = isinstance(config, RLTraining)
-    named = {split: metrics for split, metrics in result.metrics.items() if split not in folder.SPLITS}
+    named = {split: metrics for split, metrics in result.metrics.items() if split not in SPLITS}
     return {
         "status": result.status,
         "steps": result.step,
         **({"environment_steps": config.environment_steps_after(result.step)} if is_agent else {}),
         "tested": "last" if result.best_step is None else "best",
         "best_step": result.best_step,
-        **{split: metrics for split, metrics in result.metrics.items() if split in folder.SPLITS},
+        **{split: metrics for split, metrics in result.metrics.items() if split in SPLITS},
         **({"evaluation": named} if named else {}),
         "state_sha256": state_digest(result.final_state),
         **({"nonresumable_reason": reason} if reason else {}),

@@ -20,7 +20,7 @@ from foldax.runs.tags import read_tags
 from foldax.runs.terminal import warn
 from foldax.sweeps.statistics import best_mode
 
-SPLITS = ("validation", "test", "train")  # where a metric without split is looked for
+SEARCHED_SPLITS = ("validation", "test", "train")  # where a metric without split is looked for
 NUM_METRICS = 4  # columns, unless they are chosen
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt,
@@ -99,7 +99,7 @@ def read_entry(path: Path) -> Entry:
             size=folder_size(path),
             tags=read_tags(path),
             config=flatten(config),
-            metrics={f"{split}/{metric}": value for split in by_split for metric, value in by_split[split].items()},
+            metrics=tables.flat_metrics(by_split),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # JSON, but not of a run
         raise RunError(f"{path} is damaged or no run: its files lack {str(error) or 'values'}") from error
@@ -145,7 +145,7 @@ def resolve_name(entries: Sequence[Entry], name: str) -> str:
     """
     names = dict.fromkeys(column for entry in entries for column in column_values(entry))
     field = name.lstrip("-").replace("-", "_")  # as options spell it
-    for candidate in (name, field, *(f"{split}/{field}" for split in SPLITS)):
+    for candidate in (name, field, *(f"{split}/{field}" for split in SEARCHED_SPLITS)):
         if candidate in names:
             return candidate
     raise ConfigError(f"no run has {name!r}{did_you_mean(name, names)}; there are: {', '.join(names) or 'none'}")
@@ -251,7 +251,7 @@ def default_metrics(entries: Sequence[Entry]) -> list[str]:
     """
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     monitored = dict.fromkeys(str(e.config["monitor"]).rpartition("/")[2] for e in entries if "monitor" in e.config)
-    preferred = [f"{split}/{metric}" for metric in monitored for split in SPLITS[:2]]
+    preferred = [f"{split}/{metric}" for metric in monitored for split in SEARCHED_SPLITS[:2]]
     preferred += [name for name in names if name.startswith("test/")]
     present = [name for name in dict.fromkeys(preferred) if name in names]
     return (present or list(names))[:NUM_METRICS]

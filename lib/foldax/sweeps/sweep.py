@@ -19,6 +19,7 @@ from foldax.field_values import to_plain
 from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
+from foldax.runs.tables import flat_metrics
 from foldax.runs.trackers.choose import NONE, Trackers, make_trackers
 from foldax.runs.trackers.protocol import Tracker
 from foldax.runs.transfer import matching, parameters, pretrained
@@ -356,10 +357,11 @@ def make_tables(plan: Plan, results: dict[int, MemberResult]) -> tuple["pandas.D
     group_of = {member.number: member.group for group in plan.groups for member in group.members}
     rows, points = [], []
     for number, result in sorted(results.items()):
-        metrics = {f"{split}/{k}": v for split, values in result.metrics.items() for k, v in values.items()}
         row = {"member": number, "group": group_of[number], **flat_values(plan.configs[number])}
         row |= {"status": _status(result), "steps_done": result.steps, "best_step": result.best_step}
-        rows.append(row | {"seconds": result.seconds, "state_sha256": result.state_sha256} | metrics)
+        rows.append(
+            row | {"seconds": result.seconds, "state_sha256": result.state_sha256} | flat_metrics(result.metrics)
+        )
         for line in result.history:
             names = [name for name in line if name not in ("step", "split")]
             points += [(number, line["step"], line["split"], name, line[name]) for name in names]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from foldax.runs.tables import flat_metrics
 from foldax.runs.terminal import warn
 from foldax.runs.trackers.protocol import TrackedRun, Tracker
-from foldax.runs.trackers.tracking import TrackerThread, flat_metrics, start_tracker
+from foldax.runs.trackers.tracking import TrackerThread, start_tracker
 from foldax.sweeps.exact import MemberResult
 
 MEMBER_SECONDS = 600.0  # that the end of a sweep waits for a tracker that takes the log of a member

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from foldax.errors import FoldaxError, RunError, first_line
+from foldax.runs.tables import flat_metrics
 from foldax.runs.trackers.protocol import TrackedRun, Tracker
 
 FINISH_SECONDS = 60.0  # that the end of a run waits for a call of a tracker
@@ -128,12 +129,3 @@ def start_tracker(name: str, tracker: Tracker, run: TrackedRun) -> str | None:
     except Exception as error:
         remedy = "--tracker none goes on without it"
         raise RunError(f"tracker {name!r} cannot start: {first_line(error)}; {remedy}") from error
-
-
-def flat_metrics(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Joins splits and names of metrics.
-
-    >>> flat_metrics({"test": {"loss": 0.5}})
-    {'test/loss': 0.5}
-    """
-    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
