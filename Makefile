@@ -6,9 +6,13 @@
 # make docs            the pages as a site, build/site/index.html; a warning is an error
 # make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed
 # PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
+# UV=uv installs packages by uv, which is faster than pip.
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
+UV ?=
+# The command that installs packages into an environment.
+install = $(if $(UV),$(UV) pip install --python,) $(1)/bin/python $(if $(UV),,-m pip install --disable-pip-version-check) --quiet
 
 .PHONY: demo test test-lowest test-newest lint docs kill clean
 
@@ -20,7 +24,7 @@ test: $(VENV)/.installed-dev
 
 # gymnax allows jax below 0.12 only, so the newest versions are tested without it.
 PACKAGES_lowest := -c constraints-lowest.txt -e '.[pytest,gymnasium,rl,equinox]'
-PACKAGES_newest := --upgrade --upgrade-strategy eager -e '.[pytest,gymnasium,equinox]'
+PACKAGES_newest := --upgrade $(if $(UV),,--upgrade-strategy eager) -e '.[pytest,gymnasium,equinox]'
 # A stamp for each week, so that the newest versions are those of this week.
 INSTALLED_lowest := .venv-lowest/.installed
 INSTALLED_newest := .venv-newest/.installed-$(shell date +%G-%V)
@@ -45,7 +49,7 @@ test-lowest test-newest: test-%:
 $(INSTALLED_lowest): constraints-lowest.txt
 $(INSTALLED_lowest) $(INSTALLED_newest): pyproject.toml
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGES_$(@D:.venv-%=%))
+	$(call install,$(@D)) $(PACKAGES_$(@D:.venv-%=%))
 	rm -f $(@D)/.installed*
 	touch $@
 
@@ -69,11 +73,11 @@ kill: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "foldax needs Python 3.11 to 3.13; choose one with PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(call install,$(VENV)) -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call install,$(VENV)) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
