@@ -15,7 +15,7 @@ import foldax
 from foldax.engine import compiled, evaluation, loop
 from foldax.engine.checkpoint import Checkpoints, host_arrays
 from foldax.engine.setup import make_program
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, ExperimentError
 from tests.conftest import Config, tiny, tiny_dataset, tiny_learner
 
 
@@ -492,3 +492,23 @@ def test_a_monitor_that_does_not_exist(monitor: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         foldax.train(tiny, config, dataset=with_sets(config, ood=0.0), save=False, verbose=False)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("dispatch", "where"), [("loop", "while"), ("step", "log")])
+def test_jax_finds_nans_in_a_run(dispatch: str, where: str) -> None:
+    """JAX repeats a program that gave NaN on the same arrays, so none of them may be donated."""
+
+    def learner(config: Config, info: None) -> foldax.Learner:
+        return foldax.Learner(
+            init=lambda key, examples: jax.numpy.float32(3),
+            update=lambda state, batch, key: (state - 1, {"loss": jax.numpy.log(state - 0.5)}),
+            evaluate=lambda state, batch, key: {"loss": state[None]},
+        )
+
+    experiment, config = foldax.Experiment(Config, learner), Config(steps=3, evaluate_every=1, dispatch=dispatch)
+    with jax.debug_nans(True):
+        assert foldax.train(experiment, config, save=False, verbose=False).step == 3
+        with pytest.raises(
+            (FloatingPointError, ExperimentError), match=rf"invalid value \(nan\) encountered in {where}"
+        ):
+            foldax.train(experiment, dataclasses.replace(config, steps=6), save=False, verbose=False)

@@ -40,18 +40,41 @@ def count_traces(name: str, function: Callable[P, R]) -> Callable[P, R]:
     return counting
 
 
+def jit_and_donate(function: Callable[..., R], donated: str, **options: Any) -> Callable[..., R]:
+    """Jits a function that donates an argument, unless `jax_debug_nans` is on: it repeats a program that gave NaN.
+
+    Args:
+      function: the function.
+      donated: name of the argument.
+      **options: of `jax.jit`.
+
+    >>> total = jnp.ones(2)
+    >>> add = jit_and_donate(lambda total, x: total + x, "total")
+    >>> with jax.debug_nans(True):
+    ...     added = add(total, 1.0)
+    >>> total.is_deleted()
+    False
+    """
+    donating, keeping = jax.jit(function, donate_argnames=donated, **options), jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> R:
+        return (keeping if jax.config.jax_debug_nans else donating)(*args, **kwargs)  # type: ignore[attr-defined]
+
+    return call
+
+
 def jit_fold() -> tuple[Callable[..., Fold], Callable[..., tuple[Fold, folds.ChunkReport]]]:
     """Jits `initial_fold` and `advance`; jitted anew, they are traced again also for a known program."""
     initial_fold = jax.jit(count_traces("initial_fold", folds.initial_fold), static_argnames="program")
     # Folds are donated: the new one takes the memory of the old one.
-    counted = count_traces("advance", folds.advance)
-    return initial_fold, jax.jit(counted, static_argnames="program", donate_argnames="fold")
+    return initial_fold, jit_and_donate(count_traces("advance", folds.advance), "fold", static_argnames="program")
 
 
 initial_fold, advance = jit_fold()
-advance_one_step = jax.jit(folds.advance_one_step, static_argnames="program", donate_argnames="fold")
+advance_one_step = jit_and_donate(folds.advance_one_step, "fold", static_argnames="program")
 log_sums = jax.jit(folds.log_sums)
-reset_metric_sums = jax.jit(folds.reset_metric_sums, donate_argnames="fold")
+reset_metric_sums = jit_and_donate(folds.reset_metric_sums, "fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
 update_best = jax.jit(folds.update_best, donate_argnames="best")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

@@ -154,7 +154,7 @@ def monitored_metric(
         average = evaluation.metric_sums[metric]
         return average.total / average.count
     if program.experiment.summarize is None and not is_needed:
-        return jnp.full(() if num_members is None else (num_members,), jnp.nan, jnp.float32)
+        return jnp.asarray(np.full(() if num_members is None else (num_members,), np.nan, np.float32))
     if num_members is not None:
         # `summarize` runs on the host, member by member.
         on_host = jax.device_get(evaluation)

@@ -57,7 +57,7 @@ def _initial_fold(mesh: Mesh, program: Program, config: Config, seed: jax.Array,
     return _vmap_over_mesh(start, mesh, (0, 0, None, None), FOLD_AXES)(config, seed, examples, data)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "program"), donate_argnames="fold")
+@functools.partial(compiled.jit_and_donate, donated="fold", static_argnames=("mesh", "program"))
 @functools.partial(compiled.count_traces, "advance")
 def _advance(
     mesh: Mesh, program: Program, config: Config, seed: jax.Array, fold: Fold, stopped: jax.Array, **bounds: Any
