@@ -153,6 +153,9 @@ class Learner(NamedTuple):
         place of an array's `InputSpec`: it is the dataset's field of that name. None: the dataset's "inputs", and its
         "mask" if it has one.
       sampler: draws samples for `foldax sample`; None if there is nothing to sample.
+      inference_state: `(state) -> state` selects what `evaluate`, `predict` and the sampler need, as T5X's
+        `InferenceState` does: the copy of the best state holds no more. Both take its result in place of a state, whose
+        other fields may be None. None: the whole state.
 
     >>> mean_of_data = Learner(
     ...     init=lambda key, examples: jnp.zeros(()),
@@ -172,13 +175,14 @@ class Learner(NamedTuple):
     environment_steps: EnvironmentSteps | None = None
     predict_inputs: Mapping[str, InputSpec | None] | None = None
     sampler: Sampler | None = None
+    inference_state: Callable[[State], State] | None = None
 
     def with_inner(self, inner: Callable[[State], State], **functions: Any) -> "Learner":
         """Copies the learner with other functions, for a wrapper that predicts and samples as the wrapped learner does.
 
         Args:
           inner: gets the wrapped learner's state from the wrapper's.
-          **functions: `init`, `update` and `evaluate` of the wrapper.
+          **functions: `init`, `update` and `evaluate` of the wrapper, and `inference_state` if it has one.
 
         >>> doubled = Learner(min, min, min, lambda state, inputs, key: state * inputs).with_inner(lambda s: s["w"])
         >>> doubled.predict({"w": 2}, 3, None)
@@ -189,7 +193,8 @@ class Learner(NamedTuple):
             functions["predict"] = lambda state, inputs, key: predict(inner(state), inputs, key)
         if sampler is not None:
             functions["sampler"] = sampler._replace(draw=lambda state, *rest: sampler.draw(inner(state), *rest))
-        return self._replace(**functions)
+        # That of the wrapped learner takes another state.
+        return self._replace(**{"inference_state": None, **functions})
 
 
 def as_average(value: Any) -> Average:

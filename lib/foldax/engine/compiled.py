@@ -76,8 +76,14 @@ advance_one_step = jit_and_donate(folds.advance_one_step, "fold", static_argname
 log_sums = jax.jit(folds.log_sums)
 reset_metric_sums = jit_and_donate(folds.reset_metric_sums, "fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
-update_best = jax.jit(folds.update_best, donate_argnames="best")
+update_best = jit_and_donate(folds.update_best, "best", static_argnames="program")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def inference_state(program: Program, config: Any, state: State) -> State:
+    """Copies what evaluation and prediction need of a state: the best state so far, which is donated by itself."""
+    return jax.tree.map(jnp.copy, folds.inference_state(program, config, state))
 
 
 def copy_to_host(tree: Any) -> Any:

@@ -82,7 +82,7 @@ class BestState(NamedTuple):
       step: int32 [], when it was reached, or -1.
       evaluations_without_improvement: int32 [], number of evaluations since.
       stopped: bool [], whether patience ran out: from then on `advance` does nothing.
-      state: the learner's state at that step; None where it is not kept.
+      state: `inference_state` of the learner's state at that step; None where it is not kept.
     """
 
     value: jax.Array
@@ -347,17 +347,25 @@ def _divide(program: Program, batch: Batch) -> Batch:
     return jax.lax.with_sharding_constraint(batch, sharding)
 
 
+def inference_state(program: Program, config: Any, state: State) -> State:
+    """Selects what evaluation and prediction need of a learner's state; see `Learner.inference_state`."""
+    select = make_learner(program, config).inference_state
+    return state if select is None else select(state)
+
+
 def initial_best(state: State | None) -> BestState:
     """Creates the `BestState` before any evaluation, on the host; with a state, the best state will be kept."""
     return BestState(np.array(0, np.float32), np.array(-1, np.int32), np.array(0, np.int32), np.array(False), state)  # type: ignore[arg-type]
 
 
 def update_best(
-    best: BestState, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
+    program: Program, config: Any, best: BestState, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
 ) -> tuple[BestState, jax.Array]:
     """Compares an evaluation with the best one so far, and stops early when patience runs out.
 
     Args:
+      program: the static part of the run.
+      config: the experiment's traced config.
       best: the best evaluation so far.
       fold: the fold that was evaluated.
       value: float [], the monitored metric.
@@ -378,7 +386,8 @@ def update_best(
     # Selected, not branched: the same program serves vmapped members, of which some improve.
     state = best.state
     if state is not None:
-        state = jax.tree.map(lambda new, old: jnp.where(better, new, old), fold.state, state)
+        new_state = inference_state(program, config, fold.state)
+        state = jax.tree.map(lambda new, old: jnp.where(better, new, old), new_state, state)
     stopped = best.stopped | (evaluations >= patience) | ~finite
     value, step = jnp.where(better, value, best.value), jnp.where(better, fold.step, best.step)
     return BestState(value, step, evaluations, stopped, state), stopped

@@ -171,7 +171,9 @@ def evaluate_and_compare(run: Run) -> tuple[dict[str, evaluation.SplitEvaluation
     evaluated, is_needed = evaluations[monitored[0]], needs_monitor(config)
     value = evaluation.monitored_metric(run.program, evaluated, monitored, run.num_members, is_needed)
     sign, patience = np.float32(1 if config.mode == "max" else -1), np.int32(min(config.patience or NEVER, NEVER))
-    run.best, stopped = run.compiled.update_best(run.best, run.fold, value, sign, patience)
+    program, traced_config = run.program, run.arguments["config"]
+    best = program, traced_config, run.best, run.fold, value, sign, patience
+    run.best, stopped = run.compiled.update_best(*best)
     return evaluations, stopped
 
 

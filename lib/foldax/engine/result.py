@@ -23,7 +23,8 @@ class Result:
       config: its config.
       info: static facts of the training split, or None.
       dataset: the data, or None.
-      state: the learner's state, of the best evaluation or of the last step, as `config.keep` says.
+      state: the learner's state, of the best evaluation (its `inference_state`) or of the last step, as `config.keep`
+        says.
       final_state: the learner's state after the last step.
       step: number of updates done.
       best_step: step of the best evaluation; None if `state` is the last one.

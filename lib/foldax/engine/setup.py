@@ -61,12 +61,16 @@ def start_run(
         names = check_evaluate(program, traced_config, seed, fold.state, dataset)
         check_monitor(config, experiment, dataset, names)
         keeps_best = config.keep == "best" and has_monitored_split(config, dataset)
-        best = _place(program, device, initial_best(compiled.copy(fold.state) if keeps_best else None))
+        best = _place(program, device, initial_best(None))
+        if keeps_best:
+            best = best._replace(state=compiled.inference_state(program, traced_config, fold.state))
+            check_evaluate(program, traced_config, seed, best.state, dataset)
     # 2. The newest checkpoint, else the parameters of another run.
     restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
     if restored is None and hooks.replace_initial_state is not None:
         fold = fold._replace(state=compiled.copy(_place(program, device, hooks.replace_initial_state(fold.state))))
-        best = best._replace(state=compiled.copy(fold.state) if keeps_best else None)
+        if keeps_best:
+            best = best._replace(state=compiled.inference_state(program, traced_config, fold.state))
     run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
     if restored is not None:
         tree, meta = restored

@@ -62,12 +62,14 @@ def load_run(
         dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
         program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
         with compiled.user_errors(program, *arguments):
-            like = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
+            last = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
+            best = jax.eval_shape(functools.partial(compiled.inference_state, program), arguments[0], last)
     info = program.info
     provenance.warn_of_changes(path, saved.manifest, experiment)
     provenance.check_data(path, saved.manifest, getattr(info, "fingerprint", None), allow_other_data)
     # 3. The states, checked against that structure.
-    states = {name: _restore_state(saved.arrays, name, like, path) for name in {"last", saved.state}}
+    like = {"last": last, "best": best}
+    states = {name: _restore_state(saved.arrays, name, like[name], path) for name in {"last", saved.state}}
     result = saved.result or {}
     return Result(
         experiment=experiment,

@@ -84,12 +84,20 @@ def _evaluate(
     return _vmap_over_mesh(evaluate_member, mesh, (0, 0, 0, None, None, None), 0)(config, seed, state, *block)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="best")
+@functools.partial(jax.jit, static_argnames=("mesh", "program"))
+def _inference_state(mesh: Mesh, program: Program, config: Config, state: State) -> State:
+    select = functools.partial(folds.inference_state, program)
+    return jax.tree.map(jnp.copy, _vmap_over_mesh(select, mesh, (0, 0), 0)(config, state))
+
+
+@functools.partial(compiled.jit_and_donate, donated="best", static_argnames=("mesh", "program"))
 def _update_best(
-    mesh: Mesh, best: BestState, fold: Fold, value: jax.Array, sign: jax.Array, patience: jax.Array
+    mesh: Mesh, program: Program, config: Config, best: BestState, fold: Fold, *comparison: jax.Array
 ) -> tuple[BestState, jax.Array]:
-    in_axes = (0, FOLD_AXES, 0, None, None)
-    return _vmap_over_mesh(folds.update_best, mesh, in_axes, 0)(best, fold, value, sign, patience)
+    """Compares an evaluation with the best one: `comparison` is value, sign and patience of `fold.update_best`."""
+    update = functools.partial(folds.update_best, program)
+    in_axes = (0, 0, FOLD_AXES, 0, None, None)
+    return _vmap_over_mesh(update, mesh, in_axes, 0)(config, best, fold, *comparison)
 
 
 class VmappedMembers:
@@ -152,7 +160,9 @@ class VmappedMembers:
         # 4. Best states, of which each member has its own.
         keeps_best = config.keep == "best" and setup.has_monitored_split(config, dataset)
         best = jax.tree.map(lambda x: np.broadcast_to(x, (len(rows), *x.shape)), initial_best(None))
-        best = self._shard(best)._replace(state=compiled.copy(fold.state) if keeps_best else None)
+        best = self._shard(best)
+        if keeps_best:
+            best = best._replace(state=_inference_state(self.mesh, program, configs, fold.state))
         run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
         functions = (_advance, _evaluate, _update_best)
         run.compiled = CompiledFunctions(*(functools.partial(function, self.mesh) for function in functions))
@@ -237,7 +247,8 @@ class VmappedMembers:
         if run.best.state is not None:
             # A member without a finite evaluation is tested in its last state.
             best_step = jax.device_get(run.best.step)
-            state = _best_or_last_state(run.best, run.fold.state)
+            last = _inference_state(self.mesh, run.program, run.arguments["config"], run.fold.state)
+            state = _best_or_last_state(run.best, last)
         with self._user_errors():
             splits = setup.evaluation_splits(run.dataset)
             evaluations = {split: jax.device_get(evaluation.evaluate_split(run, state, split)) for split in splits}

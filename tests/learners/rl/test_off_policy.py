@@ -678,3 +678,18 @@ def test_a_restarted_host_truncates_the_episodes_before():
     np.testing.assert_array_equal(batch.next_observations[:, 0], [5, 6, 6, 6, 53, 54, 55, 56])
     np.testing.assert_array_equal(batch.rewards, [3, 3, 2, 1, 3, 3, 3, 3])
     assert (batch.discounts > 0).all()  # truncated, not terminated
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: make_dqn(choice()), lambda: make_sac(continuous()), lambda: make_td3(continuous())]
+)
+def test_policies_need_no_stored_transitions(make):
+    learner = make()
+    state = jax.eval_shape(lambda: learner.init(KEY, None))
+    kept = learner.inference_state(state)
+    assert (kept.replay.buffer, kept.replay.priority_tree) == (None, None)
+    request = rl.ExplorationRequest(state.replay.environment_state.observation)
+    for inputs in (request, request.observation):
+        actions = jax.eval_shape(learner.predict, kept, inputs, KEY)
+        assert actions == jax.eval_shape(learner.predict, state, inputs, KEY)
+    assert jax.eval_shape(learner.evaluate, kept, None, KEY)["return"].shape == (4,)

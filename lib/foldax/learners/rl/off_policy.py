@@ -148,6 +148,11 @@ def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplaySt
     return collect_transitions(setup, state, select_action, action_key, None)[0], observation
 
 
+def inference_state(state: State) -> State:
+    """Drops the stored transitions from a state with a field `replay`, which only training needs."""
+    return state._replace(replay=state.replay._replace(buffer=None, priority_tree=None))
+
+
 def count_environment_steps(setup: ReplaySetup) -> EnvironmentSteps:
     """Counts the environment steps of a learner; on the host the random ones belong to the first updates."""
     random_steps = 0 if isinstance(setup.environment, rl.HostSpec) else setup.learning_starts
@@ -223,8 +228,7 @@ def train_steps(setup: ReplaySetup, train: Train, state: State) -> tuple[State, 
     if isinstance(setup.environment, rl.Environment):
         state, metrics = train(state)
         return state, {**metrics, "replay_size": size}
-    # On the host, the first updates only fill the buffer.
-    ready = state.replay.environment_steps >= setup.learning_starts
+    ready = state.replay.environment_steps >= setup.learning_starts  # the first updates only fill the buffer
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(train, state)[1])
     # `lax.cond` runs one branch only because learners of host environments are never under `vmap`.
     state, metrics = jax.lax.cond(ready, train, lambda state: (state, zeros), state)
@@ -377,10 +381,10 @@ def check_settings(setup: ReplaySetup) -> None:
 def _refresh_priorities(settings: ReplaySettings, state: ReplayState) -> ReplayState:
     """Makes the row that has just completed its n steps samplable, and the rows that were overwritten no longer.
 
-    Without prioritised replay nothing changes.
-    One step of all environments can change these rows: the one that now has n steps; the newest, which has fewer and
-    replaces an old one; and those whose frames were overwritten, at most three by the frames of a step, by the first
-    frames of new episodes and by those of a restarted host, and one more for each further frame of a stack.
+    Nothing changes without priorities. One step of all environments can change these rows: the one that has n steps
+    now; the newest, which replaces an old one; and those whose frames were overwritten, at most three by the frames
+    of a step, by first frames of new episodes and by those of a restarted host, and one for each further frame of a
+    stack.
     """
     buffer, tree = state.buffer, state.priority_tree
     if tree is None:

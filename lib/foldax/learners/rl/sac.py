@@ -316,4 +316,5 @@ def sac(
         return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
-    return Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)
+    learner = Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)
+    return learner._replace(inference_state=off_policy.inference_state)
