@@ -1,6 +1,7 @@
 """What a run was made with is recorded once, and compared by all that use the run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_a_run_is_not_resumed_on_other_data_unless_they_are_allowed(interrupted:
     with pytest.raises(DataError, match="have changed"):
         foldax.load_run(interrupted, experiment)
     assert foldax.load_run(interrupted, experiment, allow_other_data=True).step == 12
+
+
+def test_a_finished_run_without_checkpoints_is_left_as_it_is_where_its_data_are_others(experiment, tmp_path) -> None:
+    path = tmp_path / "run"
+    foldax.train(experiment, Config(), run_dir=path, verbose=False)
+    shutil.rmtree(path / "checkpoints")
+    names = ("metrics.jsonl", "performance.jsonl", "result.json", "config.json")
+    before = {name: (path / name).read_bytes() for name in names}
+    with pytest.raises(DataError, match="have changed"):
+        foldax.train(with_other_data(experiment), Config(), run_dir=path, resume=True, verbose=False)
+    assert {name: (path / name).read_bytes() for name in names} == before
+    assert read_json(path / "manifest.json")["status"] == "finished"
+    # With its own data it is trained again, to the same log.
+    foldax.train(experiment, Config(), run_dir=path, resume=True, verbose=False)
+    assert (path / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
 
 
 def test_a_sweep_is_not_resumed_on_other_data_unless_they_are_allowed(experiment, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import contextlib
 from pathlib import Path
 
 from foldax.configuration import to_json
-from foldax.engine.history import History
 from foldax.engine.state import Run
 from foldax.experiment import experiment_name
 from foldax.runs import folder
@@ -35,8 +34,10 @@ class Recorder:
     def start(self, run: Run) -> None:
         """Starts the trackers and the measurements of a run, before its first chunk.
 
+        Lines after its step, which it writes again, are removed; those of metrics before it become its history.
+
         Raises:
-          RunError: a tracker cannot start.
+          RunError: a tracker cannot start, or a file cannot be written.
         """
         config, name = run.config, experiment_name(run.program.experiment)
         tracked_run = TrackedRun(name, self._path.resolve().name, self._path, to_json(config), run.step)
@@ -44,6 +45,8 @@ class Recorder:
         new_ids = self._tracking.start(tracked_run, ids)
         # Ids of trackers that are not used now are kept, for a session that chooses them again.
         folder.update_manifest(self._path, trackers=ids | new_ids, chosen_trackers=list(new_ids))
+        self._performance_log.rewind(run.step)
+        run.history = self._log.rewind(run.step)
         self._performance = Performance(run)
 
     def exclude(self, seconds: float) -> None:
@@ -74,15 +77,6 @@ class Recorder:
             self._performance_log.write(self._log_step, "performance", line)
             self._tracking.log(self._log_step, "performance", line)
             self._log_step = None
-
-    def rewind(self, step: int) -> History:
-        """Removes the lines after `step`, which a resumed run writes again, and returns the lines of metrics.
-
-        Raises:
-          RunError: the files cannot be written.
-        """
-        self._performance_log.rewind(step)
-        return self._log.rewind(step)
 
     def close(self) -> None:
         """Closes the files.

@@ -59,6 +59,21 @@ def latest_run_dir(experiment: Experiment, config: Any) -> Path:
     return new
 
 
+def check_steps(path: Path, config: Any, step: int) -> None:
+    """Checks that a run has not taken more steps than a config has.
+
+    Args:
+      path: the run folder.
+      config: the config with which to go on.
+      step: the step of the checkpoint at which the run goes on.
+
+    Raises:
+      ConfigError: it has.
+    """
+    if step > config.steps:
+        raise ConfigError(f"steps: {path} is at step {step} already, and {config.steps} are asked for; give more")
+
+
 def record_config(path: Path, config: Any, step: int) -> None:
     """Records that a run goes on with this config, before its first update; a result that it had goes to the manifest.
 
@@ -66,12 +81,7 @@ def record_config(path: Path, config: Any, step: int) -> None:
       path: the run folder.
       config: the config from now on.
       step: the step of the checkpoint at which the run goes on.
-
-    Raises:
-      ConfigError: the config has fewer steps than the run.
     """
-    if step > config.steps:
-        raise ConfigError(f"steps: {path} is at step {step} already, and {config.steps} are asked for; give more")
     manifest, saved = folder.read_json(path / "manifest.json"), folder.read_json(path / "config.json")
     session = manifest["sessions"][-1]
     session["step"] = step

@@ -196,9 +196,7 @@ def _train_in_folder(
         stop_on_signals(f"stopped before its first step; go on with: {command}") as stop_requested,
     ):
         hooks = make_hooks(progress, stop_requested=stop_requested, recorder=recorder)._replace(
-            load_history=recorder.rewind,
-            checkpoints=checkpoints,
-            profile_dir=path / "profile" if config.profile else None,
+            checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
         )
         with pretrained.inputs_of(experiment, config):
             result = fit(experiment, config, hooks, dataset)
@@ -264,7 +262,8 @@ def _hooks(
         if path is not None and recorder is not None:
             _check_inputs(path, run, allow_other_data)
             recorder.start(run)
-            _record_start(path, run)  # only now: until here, a finished run is as it was
+            # Only now are its files changed: until here, a finished run is as it was.
+            _record_start(path, run)
         if verbose:
             _print_start(run)
 
@@ -283,10 +282,11 @@ def _hooks(
 def _check_inputs(path: Path, run: Run, allow_other_data: bool) -> None:
     """Records the data of a run; raises an error if they, or other runs that it reads, are not those it had."""
     info = run.program.info
+    resuming.check_steps(path, run.config, run.step)
+    pretrained.check_inputs(folder.read_json(path / "manifest.json"), allow_other_data)
     if info is not None:
         reason = nonresumable_reason(run.dataset)
         folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
-    pretrained.check_inputs(folder.read_json(path / "manifest.json"), allow_other_data)
 
 
 def _record_start(path: Path, run: Run) -> None:
