@@ -477,8 +477,18 @@ def test_a_file_runs_by_itself_and_the_module_starts_quickly(workdir) -> None:
     assert (run.returncode, run.stderr) == (2, "foldax: Config.steps: 0 is too small; it must be at least 1\n")
 
 
-def test_an_interrupt_is_one_line_also_while_the_command_line_is_imported(tmp_path) -> None:
-    (tmp_path / "jax.py").write_text("raise KeyboardInterrupt")  # the first that foldax imports
+CTRL_C_IN_A_COMPILED_MODULE = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as error:
+    raise ImportError("a compiled module could not be loaded") from error
+"""
+
+
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", CTRL_C_IN_A_COMPILED_MODULE], ids=["python", "compiled"])
+def test_an_interrupt_is_one_line_also_while_the_command_line_is_imported(tmp_path, code) -> None:
+    (tmp_path / "jax.py").write_text(code)  # the first that foldax imports
     code = "import sys, foldax_command; sys.exit(foldax_command.main())"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'lib'}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
