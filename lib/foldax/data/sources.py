@@ -29,6 +29,9 @@ from foldax.errors import DataError
 Batch = dict[str, jax.Array]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 MAX_BATCHES = 64  # batches in a block of a stream
+# Examples in a block of a stream: grain shuffles positions one by one, 50,000 a second, and a stream that is closed
+# waits for the blocks that are being read.
+MAX_EXAMPLES = 2**15
 MAX_STEPS = 2**40  # batches of a stream without epochs
 RELEASE_SECONDS = 1.0  # at most, at exit
 _OPEN: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -122,7 +125,7 @@ class StreamSource:
         self.device: Any = None
         self.transform = transform
         self.bounds = None if weights is None else sampling_bounds(weights)
-        self.feed = StreamFeed(_batches_per_block(examples, batch_size))
+        self.feed = StreamFeed(max(1, min(_batches_per_block(examples, batch_size), MAX_EXAMPLES // batch_size)))
         self.all_examples, self.indices = memory_mapped(examples) if workers else examples, indices
         self._batch_size, self.workers = batch_size, workers
 
@@ -167,7 +170,7 @@ class StreamSource:
         if self.bounds is None:
             positions = grain.MapDataset.range(len(self.indices)).shuffle(scattered)
             # First batches of an epoch, then blocks of batches, which may span two epochs.
-            batches = positions.batch(self._batch_size, drop_remainder=True).repeat()
+            batches = positions.batch(self._batch_size, drop_remainder=True, batch_fn=np.array).repeat()
         else:
             draw = partial(draw_rows, self.bounds, scattered, self._batch_size)
             batches = grain.MapDataset.range(MAX_STEPS).map(draw)
