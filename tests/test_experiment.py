@@ -70,3 +70,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ExperimentError, match=r"exp.py' cannot be read: Permission denied"):
         foldax.load_experiment(path)
     assert provenance.edited_file({"file": str(path), "file_sha256": "1f3a"}) is None
+
+
+def test_a_script_that_loads_its_run_while_it_is_imported_is_one_error(tmp_path: Path) -> None:
+    """Without a `__main__` guard its code runs when the run's experiment is imported, and would load the run again."""
+    path = tmp_path / "script.py"
+    path.write_text(
+        "import foldax\nexperiment = foldax.Experiment(foldax.Training, print)\nfoldax.load_experiment(__file__)\n"
+    )
+    with pytest.raises(ExperimentError, match=r'^script.py would import itself .* below `if __name__ == "__main__":`'):
+        foldax.load_experiment(path)
+    path.write_text(path.read_text().replace("foldax.load_experiment(__file__)", ""))
+    assert foldax.load_experiment(path).config is foldax.Training

@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ from foldax.errors import ExperimentError
 from foldax.learner import Learner
 
 _folders: list[str] = []  # of experiment files that were imported, as they are in `sys.path`
+_importing: ContextVar[tuple[Path, ...]] = ContextVar("importing", default=())  # files whose code runs now
+
+
+class _ImportsItselfError(ExperimentError):
+    """An experiment file loads itself while it is imported."""
 
 
 class Experiment(NamedTuple):
@@ -87,7 +93,7 @@ def load_experiment(path: str | Path) -> Experiment:
     """Imports a Python file, which may import modules beside it, and returns its `experiment`.
 
     Raises:
-      ExperimentError: there is no such file, its code fails, or it defines no `experiment`.
+      ExperimentError: there is no such file, its code fails or loads the file again, or it defines no `experiment`.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,14 +112,26 @@ def load_experiment(path: str | Path) -> Experiment:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{str(path)!r} is not a Python file (its name must end in .py)")
+    if path in _importing.get():
+        remedy = (
+            'put such calls below `if __name__ == "__main__":`, or hand the experiment over: load_run(path, experiment)'
+        )
+        raise _ImportsItselfError(
+            f"{path.name} would import itself without end: it loads its runs while imported; {remedy}"
+        )
     module = importlib.util.module_from_spec(spec)
     # Registered before its code runs: dataclasses and pickle look their module up by name.
     sys.modules[name] = module
     _import_from(path.parent)
+    token = _importing.set((*_importing.get(), path))
     try:
         spec.loader.exec_module(module)
+    except _ImportsItselfError:
+        raise
     except Exception as error:
         raise ExperimentError(f"{path.name} failed while it was imported:\n{user_traceback(error, path)}") from error
+    finally:
+        _importing.reset(token)
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         remedy = "end it with `experiment = foldax.Experiment(Config, learner, dataset)`"
