@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from foldax.engine.current_program import inputs_of
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Learner, State
@@ -67,7 +68,8 @@ class Result:
     @property
     def learner(self) -> Learner:
         """The learner, built from the config."""
-        return self.experiment.learner(self.config, self.info)
+        with inputs_of(self.experiment, self.config):
+            return self.experiment.learner(self.config, self.info)
 
     def examples(self, split: str) -> dict[str, np.ndarray]:
         """Reads the examples of an evaluation split, `[N, ...]` by key, in the order of `values`."""

@@ -11,6 +11,7 @@ import numpy as np
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled, setup
 from foldax.engine.checkpoint import array_spec, leaves_by_path, tree_from_arrays
+from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.result import Result
 from foldax.errors import RunError
@@ -19,7 +20,7 @@ from foldax.learner import State
 from foldax.runs import folder, provenance
 from foldax.runs.log import read_log
 from foldax.runs.tables import join_first
-from foldax.runs.transfer import parameters, pretrained
+from foldax.runs.transfer import parameters
 
 
 def load_run(
@@ -58,7 +59,7 @@ def load_run(
         config = folder.read_config(path, experiment.config, folder.read_json(path / "config.json"))
     saved = parameters.read_run(path)
     # 2. The structure of the state, from the program that the experiment file makes now.
-    with pretrained.inputs_of(experiment, config):
+    with inputs_of(experiment, config):
         dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
         program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
         with compiled.user_errors(program, *arguments):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foldax.engine.checkpoint import Checkpoints
+from foldax.engine.current_program import inputs_of
 from foldax.engine.loop import NEVER, Hooks, Run, fit
 from foldax.errors import RunError
 from foldax.experiment import Experiment
@@ -99,7 +100,7 @@ def run_and_compare(
         replace_initial_state = initial_parameters.initial_state_hook(source)
         hooks = Hooks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
         # Where other configs came before, one step of it after another, as the run went on.
-        with pretrained.inputs_of(experiment, config), _checkpoints_between(earlier) as checkpoints:
+        with inputs_of(experiment, config), _checkpoints_between(earlier) as checkpoints:
             hooks = hooks._replace(checkpoints=checkpoints)
             for earlier_config, end in earlier:
                 history = fit(experiment, earlier_config, hooks, until=end).history

@@ -12,6 +12,7 @@ from foldax.data.arrays import SPLITS
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
+from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.loop import Hooks, Run, fit
 from foldax.engine.result import Result
@@ -96,7 +97,7 @@ def train(
     # 3. Without a folder
     if path is None:
         progress = Progress(experiment_name(experiment), config.steps, verbose)
-        ascribed = pretrained.inputs_of(experiment, config)
+        ascribed = inputs_of(experiment, config)
         with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
             callbacks = _hooks(progress, timer, stop_requested, source, verbose, every)
             return fit(experiment, config, callbacks, dataset)
@@ -198,7 +199,7 @@ def _train_in_folder(
         hooks = make_hooks(progress, stop_requested=stop_requested, recorder=recorder)._replace(
             checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
         )
-        with pretrained.inputs_of(experiment, config):
+        with inputs_of(experiment, config):
             result = fit(experiment, config, hooks, dataset)
         pretrained.record_inputs(path, experiment, [config])  # also what only an update has read
     if result.status == "interrupted":
@@ -261,8 +262,8 @@ def _hooks(
     def on_start(run: Run) -> None:
         if path is not None and recorder is not None:
             _check_inputs(path, run, allow_other_data)
-            recorder.start(run)
             # Only now are its files changed: until here, a finished run is as it was.
+            recorder.start(run)
             _record_start(path, run)
         if verbose:
             _print_start(run)
@@ -281,9 +282,9 @@ def _hooks(
 
 def _check_inputs(path: Path, run: Run, allow_other_data: bool) -> None:
     """Records the data of a run; raises an error if they, or other runs that it reads, are not those it had."""
-    info = run.program.info
     resuming.check_steps(path, run.config, run.step)
     pretrained.check_inputs(folder.read_json(path / "manifest.json"), allow_other_data)
+    info = run.program.info
     if info is not None:
         reason = nonresumable_reason(run.dataset)
         folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)

@@ -19,10 +19,10 @@ from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
 from foldax.engine.checkpoint import state_digest
+from foldax.engine.current_program import inputs_of
 from foldax.engine.state import NEVER, Hooks, Run
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
-from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.space import Config
 
 Item = TypeVar("Item")

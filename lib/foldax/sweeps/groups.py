@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from foldax.engine import compiled, loop
+from foldax.engine.current_program import inputs_of
 from foldax.engine.state import Hooks
 from foldax.experiment import Experiment
 from foldax.learner import State
@@ -16,7 +17,6 @@ from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.terminal import warn
 from foldax.runs.transfer import initial_parameters, matching, parameters
-from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, MemberResult, member_result, worker_devices
 from foldax.sweeps.plan import Group
 from foldax.sweeps.records import MemberCheckpoints, ResultStore

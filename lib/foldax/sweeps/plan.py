@@ -11,10 +11,10 @@ import jax
 from foldax.config_fields import field_kinds
 from foldax.data.protocol import Dataset
 from foldax.engine import setup
+from foldax.engine.current_program import inputs_of
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
 from foldax.field_values import is_config
-from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space

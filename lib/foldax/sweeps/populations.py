@@ -17,11 +17,11 @@ import numpy as np
 
 from foldax.configuration import parse_interval
 from foldax.engine import compiled, evaluation, setup
+from foldax.engine.current_program import inputs_of
 from foldax.engine.fold import BestState, Fold
 from foldax.engine.history import History
 from foldax.engine.state import Hooks, Run
 from foldax.errors import ConfigError
-from foldax.runs.transfer.pretrained import inputs_of
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.records import MemberCheckpoints

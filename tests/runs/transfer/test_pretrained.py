@@ -9,10 +9,14 @@ import pytest
 
 import foldax
 from foldax import cli, models, transfer
+from foldax.engine.current_program import inputs_of
 from foldax.errors import RunError
 from foldax.runs import folder
 from foldax.runs.reproduce import reproduce
 from foldax.runs.transfer import pretrained
+from foldax.sweeps.groups import SweepCallbacks
+from foldax.sweeps.launchers.launch import handle_event
+from foldax.sweeps.records import ResultStore
 from tests.conftest import Config, tiny
 
 
@@ -88,6 +92,24 @@ def test_a_run_goes_on_with_another_teacher_only_where_that_is_allowed(tmp_path:
         train(path, teacher, steps=8, resume=True)
 
 
+def test_a_look_at_a_learner_makes_its_inputs_none_of_later_runs(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    transfer.save(teacher, variables(2.0))
+    result = train(tmp_path / "run", teacher)
+    assert result.learner.predict is None
+    foldax.train(tiny, Config(steps=1), run_dir=tmp_path / "other", verbose=False)
+    assert "inputs" not in folder.read_json(tmp_path / "other" / "manifest.json")
+
+
+def test_a_sweep_names_what_its_workers_have_read() -> None:
+    config, other = WithTeacher(teacher="one"), WithTeacher(teacher="two")
+    read = {"path": "/gone/teacher.safetensors", "sha256": "1f3a"}
+    with inputs_of(experiment, config):
+        handle_event(("inputs", [read]), {}, {}, SweepCallbacks(None, ResultStore(None, 1), None, lambda: False))
+    assert read in pretrained.read_inputs(experiment, [config])
+    assert read not in pretrained.read_inputs(experiment, [other])
+
+
 def test_inputs_are_recorded_once_in_whatever_order_they_are_read(tmp_path: Path) -> None:
     transfer.save(tmp_path / "a.safetensors", variables(2.0))
     transfer.save(tmp_path / "b.safetensors", variables(3.0))
@@ -95,7 +117,7 @@ def test_inputs_are_recorded_once_in_whatever_order_they_are_read(tmp_path: Path
     for names in ("ba", "ab"):
         folder.write_json(tmp_path / "manifest.json", {"sessions": []})
         for name in names:
-            with pretrained.inputs_of(own, WithTeacher()):
+            with inputs_of(own, WithTeacher()):
                 foldax.pretrained(tmp_path / f"{name}.safetensors")
             pretrained.record_inputs(tmp_path, own, [WithTeacher()])
         manifest = folder.read_json(tmp_path / "manifest.json")

@@ -365,6 +365,7 @@ def test_a_worker_finds_the_run_from_its_own_working_directory(copied, tiny_file
     monkeypatch.chdir(tmp_path / "elsewhere")
     events = {event[0]: event[1:] for event in worker.run_job(json.loads(json.dumps(job)))}
     assert "error" not in events, events
+    assert "inputs" in events
     monkeypatch.chdir(tmp_path)
     lone = foldax.train(experiment, config, save=False, verbose=False)
     assert events["result"][0]["state_sha256"] == state_digest(lone.final_state)

@@ -1,17 +1,15 @@
 """`foldax.pretrained`: parameters of another run as an input of an experiment, recorded by the runs that use it."""
 
-import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from foldax.configuration import without_driver_fields
+from foldax.engine.current_program import current_program, program_key
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.runs import folder
@@ -23,7 +21,6 @@ Inputs = dict[str, dict[str, Any]]  # provenance by path
 # What experiments have read in this process. By program, because one that is compiled already reads nothing again; by
 # None outside of a run, such as in a file's body or a notebook's cell.
 _inputs: defaultdict[Hashable, Inputs] = defaultdict(dict)
-_program: ContextVar[Hashable] = ContextVar("program", default=None)
 
 
 def pretrained(run: str | Path) -> dict[str, Any]:
@@ -49,18 +46,17 @@ def pretrained(run: str | Path) -> dict[str, Any]:
     {'params': {'w': Array([1., 1.], dtype=float32)}}
     """
     source, variables = _read(str(run), _newest_change(run))
-    _inputs[_program.get()][source.provenance["path"]] = source.provenance
+    _inputs[current_program()][source.provenance["path"]] = source.provenance
     return variables
 
 
-@contextlib.contextmanager
-def inputs_of(experiment: Experiment, config: Any) -> Iterator[None]:
-    """Ascribes what is read in its block to a program; threads that are started in it need a block of their own."""
-    token = _program.set(_key(experiment, config))
-    try:
-        yield
-    finally:
-        _program.reset(token)
+def add_inputs(inputs: Iterable[dict[str, Any]]) -> None:
+    """Ascribes what another process has read, such as a worker of a sweep, to the current program.
+
+    Args:
+      inputs: as `read_inputs` returned them there.
+    """
+    _inputs[current_program()].update({one["path"]: one for one in inputs})
 
 
 def read_inputs(experiment: Experiment, configs: Iterable[Any]) -> list[dict[str, Any]]:
@@ -70,7 +66,7 @@ def read_inputs(experiment: Experiment, configs: Iterable[Any]) -> list[dict[str
       The provenance, sorted by path.
     """
     inputs = dict(_inputs[None])
-    for key in {_key(experiment, config) for config in configs}:
+    for key in {program_key(experiment, config) for config in configs}:
         inputs |= _inputs.get(key, {})
     return [inputs[path] for path in sorted(inputs)]
 
@@ -121,10 +117,6 @@ def _newest_inputs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The inputs of the last session that has recorded some, or of the first."""
     sessions = [manifest, *manifest.get("sessions", [])]
     return next((one["inputs"] for one in reversed(sessions) if "inputs" in one), [])
-
-
-def _key(experiment: Experiment, config: Any) -> Hashable:
-    return experiment, jax.tree.structure(without_driver_fields(config))
 
 
 @functools.lru_cache(maxsize=8)

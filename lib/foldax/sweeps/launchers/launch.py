@@ -15,8 +15,10 @@ from typing import NamedTuple, TypeAlias
 from foldax import errors
 from foldax.configuration import to_json
 from foldax.engine.checkpoint import checkpoint_steps
+from foldax.engine.current_program import inputs_of
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file
+from foldax.runs.transfer import pretrained
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.groups import SweepCallbacks
 from foldax.sweeps.launchers.pool import Handle, WorkerPool
@@ -89,7 +91,8 @@ def launch(
       FoldaxError: the launcher's package is missing, or a worker raised an error that would be raised again.
       RunError: the cluster does not answer, workers are lost again and again, or one has other data.
     """
-    fingerprints = {member.number: member.data_fingerprint for group in plan.groups for member in group.members}
+    members = {member.number: member for group in plan.groups for member in group.members}
+    fingerprints = {number: member.data_fingerprint for number, member in members.items()}
     with ray_pool(launcher) if isinstance(launcher, Ray) else slurm_pool(launcher, path) as pool:
         # 1. Cut what is left of the plan into jobs.
         waiting = collections.deque(make_jobs(experiment, plan, launcher.cpus, pool, callbacks, path))
@@ -103,8 +106,9 @@ def launch(
                 # 3. Collect results; what a lost worker leaves behind is submitted again, first.
                 for job, handle in list(running):
                     events, end_reason = pool.poll(handle)
-                    for event in events:
-                        handle_event(event, job, fingerprints, callbacks)
+                    with inputs_of(experiment, members[job["slice"]].config):
+                        for event in events:
+                            handle_event(event, job, fingerprints, callbacks)
                     if end_reason is not None:
                         running.remove((job, handle))
                         waiting.extendleft(_remaining_jobs(job, end_reason, attempts, callbacks))
@@ -244,6 +248,8 @@ def handle_event(event: Event, job: Job, fingerprints: dict[int, str | None], ca
         callbacks.on_result(MemberResult(**values[0]))
     elif kind == "data" and values[0] != fingerprints[job["members"][0][0]]:
         raise RunError("a worker loaded other data than is here: their fingerprints differ; see its FOLDAX_CACHE")
+    elif kind == "inputs":
+        pretrained.add_inputs(values[0])
     elif kind == "error":
         # The worker's own class of error, so that the exit code and message are those of a local sweep.
         raise getattr(errors, values[0], FoldaxError)(values[1])

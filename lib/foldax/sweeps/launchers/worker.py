@@ -17,6 +17,7 @@ from foldax.engine import compile_cache
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment, load_experiment
 from foldax.runs.progress import Progress
+from foldax.runs.transfer import pretrained
 from foldax.sweeps.exact import Member, MemberResult
 from foldax.sweeps.groups import SweepCallbacks, fold_groups
 from foldax.sweeps.plan import DatasetCache, Group
@@ -25,8 +26,9 @@ from foldax.sweeps.records import ResultStore
 STEPS_INTERVAL = 0.5  # seconds between two events of steps
 
 Event: TypeAlias = tuple[Any, ...]
-"""`("data", fingerprint)`, `("steps", [(number, step), ...])`, `("result", fields of a MemberResult)`, and at the end
-`("error", class name, message)` or `("end",)`: plain values, so that they pass as JSON."""
+"""`("data", fingerprint)`, `("steps", [(number, step), ...])`, `("result", fields of a MemberResult)`, `("inputs",
+[provenance, ...])`, and at the end `("error", class name, message)` or `("end",)`: plain values, so that they pass as
+JSON."""
 
 Job: TypeAlias = dict[str, Any]
 """A slice of a group as JSON values: slice (its first member), file of the experiment, sources `[(path, text), ...]` of
@@ -102,6 +104,7 @@ def _train(job: Job, callbacks: ForwardingCallbacks, send: Callable[[Event], Non
         members = [Member(number, job["group"], config, datasets(config)) for number, config in configs]
         send(("data", members[0].data_fingerprint))
         fold_groups(experiment, [Group(members, job["execution"], job["max_concurrent"], 0)], callbacks)
+        send(("inputs", pretrained.read_inputs(experiment, [member.config for member in members])))
         send(("end",))
     except FoldaxError as error:
         send(("error", type(error).__name__, str(error)))
