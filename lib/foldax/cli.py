@@ -257,7 +257,11 @@ def _resume(command: argparse.Namespace) -> int:
     from foldax.sweeps import command as sweep_command
 
     if folder.is_sweep(command.run_dir):
-        _reject(command.options)
+        if command.options:
+            problem = (
+                f"{command.options[0]}: {command.run_dir} is a sweep, whose members keep the fields that they have"
+            )
+            raise ConfigError(f"{problem}; start another sweep, `foldax sweep FILE {' '.join(command.options)} ...`")
         return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker, command.quiet)
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, command.options, config)

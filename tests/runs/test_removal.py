@@ -34,6 +34,22 @@ def test_runs_and_sweeps_are_removed_with_all_their_files(run, tmp_path, capsys)
     assert f"removed {run}, {sweep} (2.0 kB)" in capsys.readouterr().out
 
 
+def test_a_sweep_of_several_processes_is_removed_once_all_have_ended(tmp_path) -> None:
+    sweep = tmp_path / "sweep"
+    for path in (sweep, sweep / "process-1", sweep / "process-2"):
+        path.mkdir()
+        for name in removal.SWEEP_FILES:
+            (path / name).touch()
+    with folder.lock(sweep / "process-2"), pytest.raises(RunError, match="is in use by process"):
+        removal.remove_folders([sweep])
+    make_run(run := sweep / "process-1" / "members")
+    with pytest.raises(RunError, match="holds another run"):
+        removal.remove_folders([sweep])
+    run.rename(tmp_path / "elsewhere")
+    removal.remove_folders([sweep])
+    assert not sweep.exists()
+
+
 @pytest.mark.parametrize("missing", sorted(removal.RUN_FILES))
 def test_a_folder_without_the_files_of_a_run_is_refused(run, missing: str, capsys) -> None:
     (run / missing).unlink()

@@ -26,8 +26,8 @@ def remove_folders(paths: Sequence[Path], with_sweeps: bool = True) -> None:
     for path in paths:
         check_removable(path, with_sweeps)
     with contextlib.ExitStack() as locks:
-        for path in paths:
-            locks.enter_context(folder.lock(path, "it cannot be removed until that ends"))
+        for one in [one for path in paths for one in (path, *_process_folders(path))]:
+            locks.enter_context(folder.lock(one, "it cannot be removed until that ends"))
         for path in paths:
             try:
                 shutil.rmtree(path)
@@ -36,7 +36,7 @@ def remove_folders(paths: Sequence[Path], with_sweeps: bool = True) -> None:
 
 
 def check_removable(path: Path, with_sweeps: bool = True) -> None:
-    """Checks that a folder is one of a run or sweep, and holds no other.
+    """Checks that a folder is one of a run or sweep, and holds no other but those of a sweep's processes.
 
     Args:
       path: the folder.
@@ -57,9 +57,16 @@ def check_removable(path: Path, with_sweeps: bool = True) -> None:
     if not any(files <= set(os.listdir(path)) for files in kinds):
         rule = " or ".join(", ".join(sorted(files)) for files in kinds)
         raise RunError(f"{path} is not the folder of a run{' or sweep' * with_sweeps}, which has {rule}; not removed")
+    own = {path, *_process_folders(path)}
     for parent, _, files in os.walk(path):
-        if Path(parent) != path and any(kind <= set(files) for kind in (RUN_FILES, SWEEP_FILES)):
+        if Path(parent) not in own and any(kind <= set(files) for kind in (RUN_FILES, SWEEP_FILES)):
             raise RunError(f"{path} holds another run, {parent}; not removed")
+
+
+def _process_folders(path: Path) -> list[Path]:
+    """Folders in which the other processes of a sweep on several hosts write the same tables."""
+    is_sweep = set(os.listdir(path)) >= SWEEP_FILES
+    return sorted(one for one in path.glob("process-*") if is_sweep and set(os.listdir(one)) >= SWEEP_FILES)
 
 
 def remove_earlier_run(path: Path) -> None:
