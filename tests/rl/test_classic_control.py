@@ -183,10 +183,11 @@ def test_episodes_are_truncated_as_those_of_gymnasium(case: Case) -> None:
 
 
 def play(environment: rl.Environment, choose: Callable[[jax.Array], jax.Array]) -> dict[str, np.ndarray]:
-    def policy(observation: jax.Array, key: jax.Array) -> tuple[jax.Array, dict]:
-        return jax.vmap(choose)(observation), {}
+    def select_action(observation: jax.Array, key: jax.Array) -> jax.Array:
+        return jax.vmap(choose)(observation)
 
-    episodes = jax.jit(functools.partial(rl.play_episodes, environment, policy, num_episodes=64, max_steps=1_000))(KEY)
+    play_episodes = functools.partial(rl.play_episodes, environment, select_action, num_episodes=64, max_steps=1_000)
+    episodes = jax.jit(play_episodes)(KEY)
     assert episodes["finished"].all()
     return jax.device_get(episodes)
 

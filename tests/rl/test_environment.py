@@ -13,8 +13,12 @@ from tests.rl.environments import counter
 KEY = jax.random.key(0)
 
 
+def zeros(observation, key):
+    return jnp.zeros(len(observation), jnp.int32)
+
+
 def always_zero(observation, key):
-    return jnp.zeros(len(observation), jnp.int32), {"first_feature": observation[:, 0]}
+    return zeros(observation, key), {"first_feature": observation[:, 0]}
 
 
 def collect(environment, num_envs, num_steps, policy=always_zero):
@@ -55,12 +59,12 @@ def test_each_episode_is_counted_once_and_long_ones_are_stopped():
         return start, start[None].astype(jnp.float32)
 
     environment = counter(5)._replace(reset=reset)
-    episodes = jax.jit(lambda key: rl.play_episodes(environment, always_zero, key, 16, 100))(KEY)
+    episodes = jax.jit(lambda key: rl.play_episodes(environment, zeros, key, 16, 100))(KEY)
     starts = 5 - np.asarray(episodes["length"])
     assert set(starts) == {0, 1, 2}
     np.testing.assert_array_equal(episodes["return"], [sum(range(start + 1, 6)) for start in starts])
     assert episodes["finished"].all()
-    stopped = rl.play_episodes(counter(5), always_zero, KEY, 2, 3)
+    stopped = rl.play_episodes(counter(5), zeros, KEY, 2, 3)
     np.testing.assert_array_equal(stopped["length"], 3)
     assert not stopped["finished"].any()
 

@@ -93,7 +93,7 @@ def test_arms_pay_with_their_probabilities() -> None:
     environment = rl.bandit([0.1, 1.0, 0.0, 0.6])
     for arm, probability in enumerate([0.1, 1.0, 0.0, 0.6]):
         episodes = rl.play_episodes(
-            environment, lambda x, key, arm=arm: (jnp.full(len(x), arm), {}), KEY, num_episodes=4_000, max_steps=2
+            environment, lambda x, key, arm=arm: jnp.full(len(x), arm), KEY, num_episodes=4_000, max_steps=2
         )
         np.testing.assert_array_equal(episodes["length"], 1)
         assert episodes["return"].mean() == pytest.approx(probability, abs=0.03)

@@ -297,13 +297,19 @@ def episode_metrics(episodes: EpisodeStatistics) -> dict[str, Average]:
     return jax.tree.map(jnp.sum, {"return": episodes.episode_return, "length": episodes.episode_length})
 
 
-def play_episodes(environment: Environment, policy: Policy, key: Key, num_episodes: int, max_steps: int) -> Episodes:
+def play_episodes(
+    environment: Environment,
+    select_action: Callable[[Observation, Key], Action],
+    key: Key,
+    num_episodes: int,
+    max_steps: int,
+) -> Episodes:
     """Plays one episode in each of `num_episodes` parallel environments, in one loop until the last one ends.
 
     Args:
       environment: the environment.
-      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
-      key: randomness of environments and policy.
+      select_action: `(observation [N, ...], key) -> action [N, ...]`.
+      key: randomness of environments and actions.
       num_episodes: N.
       max_steps: number of steps after which an episode is stopped.
 
@@ -318,8 +324,8 @@ def play_episodes(environment: Environment, policy: Policy, key: Key, num_episod
     def take_step(carry: tuple[jax.Array, EnvironmentState, Episodes]) -> tuple[jax.Array, EnvironmentState, Episodes]:
         step, environment_state, episodes = carry
         # Number 0 is the key of the resets.
-        policy_key, environment_key = jax.random.split(jax.random.fold_in(key, step + 1))
-        action, _ = policy(environment_state.observation, policy_key)
+        action_key, environment_key = jax.random.split(jax.random.fold_in(key, step + 1))
+        action = select_action(environment_state.observation, action_key)
         environment_state, transition, _ = step_environments(environment, environment_state, action, environment_key)
         # Environments go on into further episodes, of which nothing is counted.
         is_first = ~episodes["finished"]
@@ -335,21 +341,26 @@ def play_episodes(environment: Environment, policy: Policy, key: Key, num_episod
 
 
 def evaluate_policy(
-    environment: EnvironmentLike, policy: Policy, key: Key, num_episodes: int, max_steps: int, batch: Batch = None
+    environment: EnvironmentLike,
+    select_action: Callable[[Observation, Key], Action],
+    key: Key,
+    num_episodes: int,
+    max_steps: int,
+    batch: Batch = None,
 ) -> Episodes:
     """Plays episodes as `play_episodes` does, and returns all values as float32 `[N]`: the metrics of `evaluate`.
 
     Args:
       environment: the environment to act in, or a `HostSpec` when it runs on the host.
-      policy: `(observation [N, ...], key) -> (action [N, ...], extras)`.
-      key: randomness of the policy and of the environment.
+      select_action: `(observation [N, ...], key) -> action [N, ...]`, often a learner's `predict` with a state.
+      key: randomness of the actions and of the environment.
       num_episodes: episodes N, played in parallel.
       max_steps: maximum length of an episode; "finished" is 0 for one that was stopped there.
       batch: the episodes that a host played before, which are returned; None for an environment on the device.
     """
     if isinstance(environment, HostSpec):
         return batch
-    episodes = play_episodes(environment, policy, key, num_episodes, max_steps)
+    episodes = play_episodes(environment, select_action, key, num_episodes, max_steps)
     return {name: value.astype(jnp.float32) for name, value in episodes.items()}
 
 

@@ -227,10 +227,8 @@ def dqn(
         return greedy_actions(return_distribution, _apply(model, state.network.params, jnp.asarray(inputs)))
 
     def evaluate(state: DQNState, batch: Batch, key: Key) -> ScalarMetrics:
-        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, ScalarMetrics]:
-            return predict(state, observation, key), {}
-
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        policy = functools.partial(predict, state)
         return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)

@@ -394,5 +394,6 @@ def evaluate_agent(
       batch: the episodes that a host played, `[B]`; None for an environment on the device.
       key: randomness of the policy and of the environments.
     """
-    policy = functools.partial(select_action, model, state, greedy=settings.greedy_evaluation)
-    return rl.evaluate_policy(environment, policy, key, settings.evaluation_episodes, settings.evaluation_steps, batch)
+    select = functools.partial(select_action, model, state, greedy=settings.greedy_evaluation)
+    episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+    return rl.evaluate_policy(environment, lambda *inputs: select(*inputs)[0], key, episodes, max_steps, batch)

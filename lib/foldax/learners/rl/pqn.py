@@ -5,6 +5,7 @@ lambda-returns, and takes `num_epochs * num_minibatches` gradient steps towards 
 with layer normalisation keep this from diverging.
 """
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -160,10 +161,8 @@ def pqn(
         return _q_values(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
 
     def evaluate(state: PQNState, batch: Batch, key: Key) -> dict[str, jax.Array]:
-        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return predict(state, observation, key), {}
-
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        policy = functools.partial(predict, state)
         return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)

@@ -143,7 +143,7 @@ def recurrent_ppo(
     def evaluate(state: RecurrentAgentState, batch: Batch, key: Key) -> dict[str, jax.Array]:
         policy = policy_of(state.network.params, settings.greedy_evaluation)
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
-        return rl.evaluate_policy(memory_environment, policy, key, episodes, max_steps, batch)
+        return rl.evaluate_policy(memory_environment, lambda *args: policy(*args)[0], key, episodes, max_steps, batch)
 
     def predict(state: RecurrentAgentState, inputs: jax.Array, key: Key) -> jax.Array:
         output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))

@@ -308,9 +308,9 @@ def sac(
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: SACState, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
-        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, off_policy.ScalarMetrics]:
+        def policy(observation: jax.Array, key: Key) -> jax.Array:
             inputs = observation if settings.greedy_evaluation else rl.ExplorationRequest(observation)
-            return predict(state, inputs, key), {}
+            return predict(state, inputs, key)
 
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
         return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)

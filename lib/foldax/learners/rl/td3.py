@@ -254,10 +254,8 @@ def td3(
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: TD3State, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
-        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, off_policy.ScalarMetrics]:
-            return predict(state, observation, key), {}
-
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
+        policy = functools.partial(predict, state)
         return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
