@@ -205,6 +205,13 @@ def test_closing_a_stream_ends_its_threads():
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize(("batch_size", "batches"), [(4, 64), (4_000, 8), (40_000, 1)])
+def test_blocks_of_large_batches_are_small_because_closing_waits_for_them(batch_size, batches):
+    arrays = {"inputs": np.zeros(40_000, np.int8)}
+    dataset = data.from_arrays(arrays, batch_size=batch_size, source="stream", validation=0, test=0)
+    assert dataset.train.feed.batches == batches
+
+
 @pytest.mark.parametrize("source", ["device", "stream"])
 @pytest.mark.parametrize("size", [1, 7, 25])
 def test_evaluation_sees_each_example_once_and_in_order(source, size, monkeypatch):
