@@ -43,6 +43,10 @@ def read_arrays(splits: Mapping[str, Mapping[str, Any]], name: str, names: Array
       DataError: see `from_arrays` and `from_splits`.
     """
     check_split_names(splits, name)
+    for arrays in splits.values():
+        if not isinstance(arrays, Mapping):
+            expected = 'a dict of arrays by name, {"inputs": ..., "targets": ...}'
+            raise DataError(f"{name}: expected {expected}, got {type(arrays).__name__}")
     parts = {split: _validated_split(splits, split, name) for split in SPLITS if split in splits}
     # From here on, the training split stands for all of them.
     _check_agreement({split: ArrayExamples(arrays).spec for split, arrays in parts.items()}, name)

@@ -159,7 +159,7 @@ def _as_arrays(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
         raise DataError("there are no sequences")
     for i, array in enumerate(arrays):
         if array.ndim not in (1, 2) or array.shape[1:] != arrays[0].shape[1:]:
-            shapes = f"the shape {list(array.shape)}, but sequence 0 has {list(arrays[0].shape)}"
+            shapes = f"the shape {list(array.shape)}" + f", but sequence 0 has {list(arrays[0].shape)}" * (i > 0)
             raise DataError(f"sequence {i} has {shapes}; all must be [T], or [T, C] of the same C")
         if not len(array):
             raise DataError(f"sequence {i} is empty; leave it out")

@@ -72,11 +72,13 @@ def init_train_state(
 
     Raises:
       ConfigError: a pattern in `frozen` matches no parameter.
+      ExperimentError: the optimizer is none.
 
     >>> state = init_train_state({"w": jnp.ones(2), "b": jnp.zeros(())}, optax.adam(0.1), frozen=("b",))
     >>> state.optimizer_state[0].mu["w"].shape, state.optimizer_state[0].mu["b"]
     ((2,), None)
     """
+    check_optimizer(optimizer)
     parameter_paths.check_patterns(frozen, parameter_paths.leaves_by_path(params), "frozen")
     trained, _ = parameter_paths.split(params, frozen)
     # A copy, because the engine donates the state: no buffer may stand in it twice.
@@ -84,6 +86,23 @@ def init_train_state(
     ema_steps = None if ema_decay is None else jnp.int32(0)
     model_state = {} if model_state is None else model_state
     return TrainState(params, model_state, optimizer.init(trained), ema_params, ema_steps)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Checks that an optimizer has the two functions of Optax's.
+
+    Raises:
+      ExperimentError: it has not.
+
+    >>> check_optimizer(1e-3)
+    Traceback (most recent call last):
+    foldax.errors.ExperimentError: optimizer: 0.001 is none of Optax; pass one, such as optax.adam(1e-3)
+    """
+    if callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None)):
+        return
+    if name := getattr(optimizer, "__name__", None):
+        raise ExperimentError(f"optimizer: {name} is a function that makes one; call it, such as {name}(1e-3)")
+    raise ExperimentError(f"optimizer: {optimizer!r:.40} is none of Optax; pass one, such as optax.adam(1e-3)")
 
 
 def init_network(

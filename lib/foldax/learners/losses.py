@@ -29,7 +29,8 @@ def softmax_cross_entropy(logits: Outputs, targets: Targets, label_smoothing: Nu
       The loss of each example, `[B]`.
 
     Raises:
-      ExperimentError: fewer than two logits, or targets that are neither integers `[B]` nor floats `[B, C]`.
+      ExperimentError: fewer than two logits, targets that are neither integers `[B]` nor floats `[B, C]`, or label
+        smoothing that is no probability.
 
     >>> softmax_cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))  # log 4
     Array([1.3862944], dtype=float32)
@@ -41,6 +42,8 @@ def softmax_cross_entropy(logits: Outputs, targets: Targets, label_smoothing: Nu
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     if label_smoothing is None:
         return loss
+    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing <= 1:
+        raise ExperimentError(f"label_smoothing: {label_smoothing} must be a probability, from 0 to 1")
     # Smoothed targets are (1 - a) * target + a / C, and cross-entropy is linear in them.
     uniform = -jax.nn.log_softmax(logits).mean(axis=-1)
     return (1.0 - label_smoothing) * loss + label_smoothing * uniform

@@ -30,6 +30,8 @@ def check_model(model: Any) -> None:
     foldax.errors.ExperimentError: model: Linear is a module of Flax NNX, which a learner takes through an adapter: \
 models.from_nnx(lambda rngs: Linear(..., rngs=rngs))
     """
+    if isinstance(model, type):
+        raise ExperimentError(f"model: {model.__name__} is a class; pass an instance, {model.__name__}(...)")
     for path, part in _parts("model", model):
         package = _package(part)
         if package is not None:

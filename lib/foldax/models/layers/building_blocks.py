@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -65,6 +66,25 @@ def ConvTranspose(features: int, kernel_size: tuple[int, ...], strides: tuple[in
     return Conv(features, kernel_size, padding=padding, input_dilation=strides, **options)
 
 
+def check_widths(name: str, widths: Any) -> None:
+    """Checks the widths of layers: a tuple of integers of 1 or more, or of tuples of them.
+
+    Raises:
+      ConfigError: they are something else.
+
+    >>> check_widths("MLP.features", 64)
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: MLP.features: 64 must be a tuple, such as (64,)
+    """
+    if not isinstance(widths, tuple | list):
+        raise ConfigError(f"{name}: {widths!r} must be a tuple, such as (64,)")
+    for width in widths:
+        if isinstance(width, tuple | list):
+            check_widths(name, width)
+        elif not isinstance(width, int | np.integer) or width < 1:
+            raise ConfigError(f"{name}: {width!r} in {tuple(widths)} must be an integer of 1 or more")
+
+
 class Dropout(nn.Module):
     """Dropout (Srivastava et al., 2014) with a rate that may be traced, so that sweeping it compiles once.
 
@@ -82,7 +102,12 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        if not train or self.rate is None or (isinstance(self.rate, (int, float)) and self.rate == 0):
+        if isinstance(self.rate, int | float):
+            if not 0 <= self.rate <= 1:
+                raise ConfigError(f"dropout: the rate {self.rate} must be a probability, from 0 to 1")
+            if self.rate == 0:
+                return x
+        if not train or self.rate is None:
             return x
         keep_probability = 1.0 - jnp.asarray(self.rate, jnp.float32)
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep_probability, x.shape)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Initializer, Normalization, activation, initializer, normalization, pool
-from foldax.models.layers.building_blocks import Conv, Dense, Dropout
+from foldax.models.layers.building_blocks import Conv, Dense, Dropout, check_widths
 from foldax.models.networks.mlp import MLP
 
 KERNELS_AND_STRIDES = ((8, 4), (4, 2), (3, 1))
@@ -62,6 +62,8 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         if x.ndim < 3:
             raise ConfigError(f"CNN: inputs must be images [B, H, W, C] (or sequences [B, T, C]), got {x.shape}")
+        check_widths("CNN.channels", self.channels)
+        check_widths("CNN.dense", self.dense)
         spatial_axes, kernel_init = x.ndim - 2, initializer(self.kernel_init)
         x = jnp.asarray(x, self.dtype)
         # 1. Stages of convolutions, pooling and dropout

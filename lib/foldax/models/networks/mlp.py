@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Dropout, Initializer, Normalization, activation, initializer, normalization
-from foldax.models.layers.building_blocks import repeat
+from foldax.models.layers.building_blocks import check_widths, repeat
 
 
 class MLP(nn.Module):
@@ -49,6 +49,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        check_widths("MLP.features", self.features)
+        if not self.features:
+            raise ConfigError("MLP.features: () has no widths; the last one is that of the output")
         *hidden, outputs = self.features
         activate = activation(self.activation)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=initializer(self.kernel_init))
