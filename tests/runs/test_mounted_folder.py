@@ -87,6 +87,22 @@ def test_a_run_goes_on_where_locks_and_renames_fail(tmp_path: Path, drive: Path,
     assert foldax.load_run(drive / "run", tiny).step == 12
 
 
+def test_a_sweep_goes_on_where_locks_and_renames_fail(drive: Path, capsys) -> None:
+    def sweep() -> foldax.SweepResult:
+        space = {"learning_rate": [1e-3, 1e-2]}
+        options = dict(sweep_dir=drive / "sweep", resume="auto", verbose=False)
+        return foldax.sweep(tiny, space, config=Config(steps=4, **OPTIONS), **options)
+
+    first = sweep()
+    members = drive / "sweep" / "members.jsonl"
+    members.write_text(members.read_text().splitlines(keepends=True)[0])  # one of two members had ended
+    record = folder.read_json(drive / "sweep" / "sweep.json")
+    folder.write_json(drive / "sweep" / "sweep.json", record | {"status": "interrupted"})
+    assert first.results["state_sha256"].tolist() == sweep().results["state_sha256"].tolist()
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+    assert not [path.name for path in (drive / "sweep").iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize("files", [0, 3])
 def test_a_kill_while_a_checkpoint_is_copied_leaves_the_one_before(
     tmp_path: Path, drive: Path, monkeypatch, capsys, files: int

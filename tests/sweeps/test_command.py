@@ -98,6 +98,8 @@ def foldax(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_quiet_prints_the_folder_only(foldax) -> None:
     assert foldax("sweep", "line.py", "--seeds", 2, "--quiet", "--sweep-dir", "quiet") == (0, "quiet\n", "")
     assert foldax("resume", "quiet", "--quiet") == (0, "quiet\n", "")
+    again = ("sweep", "line.py", "--seeds", 2, "--quiet", "--sweep-dir", "quiet", "--or-resume")
+    assert foldax(*again) == (0, "quiet\n", "")
 
 
 def test_an_unknown_tracker_of_a_sweep_is_a_usage_error(foldax) -> None:

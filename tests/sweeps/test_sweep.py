@@ -546,6 +546,17 @@ def test_resuming_with_the_other_execution_is_refused_or_keeps_tables(
     assert not list(path.rglob("damaged-*"))
 
 
+def test_resume_auto_starts_goes_on_and_returns_the_tables(
+    tmp_path: Path, interrupted_sweeps: dict[str, Path], finished_sweeps: dict
+) -> None:
+    shutil.copytree(interrupted_sweeps["exact"], tmp_path / "cut")
+    for name in ("new", "cut", "cut"):
+        sweep = run_sweep(execution="exact", seeds=2, sweep_dir=tmp_path / name, resume="auto")
+        assert_same_tables(finished_sweeps["exact"], sweep)
+    with pytest.raises(ConfigError, match="started with another seeds"):
+        run_sweep(execution="exact", seeds=3, sweep_dir=tmp_path / "cut", resume="auto")
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_folder_in_use_by_another_process_is_refused(interrupted_sweeps: dict[str, Path], resume: bool) -> None:
     before = contents(interrupted_sweeps["exact"])
@@ -572,8 +583,9 @@ def test_run_folders_and_sweep_folders_are_not_confused(tmp_path: Path, interrup
 
 
 def test_resuming_without_a_sweep_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="resume: say which sweep folder"):
-        run_sweep(resume=True)
+    for resume in (True, "auto"):
+        with pytest.raises(RunError, match="resume: say which sweep folder"):
+            run_sweep(resume=resume)
     with pytest.raises(RunError, match=r"gone is not a .*folder: it has no sweep\.json"):
         run_sweep(sweep_dir=tmp_path / "gone", resume=True)
     (tmp_path / "file").write_text("")

@@ -60,7 +60,7 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
     search = _from_options(SEARCHES, parsed.search, parsed)
     launcher = _from_options(LAUNCHERS, parsed.launcher, parsed)
     options |= dict(search=search, launcher=launcher, sweep_dir=parsed.sweep_dir)
-    options["tracker"] = parsed.tracker or NONE
+    options |= dict(tracker=parsed.tracker or NONE, resume="auto" if parsed.or_resume else False)
     swept = sweep(experiment, space, seeds=parsed.seeds, config=config, verbose=not parsed.quiet, **options)
     if parsed.quiet and swept.path:
         echo(display_path(swept.path))
@@ -150,6 +150,7 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
     )
     add("--quiet", action="store_true", help="print the sweep folder and warnings only")
     add("--sweep-dir", type=Path, help="the sweep folder; default: a new one under runs/")
+    add("--or-resume", action="store_true", help="go on with the sweep in --sweep-dir, or show it if it is finished")
     return parser
 
 

@@ -1,16 +1,19 @@
-"""Files of a sweep's members: final results, one JSON line each, and checkpoints of members that are still running."""
+"""Files of a sweep: results of its members, a JSON line each, their checkpoints while they train, and the tables."""
 
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foldax.engine.checkpoint import Checkpoints
 from foldax.learner import State
-from foldax.runs.folder import write_errors
+from foldax.runs.folder import whole_file, write_errors
 from foldax.runs.log import json_line, read_json_lines
 from foldax.sweeps.exact import MemberResult
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class ResultStore:
@@ -43,11 +46,10 @@ class ResultStore:
         self._path = path / "members.jsonl"
         for line in read_json_lines(self._path):
             self.results[line["number"]] = MemberResult(**line)
+        # Written anew, for a kill may have left half a line at the end.
+        with whole_file(self._path) as temporary:
+            temporary.write_text("".join(json_line(one._asdict()) for one in self.results.values()))
         with write_errors(self._path):
-            # Written anew, for a kill may have left half a line at the end.
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(json_line(one._asdict()) for one in self.results.values()))
-            partial.replace(self._path)
             self._file = self._path.open("a")
 
     def add(self, result: MemberResult) -> None:
@@ -121,3 +123,14 @@ class MemberCheckpoints:
             checkpoints, self._checkpoints = self._checkpoints, None
             checkpoints.wait()
             checkpoints.close()
+
+
+def write_tables(path: Path, results: "pandas.DataFrame", curves: "pandas.DataFrame") -> None:
+    """Writes `results.parquet` and `curves.parquet`, each whole or not at all.
+
+    Raises:
+      RunError: a file cannot be written.
+    """
+    for name, frame in (("results", results), ("curves", curves)):
+        with whole_file(path / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)

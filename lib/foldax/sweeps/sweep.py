@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
@@ -29,7 +29,7 @@ from foldax.sweeps.groups import SweepCallbacks, fold_groups
 from foldax.sweeps.launchers import multihost
 from foldax.sweeps.launchers.launch import LAUNCHERS, Launcher, check_launcher, launch
 from foldax.sweeps.plan import Plan, Planner
-from foldax.sweeps.records import ResultStore
+from foldax.sweeps.records import ResultStore, write_tables
 from foldax.sweeps.search import SEARCHES, Optuna, Search, check_search, fold_optuna, fold_population
 from foldax.sweeps.show import show
 from foldax.sweeps.space import Config, Range, enumerate_overrides, flat_values, parse_space
@@ -95,7 +95,7 @@ def sweep(
     execution: str | None = None,
     max_concurrent: int | None = None,
     sweep_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     allow_other_data: bool = False,
     tracker: Trackers = NONE,
     save: bool = True,
@@ -117,7 +117,8 @@ def sweep(
         elsewhere).
       max_concurrent: maximum number of members that train at a time; by default what fits into memory.
       sweep_dir: the sweep folder; by default a new one under `runs/`.
-      resume: goes on with the sweep in `sweep_dir`.
+      resume: True goes on with the sweep in `sweep_dir`; "auto" starts it, goes on with it, or returns the tables of a
+        finished one, however often it is called.
       allow_other_data: goes on although the data, or runs that `foldax.pretrained` reads, have changed; `sweep.json`
         records both fingerprints.
       tracker: trackers, as in `foldax.train`, that get each member when it has ended; none by default.
@@ -156,7 +157,7 @@ def sweep(
         raise ConfigError(f"{clashing[0]}: a column of a sweep's results has this name; give the field another one")
     parsed = parse_space(config, space or {})
     if resume and sweep_dir is None:
-        raise RunError("resume: say which sweep folder to go on with (sweep_dir=...)")
+        raise RunError("resume: say which sweep folder to go on with (sweep_dir=..., --sweep-dir DIR)")
     if search is not None:
         check_search(search, config, parsed, samples)
     if launcher is not None:
@@ -169,17 +170,16 @@ def sweep(
     planner = Planner(experiment, config, parsed, seeds, execution, max_concurrent)
     plan = planner.plan([] if isinstance(search, Optuna) else enumerate_overrides(parsed, samples, config.seed))
     request = _request(planner, samples, search, launcher) | {"trackers": list(trackers)}
+    path = _choose_folder(experiment, config, sweep_dir) if save else None
+    if resume == "auto":
+        resume = path is not None and folder.is_sweep(path)
     if not resume:
         # The sources of all members' initial parameters: a broken one is an error before any member starts.
         paths: Any = parsed.get("init_from", [config.init_from])
         request["init_from"] = [parameters.read(path).provenance for path in paths if path is not None]
     # 3. Train, in a locked folder unless nothing is saved.
-    if not save:
+    if path is None:
         return _run(None, planner, plan, search, launcher, {}, verbose)
-    path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
-    path = Path(multihost.broadcast_text(str(path)))
-    if jax.process_index():  # each process has a folder of its own, with the same tables in the end
-        path = path / f"process-{jax.process_index()}"
     with folder.lock(path):
         _create_or_check_folder(path, experiment, config, request, resume)
         path = path.absolute()  # the working directory may change
@@ -195,6 +195,13 @@ def sweep(
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.write_json(path / "sweep.json", folder.read_json(path / "sweep.json") | {"status": status})
             raise
+
+
+def _choose_folder(experiment: Experiment, config: Config, sweep_dir: str | Path | None) -> Path:
+    path = Path(sweep_dir) if sweep_dir is not None else folder.new_run_dir(experiment, config, "sweep-")
+    path = Path(multihost.broadcast_text(str(path)))
+    # Each process has a folder of its own, with the same tables in the end.
+    return path / f"process-{jax.process_index()}" if jax.process_index() else path
 
 
 def _request(planner: Planner, samples: int | None, search: Search | None, launcher: Launcher | None) -> dict[str, Any]:
@@ -222,7 +229,8 @@ def _create_or_check_folder(
 ) -> None:
     if not resume:
         if (path / "sweep.json").exists() or (path / "manifest.json").exists():
-            raise RunError(f"{path} holds a run already; choose another --sweep-dir, or `foldax resume {path}`")
+            remedy = f'choose another --sweep-dir, or `foldax resume {path}`, or --or-resume (resume="auto")'
+            raise RunError(f"{path} holds a run already; {remedy}")
         manifest = folder.manifest(experiment, config) | {"monitor": config.monitor, "mode": config.mode}
         folder.write_json(path / "sweep.json", manifest | request)
         return
@@ -382,17 +390,3 @@ def _status(result: MemberResult) -> str:
         return result.status
     tested_at = result.steps if result.best_step is None else result.best_step
     return evaluation.status_with_nonfinite(result.status, result.history, result.metrics, tested_at)
-
-
-def write_tables(path: Path, results: "pandas.DataFrame", curves: "pandas.DataFrame") -> None:
-    """Writes `results.parquet` and `curves.parquet`, each whole or not at all.
-
-    Raises:
-      RunError: a file cannot be written.
-    """
-    for name, frame in (("results", results), ("curves", curves)):
-        # Renamed when complete, so that a kill leaves the old table or the new one.
-        partial = path / f".{name}.partial"
-        with folder.write_errors(path / f"{name}.parquet"):
-            frame.to_parquet(partial, index=False)
-            partial.replace(path / f"{name}.parquet")
