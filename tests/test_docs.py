@@ -1,13 +1,18 @@
 """The pages: links, tables, the site's list of pages, and Python that runs; `test_commands.py` has their commands."""
 
+import functools
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-from foldax import cli
+from foldax import cli, data
 from tests.conftest import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "research").rglob("*.md")])
@@ -41,8 +46,18 @@ def test_the_reference_lists_every_experiment() -> None:
         assert f"{path.relative_to(ROOT)})" in page, path.name
 
 
+def load_small(load: Callable, name: str, **options: Any) -> data.Dataset:
+    """Digits in the size of Fashion-MNIST's images, which not every machine has; else what `data.load` loads."""
+    if name != "fashion_mnist":
+        return load(name, **options)
+    digits = load_digits()
+    images = np.pad(np.kron(digits.images, np.full((3, 3), 15)), ((0, 0), (2, 2), (2, 2)))[..., None]
+    return data.from_arrays({"inputs": images.astype(np.uint8), "targets": digits.target}, **options)
+
+
 @pytest.mark.parametrize("page", PROGRAMS, ids=page_name)
 def test_python_of_a_page_runs(page: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", functools.partial(load_small, data.load))
     source = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
     exec(compile(source, page.name, "exec"), {"__name__": "page"})  # the blocks of a page build on one another
