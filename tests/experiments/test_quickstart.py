@@ -20,7 +20,8 @@ from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
-NOTEBOOK, AGENTS = (ROOT / "experiments" / f"quickstart{name}.ipynb" for name in ("", "_agents"))
+NOTEBOOKS = [ROOT / "experiments" / f"quickstart{name}.ipynb" for name in ("", "_agents", "_sweeps")]
+NOTEBOOK, AGENTS, SWEEPS = NOTEBOOKS
 SMALLER = {"steps: int = 300": "steps: int = 20", "(64, 64)": "(8,)"}
 PROBE = """
 import json, sys
@@ -99,11 +100,30 @@ def test_the_notebook_of_agents_runs(execute) -> None:
     assert any("image/gif" in output.get("data", {}) for output in cells["play"].outputs)
 
 
+def test_the_notebook_of_sweeps_runs(tmp_path: Path, execute) -> None:
+    notebook, cells = read(SWEEPS)
+    smaller = {"steps: int = 500": "steps: int = 4", "log_every = 50": "log_every = 4", "seeds=8": "seeds=2"}
+    smaller |= {"[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]": "[1e-3, 1e-2]"}
+    smaller |= {"[(32,), (128, 128)]": "[(4,)]", "hidden=(128, 128)": "hidden=(4,)"}  # one program
+    for cell in cells.values():
+        for before, after in smaller.items():
+            cell.source = cell.source.replace(before, after)
+    probe = nbformat.v4.new_code_cell("print(len(again.results), len(sweep.results))")
+    notebook.cells += [cells["sweep"], probe]  # the cell of the sweep again, as in the next session
+    printed = execute(notebook)
+    assert "Warning" not in printed
+    assert printed.endswith("\n2 8\n")
+    assert any("image/png" in output.get("data", {}) for output in cells["plot"].outputs)
+    assert "learning_rate" in cells["table"].outputs[0].data["text/html"]
+    assert "srcdoc" in cells["report"].outputs[0].data["text/html"]
+    assert sorted(path.name for path in (tmp_path / "work" / "runs").iterdir()) == ["again", "sweep"]
+
+
 def test_notebooks_install_alike() -> None:
-    assert read(AGENTS)[1]["install"].source == read()[1]["install"].source
+    assert len({read(path)[1]["install"].source for path in NOTEBOOKS}) == 1
 
 
-@pytest.mark.parametrize("path", [NOTEBOOK, AGENTS])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_stored_without_outputs_and_machine_paths(path: Path) -> None:
     notebook, cells = read(path)
     nbformat.validate(notebook)
