@@ -40,6 +40,12 @@ def test_the_site_lists_every_page() -> None:
     assert set(re.findall(r'"([^"]+\.md)"', nav)) == {page_name(page) for page in PAGES}
 
 
+def test_one_line_names_the_address_of_the_repository() -> None:
+    texts = [*PAGES, *ROOT.glob("*.toml"), *ROOT.glob("experiments/*.ipynb"), *ROOT.glob("lib/foldax/**/*.py")]
+    named = [page_name(path) for path in texts for _ in re.findall(r"github\.com/\w+/foldax\b", path.read_text())]
+    assert named == ["docs/how-to/install.md"]
+
+
 def test_the_reference_lists_every_experiment() -> None:
     page = (ROOT / "docs/reference/experiments.md").read_text()
     for path in (ROOT / "experiments").rglob("*.py"):
