@@ -52,15 +52,18 @@ def tiny_learner(config: Config, info: data.Info) -> foldax.Learner:
 tiny = foldax.Experiment(Config, tiny_learner, tiny_dataset, name="tiny")
 
 
+# Packages and extras of the experiments that need more than the base install.
+EXTRAS = {"time_series": ("aeon", "series"), "forecast": ("statsmodels", "series")}
+EXTRAS |= {"gymnasium_cartpole": ("gymnasium", "gymnasium"), "atari_pong": ("ale_py", "atari")}
+EXTRAS |= {"ppo_playground": ("mujoco_playground", "robotics"), "halfcheetah": ("mujoco", "mujoco")}
+EXTRAS |= {"ppo_minatar": ("gymnax", "rl"), "rainbow_minatar": ("gymnax", "rl")}
+
+
 def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     """Returns an experiment of the checkout and a config with which it takes a few small steps."""
     if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
-    needed = {"time_series": ("aeon", "series"), "forecast": ("statsmodels", "series")}
-    needed |= {"gymnasium_cartpole": ("gymnasium", "gymnasium"), "atari_pong": ("ale_py", "atari")}
-    needed |= {"ppo_playground": ("mujoco_playground", "robotics"), "ppo_minatar": ("gymnax", "rl")}
-    needed |= {"rainbow_minatar": ("gymnax", "rl")}
-    package, extra = (needed | {"halfcheetah": ("mujoco", "mujoco")}).get(path.stem, (None, None))
+    package, extra = EXTRAS.get(path.stem, (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install 'foldax[{extra}]'")
     experiment = foldax.load_experiment(path)

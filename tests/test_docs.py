@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from foldax import cli, data
-from tests.conftest import ROOT
+from tests.conftest import EXTRAS, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "research").rglob("*.md")])
 PROGRAMS = [page for page in (ROOT / "docs").rglob("*.md") if "```python" in page.read_text()]
@@ -50,6 +50,16 @@ def test_the_reference_lists_every_experiment() -> None:
     page = (ROOT / "docs/reference/experiments.md").read_text()
     for path in (ROOT / "experiments").rglob("*.py"):
         assert f"{path.relative_to(ROOT)})" in page, path.name
+
+
+def test_rows_name_the_extra_that_an_experiment_needs() -> None:
+    rows = [
+        row for page in ("README.md", "docs/reference/experiments.md") for row in (ROOT / page).read_text().splitlines()
+    ]
+    for name, (_, extra) in EXTRAS.items():
+        named = [f"extra `{extra}`" in row for row in rows if row.startswith(f"| [{name}]")]
+        assert named, name
+        assert all(named), name
 
 
 def load_small(load: Callable, name: str, **options: Any) -> data.Dataset:
