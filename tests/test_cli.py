@@ -495,6 +495,19 @@ def test_an_interrupt_is_one_line_also_while_the_command_line_is_imported(tmp_pa
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "foldax: stopped\n")
 
 
+def test_an_interrupt_after_a_command_prints_nothing(tmp_path) -> None:
+    """As a third Ctrl-C, while threads and exit functions end."""
+    (tmp_path / "foldax").mkdir()
+    (tmp_path / "foldax" / "__init__.py").touch()
+    (tmp_path / "foldax" / "cli.py").write_text(
+        "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\ndef main():\n    return 1\n"
+    )
+    code = "import sys, foldax_command; sys.exit(foldax_command.main())"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'lib'}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_an_interrupt_of_a_command_is_one_line(foldax, workdir, monkeypatch) -> None:
     def interrupt(folder: Path, pattern: str) -> None:
         raise KeyboardInterrupt
