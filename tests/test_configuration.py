@@ -76,7 +76,7 @@ def test_traced_config_has_float32_leaves_and_resets_driver_fields() -> None:
     traced = traced_config(Config(seed=7, log_every=3, note=5.0, dropout=0.25, clip=1, patience=2))
     leaves = jax.tree.leaves(traced)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 and not leaf.weak_type for leaf in leaves)
-    assert (traced.seed, traced.log_every, traced.note, traced.patience) == (0, 100, 0.0, None)
+    assert (traced.seed, traced.log_every, traced.note, traced.patience) == (0, None, 0.0, None)
     assert traced.epsilon == 1e-8
     assert isinstance(traced.epsilon, float)
     np.testing.assert_array_equal(traced.dropout, np.float32(0.25))
@@ -214,6 +214,21 @@ def test_each_allowed_form_of_a_value_is_accepted() -> None:
     assert Config(hidden=[8, 8]) == Config(hidden=(8, 8))
     assert Config(optimizer={"learning_rate": 1.0}).optimizer == Optimizer(learning_rate=1.0)
     assert Config(patience=None, evaluate_every=0, checkpoint_every=0).evaluate_every == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 49, 50, 99, 500, 976, 1_000, 3_000, 49_999])
+def test_periods_follow_from_the_steps_unless_given(steps: int) -> None:
+    config = foldax.Training(steps=steps)
+    assert {str(period).strip("0") for period in (config.log_period, config.evaluation_period)} <= {"1", "2", "5"}
+    assert steps < 50 or 50 <= steps / config.log_period <= 125
+    assert steps < 10 or 10 <= steps / config.evaluation_period <= 25
+    given = foldax.Training(steps=steps, log_every=7, evaluate_every=0)
+    assert (given.log_period, given.evaluation_period) == (7, 0)
+    assert foldax.RLTraining(environment_steps=512 * steps).evaluation_period == 0
+
+
+def test_log_lines_are_at_most_1000_steps_apart() -> None:
+    assert foldax.Training(steps=10_000_000).log_period == 1_000
 
 
 def test_intervals_are_steps_or_times() -> None:

@@ -195,7 +195,7 @@ def draw_bits(bits: np.ndarray) -> Any:
     figure, axes = plots.new_figure(width=4.6, height=4.0)
     heatmap = axes[0, 0].imshow(bits.reshape(SIDE, SIDE), cmap="viridis", vmin=0)
     for (row, column), value in np.ndenumerate(bits.reshape(SIDE, SIDE)):
-        color = "white" if value < 0.6 * bits.max() else "black"
+        color = "white" if value < 0.6 * bits.max() else "0.1"
         axes[0, 0].text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
     axes[0, 0].set(xticks=[], yticks=[], title=f"bits per pixel of test images: {bits.mean():.3f} on average")
     figure.colorbar(heatmap, ax=axes[0, 0], label="bits")

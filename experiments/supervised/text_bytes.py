@@ -193,7 +193,7 @@ def context_curve(bits: np.ndarray, scores: dict[str, float]) -> Any:
         np.arange(1, len(bits) + 1), bits, color=plots.COLORS["train"], marker=".", lw=1.0, label="at this context"
     )
     for (name, value), style in zip(scores.items(), ("-", "--", ":"), strict=True):
-        axis.axhline(value, color="0.3", ls=style, lw=1, label=name)
+        axis.axhline(value, color="0.5", ls=style, lw=1, label=name)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="context length (bytes)", ylabel="bits per byte of the test")
     axis.legend(frameon=False, fontsize=8)

@@ -21,6 +21,7 @@ from foldax.field_values import check_type, coerce_value, is_config, to_plain
 from foldax.learner import EnvironmentSteps
 
 T = TypeVar("T")
+LOG_LINES, EVALUATIONS = 50, 10  # fewest of a run whose config does not say how often
 
 
 @dataclass_transform(
@@ -206,10 +207,10 @@ class LoopConfig:
 
     seed: int = driver(0)
     """Seed of all randomness: initialisation, data order, updates, evaluation."""
-    log_every: int = driver(100)
-    """Steps between two log lines of training metrics (each a mean over these steps)."""
-    evaluate_every: int = driver(500)
-    """Steps between two evaluations on the validation split; 0: only at the end."""
+    log_every: int | None = driver(None)
+    """Steps between two lines of training metrics (means over these steps); None: such that 50 to 125 lines follow."""
+    evaluate_every: int | None = driver(None)
+    """Steps between two evaluations on the validation split; 0: only at the end; None: such that 10 to 25 follow."""
     checkpoint_every: int | str = driver("30s")
     """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
     monitor: str = driver("loss")
@@ -237,13 +238,31 @@ class LoopConfig:
         if steps < 0 or not seconds > 0:
             raise ConfigError(f"{type(self).__name__}.checkpoint_every: {self.checkpoint_every!r} must not be negative")
 
+    @property
+    def log_period(self) -> int:
+        """Number of updates between two log lines: `log_every`, or at most 1,000 from the number of updates."""
+        return self.log_every or min(1_000, _round_period(self, LOG_LINES))
+
+    @property
+    def evaluation_period(self) -> int:
+        """Number of updates between two evaluations: `evaluate_every`, or from the number of updates; 0 is never."""
+        return _round_period(self, EVALUATIONS) if self.evaluate_every is None else self.evaluate_every
+
+
+def _round_period(config: Any, count: int) -> int:
+    """The largest of 1, 2, 5, 10, 20, 50, ... that divides a run into `count` periods or more."""
+    longest = max(1, config.steps // count)
+    power: int = 10 ** (len(str(longest)) - 1)
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= longest)
+
 
 @config
 class Training(LoopConfig):
     """Config of a run over batches of data; inherit from it and add the fields of your experiment.
 
-    >>> Training(steps=10, seed=1).steps
-    10
+    >>> config = Training(steps=2_000, evaluate_every=500)
+    >>> config.log_period, config.evaluation_period
+    (20, 500)
     """
 
     steps: int = 1_000
@@ -275,8 +294,8 @@ class RLTraining(LoopConfig):
     """Number of parallel environments."""
     rollout_steps: int = 128
     """Steps of each environment per update."""
-    evaluate_every: int = driver(0)
-    """Updates between two evaluations; 0: only at the end."""
+    evaluate_every: int | None = driver(0)
+    """Updates between two evaluations; 0: only at the end; None: such that 10 to 25 follow."""
     monitor: str = driver("return")
     """Evaluation metric by which evaluations are compared."""
     mode: Literal["min", "max"] = driver("max")

@@ -239,7 +239,7 @@ def tracing(subject: Subject) -> str | None:
     _train(subject.start_run(), [1])
     config = subject.config
     changed = jax.tree.map(lambda leaf: float(leaf) * 0.7 + 0.01, config)
-    changed = dataclasses.replace(changed, seed=config.seed + 1, log_every=config.log_every + 1)
+    changed = dataclasses.replace(changed, seed=config.seed + 1, log_every=config.log_period + 1)
     # A config that already holds weakly typed JAX arrays must not recompile either.
     weakly_typed = jax.tree.map(jnp.asarray, config)
     before = dict(compiled.trace_counts)

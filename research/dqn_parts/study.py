@@ -166,6 +166,8 @@ def draw(results: pandas.DataFrame, summary: pandas.DataFrame) -> Any:
         axis.set_yticks(range(len(names)), [name.replace("_", "-") for name in names])
         axis.invert_yaxis()
         axis.set(title=game, xlabel="greedy test return")
+    marks = "squares: interquartile means with 95% intervals; points: seeds; vertical line: the full agent"
+    figure.supxlabel(marks, fontsize=9)
     return figure
 
 

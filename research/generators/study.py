@@ -196,6 +196,7 @@ def draw_measures(results: pandas.DataFrame) -> Any:
         )
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.25, axis="y")
+    figure.supxlabel("circles: seeds; triangles: upper bounds of seeds; dashed: training images", fontsize=9)
     return figure
 
 

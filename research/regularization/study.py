@@ -226,6 +226,7 @@ def draw_gains(results: pandas.DataFrame, metric: str) -> Any:
         unit = " (points)" if metric == "accuracy" else " (nats)"
         axis.set_ylabel(metric + unit if axis in (axes[0, 0], axes[0, 1], axes[1, 0]) else "")
         _size_axis(axis, results)
+    figure.supxlabel("bars: 95% intervals over seeds; dashed: no gain", fontsize=9)
     return figure
 
 

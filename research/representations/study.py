@@ -251,7 +251,7 @@ def draw(results: pandas.DataFrame) -> Any:
     axis.minorticks_off()
     axis.set(xlabel="labels per class", ylabel="test accuracy")
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
+    axis.legend(frameon=False, loc="lower right", fontsize=8, title="bars: 95% intervals", title_fontsize=8)
     return figure
 
 

@@ -116,7 +116,7 @@ def draw(table: pandas.DataFrame) -> Any:
         )
     axis.set(xlabel="thousand member-steps", ylabel="best validation loss", xlim=(0, None))
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, title="points: repetitions\ncrosses: their means", title_fontsize=8)
     return figure
 
 

@@ -45,6 +45,7 @@ CONSOLE = Console(width=110)
 
 @foldax.config
 class Config(foldax.Training):
+    log_every = 100
     evaluate_every = 0  # only at the end
     batch_size: int = 64
     learning_rate: float = 1e-3

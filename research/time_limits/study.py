@@ -143,7 +143,8 @@ def draw(results: pandas.DataFrame, summary: pandas.DataFrame) -> Any:
         axis.set_xticks(range(len(TREATMENTS)), list(TREATMENTS))
         axis.set(xlim=(-0.5, 1.6), title=f"{row['agent']}, {row['environment'].split('-')[0]}")
     axes.flat[0].set_ylabel("greedy test return")
-    figure.supxlabel("the end of an episode at its time limit is reported as", fontsize=10)
+    marks = "squares: interquartile means with 95% intervals; points: seeds"
+    figure.supxlabel(f"the end of an episode at its time limit is reported as\n({marks})", fontsize=9)
     return figure
 
 

@@ -153,7 +153,7 @@ def draw(results: pandas.DataFrame, sources: Sequence[str]) -> Any:
         axis.set(xlabel="labels per class", title=f"source: {SOURCES[source]}")
         axis.grid(alpha=0.25)
     axes[0, 0].set_ylabel("test accuracy on the digits 5 to 9")
-    axes[0, 0].legend(frameon=False, loc="lower right")
+    axes[0, 0].legend(frameon=False, loc="lower right", title="bars: 95% intervals", title_fontsize=8)
     return figure
 
 

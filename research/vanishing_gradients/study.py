@@ -283,7 +283,9 @@ def draw_panels(
     for axis in axes[0]:
         axis.set(xlim=axes[0, 0].get_xlim(), ylim=(min(lows), max(highs)))
     axes[0, 0].set_ylabel(ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    marks = "line: median, band: range over seeds" if columns == MEDIAN_AND_RANGE else "line: mean, band: 95% interval"
+    legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "title": marks}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **legend)
     return figure
 
 
@@ -303,13 +305,15 @@ def draw_cures(table: pandas.DataFrame, grid: Grid) -> Any:
             style = {"color": colors[index], "marker": markers[index], "ls": "none", "ms": 6, "capsize": 2}
             axis.errorbar(rows["test_accuracy"], heights, xerr=errors, label=label, **style)
         for edge in np.arange(1, len(grid.activations)) - 0.5:
-            axis.axhline(edge, color="0.85", lw=0.8)
+            axis.axhline(edge, color="0.5", alpha=0.4, lw=0.8)
         axis.axvline(CHANCE, color="0.5", ls=":", lw=1)
         axis.set_yticks(range(len(grid.activations)), grid.activations if axis is axes[0, 0] else [])
         axis.set(xlabel="test accuracy", title=f"{depth} hidden layers", xlim=(0, 1.03))
         axis.invert_yaxis()
         axis.grid(axis="x", alpha=0.25)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    marks = "marks: means with 95% intervals over seeds; dotted: chance"
+    legend = {"loc": "outside lower center", "ncols": 6, "frameon": False, "title": marks}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), **legend)
     return figure
 
 

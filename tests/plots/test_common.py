@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 from sklearn import metrics
 
@@ -41,7 +42,8 @@ def test_confusion_as_text_has_a_row_per_class() -> None:
 HISTORY = [
     {"step": 1, "split": "train", "loss": 100.0, "accuracy": 0.5},
     {"step": 2, "split": "train", "loss": 0.1, "accuracy": 0.6, "gradient_norm": 1.0},
-    {"step": 2, "split": "validation", "loss": 0.2, "f1": 0.3},
+    {"step": 2, "split": "validation", "loss": 0.2, "f1": 0.3, "once": 1.0},
+    {"step": 3, "split": "validation", "gradient_norm": 2.0, "f1": 0.4},
 ]
 IMAGES = np.linspace(0, 1, 12 * 64).reshape(12, 8, 8)
 NAMES = ["T-shirt/top", "Ankle boot", "Bag"]
@@ -77,12 +79,41 @@ def test_every_figure_renders(name, tmp_path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
 
 
+@pytest.mark.parametrize("page", [0, 255])
+def test_lines_and_texts_read_on_light_and_dark_pages(page, tmp_path) -> None:
+    """Every pixel that is not the page's differs from it enough, in a figure that uses matplotlib's defaults."""
+    figure, axes = plots.new_figure(width=3.0)
+    axes[0, 0].plot([0, 1], color="black", label="line")
+    axes[0, 0].set(xlabel="step", title="title")
+    axes[0, 0].legend(frameon=False)
+    figure.suptitle("above")
+    figure.savefig(tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    opaque = pixels[pixels[..., 3] == 255][:, :3].astype(int)
+    assert len(opaque) > 1_000
+    assert (pixels[..., 3] == 0).mean() > 0.8
+    assert (abs(opaque - page) > 100).all()
+
+
+def test_curves_of_agents_show_the_return_first_against_environment_steps() -> None:
+    history = [{"step": step, "split": "train", "loss": 1.0, "return": 2.0} for step in (1, 2, 3)]
+    figure = plots.learning_curves(history, environment_steps=lambda step: 100 * step, best_step=2)
+    assert [axis.get_title() for axis in figure.axes if axis.get_visible()] == ["return", "loss"]
+    curve, best = figure.axes[0].lines
+    assert (curve.get_xdata().tolist(), best.get_xdata()) == ([100, 200, 300], [200, 200])
+    assert figure.axes[0].get_xlabel() == "environment steps"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "best state: step 2"]
+    compared = plots.comparison_curves({"A": [history]}, {"A": lambda step: 7 * step})
+    assert compared.axes[0].lines[0].get_xdata().tolist() == [7, 14, 21]
+
+
 def test_learning_curves_have_an_axis_per_metric_and_a_line_per_split() -> None:
     axes = [axis for axis in FIGURES["learning curves"]().axes if axis.get_visible()]
     assert [axis.get_title() for axis in axes] == ["loss", "accuracy", "gradient norm", "f1"]
     assert [line.get_label() for line in axes[0].lines] == ["train", "validation"]
     assert axes[0].get_yscale() == "log"  # it spans more than a factor of 20
-    assert [len(axis.lines) for axis in axes] == [2, 1, 1, 1]
+    assert [len(axis.lines) for axis in axes] == [2, 1, 2, 1]  # and none of what was logged once
 
 
 def test_interval_coverage_equals_that_of_a_normal_distribution() -> None:

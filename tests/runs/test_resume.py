@@ -87,6 +87,17 @@ def test_one_command_starts_goes_on_and_shows_the_result(tiny_file: Path, monkey
     assert not resume.latest_run_dir(experiment, experiment.config(learning_rate=0.03)).exists()
 
 
+def test_periods_that_are_not_given_are_those_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = foldax.Experiment(foldax.Training, lambda config, info: None, name="older")  # type: ignore[arg-type]
+    path = Path("runs/older/1")
+    path.mkdir(parents=True)
+    folder.write_json(path / "manifest.json", {})
+    folder.write_json(path / "config.json", foldax.to_json(foldax.Training(log_every=100, evaluate_every=500)))
+    assert resume.latest_run_dir(experiment, foldax.Training()) == path
+    assert not resume.latest_run_dir(experiment, foldax.Training(log_every=3)).exists()
+
+
 def test_more_steps_go_on_with_a_finished_run(tmp_path: Path, whole: foldax.Result) -> None:
     path = tmp_path / "run"
     first = train(path, steps=6)

@@ -130,6 +130,18 @@ def test_field_with_many_values_is_cut_into_ranges(tmp_path) -> None:
     assert {type(rank) for rank in _mean_curves(curves, ranks)["validation/loss"]} == {int}
 
 
+def test_curves_of_agents_are_against_environment_steps(tmp_path) -> None:
+    path = write_sweep(tmp_path / "sweep", results_of({"num_envs": [2, 4]}, seeds=1), ["num_envs"])
+    metadata = json.loads((path / "sweep.json").read_text())
+    metadata["config"] |= {"environment_steps": 9_999, "learning_starts": 100, "num_envs": 1, "rollout_steps": 8}
+    (path / "sweep.json").write_text(json.dumps(metadata))
+    data = data_of(write_report(path))
+    assert data["step"] == "environment steps"
+    for rank, num_envs in enumerate(data["fields"][0]["values"]):
+        steps = data["curves"]["train/loss"][str(rank)]["step"]
+        assert steps == [100 + num_envs * 8 * update for update in (10, 20, 40)]
+
+
 def test_page_states_its_provenance(folder) -> None:
     text = (folder / "report.html").read_text()
     for part in ("foldax sweep tiny.py --seeds 3", "abc123 with uncommitted changes", "f00d", "jax 0.10.2", "cpu:0"):

@@ -60,6 +60,7 @@ def _runs(command: argparse.Namespace) -> None:
 
 def _compare(command: argparse.Namespace) -> None:
     from foldax.plots.common import comparison_curves
+    from foldax.runs.figures import environment_steps_after
     from foldax.runs.folder import write_errors
     from foldax.sweeps import compare
 
@@ -79,9 +80,11 @@ def _compare(command: argparse.Namespace) -> None:
     else:
         echo("no paired test: no two groups have two seeds in common")
     histories = {label: [member.history for member in group] for label, group in groups.items()}
+    after = {label: environment_steps_after(group[0].config) for label, group in groups.items()}
+    environment_steps = after if all(after.values()) else None
     if any(map(any, histories.values())):
         with write_errors(command.out):
-            comparison_curves(histories).savefig(command.out, dpi=120)
+            comparison_curves(histories, environment_steps).savefig(command.out, dpi=120)
         echo(f"learning curves: {command.out}")
 
 

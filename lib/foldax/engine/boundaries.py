@@ -16,10 +16,10 @@ def next_boundary(run: Run, hooks: Hooks) -> int:
     That is an evaluation, a checkpoint, a multiple of `Hooks.intervals`, or the end of logs, of the data or of the run.
     """
     every_steps, _ = parse_interval(run.config.checkpoint_every)
-    periods = [every for every in (run.config.evaluate_every, every_steps, *hooks.intervals) if every]
+    periods = [every for every in (run.config.evaluation_period, every_steps, *hooks.intervals) if every]
     ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
     # A chunk has room for so many log periods.
-    ends.append((run.step // run.config.log_every + MAX_LOG_PERIODS) * run.config.log_every)
+    ends.append((run.step // run.config.log_period + MAX_LOG_PERIODS) * run.config.log_period)
     return min(ends if run.block.end is None else [*ends, run.block.end])
 
 
@@ -29,8 +29,8 @@ def chunk_steps(run: Run, most: int) -> int:
 
 
 def log_ends(run: Run, start: int, end: int) -> list[int]:
-    """Lists where the log periods between two steps end: at multiples of `log_every`, and at the last step."""
-    every = run.config.log_every
+    """Lists where the log periods between two steps end: at multiples of the log period, and at the last step."""
+    every = run.config.log_period
     return [min(end, multiple) for multiple in range((start // every + 1) * every, end + every, every)]
 
 
@@ -46,7 +46,7 @@ def is_due(step: int, every: int) -> bool:
 def evaluation_is_due(run: Run) -> bool:
     """Whether the splits but the test split are evaluated at the run's step."""
     has_splits = bool({*evaluation_splits(run.dataset)} - {"test"})
-    return has_splits and (is_due(run.step, run.config.evaluate_every) or run.step == run.config.steps)
+    return has_splits and (is_due(run.step, run.config.evaluation_period) or run.step == run.config.steps)
 
 
 def save_is_due(run: Run, hooks: Hooks) -> bool:

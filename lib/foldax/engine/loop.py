@@ -255,7 +255,7 @@ def log_lines(
         if end > min(nonfinite.values(), default=NEVER):
             break
         # In this order also where an evaluation failed, and was made when the run was resumed.
-        if boundaries.is_due(end, run.config.log_every) or end == run.config.steps:
+        if boundaries.is_due(end, run.config.log_period) or end == run.config.steps:
             lines.append((end, "train", evaluation.mean_metrics(evaluation.take_rows(report.logs, row))))
         if end == chunk.end:
             lines += [(end, name, evaluation.split_metrics(run.program, s)) for name, s in (evaluations or {}).items()]
@@ -341,7 +341,7 @@ def advance(run: Run, end: int) -> ChunkReport:
     """Dispatches the steps from `run.step` to `end` alone, without evaluating or saving."""
     config, seed, block = run.arguments["config"], run.arguments["seed"], run.block
     arguments = dict(config=config, seed=seed, data=block.data, block_start=np.int32(block.start))
-    log_every = np.int32(min(run.config.log_every, NEVER))
+    log_every = np.int32(min(run.config.log_period, NEVER))
     if run.config.dispatch == "loop":
         until = np.int32(end)  # from NumPy: making a `jnp` scalar would compile a program of its own
         run.fold, report = run.compiled.advance(

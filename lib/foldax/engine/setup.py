@@ -186,11 +186,11 @@ def needs_monitor(config: Any) -> bool:
 
 def unused_patience(config: Any, dataset: Dataset | None) -> str | None:
     """Explains why patience can never run out, or returns None if it can or there is none."""
-    every = config.evaluate_every or config.steps
+    every = config.evaluation_period or config.steps
     count = -(-config.steps // every) if has_monitored_split(config, dataset) else 0
     if config.patience is None or count > config.patience:
         return None
-    reason = f"in {config.steps} steps there are only {count} evaluations (evaluate_every: {config.evaluate_every})"
+    reason = f"in {config.steps} steps there are only {count} evaluations (evaluate_every: {config.evaluation_period})"
     reason = reason if count else "there is no validation split"
     return f"patience: {config.patience} has no effect, as {reason}"
 

@@ -1,6 +1,6 @@
 """Figures of agents: returns over seeds with their statistics (Agarwal et al., 2021), and single episodes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -8,16 +8,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from foldax.errors import ConfigError
-from foldax.evaluation.agents import Interval, bootstrap_interval, interquartile_mean, performance_profile
-from foldax.plots.style import CURVE_COLORS, Figure, grid_and_legend, new_figure, single_axis
+from foldax.evaluation.agents import CONFIDENCE, Interval, bootstrap_interval, interquartile_mean, performance_profile
+from foldax.plots.style import (
+    CURVE_COLORS,
+    Figure,
+    StepsAfter,
+    grid_and_legend,
+    label_steps,
+    legend_entry,
+    new_figure,
+    single_axis,
+)
 
 STYLES = ("-", "--", "-.", ":")  # they distinguish curves in grey too
 CURVE_POINTS = 200
 MAX_CURVES = 8  # observations with more components are shown as an image
 
+REFERENCE: dict[str, Any] = {"color": "0.5", "lw": 1, "ls": (0, (1, 2))}
+
 History = Sequence[Mapping[str, Any]]
-StepsAfter = Callable[[int], int]
-"""`updates -> environment steps`, such as `config.environment_steps_after`."""
 
 
 def returns_by_seed(
@@ -54,13 +63,11 @@ def returns_by_seed(
     >>> returns_by_seed({"DQN": [history, history]}, resamples=10).axes[0].get_ylabel()
     'return'
     """
-    from matplotlib.ticker import EngFormatter
-
     figure, axis = single_axis(width=width, height=height)
     if not agents:
         raise ConfigError("agents: there is none to draw")
     if reference is not None:
-        axis.axhline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
+        axis.axhline(reference, **REFERENCE, label=f"reference: {reference:g}")
     for (name, histories), color, style in zip(agents.items(), cycle(CURVE_COLORS), cycle(STYLES)):
         after = environment_steps.get(name) if isinstance(environment_steps, Mapping) else environment_steps
         curves = [_curve(history, metric, split, after, f"{name}, run {i}") for i, history in enumerate(histories)]
@@ -74,10 +81,13 @@ def returns_by_seed(
             axis.fill_between(steps, low, high, color=color, alpha=0.22, lw=0)
         seeds = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
         axis.plot(steps, mean, color=color, lw=1.8, ls=style, label=f"{name} ({seeds})")
-    axis.set(xlabel="updates" if environment_steps is None else "environment steps", ylabel=metric.replace("_", " "))
-    axis.set_title(title)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # short thousands
-    grid_and_legend(axis, fontsize=8)
+    label_steps(axis, environment_steps is not None)
+    axis.set(ylabel=metric.replace("_", " "), title=title)
+    handles = axis.get_legend_handles_labels()[0]
+    if any(len(histories) > 1 for histories in agents.values()):
+        handles += [legend_entry("interquartile mean", lw=1.8), legend_entry(_interval_name(options), band=True)]
+        handles.append(legend_entry("each seed", lw=0.5))
+    grid_and_legend(axis, handles=handles, fontsize=8)
     return figure
 
 
@@ -123,7 +133,8 @@ def performance_profiles(
         axis.fill_between(thresholds, low, high, color=color, alpha=0.2, lw=0)
         axis.plot(thresholds, fraction, color=color, lw=1.6, ls=style, label=name)
     axis.set(xlabel=f"{label} τ", ylabel="fraction of runs above τ", ylim=(-0.02, 1.02), title=title)
-    grid_and_legend(axis, fontsize=8)
+    handles = [*axis.get_legend_handles_labels()[0], legend_entry(f"{_interval_name(options)} at each τ", band=True)]
+    grid_and_legend(axis, handles=handles, fontsize=8)
     return figure
 
 
@@ -159,18 +170,18 @@ def interval_bars(
     if not names:
         raise ConfigError("intervals: there is none to draw")
     name_width = 0.09 * max(map(len, names)) / len(groups)
-    figure, axes = new_figure(columns=len(groups), width=width + name_width, height=0.9 + 0.34 * len(names))
+    figure, axes = new_figure(columns=len(groups), width=width + name_width, height=1.2 + 0.34 * len(names))
     for axis, (group, members) in zip(axes.flat, groups.items()):
         axis.use_sticky_edges = False  # or the bars would touch the frame
         if reference is not None:
-            axis.axvline(reference, color="0.5", lw=1, ls=(0, (1, 2)))
+            axis.axvline(reference, **REFERENCE)
         # Rows keep their place in every group, also where a group lacks a name.
         for row, name in enumerate(names):
             if name not in members:
                 continue
             estimate, low, high = map(float, members[name])
             axis.barh(row, high - low, left=low, height=0.6, color=CURVE_COLORS[row % len(CURVE_COLORS)], alpha=0.6)
-            axis.plot([estimate, estimate], [row - 0.3, row + 0.3], color="black", lw=1.6)
+            axis.plot([estimate, estimate], [row - 0.38, row + 0.38], color="black", lw=2)
         axis.set(xlabel=group, ylim=(len(names) - 0.4, -0.6))
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
         axis.tick_params(axis="y", length=0)
@@ -178,6 +189,13 @@ def interval_bars(
         axis.locator_params(axis="x", nbins=4)
         axis.grid(alpha=0.25, axis="x")
     figure.suptitle(title, fontsize=11)
+    handles = [
+        legend_entry("confidence interval", band=True),
+        legend_entry("estimate", ls="", marker="|", ms=10, mew=2),
+    ]
+    if reference is not None:
+        handles.append(legend_entry(f"reference: {reference:g}", lw=1, ls=REFERENCE["ls"]))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     return figure
 
 
@@ -202,13 +220,12 @@ def episode_curves(observations: np.ndarray, rewards: np.ndarray, title: str = "
         marker = "." if len(values) == 1 else ""
         for index, (curve, color, style) in enumerate(zip(values.T, cycle(CURVE_COLORS), cycle(STYLES))):
             upper.plot(curve, color=color, lw=1.2, ls=style, label=str(index), marker=marker)
-        upper.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        upper.grid(alpha=0.25)
+        grid_and_legend(upper, fontsize=8, title="component", loc="center left", bbox_to_anchor=(1.0, 0.5))
         upper.set(ylabel="observation")
     else:
         # Too many curves to distinguish: components become rows of an image.
         image = upper.imshow(values.T, aspect="auto", interpolation="nearest", cmap="cividis")
-        figure.colorbar(image, ax=upper)
+        figure.colorbar(image, ax=upper, label="value")
         upper.set(ylabel="component of the observation")
     steps, marker = np.arange(1, len(rewards) + 1), "." if len(rewards) == 1 else ""
     lower.plot(steps, np.asarray(rewards, np.float64), color=CURVE_COLORS[1], ds="steps-mid", lw=1.2, marker=marker)
@@ -230,15 +247,16 @@ def film_strip(images: np.ndarray, titles: Sequence[str], title: str = "") -> Fi
     >>> (figure.get_size_inches() * figure.dpi).round().tolist()  # a gap of 4 between the images, 46 for the titles
     [20.0, 54.0]
     """
-    from matplotlib.figure import Figure
+    from foldax.plots.theme import ThemedFigure
 
     count, height, width, _ = images.shape
     gap, title_height, dpi = max(4, width // 30), 46, 100
-    # Tiles with a white gap between them
-    tiles = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=255)
+    # Opaque tiles with a transparent gap between them
+    tiles = np.pad(images, [(0, 0)] * 3 + [(0, 1)], constant_values=255)
+    tiles = np.pad(tiles, [(0, 0), (0, 0), (0, gap), (0, 0)])
     image = np.concatenate(tiles, axis=1)[:, :-gap]
     total_width, total_height = image.shape[1], height + title_height
-    figure = Figure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
+    figure = ThemedFigure(figsize=(total_width / dpi, total_height / dpi), dpi=dpi)
     axis = figure.add_axes((0, 0, 1, height / total_height))
     axis.imshow(image, interpolation="nearest", aspect="auto")
     axis.set_axis_off()
@@ -247,6 +265,10 @@ def film_strip(images: np.ndarray, titles: Sequence[str], title: str = "") -> Fi
         figure.text(center, (height + 6) / total_height, text, fontsize=9, ha="center", va="bottom")
     figure.text(0.5, 1 - 3 / total_height, title, fontsize=10, ha="center", va="top")
     return figure
+
+
+def _interval_name(options: Mapping[str, Any]) -> str:
+    return f"{options.get('confidence', CONFIDENCE):.0%} interval"
 
 
 def _curve(

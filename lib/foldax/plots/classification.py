@@ -69,7 +69,7 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, class_names: 
     for (row, column), count in np.ndenumerate(counts):
         if count:
             # Text must be readable on dark cells.
-            color = "white" if fractions[row, column] > 0.5 else "black"
+            color = "white" if fractions[row, column] > 0.5 else "0.1"  # black becomes grey
             axis.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(class_names))
     long_names = max(map(len, class_names)) > 2
@@ -77,7 +77,8 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, class_names: 
     axis.set_xticks(ticks, class_names, fontsize=8, **slanted)
     axis.set_yticks(ticks, class_names, fontsize=8)
     accuracy = np.trace(counts) / max(1, counts.sum())
-    axis.set(xlabel="predicted class", ylabel="true class", title=f"accuracy {accuracy:.2%} (N = {counts.sum():,})")
+    xlabel = "predicted class\n(numbers: examples; colour: fraction of the row)"
+    axis.set(xlabel=xlabel, ylabel="true class", title=f"accuracy {accuracy:.2%} (N = {counts.sum():,})")
     return figure
 
 
@@ -111,15 +112,15 @@ def roc_curve(targets: np.ndarray, scores: np.ndarray, label: str = "") -> Figur
       label: name of the curve in the legend.
 
     >>> figure = roc_curve(np.array([0, 1, 1]), np.array([0.1, 0.9, 0.8]), "net")
-    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
-    'net AUROC 1.0000'
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['chance', 'net AUROC 1.0000']
     """
     from sklearn import metrics
 
     false_positives, true_positives, _ = metrics.roc_curve(targets, scores)
     area = metrics.roc_auc_score(targets, scores)
     figure, axis = single_axis(width=4.2, height=4.0)
-    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
+    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1, label="chance")
     axis.plot(false_positives, true_positives, color=COLORS["train"], label=f"{label} AUROC {area:.4f}".strip())
     axis.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC curve", aspect="equal")
     grid_and_legend(axis, loc="lower right")

@@ -7,96 +7,142 @@ from typing import Any
 
 import numpy as np
 
-from foldax.plots.style import COLORS, CURVE_COLORS, SET_COLORS, Axes, Figure, grid_and_legend, new_figure
+from foldax.plots.style import (
+    COLORS,
+    CURVE_COLORS,
+    SET_COLORS,
+    Axes,
+    Figure,
+    StepsAfter,
+    label_steps,
+    legend_entry,
+    new_figure,
+)
 
 SPLIT_STYLES = {"train": ":", "validation": "-"}  # other splits are dashed
 MAX_POINTS = 2_000  # of an embedding: t-SNE takes time, and more points hide each other
 
 
-def learning_curves(history: Sequence[dict[str, Any]]) -> Figure:
-    """Draws every logged metric against the step: one axes per metric, one line per split.
+def learning_curves(
+    history: Sequence[dict[str, Any]], environment_steps: StepsAfter | None = None, best_step: int | None = None
+) -> Figure:
+    """Draws the logged metrics against the step: one axes per metric, one line per split.
 
-    A positive loss that spans more than a factor of 20 has a logarithmic axis.
+    An agent's return comes first; a metric that was logged once, as at the end, is left out. A positive loss that spans
+    more than a factor of 20 has a logarithmic axis.
 
     Args:
       history: lines of the log, `{"step": ..., "split": ..., metric: value, ...}`.
+      environment_steps: of an agent, converts updates to environment steps, as `config.environment_steps_after` does.
+      best_step: the step of the best evaluation (`Result.best_step`), which a vertical line marks.
 
     >>> history = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2, 3)]
     >>> learning_curves(history).axes[0].get_title()
     'loss'
     """
-    # Metrics in the order of their first appearance in the log.
-    names = list(dict.fromkeys(name for line in history for name in line if name not in ("step", "split")))
-    columns = min(3, max(1, len(names)))
-    figure, axes = new_figure(max(1, -(-len(names) // columns)), columns)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
     splits = dict.fromkeys(line["split"] for line in history)
     colors = COLORS | dict(zip((split for split in splits if split not in COLORS), cycle(SET_COLORS)))
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = _metric_axes(history, environment_steps is not None)
+    for name, axis in axes.items():
         for split in splits:
             points = [(line["step"], line[name]) for line in history if line["split"] == split and name in line]
             if points:
+                steps, values = zip(*_on_axis(points, environment_steps), strict=True)
                 # A single point has no line.
                 marker = "o" if len(points) == 1 else "." if split != "train" else ""
-                axis.plot(*zip(*points, strict=True), label=split, color=colors[split], marker=marker, lw=1.3)
-        _scale_and_name(axis, name, [line[name] for line in history if name in line])
-        grid_and_legend(axis)
+                axis.plot(steps, values, label=split, color=colors[split], marker=marker, lw=1.3)
+        if best_step is not None:
+            ((best, _),) = _on_axis([(best_step, 0.0)], environment_steps)
+            axis.axvline(best, color="0.5", lw=1, ls=(0, (4, 2)), label=f"best state: step {best_step:,}")
+    # Each split once, in one legend of the figure: one of each axes would hide curves.
+    handles = {line.get_label(): line for axis in axes.values() for line in axis.get_lines()}
+    _legend_below(figure, list(handles.values()), len(axes))
     return figure
 
 
-def _scale_and_name(axis: Axes, name: str, values: Sequence[float]) -> None:
-    # Only a positive loss can have a logarithmic axis.
-    if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
-        axis.set_yscale("log")
-    axis.set(xlabel="step", title=name.replace("_", " "))
-
-
-def comparison_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
+def comparison_curves(
+    histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]],
+    environment_steps: Mapping[str, StepsAfter] | None = None,
+) -> Figure:
     """Draws the learning curves of several configs: one axes per metric, a colour per config and a style per split.
 
     A curve is the mean over runs at the steps that all of them have logged, in a band from minimum to maximum.
 
     Args:
       histories: for each config by name, the logs of its runs, one per seed, as in `learning_curves`.
+      environment_steps: of agents, for each config what converts its updates to environment steps.
 
     >>> history = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2, 3)]
     >>> figure = comparison_curves({"A": [history, history], "B": [history]})
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
-    ['A', 'B', 'train']
+    ['A', 'B', 'train', 'minimum to maximum over seeds']
     """
-    from matplotlib.lines import Line2D
-
     lines = [line for runs in histories.values() for history in runs for line in history]
-    names = list(dict.fromkeys(name for line in lines for name in line if name not in ("step", "split")))
     splits = list(dict.fromkeys(line["split"] for line in lines))
+    figure, axes = _metric_axes(lines, environment_steps is not None)
+    for name, axis in axes.items():
+        for (label, runs), color in zip(histories.items(), cycle(CURVE_COLORS)):
+            after = None if environment_steps is None else environment_steps[label]
+            for split in splits:
+                _mean_and_range(axis, runs, name, split, color, after)
+    handles = [legend_entry(label, color=color) for label, color in zip(histories, cycle(CURVE_COLORS))]
+    handles += [legend_entry(split, ls=SPLIT_STYLES.get(split, "--")) for split in splits]
+    if any(len(runs) > 1 for runs in histories.values()):
+        handles.append(legend_entry("minimum to maximum over seeds", band=True))
+    _legend_below(figure, handles, len(axes))
+    return figure
+
+
+def _metric_axes(lines: Sequence[dict[str, Any]], environment_steps: bool) -> tuple[Figure, dict[str, Axes]]:
+    """Creates a figure with axes for each metric of log lines: returns first, then in the order of first appearance."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for line in lines:
+        for name in line.keys() - {"step", "split"}:
+            steps[name].add(line["step"])
+    names = [name for name in dict.fromkeys(name for line in lines for name in line) if name in steps]
+    # What was logged once, such as at the end, has no curve; of a log of one step there are points.
+    names = [name for name in names if len(steps[name]) > 1] or names
+    names.sort(key=lambda name: name != "return")
     columns = min(3, max(1, len(names)))
     figure, axes = new_figure(max(1, -(-len(names) // columns)), columns)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        for runs, color in zip(histories.values(), cycle(CURVE_COLORS)):
-            for split in splits:
-                _mean_and_range(axis, runs, name, split, color)
-        _scale_and_name(axis, name, [line[name] for line in lines if name in line])
+    by_name = dict(zip(names, axes.flat, strict=False))
+    for name, axis in by_name.items():
+        values = [line[name] for line in lines if name in line]
+        # Only a positive loss can have a logarithmic axis.
+        if name == "loss" and min(values) > 0 and max(values) / min(values) > 20:
+            axis.set_yscale("log")
+        axis.set_title(name.replace("_", " "))
+        label_steps(axis, environment_steps)
         axis.grid(alpha=0.25)
-    handles = [Line2D([], [], color=color, label=label) for label, color in zip(histories, cycle(CURVE_COLORS))]
-    handles += [Line2D([], [], color="0.4", ls=SPLIT_STYLES.get(split, "--"), label=split) for split in splits]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
-    return figure
+    return figure, by_name
 
 
-def _mean_and_range(axis: Axes, runs: Sequence[Sequence[dict[str, Any]]], name: str, split: str, color: str) -> None:
+def _legend_below(figure: Figure, handles: Sequence[Any], num_axes: int) -> None:
+    if handles:
+        columns = min(len(handles), 2 * max(1, min(3, num_axes)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _on_axis(points: Sequence[tuple[int, Any]], after: StepsAfter | None) -> list[tuple[int, Any]]:
+    return [(step if after is None else after(step), value) for step, value in points]
+
+
+def _mean_and_range(
+    axis: Axes, runs: Sequence[Sequence[dict[str, Any]]], name: str, split: str, color: str, after: StepsAfter | None
+) -> None:
     values: dict[int, list[float]] = defaultdict(list)
     for history in runs:
         for line in history:
             if line["split"] == split and name in line:
                 values[line["step"]].append(line[name])
     logged = [history for history in runs if any(line["split"] == split and name in line for line in history)]
-    steps = sorted(step for step, found in values.items() if len(found) == len(logged))
-    if not steps:
+    points = sorted((step, found) for step, found in values.items() if len(found) == len(logged))
+    if not points:
         return
-    found = np.array([values[step] for step in steps])
+    steps, lists = zip(*_on_axis(points, after), strict=True)
+    found = np.array(lists)
     marker = "o" if len(steps) == 1 else ""  # a single point has no line
     axis.plot(steps, found.mean(1), color=color, ls=SPLIT_STYLES.get(split, "--"), marker=marker, lw=1.5)
     axis.fill_between(steps, found.min(1), found.max(1), color=color, alpha=0.15, lw=0)

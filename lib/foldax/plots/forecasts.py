@@ -37,7 +37,7 @@ def prediction_intervals(
     axis.plot(ranks[inside], targets[inside], "o", ms=3, color=COLORS["test"], label=f"inside: {inside.sum()}")
     axis.plot(ranks[~inside], targets[~inside], "X", ms=5, color=COLORS["validation"], label=f"outside: {sum(~inside)}")
     title = f"{inside.mean():.1%} of {len(mean)} targets inside"
-    axis.set(xlabel="examples, sorted by prediction", ylabel=unit, title=title)
+    axis.set(xlabel="examples, sorted by prediction", ylabel=unit or "target", title=title)
     grid_and_legend(axis, fontsize=8)
     return figure
 
@@ -59,18 +59,19 @@ def calibration_curve(
     from scipy import stats
 
     probabilities = np.linspace(0.02, 0.98, 49)
-    figure, axis = single_axis(width=4.2, height=4.0)
-    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1)
+    figure, axis = single_axis(width=4.2, height=4.8)
+    axis.plot([0, 1], [0, 1], color="0.6", ls="--", lw=1, label="calibrated")
     # The number of independent targets inside an interval is binomial.
     if independent:
         low, high = (stats.binom.ppf(tail, independent, probabilities) / independent for tail in (0.05, 0.95))
-        label = f"90% band, {independent} targets"
+        label = f"90% of calibrated models, {independent} targets"
         axis.fill_between(probabilities, low, high, color="0.6", alpha=0.25, lw=0, label=label)
     for (name, (targets, mean, std)), color in zip(predictions.items(), CYCLE, strict=False):
         coverages = [interval_coverage(targets, mean, std, probability) for probability in probabilities]
         axis.plot(probabilities, coverages, color=color, label=name)
     axis.set(xlabel="nominal coverage", ylabel="empirical coverage", title="calibration", aspect="equal")
-    grid_and_legend(axis, loc="upper left", fontsize=8)
+    axis.grid(alpha=0.25)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     return figure
 
 
@@ -94,7 +95,7 @@ def forecast_fans(
 
     >>> figure = forecast_fans(np.arange(6), np.zeros(6), [(4, np.zeros(2), np.ones(2))], naive=[np.ones(2)])
     >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    ['observed', '90% interval', '50% interval', 'forecast', 'naive']
+    ['observed', '90% interval', '50% interval', 'forecast', 'start of a forecast', 'naive']
     """
     figure, axis = single_axis(width=9.0, height=3.8)
     axis.plot(times, values, color="black", lw=1, label="observed")
@@ -107,10 +108,10 @@ def forecast_fans(
             label = f"{probability:.0%} interval" if not number else None
             axis.fill_between(steps, mean - width, mean + width, color=COLORS["train"], alpha=alpha, lw=0, label=label)
         axis.plot(steps, mean, color=COLORS["train"], lw=1.5, label="forecast" if not number else None)
-        axis.axvline(times[start], color="0.7", lw=0.6, ls=":")
+        axis.axvline(times[start], color="0.5", lw=0.8, ls=":", label=None if number else "start of a forecast")
         for (name, forecasts), color, style in zip(baselines.items(), CYCLE[1:], ("--", "-.", ":")):
             axis.plot(steps, forecasts[number], color=color, lw=1.2, ls=style, label=None if number else name)
-    axis.set(title=title, ylabel=unit)
+    axis.set(title=title, xlabel="time", ylabel=unit)
     grid_and_legend(axis, fontsize=8, ncols=2)
     return figure
 

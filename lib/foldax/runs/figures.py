@@ -2,15 +2,18 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foldax.configuration import RLTraining, to_json
 from foldax.engine import compiled
 from foldax.engine.result import Result
 from foldax.errors import ExperimentError
 from foldax.runs import terminal
 from foldax.runs.terminal import warn
+
+AGENT_FIELDS = ("environment_steps", "learning_starts", "num_envs", "rollout_steps")
 
 
 def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, Path]:
@@ -21,11 +24,9 @@ def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, 
     Returns:
       The files by name of the figure; characters that file names lack become "%" and their code.
     """
-    from foldax.plots import common
-
     figures: dict[str, Any] = {}
     with figure_errors("learning curves"):
-        figures["learning_curves"] = common.learning_curves(result.history)
+        figures["learning_curves"] = draw_learning_curves(result.history, to_json(result.config), result.best_step)
     with figure_errors("the experiment's `figures`"), compiled.user_code_errors(result.experiment):
         own = {} if result.experiment.figures is None else result.experiment.figures(result)
         if not isinstance(own, dict):
@@ -38,6 +39,33 @@ def save_figures(result: Result, path: Path, verbose: bool = True) -> dict[str, 
             if verbose and isinstance(figure, str):
                 terminal.echo(figure)
     return files
+
+
+def draw_learning_curves(
+    history: Sequence[dict[str, Any]], config: Mapping[str, Any], best_step: int | None = None
+) -> Any:
+    """Draws the learning curves of a run: those of an agent against environment steps, else against updates.
+
+    Args:
+      history: lines of its log.
+      config: plain values of its config.
+      best_step: step of its best evaluation, if that state was kept.
+    """
+    from foldax.plots import common
+
+    return common.learning_curves(history, environment_steps_after(config), best_step)
+
+
+def environment_steps_after(config: Mapping[str, Any]) -> Any:
+    """Returns the function `updates -> environment steps` of an agent's config; None for other configs.
+
+    >>> environment_steps_after({"environment_steps": 800, "learning_starts": 0, "num_envs": 2, "rollout_steps": 4})(3)
+    24
+    >>> environment_steps_after({"steps": 10})
+    """
+    if not all(name in config for name in AGENT_FIELDS):
+        return None
+    return RLTraining(**{name: config[name] for name in AGENT_FIELDS}).environment_steps_after
 
 
 def save_figure(name: str, figure: Any, folder: Path, stem: str | None = None) -> Path:

@@ -58,8 +58,8 @@ class Performance:
         return line | hardware.memory_in_use(self._device)
 
     def _row(self, step: int) -> int:
-        # Log lines end at multiples of `log_every`, and at the last step.
-        return -(-step // self._config.log_every) - 1
+        # Log lines end at multiples of the log period, and at the last step.
+        return -(-step // self._config.log_period) - 1
 
 
 def units_per_step(run: Run) -> dict[str, float]:
@@ -95,7 +95,8 @@ def learning_rates(run: Run) -> Mapping[str, np.ndarray]:
 def _rates_of_lines(optimizer: Any, calls: int, config: Any) -> np.ndarray:
     from foldax.optim.optimizer import build_schedule
 
-    ends = np.arange(config.log_every, config.steps + config.log_every, config.log_every)
+    every = config.log_period
+    ends = np.arange(every, config.steps + every, every)
     schedule = build_schedule(optimizer, max(calls // optimizer.accumulate_steps, 1))
     if not callable(schedule):
         return np.full(len(ends), schedule, np.float32)

@@ -13,6 +13,7 @@ from foldax.runs import folder
 # What a run was begun with, and whether its checkpoints hold a best state.
 FIXED_FIELDS = ("seed", "init_from", "keep")
 LENGTH_FIELDS = ("steps", "environment_steps")
+PERIOD_FIELDS = ("log_every", "evaluate_every")  # None is the default, whatever a run was begun with
 LATE_SECONDS = (0.1, 0.5, 2.0)  # waits for files that a mounted folder shows late
 
 Status = Literal["new", "unfinished", "finished"]
@@ -54,7 +55,8 @@ def latest_run_dir(experiment: Experiment, config: Any) -> Path:
     new = folder.new_run_dir(experiment, config)
     for path in sorted((manifest.parent for manifest in new.parent.glob("*/manifest.json")), reverse=True):
         with contextlib.suppress(ConfigError, RunError):
-            if not _changed_fields(path, config):
+            changed = _changed_fields(path, config)
+            if not [name for name, (_, new) in changed.items() if name not in PERIOD_FIELDS or new is not None]:
                 return path
     return new
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from foldax.engine.contracts import LOG_FIELDS
 from foldax.errors import RunError, display_path
 from foldax.options import flatten, plain_text
-from foldax.plots import common
 from foldax.runs import folder, provenance, tables
+from foldax.runs.figures import draw_learning_curves
 from foldax.runs.log import read_log
 from foldax.runs.terminal import echo, print_table, warn
 
@@ -27,9 +27,11 @@ def show(path: Path) -> None:
     echo("config:  " + "  ".join(f"{name}={plain_text(value)}" for name, value in flatten(config).items()))
     history = read_log(path)
     metrics: dict[str, dict[str, float]] = {}
+    best_step = None
     if (path / "result.json").exists():
         result = folder.read_result(path)
         metrics |= folder.result_metrics(result)
+        best_step = result.get("best_step")
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
         echo(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
     else:
@@ -42,7 +44,7 @@ def show(path: Path) -> None:
     if history and not (path / "figures" / "learning_curves.txt").exists():
         try:
             (path / "figures").mkdir(exist_ok=True)
-            common.learning_curves(history).savefig(path / "figures" / "learning_curves.png", dpi=120)
+            draw_learning_curves(history, config, best_step).savefig(path / "figures" / "learning_curves.png", dpi=120)
         except OSError as error:  # somebody else's folder
             warn(f"the learning curves are not redrawn: {error.strerror or error}")
     for figure in sorted((path / "figures").glob("*")):

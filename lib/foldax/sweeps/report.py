@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from foldax.runs.figures import environment_steps_after
 from foldax.runs.folder import write_errors
 from foldax.runs.tables import format_field, format_metric
 from foldax.sweeps import statistics
@@ -82,13 +83,18 @@ def _page_data(metadata: Json, results: "DataFrame", curves: "DataFrame | None",
         level["effects"] = {name: _main_effect(results, codes, name, len(level["labels"])) for name in measured}
         level |= {key: _as_json(level[key].sort_index()) for key in ("codes", "values")}
     rank_of = pandas.Series(ranks.to_numpy(), results["member"])
+    # Agents are compared by environment steps, which an update of each config has of its own.
+    own_fields = configs.sort_index()[fields].to_dict("records")
+    after = [environment_steps_after(metadata["config"] | own) for own in own_fields]
+    is_agent = all(after)
     return {
+        "step": "environment steps" if is_agent else "step",
         "metric": metric,
         "mode": mode,
         "fields": levels,
         "best": min(BEST_CURVES, len(configs)),
         "means": {name: _as_json(statistics.finite_values(results, name).groupby(ranks).mean()) for name in measured},
-        "curves": {} if curves is None else _mean_curves(curves, rank_of),
+        "curves": {} if curves is None else _mean_curves(curves, rank_of, after if is_agent else None),
         "tables": {
             "configs": _configs_table(results, ranks, configs.sort_index()[fields], metric, names),
             "members": _members_table(results, ranks, fields, names),
@@ -131,8 +137,16 @@ def _main_effect(results: "DataFrame", codes: "Series", metric: str, num_levels:
     return {"mean": _as_json(means), "low": _as_json(low), "high": _as_json(high)}
 
 
-def _mean_curves(curves: "DataFrame", rank_of: "Series") -> dict[str, dict[int, Json]]:
-    """Mean, minimum and maximum over seeds, by metric and rank of the config; `rank_of` maps members to ranks."""
+def _mean_curves(
+    curves: "DataFrame", rank_of: "Series", steps_after: list[Any] | None = None
+) -> dict[str, dict[int, Json]]:
+    """Mean, minimum and maximum over seeds, by metric and rank of the config.
+
+    Args:
+      curves: the log lines of all members.
+      rank_of: rank of the config by member.
+      steps_after: by rank, what converts updates to environment steps; None shows updates.
+    """
     # The page stays small: few configs, and few points per curve.
     others = range(BEST_CURVES, int(rank_of.max()) + 1)
     shown = {*range(BEST_CURVES), *others[:: max(1, -(-len(others) // BACKGROUND_CURVES))]}
@@ -142,7 +156,9 @@ def _mean_curves(curves: "DataFrame", rank_of: "Series") -> dict[str, dict[int, 
     by_metric: dict[str, dict[int, Json]] = {}
     for (split, metric, rank), part in table.groupby(level=[0, 1, 2]):
         part = part.iloc[np.unique(np.linspace(0, len(part) - 1, CURVE_POINTS).round().astype(int))]
-        curve = {"step": _as_json(part.index.get_level_values("step")), "mean": _as_json(part["mean"])}
+        steps = [int(step) for step in part.index.get_level_values("step")]
+        steps = steps if steps_after is None else [steps_after[rank](step) for step in steps]
+        curve = {"step": steps, "mean": _as_json(part["mean"])}
         if rank < BEST_CURVES and (part["count"] > 1).any():
             curve |= {"low": _as_json(part["min"]), "high": _as_json(part["max"])}
         by_metric.setdefault(f"{split}/{metric}", {})[int(rank)] = curve  # JSON refuses NumPy's integers as keys

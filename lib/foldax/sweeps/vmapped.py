@@ -195,7 +195,7 @@ class VmappedMembers:
         One evaluation ago, because by then it is known whatever the size of chunks. So the arrays shrink at the same
         steps in every run of a sweep; the bits of a member, which depend on the size of the arrays, are reproducible.
         """
-        step, every = self.run.step, self.run.config.evaluate_every
+        step, every = self.run.step, self.run.config.evaluation_period
         active = self.active_rows(step - every)
         num_rows = len(self._pad_rows(active or [0]))
         smaller = 2 * len(active) <= len(self.members) and 0 < num_rows < (self.run.num_members or 0)
@@ -311,7 +311,7 @@ def fold_vmapped(
             return False
         # All members have ended, or half of them froze: take the results of those, and compact the arrays.
         rows, run = range(len(vmapped.members)), vmapped.run
-        active = vmapped.active_rows(run.step - run.config.evaluate_every) if status == "mostly_frozen" else []
+        active = vmapped.active_rows(run.step - run.config.evaluation_period) if status == "mostly_frozen" else []
         for result in vmapped.results([row for row in rows if row not in active]):
             on_result(result)
         if status != "mostly_frozen":
