@@ -22,6 +22,7 @@ from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.extras import import_extra
 from foldax.options import options_help, parse_options, set_fields
 from foldax.runs.terminal import echo, finish_output, lost_output, reserve_streams, warn
+from foldax.runs.trackers.choose import NAMES as TRACKER_NAMES
 
 USAGE = 2
 FAILED = 1
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume.epilog += "the state stays as large as it is."
     resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
-    help = "tracker to use from now on: tensorboard, csv, wandb, mlflow, trackio, none (default: as before)"
+    help = f"tracker to use from now on: {', '.join(TRACKER_NAMES)} (default: as before)"
     resume.add_argument("--tracker", action="append", metavar="NAME", help=help)
     resume.add_argument("--quiet", action="store_true", help="print the folder and warnings only")
     help = "train a finished run again and compare metrics and state bit by bit"

@@ -175,6 +175,24 @@ def failure_status(error: BaseException) -> str:
     return f"failed: {reason} {lines[-1].strip()}" if reason.endswith(":") and len(lines) > 1 else f"failed: {reason}"
 
 
+def status_kind(status: str) -> str:
+    """Returns a status without the reason of a failure, and without the metrics that were not finite.
+
+    >>> status_kind("failed: no data"), status_kind("stopped early (test/loss not finite)")
+    ('failed', 'stopped early')
+    """
+    return re.split(r":| \(", status)[0]
+
+
+def is_success(status: str) -> bool:
+    """Whether a run with this status has a result: it has finished, or was stopped early or by a search.
+
+    >>> is_success("finished"), is_success("stopped by the search"), is_success("interrupted")
+    (True, True, False)
+    """
+    return status_kind(status) in ("finished", "stopped early", "stopped by the search")
+
+
 def result_metrics(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Selects the metrics by split from the content of a `result.json`: those of named evaluation sets come last.
 

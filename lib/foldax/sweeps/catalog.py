@@ -183,14 +183,9 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], text: str) -> bool:
         return compare(number, other)
     if compare not in (operator.eq, operator.ne):
         return False
-    spellings = {plain_text(value), _short_status(value) if isinstance(value, str) else plain_text(value)}
+    spellings = {plain_text(value), folder.status_kind(value) if isinstance(value, str) else plain_text(value)}
     is_equal = text.replace(" ", "") in {spelling.replace(" ", "") for spelling in spellings}
     return is_equal == (compare is operator.eq)
-
-
-def _short_status(status: str) -> str:
-    """Status without the reason of a failure, and without the metrics that were not finite."""
-    return re.split(r":| \(", status)[0]
 
 
 def _number(value: Any) -> float | None:
@@ -279,7 +274,7 @@ def entries_table(entries: Sequence[Entry], metrics: Sequence[str]) -> Any:
 def _row(entry: Entry, metrics: Sequence[str], fields: Sequence[str]) -> list[str]:
     from rich.filesize import decimal
 
-    short = _short_status(entry.status) + " ..." * (_short_status(entry.status) != entry.status)
+    short = folder.status_kind(entry.status) + " ..." * (folder.status_kind(entry.status) != entry.status)
     status = short if entry.kind == "run" else f"sweep, {short}"
     return [
         *(display_path(entry.path), entry.experiment, status, "" if entry.step is None else f"{entry.step:,}"),

@@ -12,6 +12,7 @@ from foldax.experiment import Experiment
 from foldax.options import Config, options_help, parse_alternatives, set_fields
 from foldax.runs import folder, tables
 from foldax.runs.terminal import echo, print_table, warn
+from foldax.runs.trackers.choose import NAMES as TRACKER_NAMES
 from foldax.runs.trackers.choose import NONE, recorded_names
 from foldax.sweeps.launchers.launch import LAUNCHERS
 from foldax.sweeps.plan import Plan, make_plan
@@ -146,7 +147,7 @@ def _parser(experiment: Experiment, file: Path) -> argparse.ArgumentParser:
         "--tracker",
         action="append",
         metavar="NAME",
-        help="gets each member that has ended: csv, tensorboard, wandb, ...",
+        help=f"gets each member that has ended: {', '.join(TRACKER_NAMES)}",
     )
     add("--quiet", action="store_true", help="print the sweep folder and warnings only")
     add("--sweep-dir", type=Path, help="the sweep folder; default: a new one under runs/")

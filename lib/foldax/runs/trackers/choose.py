@@ -34,6 +34,7 @@ BACKENDS = {
 }
 DEFAULT = "tensorboard"
 NONE = "none"
+NAMES = (*BACKENDS, NONE)
 METHODS = ("start", "log", "figure", "summary", "finish")
 
 
@@ -76,8 +77,7 @@ def recorded_names(names: Iterable[str]) -> str:
 
 def _make(name: str) -> Tracker:
     if name not in BACKENDS:
-        allowed = ", ".join([*BACKENDS, NONE])
-        raise ConfigError(f"tracker: there is no {name!r}{did_you_mean(name, [*BACKENDS, NONE])} (allowed: {allowed})")
+        raise ConfigError(f"tracker: there is no {name!r}{did_you_mean(name, NAMES)} (allowed: {', '.join(NAMES)})")
     backend = BACKENDS[name]
     spec = importlib.util.find_spec(backend.package)
     # A folder of the package's name, such as that of W&B's files, would be imported as an empty package.

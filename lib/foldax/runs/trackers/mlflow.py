@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foldax.field_values import to_plain
+from foldax.runs.folder import is_success, status_kind
 from foldax.runs.trackers.protocol import TrackedRun
 
 MAX_PARAMS = 100  # that one request may have
@@ -52,8 +53,8 @@ class MLflow:
 
     def finish(self, status: str) -> None:
         """Ends the run."""
-        run_status = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
-        self._client.set_terminated(self._id, run_status.get(status.split()[0].rstrip(":"), "FAILED"))
+        failure = "KILLED" if status_kind(status) == "interrupted" else "FAILED"
+        self._client.set_terminated(self._id, "FINISHED" if is_success(status) else failure)
 
     def _log(self, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from foldax.runs.folder import is_success
 from foldax.runs.trackers.protocol import TrackedRun
 
 
@@ -59,4 +60,4 @@ class WandB:
 
     def finish(self, status: str) -> None:
         """Ends the run."""
-        self._run.finish(exit_code=0 if status.startswith(("finished", "stopped")) else 1)
+        self._run.finish(exit_code=0 if is_success(status) else 1)
