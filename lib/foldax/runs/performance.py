@@ -1,16 +1,17 @@
 """Speed, memory and learning rate of a run, in a file of their own: its metrics are the same bits in every run."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from foldax.configuration import RLTraining
+from foldax.configuration import RLTraining, traced_config
 from foldax.engine import compiled, hardware
+from foldax.engine.fold import make_learner
 from foldax.engine.state import Run
 from foldax.field_values import is_config
 
@@ -83,27 +84,31 @@ def learning_rates(run: Run) -> Mapping[str, np.ndarray]:
     """
     from foldax.optim.optimizer import record_builds
 
-    # A learner that can be built in a trace only has no rate that can be read.
-    with contextlib.suppress(Exception), record_builds() as builds:
-        run.program.experiment.learner(run.config, run.program.info)
-        unique = [build for index, build in enumerate(builds) if build not in builds[:index]]
-        rates = [_rates_of_lines(optimizer, calls, run.config) for optimizer, calls in unique]
-        return dict(zip(_names([optimizer for optimizer, _ in unique], run.config), rates, strict=True))
-    return {}
+    # Built in a trace, as for training, because some learners cannot be built elsewhere.
+    @jax.jit
+    def rates(config: Any) -> dict[str, jax.Array]:
+        with record_builds() as builds:
+            make_learner(run.program, config)
+        unique = {(id(optimizer), calls): optimizer for optimizer, calls in builds}
+        names = _names(list(unique.values()), config)
+        lines = [_rates_of_lines(optimizer, calls, run.config) for (_, calls), optimizer in unique.items()]
+        return dict(zip(names, lines, strict=True))
+
+    return jax.device_get(rates(traced_config(run.config)))
 
 
-def _rates_of_lines(optimizer: Any, calls: int, config: Any) -> np.ndarray:
+def _rates_of_lines(optimizer: Any, calls: int, config: Any) -> jax.Array:
     from foldax.optim.optimizer import build_schedule
 
     every = config.log_period
     ends = np.arange(every, config.steps + every, every)
     schedule = build_schedule(optimizer, max(calls // optimizer.accumulate_steps, 1))
     if not callable(schedule):
-        return np.full(len(ends), schedule, np.float32)
+        return jnp.full(len(ends), schedule, jnp.float32)
     # The optimizer is called equally often in every update of the run, and counts its own updates from 0.
     calls_per_step = calls / config.steps / optimizer.accumulate_steps
     done = np.floor(np.minimum(ends, config.steps) * calls_per_step + 1e-6)
-    return np.asarray(jax.vmap(schedule)(np.maximum(done - 1, 0).astype(np.int32)))
+    return jax.vmap(schedule)(np.maximum(done - 1, 0).astype(np.int32))
 
 
 def _names(optimizers: list[Any], config: Any) -> list[str]:
