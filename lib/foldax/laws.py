@@ -23,7 +23,7 @@ from foldax.data.protocol import Dataset, EvaluationBlock
 from foldax.engine import compile_cache, compiled, evaluation, loop, setup
 from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path
 from foldax.engine.policy import CurrentPolicy
-from foldax.engine.state import Hooks, Run
+from foldax.engine.state import Callbacks, Run
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.inference.export import check_export
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
     def start_run(self, **changes: Any) -> Run:
         """Creates a run before its first step, with some fields of the config changed."""
         config = dataclasses.replace(self.config, **changes)
-        return setup.start_run(self.experiment, config, _hooks(config), self.dataset)
+        return setup.start_run(self.experiment, config, _callbacks(config), self.dataset)
 
 
 def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | None = None) -> Subject:
@@ -82,7 +82,7 @@ def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | 
 def purity(subject: Subject) -> str | None:
     """The same seed gives the same bits, also when every function is traced again."""
     config = dataclasses.replace(subject.config, dispatch="loop")
-    run = setup.start_run(subject.experiment, config, Hooks(), subject.dataset)
+    run = setup.start_run(subject.experiment, config, Callbacks(), subject.dataset)
     loop.fetch_data_block(run)
     end = STEPS if run.block.end is None else min(STEPS, run.block.end)
     # Traced again, because Python-level randomness would be frozen into a single trace.
@@ -117,12 +117,12 @@ def resume(subject: Subject) -> str | None:
         run = subject.start_run()
         _train(run, [STEPS // 2])
         checkpoints = Checkpoints(Path(folder))
-        hooks = Hooks(checkpoints=checkpoints)
+        callbacks = Callbacks(checkpoints=checkpoints)
         try:
-            loop.save_checkpoint(run, hooks, (run.fold, run.best))
+            loop.save_checkpoint(run, callbacks, (run.fold, run.best))
             checkpoints.wait()
             # 2. Restore into a new run, and train the rest.
-            resumed = _train(setup.start_run(subject.experiment, subject.config, hooks, subject.dataset), [STEPS])
+            resumed = _train(setup.start_run(subject.experiment, subject.config, callbacks, subject.dataset), [STEPS])
         finally:
             checkpoints.close()
     difference = f"a run stopped at step {STEPS // 2} and resumed differs from an uninterrupted one"
@@ -149,9 +149,9 @@ def sweep(subject: Subject) -> str | None:
 
 
 def _lone_run(subject: Subject, config: Any) -> Run:
-    run = setup.start_run(subject.experiment, config, _hooks(config), subject.dataset)
+    run = setup.start_run(subject.experiment, config, _callbacks(config), subject.dataset)
     with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
-        loop.train_loop(run, Hooks(), STEPS)
+        loop.train_loop(run, Callbacks(), STEPS)
     return run
 
 
@@ -160,9 +160,9 @@ def _check_exact_sweep(subject: Subject, members: list[Member], lone_runs: list[
 
     def train(member: Member, device: Any) -> None:
         member = workers.on_device(member, device)
-        run = workers.start_run(member, device, _hooks(member.config))
+        run = workers.start_run(member, device, _callbacks(member.config))
         with contextlib.closing(run.blocks):
-            workers.fold(member, run, device, Hooks(), STEPS)
+            workers.fold(member, run, device, Callbacks(), STEPS)
         states[member.number] = host_arrays(run.fold.state)
 
     workers.run_all(members, train)
@@ -173,8 +173,8 @@ def _check_exact_sweep(subject: Subject, members: list[Member], lone_runs: list[
 
 
 def _check_vmapped_sweep(subject: Subject, members: list[Member], lone_runs: list[Run]) -> None:
-    vmapped = VmappedMembers(subject.experiment, members, jax.devices(), _hooks(members[0].config))
-    vmapped.fold(Hooks(), STEPS)
+    vmapped = VmappedMembers(subject.experiment, members, jax.devices(), _callbacks(members[0].config))
+    vmapped.fold(Callbacks(), STEPS)
     for number, lone in enumerate(lone_runs):
         for name, value in lone.history[-1].items():
             other = vmapped.histories[number][-1][name]
@@ -244,7 +244,7 @@ def tracing(subject: Subject) -> str | None:
     weakly_typed = jax.tree.map(jnp.asarray, config)
     before = dict(compiled.trace_counts)
     for other in (changed, weakly_typed):
-        _train(setup.start_run(subject.experiment, other, Hooks(), subject.dataset), [1])
+        _train(setup.start_run(subject.experiment, other, Callbacks(), subject.dataset), [1])
     if compiled.trace_counts != before:
         fields = ", ".join(name for name, kind in field_kinds(type(config)).items() if kind != "structural")
         raise LawBroken(f"a new value of a traced or driver field compiled the program again (one of: {fields})")
@@ -326,8 +326,8 @@ def finishes(subject: Subject) -> str | None:
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Checkpoints(Path(folder))) as checkpoints:
         with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
             evaluation.check_summarize(run)
-            loop.train_loop(run, Hooks(), 2)
-            loop.save_checkpoint(run, Hooks(checkpoints=checkpoints), (run.fold, run.best))
+            loop.train_loop(run, Callbacks(), 2)
+            loop.save_checkpoint(run, Callbacks(checkpoints=checkpoints), (run.fold, run.best))
             result = loop.finish_run(run, "finished")
         checkpoints.wait()
     with compiled.user_code_errors(subject.experiment):
@@ -372,9 +372,11 @@ def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
     return None
 
 
-def _hooks(config: Any) -> Hooks:
-    """Hooks with the initial parameters that the config names in `init_from`."""
-    return Hooks(replace_initial_state=initial_parameters.initial_state_hook(initial_parameters.initial_source(config)))
+def _callbacks(config: Any) -> Callbacks:
+    """Callbacks with the initial parameters that the config names in `init_from`."""
+    return Callbacks(
+        replace_initial_state=initial_parameters.initial_state_hook(initial_parameters.initial_source(config))
+    )
 
 
 def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
@@ -384,7 +386,7 @@ def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
             while run.step < end:
                 loop.fetch_data_block(run)
                 stop = end if run.block.end is None else min(end, run.block.end)
-                loop.dispatch_chunk(run, Hooks(), stop)
+                loop.dispatch_chunk(run, Callbacks(), stop)
     return host_arrays(run.fold.state)
 
 

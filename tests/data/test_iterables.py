@@ -143,7 +143,7 @@ def test_a_run_trains_and_resumes_with_the_same_bits(tmp_path):
     whole = foldax.train(tiny, config, dataset=dataset, save=False, verbose=False)
     assert set(whole.metrics) == {"train", "validation", "test", "ood"}
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
-        hooks = loop.Hooks(checkpoints=checkpoints)
+        hooks = loop.Callbacks(checkpoints=checkpoints)
         assert loop.fit(tiny, config, hooks, dataset, until=7).step == 7
         resumed = loop.fit(tiny, config, hooks, dataset)
     assert resumed.metrics["ood"] == whole.metrics["ood"]

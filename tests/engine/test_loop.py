@@ -154,7 +154,7 @@ def test_a_nan_evaluation_is_never_the_best() -> None:
 def test_a_nan_evaluation_is_named_when_it_happens_and_in_the_status() -> None:
     warnings = []
     experiment, config = with_losses([0, np.nan, 3, np.nan, 4, np.inf]), Config(steps=5, evaluate_every=1, keep="last")
-    result = loop.fit(experiment, config, loop.Hooks(warn=warnings.append))
+    result = loop.fit(experiment, config, loop.Callbacks(warn=warnings.append))
     assert warnings == ["validation metric 'loss' is nan at step 1, which is never the best"]
     assert result.status == "finished (validation loss is nan at step 1; test loss is inf at step 5)"
 
@@ -176,7 +176,7 @@ def test_a_run_that_keeps_its_last_state_needs_no_monitor() -> None:
 )
 def test_patience_that_cannot_run_out_is_told(changes: dict, reason: str | None) -> None:
     warnings = []
-    loop.fit(with_losses([5, 4, 3, 2, 1]), Config(steps=4, **changes), loop.Hooks(warn=warnings.append))
+    loop.fit(with_losses([5, 4, 3, 2, 1]), Config(steps=4, **changes), loop.Callbacks(warn=warnings.append))
     assert warnings == ([f"patience: {changes['patience']} has no effect, as {reason}"] if reason else [])
 
 
@@ -208,7 +208,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str
     whole = loop.fit(experiment, config)
     steps = []
     checkpoints = Checkpoints(tmp_path)
-    hooks = loop.Hooks(
+    hooks = loop.Callbacks(
         progress=steps.append, stop_requested=lambda: bool(steps) and max(steps) >= stop, checkpoints=checkpoints
     )
     first = loop.fit(experiment, config, hooks)
@@ -216,7 +216,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, source: str
     assert first.step < config.steps
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    second = loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints))
+    second = loop.fit(experiment, config, loop.Callbacks(checkpoints=checkpoints))
     checkpoints.close()
     assert second.status == "finished"
     assert_same(whole, second)
@@ -226,7 +226,7 @@ def fit_in(folder: Path, experiment: foldax.Experiment, config: Config, **hooks)
     """Runs or resumes an experiment with checkpoints in a folder."""
     checkpoints = Checkpoints(folder)
     try:
-        return loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints, **hooks))
+        return loop.fit(experiment, config, loop.Callbacks(checkpoints=checkpoints, **hooks))
     finally:
         checkpoints.close()
 
@@ -270,7 +270,7 @@ def test_an_error_in_the_data_saves_the_steps_before_it(tmp_path: Path) -> None:
         pytest.raises(foldax.FoldaxError, match="server is gone"),
         contextlib.closing(Checkpoints(tmp_path)) as checkpoints,
     ):
-        loop.fit(tiny, config, loop.Hooks(checkpoints=checkpoints), dataset._replace(train=Failing(dataset.train)))
+        loop.fit(tiny, config, loop.Callbacks(checkpoints=checkpoints), dataset._replace(train=Failing(dataset.train)))
     (saved,) = [int(path.name) for path in tmp_path.iterdir()]
     assert saved == next(dataset.train.blocks(0, 0)).end
 
@@ -359,7 +359,7 @@ def test_the_device_holds_the_state_the_best_one_and_on_accelerators_one_copy_to
     monkeypatch.setattr(compiled, "is_on_cpu", lambda array: platform == "cpu")
     before = live_bytes()
     config = Config(steps=5, evaluate_every=1, checkpoint_every=1)
-    hooks = loop.Hooks(checkpoints=Store(), progress=lambda step: in_states.append((live_bytes() - before) / size))
+    hooks = loop.Callbacks(checkpoints=Store(), progress=lambda step: in_states.append((live_bytes() - before) / size))
     loop.fit(foldax.Experiment(Config, learner), config, hooks)
     # The last chunk is read, and its copy is on the host, when no further one was dispatched.
     np.testing.assert_allclose(in_states, [2, 2, 2, 2, 2] if platform == "cpu" else [3, 3, 3, 3, 2], atol=0.1)

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import foldax
 from foldax import data, learners, models, transfer
 from foldax.engine import setup
-from foldax.engine.state import Hooks
+from foldax.engine.state import Callbacks
 from foldax.errors import ConfigError, DataError, ExperimentError, RunError
 from foldax.inference.predict import predict
 from foldax.runs.transfer import parameters
@@ -66,7 +66,7 @@ def trained(learner: Any, path: Path, dataset: Any = tiny_dataset, **changes: An
 def untrained(experiment: foldax.Experiment) -> foldax.Result:
     """A run before its first step: exports and samples do not depend on the training."""
     config = experiment.config()
-    run = setup.start_run(experiment, config, Hooks(), experiment.dataset and experiment.dataset(config))
+    run = setup.start_run(experiment, config, Callbacks(), experiment.dataset and experiment.dataset(config))
     info, state = run.dataset and run.dataset.info, run.fold.state
     return foldax.Result(
         experiment, config, info, run.dataset, state, state, 0, None, "finished", {}, {}, [], 0.0, 0.0, 0.0

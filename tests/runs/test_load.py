@@ -74,7 +74,7 @@ def test_the_best_state_holds_no_memory_that_only_training_needs(tmp_path: Path)
     # A run that stops after its best step goes on from the last state, with its memory.
     for until in (3, loop.NEVER):
         with contextlib.closing(checkpoint.Checkpoints(tmp_path / "stopped")) as checkpoints:
-            resumed = loop.fit(experiment, config, loop.Hooks(checkpoints=checkpoints), until=until)
+            resumed = loop.fit(experiment, config, loop.Callbacks(checkpoints=checkpoints), until=until)
     np.testing.assert_array_equal(resumed.final_state["memory"], result.final_state["memory"])
     assert resumed.best_step == 2
 

@@ -9,7 +9,7 @@ import pytest
 import foldax
 from foldax import learners, models, optim
 from foldax.engine import hardware, setup
-from foldax.engine.state import Hooks
+from foldax.engine.state import Callbacks
 from foldax.runs import performance
 from foldax.runs.log import read_log
 from foldax.runs.recorder import PERFORMANCE_LOG
@@ -29,7 +29,7 @@ def experiment(build: Any) -> foldax.Experiment:
 
 
 def start(build: Any, config: Any) -> Any:
-    return setup.start_run(experiment(build), config, Hooks(), None)
+    return setup.start_run(experiment(build), config, Callbacks(), None)
 
 
 def test_the_learning_rate_is_that_of_the_last_update_before_a_log_line() -> None:
@@ -56,13 +56,14 @@ def test_two_optimizers_have_names_and_an_unknown_one_none() -> None:
     config = Two(steps=4, log_every=2)
 
     def both(config: Any) -> Any:
+        assert config.other.learning_rate.dtype == np.float32  # it can be built in a trace only
         optim.build(config.other, config.steps)
         return optim.build(config.optimizer, config.steps)
 
     rates = performance.learning_rates(start(both, config))
     assert sorted(rates) == ["optimizer.learning_rate", "other.learning_rate"]
     np.testing.assert_array_equal(rates["other.learning_rate"], [0.25, 0.25])
-    run = setup.start_run(tiny, Config(), Hooks(), None)
+    run = setup.start_run(tiny, Config(), Callbacks(), None)
     assert performance.learning_rates(run) == {}
 
 

@@ -5,18 +5,18 @@ import time
 from foldax.configuration import parse_interval
 from foldax.engine.fold import MAX_LOG_PERIODS
 from foldax.engine.setup import evaluation_splits
-from foldax.engine.state import Hooks, Run
+from foldax.engine.state import Callbacks, Run
 
 CHUNK_SECONDS = 0.5  # aimed at: a signal or a save waits for two chunks at most
 
 
-def next_boundary(run: Run, hooks: Hooks) -> int:
+def next_boundary(run: Run, callbacks: Callbacks) -> int:
     """Finds the next step that a chunk must not run past.
 
-    That is an evaluation, a checkpoint, a multiple of `Hooks.intervals`, or the end of logs, of the data or of the run.
+    That is an evaluation, a checkpoint, a multiple of `Callbacks.intervals`, or the end of logs, data or run.
     """
     every_steps, _ = parse_interval(run.config.checkpoint_every)
-    periods = [every for every in (run.config.evaluation_period, every_steps, *hooks.intervals) if every]
+    periods = [every for every in (run.config.evaluation_period, every_steps, *callbacks.intervals) if every]
     ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
     # A chunk has room for so many log periods.
     ends.append((run.step // run.config.log_period + MAX_LOG_PERIODS) * run.config.log_period)
@@ -49,15 +49,15 @@ def evaluation_is_due(run: Run) -> bool:
     return has_splits and (is_due(run.step, run.config.evaluation_period) or run.step == run.config.steps)
 
 
-def save_is_due(run: Run, hooks: Hooks) -> bool:
+def save_is_due(run: Run, callbacks: Callbacks) -> bool:
     """Whether a checkpoint is made at the run's step."""
-    if hooks.checkpoints is None:
+    if callbacks.checkpoints is None:
         return False
     every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
     overdue = time.perf_counter() - run.last_save_time >= every_seconds
-    return is_due(run.step, every_steps) or (overdue and not hooks.checkpoints.is_saving())
+    return is_due(run.step, every_steps) or (overdue and not callbacks.checkpoints.is_saving())
 
 
-def interval_is_due(run: Run, hooks: Hooks) -> bool:
-    """Whether `Hooks.at_interval` has to be called at the run's step, and was not called there yet."""
-    return run.interval_step != run.step and any(is_due(run.step, every) for every in hooks.intervals)
+def interval_is_due(run: Run, callbacks: Callbacks) -> bool:
+    """Whether `Callbacks.at_interval` has to be called at the run's step, and was not called there yet."""
+    return run.interval_step != run.step and any(is_due(run.step, every) for every in callbacks.intervals)

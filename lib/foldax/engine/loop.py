@@ -1,5 +1,5 @@
 """The driver of a run: chunks of compiled steps and, at each boundary between them, in this order: evaluate, log,
-call hooks, save, stop.
+call callbacks, save, stop.
 
 A chunk is dispatched before the previous one is read and saved, so an accelerator does not wait for the host, except
 where a hook gets the state.
@@ -29,7 +29,7 @@ from foldax.engine.setup import (
     start_run,
     unused_patience,
 )
-from foldax.engine.state import NEVER, Hooks, PendingChunk, Run, Timestamp
+from foldax.engine.state import NEVER, Callbacks, PendingChunk, Run, Timestamp
 from foldax.errors import Interrupted, NonFiniteError, RunError
 from foldax.experiment import Experiment
 
@@ -40,14 +40,18 @@ LogLine = tuple[int, str, dict[str, float]]  # step, split, metrics
 
 
 def fit(
-    experiment: Experiment, config: Any, hooks: Hooks = Hooks(), dataset: Dataset | None = None, until: int = NEVER
+    experiment: Experiment,
+    config: Any,
+    callbacks: Callbacks = Callbacks(),
+    dataset: Dataset | None = None,
+    until: int = NEVER,
 ) -> Result:
     """Runs an experiment without a run folder; `foldax.train` adds the folder, the log and the progress bar.
 
     Args:
       experiment: what to run.
       config: an instance of `experiment.config`.
-      hooks: callbacks for logs, progress, interruption and checkpoints.
+      callbacks: callbacks for logs, progress, interruption and checkpoints.
       dataset: the data, if it is loaded already; else `experiment.dataset(config)`.
       until: step at which to end, if that is before the config's last step.
 
@@ -59,32 +63,35 @@ def fit(
       RunError: a checkpoint cannot be written or read.
     """
     compiled.drop_programs_near_map_limit()
-    run = start_run(experiment, config, hooks, dataset)
+    run = start_run(experiment, config, callbacks, dataset)
     with contextlib.closing(run.blocks), compiled.user_errors(run.program, **run.arguments):
-        hooks.on_start(run)
+        callbacks.on_start(run)
         evaluation.check_summarize(run)
         if unused := unused_patience(config, run.dataset):
-            hooks.warn(unused)
+            callbacks.warn(unused)
         try:
-            status = train_loop(run, hooks, until)
+            status = train_loop(run, callbacks, until)
         except Exception as error:
-            save_after_error(run, hooks, error)
+            save_after_error(run, callbacks, error)
             raise
-        save_checkpoint(run, hooks, (run.fold, run.best))
+        save_checkpoint(run, callbacks, (run.fold, run.best))
         result = finish_run(run, status)
-    if hooks.checkpoints is not None:
-        hooks.checkpoints.wait()
+    if callbacks.checkpoints is not None:
+        callbacks.checkpoints.wait()
     return result
 
 
 def train_loop(
-    run: Run, hooks: Hooks, until: int = NEVER, read: Callable[[Run, Hooks, PendingChunk], bool] | None = None
+    run: Run,
+    callbacks: Callbacks,
+    until: int = NEVER,
+    read: Callable[[Run, Callbacks, PendingChunk], bool] | None = None,
 ) -> str:
     """Trains up to the last step, an early stop, an interruption, or step `until`.
 
     Args:
       run: changed in place.
-      hooks: see `Hooks`.
+      callbacks: see `Callbacks`.
       until: step at which to pause.
       read: reads a finished chunk, takes it out of `run.unread`, and returns whether the run stopped; `read_chunk` by
         default.
@@ -95,26 +102,26 @@ def train_loop(
     read = read_chunk if read is None else read
     last = min(until, run.config.steps)
     if run.is_evaluation_due:
-        read_due_evaluation(run, hooks)
-    call_hooks(run, hooks)  # those that raised an error at this step before the run was resumed
+        read_due_evaluation(run, callbacks)
+    call_at_interval(run, callbacks)  # those that raised an error at this step before the run was resumed
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
     # One step at first; chunks double until they take `CHUNK_SECONDS`.
     steps = boundaries.chunk_steps(run, NEVER)
-    while not stopped and run.step < last and not hooks.stop_requested():
+    while not stopped and run.step < last and not callbacks.stop_requested():
         # Dispatch the next chunk before the previous one is read: neither host nor device waits for the other.
         fetch_data_block(run)
-        dispatch_chunk(run, hooks, min(boundaries.next_boundary(run, hooks), run.step + steps, last))
+        dispatch_chunk(run, callbacks, min(boundaries.next_boundary(run, callbacks), run.step + steps, last))
         # A hook gets the state of its step, which the chunk after it would overwrite.
-        num_unread = 0 if boundaries.interval_is_due(run, hooks) else 1
+        num_unread = 0 if boundaries.interval_is_due(run, callbacks) else 1
         while len(run.unread) > num_unread and not stopped:
             chunk = run.unread[0].with_snapshot_on_host()
-            stopped = read(run, hooks, chunk)
+            stopped = read(run, callbacks, chunk)
             now = time.perf_counter()
             run.seconds_per_step, read_at = (now - read_at) / (chunk.end - chunk.start), now
             run.loop_started_at = run.loop_started_at or Timestamp.now(chunk.end)
         steps = boundaries.chunk_steps(run, 2 * steps)
     if run.unread and not stopped:
-        stopped = read(run, hooks, run.unread[0].with_snapshot_on_host())
+        stopped = read(run, callbacks, run.unread[0].with_snapshot_on_host())
     run.unread.clear()
     if not stopped:
         return "finished" if run.step == run.config.steps else "paused" if run.step == last else "interrupted"
@@ -130,13 +137,13 @@ def fetch_data_block(run: Run) -> None:
             run.block = run.blocks.send(CurrentPolicy(run.program, config, seed, run.fold.state, "data"))
 
 
-def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
+def dispatch_chunk(run: Run, callbacks: Callbacks, end: int) -> None:
     """Dispatches the steps up to `end`, and the evaluation that is due there, without waiting; takes a due snapshot.
 
     The chunk is appended to `run.unread`.
     """
     start = run.step
-    with _profile(run, hooks) as max_steps:
+    with _profile(run, callbacks) as max_steps:
         end = min(end, start + max_steps)
         report = advance(run, end)
     run.step, run.num_chunks = end, run.num_chunks + 1
@@ -145,13 +152,13 @@ def dispatch_chunk(run: Run, hooks: Hooks, end: int) -> None:
     # Only now, while the device computes this chunk; and before the best state, of which there is no copy, is donated.
     run.unread[0] = run.unread[0].with_snapshot_on_host()
 
-    # 1. Evaluate, and compare with the best evaluation so far. (2. Log and 3. hooks come when the chunk is read.)
+    # 1. Evaluate, and compare with the best evaluation so far. (2. Log and 3. callbacks come when the chunk is read.)
     evaluations, stopped = evaluate_and_compare(run) if boundaries.evaluation_is_due(run) else (None, None)
 
     # 4. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
     # in its own memory, and waits for no transfer; on a CPU, NumPy's copy is the faster one.
     snapshot = None
-    if boundaries.save_is_due(run, hooks):
+    if boundaries.save_is_due(run, callbacks):
         run.last_save_time = time.perf_counter()
         is_on_cpu = compiled.is_on_cpu(run.fold.step)
         snapshot = compiled.copy_to_host((run.fold, run.best)) if is_on_cpu else (compiled.copy(run.fold), run.best)
@@ -177,14 +184,16 @@ def evaluate_and_compare(run: Run) -> tuple[dict[str, evaluation.SplitEvaluation
     return evaluations, stopped
 
 
-def read_due_evaluation(run: Run, hooks: Hooks) -> None:
+def read_due_evaluation(run: Run, callbacks: Callbacks) -> None:
     """Evaluates a run that failed in the evaluation at its step before it was resumed."""
     splits = evaluate_and_compare(run)[0].items()
-    write_lines(run, hooks, [(run.step, name, evaluation.split_metrics(run.program, split)) for name, split in splits])
+    write_lines(
+        run, callbacks, [(run.step, name, evaluation.split_metrics(run.program, split)) for name, split in splits]
+    )
     run.is_evaluation_due = False
 
 
-def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
+def read_chunk(run: Run, callbacks: Callbacks, chunk: PendingChunk) -> bool:
     """Waits for a dispatched chunk, logs and saves it, and returns whether the run stopped at its end.
 
     Raises:
@@ -192,7 +201,7 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
     """
     # 2. Log: training metrics, up to the first that is not finite, then those of evaluations.
     lines, nonfinite = log_lines(run, chunk, jax.device_get(chunk.report), chunk.evaluations)
-    write_lines(run, hooks, lines)
+    write_lines(run, callbacks, lines)
     run.unread.pop(0)
     if nonfinite:
         name, step = min(nonfinite.items(), key=lambda item: (item[1], item[0] != "loss"))
@@ -203,35 +212,35 @@ def read_chunk(run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
             remedy = "The environment gave a reward that is not finite: look at how it computes rewards from actions"
         problem = f"training metric {name!r} became NaN or infinite at step {step}{kept}"
         raise NonFiniteError(step, f"{problem}. {remedy}")
-    hooks.progress(chunk.end)
-    # 3. Hooks, if they are due at its end: then no later chunk was dispatched.
+    callbacks.progress(chunk.end)
+    # 3. `at_interval`, if it is due at its end: then no later chunk was dispatched.
     if chunk.end == run.step:
-        call_hooks(run, hooks)
+        call_at_interval(run, callbacks)
     # 4. Save the copy.
     if chunk.snapshot is not None:
-        save_checkpoint(run, hooks, chunk.snapshot)
+        save_checkpoint(run, callbacks, chunk.snapshot)
     # 5. Stop, if patience ran out.
     return chunk.stopped is not None and bool(chunk.stopped)
 
 
-def call_hooks(run: Run, hooks: Hooks) -> None:
-    """Calls `Hooks.at_interval`, if that is due at the run's step."""
-    if boundaries.interval_is_due(run, hooks):
-        hooks.at_interval(run)
+def call_at_interval(run: Run, callbacks: Callbacks) -> None:
+    """Calls `Callbacks.at_interval`, if that is due at the run's step."""
+    if boundaries.interval_is_due(run, callbacks):
+        callbacks.at_interval(run)
         run.interval_step = run.step
 
 
-def write_lines(run: Run, hooks: Hooks, lines: list[LogLine]) -> None:
+def write_lines(run: Run, callbacks: Callbacks, lines: list[LogLine]) -> None:
     """Adds lines to the log, and warns of the first evaluation in which a metric is NaN or infinite."""
     new = [{"step": step, "split": split, **metrics} for step, split, metrics in lines]
     nonfinite = evaluation.nonfinite_metrics(new)
     known = evaluation.nonfinite_metrics(run.history) if nonfinite else {}  # a log may have millions of lines
     run.history.extend(new)
     for line in lines:
-        hooks.log(*line)
+        callbacks.log(*line)
     for (split, name), (value, step) in nonfinite.items():
         if (split, name) not in known:
-            hooks.warn(f"{split} metric {name!r} is {value} at step {step}, which is never the best")
+            callbacks.warn(f"{split} metric {name!r} is {value} at step {step}, which is never the best")
 
 
 def log_lines(
@@ -262,22 +271,22 @@ def log_lines(
     return lines, nonfinite
 
 
-def save_checkpoint(run: Run, hooks: Hooks, tree: tuple[Fold, BestState]) -> None:
+def save_checkpoint(run: Run, callbacks: Callbacks, tree: tuple[Fold, BestState]) -> None:
     """Starts writing a checkpoint, if the run has checkpoints and this step is not yet saved."""
     step = int(tree[0].step)
-    if hooks.checkpoints is not None and step != run.last_saved_step:
+    if callbacks.checkpoints is not None and step != run.last_saved_step:
         meta: dict[str, Any] = {"nonresumable_reason": nonresumable_reason(run.dataset), "times": run_times(run)}
         meta |= {"monitor": monitor_and_mode(run.config), "is_evaluation_due": run.is_evaluation_due}
-        meta["is_interval_due"] = step == run.step and boundaries.interval_is_due(run, hooks)
+        meta["is_interval_due"] = step == run.step and boundaries.interval_is_due(run, callbacks)
         # Members of a vmapped sweep that are not finite stay as they are; a lone run must not keep such a state.
         finite = PARAMETERS if run.num_members is None else ""
-        hooks.checkpoints.save(step, tree, meta, finite)
+        callbacks.checkpoints.save(step, tree, meta, finite)
         run.last_saved_step = step
 
 
-def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
+def save_after_error(run: Run, callbacks: Callbacks, error: Exception) -> None:
     """Saves the state of a run that an error has ended, unless the error is that of the state or of the disk."""
-    if hooks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError, Interrupted)):
+    if callbacks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError, Interrupted)):
         return
     # Whatever fails here too, such as a device that is gone, must not hide the first error.
     with contextlib.suppress(Exception):
@@ -289,13 +298,15 @@ def save_after_error(run: Run, hooks: Hooks, error: Exception) -> None:
                 lines, nonfinite = log_lines(run, chunk, report, None)
             if nonfinite:
                 return
-            write_lines(run, hooks, lines)
+            write_lines(run, callbacks, lines)
         run.is_evaluation_due = (
             bool(run.unread) and run.unread[-1].evaluations is None and boundaries.evaluation_is_due(run)
         )
-        save_checkpoint(run, hooks, (run.fold, run.best))
-        hooks.checkpoints.wait()
-        hooks.warn(f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it")
+        save_checkpoint(run, callbacks, (run.fold, run.best))
+        callbacks.checkpoints.wait()
+        callbacks.warn(
+            f"the state of step {run.step} was saved before the error below; `foldax resume` goes on from it"
+        )
 
 
 def run_times(run: Run) -> dict[str, float]:
@@ -372,12 +383,12 @@ def _seconds_per_step(run: Run) -> float:
 
 
 @contextlib.contextmanager
-def _profile(run: Run, hooks: Hooks) -> Iterator[int]:
+def _profile(run: Run, callbacks: Callbacks) -> Iterator[int]:
     """Records the third chunk if a profile is requested (the first two mostly compile); yields its largest size."""
-    if hooks.profile_dir is None or run.num_chunks != 2:
+    if callbacks.profile_dir is None or run.num_chunks != 2:
         yield NEVER
         return
     jax.block_until_ready(run.fold)
-    with jax.profiler.trace(str(hooks.profile_dir)):
+    with jax.profiler.trace(str(callbacks.profile_dir)):
         yield PROFILED_STEPS
         jax.block_until_ready(run.fold)

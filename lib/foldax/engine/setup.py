@@ -13,21 +13,21 @@ from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.durations import count_seconds
 from foldax.engine.fold import Program, initial_best
 from foldax.engine.history import History
-from foldax.engine.state import NEVER, Hooks, Run, Timestamp
+from foldax.engine.state import NEVER, Callbacks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import State
 
 
 def start_run(
-    experiment: Experiment, config: Any, hooks: Hooks, dataset: Dataset | None, device: jax.Device | None = None
+    experiment: Experiment, config: Any, callbacks: Callbacks, dataset: Dataset | None, device: jax.Device | None = None
 ) -> Run:
     """Creates a run before its first step, or restores it from the newest checkpoint.
 
     Args:
       experiment: what to run.
       config: an instance of `experiment.config`.
-      hooks: with the checkpoints to resume from, and the initial state to start from.
+      callbacks: with the checkpoints to resume from, and the initial state to start from.
       dataset: the data; None to load it.
       device: where to run; None for the default device.
 
@@ -66,9 +66,9 @@ def start_run(
             best = best._replace(state=compiled.inference_state(program, traced_config, fold.state))
             check_evaluate(program, traced_config, seed, best.state, dataset)
     # 2. The newest checkpoint, else the parameters of another run.
-    restored = hooks.checkpoints.restore((fold, best)) if hooks.checkpoints is not None else None
-    if restored is None and hooks.replace_initial_state is not None:
-        fold = fold._replace(state=compiled.copy(_place(program, device, hooks.replace_initial_state(fold.state))))
+    restored = callbacks.checkpoints.restore((fold, best)) if callbacks.checkpoints is not None else None
+    if restored is None and callbacks.replace_initial_state is not None:
+        fold = fold._replace(state=compiled.copy(_place(program, device, callbacks.replace_initial_state(fold.state))))
         if keeps_best:
             best = best._replace(state=compiled.inference_state(program, traced_config, fold.state))
     run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
@@ -79,13 +79,13 @@ def start_run(
         run.times_before = meta.get("times", {})
         run.is_evaluation_due = meta.get("is_evaluation_due", False)
         run.interval_step = -1 if meta.get("is_interval_due") else run.step
-        _apply_monitor(run, hooks, meta.get("monitor", monitor_and_mode(config)), device)
+        _apply_monitor(run, callbacks, meta.get("monitor", monitor_and_mode(config)), device)
         # The first block was for shapes; the run goes on with the block of its step.
         run.blocks.close()
         run.blocks = data_blocks(dataset, config.seed, run.step)
         run.block = next(run.blocks)
     # Also without a checkpoint: a run that was killed before its first one logs its first steps again.
-    run.history = History(hooks.load_history(run.step))
+    run.history = History(callbacks.load_history(run.step))
     return run
 
 
@@ -200,11 +200,11 @@ def monitor_and_mode(config: Any) -> list[str]:
     return [config.monitor, config.mode]
 
 
-def _apply_monitor(run: Run, hooks: Hooks, before: list[str], device: Any) -> None:
+def _apply_monitor(run: Run, callbacks: Callbacks, before: list[str], device: Any) -> None:
     """Applies `monitor`, `mode` and `patience` of a resumed run, which may have changed since its checkpoint."""
     if before != monitor_and_mode(run.config):
         was, now = (f"{monitor!r} ({mode})" for monitor, mode in (before, monitor_and_mode(run.config)))
-        hooks.warn(f"monitor was {was}, is {now}: earlier evaluations do not count")
+        callbacks.warn(f"monitor was {was}, is {now}: earlier evaluations do not count")
         run.best = _place(run.program, device, initial_best(None))._replace(state=run.best.state)
     # The patience of now decides, for it may have grown since the run stopped.
     stopped = int(run.best.evaluations_without_improvement) >= (run.config.patience or NEVER)

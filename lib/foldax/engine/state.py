@@ -1,4 +1,4 @@
-"""The state of a run on the host, and the hooks through which its driver talks to the outside."""
+"""The state of a run on the host, and the callbacks through which its driver talks to the outside."""
 
 import dataclasses
 import time
@@ -34,7 +34,7 @@ class CheckpointStore(Protocol):
         """Reads `(tree, meta)` of the newest intact checkpoint; None if there is none."""
 
 
-class Hooks(NamedTuple):
+class Callbacks(NamedTuple):
     """Callbacks of a run's driver; the defaults do nothing.
 
     Attributes:
@@ -132,7 +132,7 @@ class Run:
       num_chunks: number of chunks dispatched so far.
       unread: chunks that were dispatched, but not read so far.
       is_evaluation_due: whether the run failed in the evaluation at this step, and owes it.
-      interval_step: step of the newest call of `Hooks.at_interval`.
+      interval_step: step of the newest call of `Callbacks.at_interval`.
       loop_started_at: end of the first chunk, whose time is mostly compiling; None before.
       seconds_per_step: of the last chunk that was read, or 0.
       num_members: number of vmapped members; None for a lone run.

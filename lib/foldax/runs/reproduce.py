@@ -11,7 +11,7 @@ from typing import Any
 
 from foldax.engine.checkpoint import Checkpoints
 from foldax.engine.current_program import inputs_of
-from foldax.engine.loop import NEVER, Hooks, Run, fit
+from foldax.engine.loop import NEVER, Callbacks, Run, fit
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.runs import folder, provenance
@@ -98,14 +98,14 @@ def run_and_compare(
 
     with contextlib.closing(Progress(f"{path.name}, again", config.steps)) as progress:
         replace_initial_state = initial_parameters.initial_state_hook(source)
-        hooks = Hooks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
+        callbacks = Callbacks(progress=progress.step, on_start=check_data, replace_initial_state=replace_initial_state)
         # Where other configs came before, one step of it after another, as the run went on.
         with inputs_of(experiment, config), _checkpoints_between(earlier) as checkpoints:
-            hooks = hooks._replace(checkpoints=checkpoints)
+            callbacks = callbacks._replace(checkpoints=checkpoints)
             for earlier_config, end in earlier:
-                history = fit(experiment, earlier_config, hooks, until=end).history
-                hooks = hooks._replace(load_history=functools.partial(_same_history, history))
-            result = fit(experiment, config, hooks, until=until)
+                history = fit(experiment, earlier_config, callbacks, until=end).history
+                callbacks = callbacks._replace(load_history=functools.partial(_same_history, history))
+            result = fit(experiment, config, callbacks, until=until)
     after = result_json(result)
     # 3. Comparison
     all_same = True

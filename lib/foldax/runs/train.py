@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +13,17 @@ from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
 from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
-from foldax.engine.loop import Hooks, Run, fit
+from foldax.engine.loop import fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
 from foldax.errors import ConfigError, Interrupted, RunError, display_path
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
+from foldax.runs.callbacks import RunCallbacks, RunFiles
 from foldax.runs.figures import save_figures
 from foldax.runs.first_step import FirstStepTimer
-from foldax.runs.hooks import Every, call_hooks, check_hooks, missing_hooks_warning
+from foldax.runs.hooks import Every, check_hooks, missing_hooks_warning
 from foldax.runs.load import load_run
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
@@ -32,7 +32,7 @@ from foldax.runs.terminal import warn
 from foldax.runs.trackers.choose import DEFAULT, NONE, Trackers, make_trackers, recorded_names
 from foldax.runs.trackers.protocol import Tracker
 from foldax.runs.trackers.tracking import FINISH_SECONDS, Tracking
-from foldax.runs.transfer import initial_parameters, matching, pretrained
+from foldax.runs.transfer import initial_parameters, pretrained
 from foldax.runs.transfer.initial_parameters import ReadSource
 
 
@@ -65,7 +65,7 @@ def train(
       initial: initial parameters, instead of `config.init_from`: a `Result`, a state, Flax's variables, arrays by path,
         a run folder, or the result of `foldax.transfer.rename`; matched by path and shape.
       allow_other_data: goes on with a run although its data have changed; its manifest records both fingerprints.
-      tracker: names of trackers ("tensorboard", the default, "csv", "wandb", "mlflow", "trackio", "none"), several with
+      tracker: names of trackers as of the option `--tracker` ("tensorboard" by default, "none" for none), several with
         commas, or objects with the methods of `foldax.Tracker`; a resumed run goes on with those that it had.
       hooks: functions that are called on the way, `foldax.Every(500, function)`.
       verbose: shows progress and tables.
@@ -99,8 +99,8 @@ def train(
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         ascribed = inputs_of(experiment, config)
         with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
-            callbacks = _hooks(progress, timer, stop_requested, source, verbose, every)
-            return fit(experiment, config, callbacks, dataset)
+            callbacks = RunCallbacks(progress, timer, every, verbose)
+            return fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
     # 4. In a locked folder, whose manifest always records how the run ended
     if own_trackers is None:
         names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
@@ -118,12 +118,17 @@ def train(
             if source is not None:
                 folder.update_manifest(path, init_from=source().provenance)
         path = path.absolute()  # the working directory may change
-        make_hooks = functools.partial(_hooks, timer=timer, source=source, verbose=verbose, every=every)
-        make_hooks = functools.partial(make_hooks, path=path, tracking=tracking, allow_other_data=allow_other_data)
         try:
             if every:
                 folder.update_manifest(path, hooks=[hook.name for hook in every])
-            result = _train_in_folder(path, experiment, config, dataset, make_hooks, tracking, verbose)
+            with (
+                contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
+                contextlib.closing(Recorder(path, tracking)) as recorder,
+            ):
+                files = RunFiles(path, recorder, tracking, allow_other_data)
+                callbacks = RunCallbacks(progress, timer, every, verbose, files)
+                result = _fit_in_folder(experiment, config, dataset, callbacks, files, source)
+            result = _finish(path, result)
         except BaseException as error:
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 # A finished run that could not go on is as it was.
@@ -180,36 +185,49 @@ def _finished_result(
     return result
 
 
-def _train_in_folder(
-    path: Path,
+def _fit_in_folder(
     experiment: Experiment,
     config: Any,
     dataset: Dataset | None,
-    make_hooks: Callable[..., Hooks],
-    tracking: Tracking,
-    verbose: bool,
+    callbacks: RunCallbacks,
+    files: RunFiles,
+    source: ReadSource | None,
 ) -> Result:
-    command = f"foldax resume {display_path(path)}"
+    """Trains with checkpoints; a signal stops it after its state was saved."""
     with (
-        contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
-        contextlib.closing(Recorder(path, tracking)) as recorder,
-        contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
-        stop_on_signals(f"stopped before its first step; go on with: {command}") as stop_requested,
+        contextlib.closing(Checkpoints(files.path / "checkpoints", warn)) as checkpoints,
+        stop_on_signals(f"stopped before its first step; go on with: {_resume_command(files.path)}") as stop_requested,
     ):
-        hooks = make_hooks(progress, stop_requested=stop_requested, recorder=recorder)._replace(
-            checkpoints=checkpoints, profile_dir=path / "profile" if config.profile else None
+        for_engine = callbacks.for_engine(
+            stop_requested,
+            source,
+            checkpoints=checkpoints,
+            profile_dir=files.path / "profile" if config.profile else None,
         )
         with inputs_of(experiment, config):
-            result = fit(experiment, config, hooks, dataset)
-        pretrained.record_inputs(path, experiment, [config])  # also what only an update has read
+            result = fit(experiment, config, for_engine, dataset)
+        pretrained.record_inputs(files.path, experiment, [config])  # also what only an update has read
+    return result
+
+
+def _finish(path: Path, result: Result) -> Result:
+    """Marks a run as finished.
+
+    Raises:
+      Interrupted: it was stopped before.
+    """
     if result.status == "interrupted":
         reason = nonresumable_reason(result.dataset)
-        command += f" ({reason})" if reason else ""
-        raise Interrupted(f"stopped at step {result.step} of {config.steps}; go on with: {command}")
+        command = _resume_command(path) + (f" ({reason})" if reason else "")
+        raise Interrupted(f"stopped at step {result.step} of {result.config.steps}; go on with: {command}")
     result = dataclasses.replace(result, run_dir=path)
     folder.update_manifest(path, status=result.status, ended=folder.now())
-    folder.write_json(path / "result.json", result_json(result))  # marks the run as finished
+    folder.write_json(path / "result.json", result_json(result))
     return result
+
+
+def _resume_command(path: Path) -> str:
+    return f"foldax resume {display_path(path)}"
 
 
 def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, verbose: bool) -> Result:
@@ -227,81 +245,6 @@ def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, ve
         print_result(result)
         terminal.echo(timer)
     return result
-
-
-def _hooks(
-    progress: Progress,
-    timer: FirstStepTimer,
-    stop_requested: Callable[[], bool],
-    source: ReadSource | None,
-    verbose: bool,
-    every: Sequence[Every] = (),
-    path: Path | None = None,
-    recorder: Recorder | None = None,
-    tracking: Tracking | None = None,
-    allow_other_data: bool = False,
-) -> Hooks:
-    """Makes the hooks of a run; without `path` and `recorder` they write nothing to disk."""
-    without = Hooks()
-    write, write_performance, exclude = without.log, without.progress, lambda seconds: None
-    if recorder is not None:
-        write, write_performance, exclude = recorder.write, recorder.step, recorder.exclude
-
-    def write_metrics(step: int, split: str, metrics: dict[str, float]) -> None:
-        progress.metrics(split, metrics)
-        write(step, split, metrics)
-
-    def show_step(step: int) -> None:
-        timer.stop()
-        progress.step(step)
-        write_performance(step)
-
-    def at_interval(run: Run) -> None:
-        exclude(call_hooks(every, run, path, tracking))
-
-    def on_start(run: Run) -> None:
-        if path is not None and recorder is not None:
-            _check_inputs(path, run, allow_other_data)
-            # Only now are its files changed: until here, a finished run is as it was.
-            recorder.start(run)
-            _record_start(path, run)
-        if verbose:
-            _print_start(run)
-
-    def on_match(match: matching.Match) -> None:
-        if path is not None:
-            counts = {status: match.count(status) for status in matching.STATUSES}
-            folder.update_manifest(path, init_from=match.source.provenance | counts)
-        if verbose:
-            matching.show(match)
-
-    hooks = Hooks(write_metrics, show_step, stop_requested, on_start=on_start, warn=warn)
-    hooks = hooks._replace(intervals=tuple(hook.steps for hook in every), at_interval=at_interval)
-    return hooks._replace(replace_initial_state=initial_parameters.initial_state_hook(source, on_match))
-
-
-def _check_inputs(path: Path, run: Run, allow_other_data: bool) -> None:
-    """Records the data of a run; raises an error if they, or other runs that it reads, are not those it had."""
-    resuming.check_steps(path, run.config, run.step)
-    pretrained.check_inputs(folder.read_json(path / "manifest.json"), allow_other_data)
-    info = run.program.info
-    if info is not None:
-        reason = nonresumable_reason(run.dataset)
-        folder.record_data(path, info.fingerprint, allow_other_data, nonresumable_reason=reason)
-
-
-def _record_start(path: Path, run: Run) -> None:
-    """Records the config with which a run goes on, and what it reads."""
-    if folder.read_json(path / "manifest.json")["sessions"]:
-        resuming.record_config(path, run.config, run.step)
-    pretrained.record_inputs(path, run.program.experiment, [run.config])
-
-
-def _print_start(run: Run) -> None:
-    """Prints the sizes of the model and, at the first step, why the run could not be resumed bit for bit."""
-    terminal.print_table(tables.model_table(run))
-    if run.step == 0 and (reason := nonresumable_reason(run.dataset)):
-        terminal.echo(f"note: {reason}")
 
 
 def result_json(result: Result) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
 from foldax.engine.checkpoint import state_digest
 from foldax.engine.current_program import inputs_of
-from foldax.engine.state import NEVER, Hooks, Run
+from foldax.engine.state import NEVER, Callbacks, Run
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
 from foldax.sweeps.space import Config
@@ -140,24 +140,24 @@ class DeviceWorkers:
             self._placed[key] = member.dataset.to(device)
         return member._replace(dataset=self._placed[key])
 
-    def start_run(self, member: Member, device: Device, hooks: Hooks) -> Run:
+    def start_run(self, member: Member, device: Device, callbacks: Callbacks) -> Run:
         """Starts or resumes a member's run on a device that already holds its dataset."""
         with inputs_of(self.experiment, member.config), self._compile_once(member.group, device):
-            run = setup.start_run(self.experiment, member.config, hooks, member.dataset, device)
+            run = setup.start_run(self.experiment, member.config, callbacks, member.dataset, device)
             # The speed of earlier members sizes the chunks of this one from its first step.
             run.seconds_per_step = self._seconds_per_step.get(member.group, 0.0)
             return run
 
-    def fold(self, member: Member, run: Run, device: Device, hooks: Hooks, until: int = NEVER) -> str:
+    def fold(self, member: Member, run: Run, device: Device, callbacks: Callbacks, until: int = NEVER) -> str:
         """Trains a member up to step `until` or its end; returns the status of `loop.train_loop`, or "not finite"."""
         try:
             with inputs_of(self.experiment, member.config), compiled.user_errors(run.program, **run.arguments):
                 # The first step compiles, alone; the others then run in parallel with all threads.
                 with self._compile_once(member.group, device) as first:
-                    status = loop.train_loop(run, hooks, min(until, run.step + 1)) if first else "paused"
+                    status = loop.train_loop(run, callbacks, min(until, run.step + 1)) if first else "paused"
                     self._compiled.add((member.group, device))
                 if status == "paused" and run.step < until:
-                    status = loop.train_loop(run, hooks, until)
+                    status = loop.train_loop(run, callbacks, until)
             fastest = self._seconds_per_step.get(member.group, math.inf)
             self._seconds_per_step[member.group] = min(run.seconds_per_step, fastest)
             return status
@@ -166,7 +166,7 @@ class DeviceWorkers:
             run.step = error.step
             return "not finite"
         except Exception as error:
-            loop.save_after_error(run, hooks, error)
+            loop.save_after_error(run, callbacks, error)
             raise
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ import jax
 
 from foldax.engine import compiled, loop
 from foldax.engine.current_program import inputs_of
-from foldax.engine.state import Hooks
+from foldax.engine.state import Callbacks
 from foldax.experiment import Experiment
 from foldax.learner import State
 from foldax.runs import folder
@@ -84,7 +84,7 @@ class SweepCallbacks:
         self.on_steps([result.number], result.steps)
 
     def replace_initial_state(self, config: Config) -> Callable[[State], State] | None:
-        """Makes `Hooks.replace_initial_state` of a member; equal matches of parameters are shown once per sweep."""
+        """Makes `Callbacks.replace_initial_state` of a member; equal matches of parameters are shown once per sweep."""
         if config.init_from is None:
             return None
 
@@ -106,18 +106,18 @@ class SweepCallbacks:
         return source
 
     @contextlib.contextmanager
-    def run_hooks(self, members: Sequence[Member]) -> Iterator[tuple[Hooks, MemberCheckpoints | None]]:
-        """Yields the hooks and checkpoints of one run, which trains one member, or several that are vmapped."""
+    def for_run(self, members: Sequence[Member]) -> Iterator[tuple[Callbacks, MemberCheckpoints | None]]:
+        """Yields the callbacks and checkpoints of one run, which trains one member, or several that are vmapped."""
         numbers = [member.number for member in members]
         replace = self.replace_initial_state(members[0].config)
         progress = functools.partial(self.on_steps, numbers)
-        hooks = Hooks(progress=progress, stop_requested=self.stop_requested, replace_initial_state=replace)
+        run_callbacks = Callbacks(progress=progress, stop_requested=self.stop_requested, replace_initial_state=replace)
         if self._path is None:
-            yield hooks, None
+            yield run_callbacks, None
             return
         with contextlib.closing(MemberCheckpoints(self._path / "members" / str(numbers[0]), warn)) as checkpoints:
             log, load_history = checkpoints.log, checkpoints.load_history
-            yield hooks._replace(checkpoints=checkpoints, log=log, load_history=load_history), checkpoints
+            yield run_callbacks._replace(checkpoints=checkpoints, log=log, load_history=load_history), checkpoints
 
 
 def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:
@@ -126,14 +126,14 @@ def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) 
 
     def work(member: Member, device: Device) -> None:
         member = workers.on_device(member, device)
-        with callbacks.run_hooks([member]) as (hooks, checkpoints):
-            hooks = hooks._replace(stop_requested=workers.stop_requested)
-            run = workers.start_run(member, device, hooks)
+        with callbacks.for_run([member]) as (run_callbacks, checkpoints):
+            run_callbacks = run_callbacks._replace(stop_requested=workers.stop_requested)
+            run = workers.start_run(member, device, run_callbacks)
             with contextlib.closing(run.blocks):
                 # An interrupted member is saved; one that has ended needs its checkpoints no longer.
-                status = workers.fold(member, run, device, hooks)
+                status = workers.fold(member, run, device, run_callbacks)
                 if status == "interrupted":
-                    loop.save_checkpoint(run, hooks, (run.fold, run.best))
+                    loop.save_checkpoint(run, run_callbacks, (run.fold, run.best))
                     return
                 callbacks.on_result(member_result(member, run, status))
             if checkpoints is not None:
@@ -150,8 +150,8 @@ def fold_fast(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -
         # A batch is resumed whole: XLA's rounding depends on its size, so those that have ended go along.
         if all(member.number in callbacks.store.results for member in members):
             continue
-        with inputs_of(experiment, members[0].config), callbacks.run_hooks(members) as (hooks, checkpoints):
-            if not fold_vmapped(experiment, members, jax.local_devices(), hooks, callbacks.on_result):
+        with inputs_of(experiment, members[0].config), callbacks.for_run(members) as (run_callbacks, checkpoints):
+            if not fold_vmapped(experiment, members, jax.local_devices(), run_callbacks, callbacks.on_result):
                 return
             if checkpoints is not None:
                 checkpoints.delete()

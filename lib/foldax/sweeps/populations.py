@@ -20,7 +20,7 @@ from foldax.engine import compiled, evaluation, setup
 from foldax.engine.current_program import inputs_of
 from foldax.engine.fold import BestState, Fold
 from foldax.engine.history import History
-from foldax.engine.state import Hooks, Run
+from foldax.engine.state import Callbacks, Run
 from foldax.errors import ConfigError
 from foldax.sweeps.exact import Device, DeviceWorkers, Member, member_result
 from foldax.sweeps.groups import SweepCallbacks
@@ -96,22 +96,24 @@ class Population:
         self._last_save_time, self._saves = time.perf_counter(), 0
         self._saved_steps: dict[int, int] = {}  # of each run, in the last checkpoint
 
-    def _hooks(self, number: int) -> Hooks:
+    def _run_callbacks(self, number: int) -> Callbacks:
         progress = functools.partial(self._callbacks.on_steps, [number])
-        return Hooks(progress=progress, stop_requested=self._workers.stop_requested)
+        return Callbacks(progress=progress, stop_requested=self._workers.stop_requested)
 
     def fold(self, numbers: Iterable[int], until: int) -> bool:
         """Trains members up to step `until` or their end; returns False if they were interrupted."""
 
         def work(number: int, device: Device) -> None:
-            member, hooks = self._workers.on_device(self.members[number], device), self._hooks(number)
+            member, run_callbacks = self._workers.on_device(self.members[number], device), self._run_callbacks(number)
             # A paused run goes on where a device is free, which may be another one than before.
             if number in self.runs:
                 setup.move_run(self.runs[number], member.dataset, device)
             else:
-                first = hooks._replace(replace_initial_state=self._callbacks.replace_initial_state(member.config))
+                first = run_callbacks._replace(
+                    replace_initial_state=self._callbacks.replace_initial_state(member.config)
+                )
                 self.runs[number] = self._workers.start_run(member, device, first)
-            status = self._workers.fold(member, self.runs[number], device, hooks, until)
+            status = self._workers.fold(member, self.runs[number], device, run_callbacks, until)
             if status not in ("paused", "interrupted"):
                 self.ended[number] = status
 
@@ -180,7 +182,7 @@ class Population:
             first = self._workers.devices[0]
             for number in meta["numbers"]:
                 member = self._workers.on_device(self.members[number], first)
-                self.runs[number] = self._workers.start_run(member, first, self._hooks(number))
+                self.runs[number] = self._workers.start_run(member, first, self._run_callbacks(number))
             return [(self.runs[number].fold, self.runs[number].best) for number in meta["numbers"]]
 
         restored = None if self._checkpoints is None else self._checkpoints.restore(like)

@@ -84,11 +84,11 @@ class MemberCheckpoints:
         self._checkpoints = Checkpoints(folder, warn) if folder.exists() else None
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        """Adds a line to the log; see `Hooks.log`."""
+        """Adds a line to the log; see `Callbacks.log`."""
         self._lines.append({"step": step, "split": split, **metrics})
 
     def load_history(self, step: int) -> list[dict[str, Any]]:
-        """Log lines up to the restored checkpoint; see `Hooks.load_history`."""
+        """Log lines up to the restored checkpoint; see `Callbacks.load_history`."""
         return list(self._lines)
 
     def is_saving(self) -> bool:

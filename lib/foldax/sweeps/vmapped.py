@@ -23,7 +23,7 @@ from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
 from foldax.engine.checkpoint import state_digest
 from foldax.engine.fold import BestState, ChunkReport, Fold, Program, initial_best
-from foldax.engine.state import NEVER, CompiledFunctions, Hooks, PendingChunk, Run, Timestamp
+from foldax.engine.state import NEVER, Callbacks, CompiledFunctions, PendingChunk, Run, Timestamp
 from foldax.experiment import Experiment
 from foldax.learner import Batch, State
 from foldax.sweeps.exact import Member, MemberResult, OnResult
@@ -111,7 +111,11 @@ class VmappedMembers:
     """
 
     def __init__(
-        self, experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks = Hooks()
+        self,
+        experiment: Experiment,
+        members: Sequence[Member],
+        devices: Sequence[jax.Device],
+        callbacks: Callbacks = Callbacks(),
     ) -> None:
         """Initialises all members at step 0.
 
@@ -119,13 +123,13 @@ class VmappedMembers:
           experiment: the experiment that the members run.
           members: members of one group, with equal driver fields but for the seed.
           devices: devices over which the members are sharded.
-          hooks: hooks of the run; `replace_initial_state` is called with the state of each member.
+          callbacks: callbacks of the run; `replace_initial_state` is called with the state of each member.
         """
         self.experiment, self.members, self.devices = experiment, list(members), list(devices)
         self.histories: dict[int, list[dict[str, Any]]] = {member.number: [] for member in members}
         self.frozen: dict[int, tuple[str, int]] = {}
         self.mesh = Mesh(np.array(devices), (MEMBER_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-        self.run = self._start_run(hooks.replace_initial_state)
+        self.run = self._start_run(callbacks.replace_initial_state)
 
     def _start_run(self, replace_initial_state: Callable[[State], State] | None) -> Run:
         # 1. Program and data: one copy of the data on each device.
@@ -177,17 +181,17 @@ class VmappedMembers:
     def _shard(self, tree: Any) -> Any:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(MEMBER_AXIS)))
 
-    def fold(self, hooks: Hooks, until: int = NEVER) -> str:
+    def fold(self, callbacks: Callbacks, until: int = NEVER) -> str:
         """Trains all members up to step `until` or their end.
 
         Returns:
           The status of `loop.train_loop`, or "mostly_frozen": compact the arrays before going on.
         """
-        either = hooks._replace(stop_requested=lambda: hooks.stop_requested() or self._mostly_frozen())
+        either = callbacks._replace(stop_requested=lambda: callbacks.stop_requested() or self._mostly_frozen())
         with self._user_errors():
             # The loop is interrupted for either reason; which one it was is asked again.
             status = loop.train_loop(self.run, either, until, self._read)
-        return "mostly_frozen" if status == "interrupted" and not hooks.stop_requested() else status
+        return "mostly_frozen" if status == "interrupted" and not callbacks.stop_requested() else status
 
     def _mostly_frozen(self) -> bool:
         """Whether at least half of the members were frozen one evaluation ago.
@@ -206,7 +210,7 @@ class VmappedMembers:
         frozen = [(row, self.frozen.get(member.number, ("", NEVER))) for row, member in enumerate(self.members)]
         return [row for row, (status, when) in frozen if not status or when > step]
 
-    def _read(self, run: Run, hooks: Hooks, chunk: PendingChunk) -> bool:
+    def _read(self, run: Run, callbacks: Callbacks, chunk: PendingChunk) -> bool:
         """Logs a finished chunk for every member that was not frozen before it; see `loop.train_loop`."""
         report, evaluated, stopped = jax.device_get((chunk.report, chunk.evaluations, chunk.stopped))
         # Rows are read as if each were a run of its own; padding and frozen members are skipped.
@@ -224,21 +228,21 @@ class VmappedMembers:
             elif stopped is not None and stopped[row]:
                 self.frozen[number] = ("stopped early", chunk.end)
         run.unread.pop(0)
-        hooks.progress(chunk.end)
+        callbacks.progress(chunk.end)
         if chunk.snapshot is not None:
-            self.save(hooks, chunk.snapshot)
+            self.save(callbacks, chunk.snapshot)
         return not self.active_rows()
 
-    def save(self, hooks: Hooks, tree: tuple[Fold, BestState]) -> None:
+    def save(self, callbacks: Callbacks, tree: tuple[Fold, BestState]) -> None:
         """Starts writing a checkpoint of all members in the arrays."""
-        if hooks.checkpoints is not None:
+        if callbacks.checkpoints is not None:
             numbers = [member.number for member in self.members]
             meta = {
                 "members": numbers,
                 "histories": [list(self.histories[number]) for number in numbers],  # copies: they grow meanwhile
                 "frozen": [self.frozen.get(number) for number in numbers],
             }
-            hooks.checkpoints.save(int(tree[0].step), tree, meta)
+            callbacks.checkpoints.save(int(tree[0].step), tree, meta)
 
     def results(self, rows: Sequence[int]) -> list[MemberResult]:
         """Evaluates all members, and returns the results of those in some rows, which have ended."""
@@ -289,7 +293,11 @@ def _best_or_last_state(best: BestState, last: State) -> State:
 
 
 def fold_vmapped(
-    experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks, on_result: OnResult
+    experiment: Experiment,
+    members: Sequence[Member],
+    devices: Sequence[jax.Device],
+    callbacks: Callbacks,
+    on_result: OnResult,
 ) -> bool:
     """Trains members of one group together to their end, from the newest checkpoint on if there is one.
 
@@ -297,17 +305,17 @@ def fold_vmapped(
       experiment: the experiment that the members run.
       members: members of one group, with equal driver fields but for the seed.
       devices: devices over which the members are sharded.
-      hooks: hooks of the run; `log` is not called.
+      callbacks: callbacks of the run; `log` is not called.
       on_result: takes the results of members that have ended, while others may go on.
 
     Returns:
       False if the members were interrupted before their end.
     """
-    vmapped = restore_or_begin(experiment, members, devices, hooks)
+    vmapped = restore_or_begin(experiment, members, devices, callbacks)
     while True:
-        status = vmapped.fold(hooks)
+        status = vmapped.fold(callbacks)
         if status == "interrupted":
-            vmapped.save(hooks, (vmapped.run.fold, vmapped.run.best))
+            vmapped.save(callbacks, (vmapped.run.fold, vmapped.run.best))
             return False
         # All members have ended, or half of them froze: take the results of those, and compact the arrays.
         rows, run = range(len(vmapped.members)), vmapped.run
@@ -320,7 +328,7 @@ def fold_vmapped(
 
 
 def restore_or_begin(
-    experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], hooks: Hooks
+    experiment: Experiment, members: Sequence[Member], devices: Sequence[jax.Device], callbacks: Callbacks
 ) -> VmappedMembers:
     """Restores members from the newest checkpoint, or initialises them; arguments as of `fold_vmapped`."""
     # The checkpoint's metadata says which members it holds, and so what shape its arrays have.
@@ -331,9 +339,9 @@ def restore_or_begin(
         restored.append(VmappedMembers(experiment, [by_number[number] for number in meta["members"]], devices))
         return restored[-1].run.fold, restored[-1].run.best
 
-    checkpoint = None if hooks.checkpoints is None else hooks.checkpoints.restore(like)
+    checkpoint = None if callbacks.checkpoints is None else callbacks.checkpoints.restore(like)
     if checkpoint is None:
-        return VmappedMembers(experiment, members, devices, hooks)
+        return VmappedMembers(experiment, members, devices, callbacks)
     vmapped, (tree, meta) = restored[-1], checkpoint
     run = vmapped.run
     run.fold, run.best = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), tree, (run.fold, run.best))

@@ -60,7 +60,7 @@ def check_source(source: Source, recorded: dict[str, Any]) -> None:
 def initial_state_hook(
     source: ReadSource | None, on_match: Callable[[Match], None] = lambda match: None
 ) -> Callable[[State], State] | None:
-    """Makes `Hooks.replace_initial_state`: puts the source's parameters into a state and reports the match."""
+    """Makes `Callbacks.replace_initial_state`: puts the source's parameters into a state and reports the match."""
     if source is None:
         return None
 
