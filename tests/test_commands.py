@@ -245,7 +245,7 @@ def shrink(words: list[str]) -> list[str]:
         "play": ["--episodes", "1", "--steps", "9"],
     }
     words += small.get(name, [])
-    for option, value in {"--samples": "2", "--count": "2", "--devices": "2"}.items():
+    for option, value in {"--samples": "2", "--count": "2", "--mesh": "data=2"}.items():
         words += [option, value] if option in words else []
     return words
 

@@ -167,7 +167,7 @@ REFUSED = [
     ({"log_every": 0}, ["Config.log_every", "0", "at least 1"]),
     ({"evaluate_every": -1}, ["Config.evaluate_every", "-1", "at least 0"]),
     ({"patience": 0}, ["Config.patience", "at least 1"]),
-    ({"devices": 0}, ["Config.devices", "at least 1"]),
+    ({"mesh": "data=0"}, ["mesh: '0' is no size of 'data'", "a positive number"]),
     ({"checkpoint_every": "soon"}, ["checkpoint_every", "'soon'", "'30s'"]),
     ({"checkpoint_every": -3}, ["Config.checkpoint_every", "-3", "negative"]),
     ({"checkpoint_every": "-3s"}, ["Config.checkpoint_every", "-3s"]),

@@ -140,8 +140,10 @@ def test_the_nearest_spelling_is_suggested() -> None:
         (["--steps", "3", "4"], ["'4'", "--steps", "a value too many"]),
         (["--run-dir"], ["--run-dir"]),
         (["--monitor", "los"], ["monitor", "'los'", "did you mean 'loss'?", "there are: loss"]),
-        (["--devices", "4096"], ["devices", "4096", "this machine has 2"]),
-        (["--devices", "2", "--batch-size", "15"], ["devices", "2", "15"]),
+        (["--mesh", "data=4096"], ["mesh", "4096", "this machine has 2"]),
+        (["--mesh", "data=2", "--batch-size", "15"], ["mesh", "data (2)", "batch size, 15"]),
+        (["--mesh", "fspd=2"], ["mesh", "fspd", "did you mean 'fsdp'?"]),
+        (["--mesh", "data=two"], ["mesh", "'two'", "-1 for all that the other axes leave"]),
     ],
     ids=str,
 )

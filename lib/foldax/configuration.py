@@ -19,6 +19,7 @@ from foldax.config_fields import driver, field_kinds, field_types, inherit_kinds
 from foldax.errors import ConfigError, did_you_mean
 from foldax.field_values import check_type, coerce_value, is_config, to_plain
 from foldax.learner import EnvironmentSteps
+from foldax.mesh import ONE_DEVICE, parse_mesh
 
 T = TypeVar("T")
 LOG_LINES, EVALUATIONS = 50, 10  # fewest of a run whose config does not say how often
@@ -223,15 +224,16 @@ class LoopConfig:
     """Which state is tested and returned: that of the best evaluation, or the last one."""
     init_from: str | None = driver(None)
     """Run folder or .safetensors file with initial parameters, matched by path and shape; "RUN:prefix": those below."""
-    devices: int = driver(1)
-    """Number of devices over which each batch is divided (data parallelism)."""
+    mesh: str = driver(ONE_DEVICE)
+    """Devices by axis, "data=2,fsdp=4,tensor=1": both first divide batches, "fsdp" also the state; -1: all others."""
     dispatch: Literal["loop", "step"] = driver("loop")
     """Run many steps in one compiled loop, or dispatch each step (for native convolutions on the CPU)."""
     profile: bool = driver(False)
     """Record a profile of a few steps, for TensorBoard, in the run folder."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1, devices=1)
+        check_at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1)
+        parse_mesh(self.mesh)
         if self.seed >= 2**32:
             raise ConfigError(f"{type(self).__name__}.seed: {self.seed} is too large; it must be below 2**32")
         steps, seconds = parse_interval(self.checkpoint_every)

@@ -28,6 +28,7 @@ from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.inference.export import check_export
 from foldax.learner import Batch
+from foldax.mesh import ONE_DEVICE
 from foldax.runs.transfer import initial_parameters
 from foldax.sweeps.exact import DeviceWorkers, Member, worker_devices
 from foldax.sweeps.vmapped import VmappedMembers
@@ -73,7 +74,7 @@ def make_subject(experiment: Experiment, config: Any = None, dataset: Dataset | 
     """
     compile_cache.enable()
     config = experiment.config() if config is None else config
-    config = dataclasses.replace(with_steps(config, max(config.steps, STEPS + 2)), devices=1)
+    config = dataclasses.replace(with_steps(config, max(config.steps, STEPS + 2)), mesh=ONE_DEVICE)
     if dataset is None and experiment.dataset is not None:
         dataset = experiment.dataset(config)
     return Subject(experiment, config, dataset)
@@ -196,7 +197,7 @@ def sharding(subject: Subject) -> str | None:
         return f"needs two devices that divide the batch size ({batch_size}); this machine has {jax.device_count()}"
     run = subject.start_run()
     initial = host_arrays(run.fold.state)
-    one, several = (_train(r, [SHARDING_STEPS]) for r in (run, subject.start_run(devices=count)))
+    one, several = (_train(r, [SHARDING_STEPS]) for r in (run, subject.start_run(mesh=f"data={count}")))
     for name, array in one.items():
         if not np.issubdtype(array.dtype, np.floating) or np.allclose(several[name], array, rtol=1e-3, atol=1e-4):
             continue

@@ -135,6 +135,14 @@ class Sampler(NamedTuple):
     tokenizer: Any = None
 
 
+ShardingRule: TypeAlias = tuple[str, tuple[Any, ...]]
+"""`(pattern, axes)`: arrays of the state whose path has the pattern are divided over these axes of the mesh.
+
+The pattern is a regular expression that is searched in a path such as "params/blocks/mlp_in/kernel". The axes, each
+"data", "fsdp", "tensor", a tuple of these or None, belong to the last axes of the array; those before stay whole.
+"""
+
+
 class Learner(NamedTuple):
     """A learning algorithm as pure functions of arrays (compare optax's `GradientTransformation`).
 
@@ -156,6 +164,9 @@ class Learner(NamedTuple):
       inference_state: `(state) -> state` selects what `evaluate`, `predict` and the sampler need, as T5X's
         `InferenceState` does: the copy of the best state holds no more. Both take its result in place of a state, whose
         other fields may be None. None: the whole state.
+      sharding_rules: how arrays of the state are divided over several devices, `(pattern, axes)`; the first rule counts
+        whose pattern is found in the array's path and whose axes divide its shape. The axes ("data", "fsdp", "tensor",
+        or None) are those of the array's last dimensions. Without a rule, "fsdp" divides large arrays.
 
     >>> mean_of_data = Learner(
     ...     init=lambda key, examples: jnp.zeros(()),
@@ -176,6 +187,7 @@ class Learner(NamedTuple):
     predict_inputs: Mapping[str, InputSpec | None] | None = None
     sampler: Sampler | None = None
     inference_state: Callable[[State], State] | None = None
+    sharding_rules: tuple[ShardingRule, ...] = ()
 
     def with_inner(self, inner: Callable[[State], State], **functions: Any) -> "Learner":
         """Copies the learner with other functions, for a wrapper that predicts and samples as the wrapped learner does.

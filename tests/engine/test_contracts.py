@@ -107,11 +107,11 @@ def with_evaluate(evaluate: Any, **changes: Any) -> foldax.Experiment:
     return tiny._replace(learner=learner, name="with_evaluate", **changes)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_with_a_broken_evaluation_ends_before_its_first_step(devices: int) -> None:
+@pytest.mark.parametrize("mesh", ["data=1", "data=2"])
+def test_a_run_with_a_broken_evaluation_ends_before_its_first_step(mesh: str) -> None:
     experiment = with_evaluate(lambda state, batch, key: {"loss": batch["inputs"].mean()})
     with pytest.raises(ExperimentError, match=re.escape("metric 'loss' is float32[], expected float[16]")):
-        foldax.train(experiment, Config(devices=devices), save=False, verbose=False)
+        foldax.train(experiment, Config(mesh=mesh), save=False, verbose=False)
 
 
 @pytest.mark.parametrize(("logits", "problem"), [(1, None), (2, None), (5, "5 logits, the targets have 2 classes")])

@@ -61,7 +61,7 @@ def test_step_dispatch_agrees_with_the_loop(plain: foldax.Result) -> None:
 
 
 def test_two_devices_agree_with_one(plain: foldax.Result) -> None:
-    shared = foldax.train(tiny, Config(devices=2), save=False, verbose=False)
+    shared = foldax.train(tiny, Config(mesh="data=2"), save=False, verbose=False)
     chex.assert_trees_all_close(final_arrays(plain), final_arrays(shared), rtol=1e-3, atol=1e-4)
 
 
@@ -100,12 +100,12 @@ def test_predictions_compile_once(plain: foldax.Result) -> None:
 
 
 def test_several_devices_without_a_dataset_to_divide_are_refused() -> None:
-    with pytest.raises(ConfigError, match="devices: 2 asked for, but this run has no dataset.*take 1"):
-        make_program(tiny, Config(devices=2), None)
+    with pytest.raises(ConfigError, match="mesh: .data=2. takes 2 devices, but this run has neither a dataset nor env"):
+        make_program(with_losses([0.0]), Config(mesh="data=2"), None)
 
 
 def test_two_devices_get_the_data_once() -> None:
-    shared = foldax.train(tiny, Config(devices=2), save=False, verbose=False)
+    shared = foldax.train(tiny, Config(mesh="data=2"), save=False, verbose=False)
     block = next(shared.dataset.train.blocks(0, 0))
     assert all(len(array.sharding.device_set) == 2 for array in block.data.values())
 

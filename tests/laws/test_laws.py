@@ -515,7 +515,7 @@ def test_sharding_allows_noise_in_a_bias_before_batch_normalization() -> None:
         return learners.classifier(model, optax.adam(1e-4, eps=1e-30), preprocess=info.standardize)
 
     subject = laws.make_subject(foldax.Experiment(Config, normalized, images))
-    one, two = (laws._train(subject.start_run(devices=count), [3]) for count in (1, 2))
+    one, two = (laws._train(subject.start_run(mesh=f"data={count}"), [3]) for count in (1, 2))
     assert abs(one["params.Dense_0.bias"] - two["params.Dense_0.bias"]).max() > 1e-4
     assert laws.sharding(subject) is None
 

@@ -599,8 +599,10 @@ def test_config_of_another_class_is_an_error() -> None:
 
 
 def test_members_sharded_over_devices_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="devices: a sweep gives whole members to each device"):
-        run_sweep(config=Config(devices=2), save=False)
+    with pytest.raises(
+        ConfigError, match="mesh: 'data=2' would divide members, but a sweep gives whole ones to each device"
+    ):
+        run_sweep(config=Config(mesh="data=2"), save=False)
 
 
 # Random samples, and reproducing members

@@ -15,6 +15,7 @@ from foldax.data.info import BLOCK_BYTES, ArrayExamples, Info, Spec, fingerprint
 from foldax.data.protocol import DataBlock, Policy
 from foldax.data.sources import Split, StreamFeed, close_at_exit
 from foldax.errors import DataError
+from foldax.mesh import put_batch
 
 MAX_BATCHES = 16  # in a block: all of them are read before the first step
 OpenBatches = Callable[[int, int], Iterator[Any]]  # (seed, step) -> batches from that step on, without end
@@ -38,7 +39,7 @@ class BatchSource:
 
     def examples(self) -> dict[str, jax.Array]:
         """The first batch, `[B, ...]`."""
-        return jax.device_put(self._example_batch, self.device)
+        return put_batch(self._example_batch, self.device)
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the block that contains `step`, then the blocks after it, without end."""
@@ -52,7 +53,7 @@ class BatchSource:
             while True:
                 block = [as_batch(batch, self._name, self._spec) for batch in itertools.islice(batches, size)]
                 data = {key: np.stack([batch[key] for batch in block]) for key in self._spec}
-                yield DataBlock(jax.device_put(data, self.device), start, start + size)
+                yield DataBlock(put_batch(data, self.device, axis=1), start, start + size)
                 start += size
 
 

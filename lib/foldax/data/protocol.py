@@ -48,7 +48,10 @@ class EvaluationBlock(NamedTuple):
 
 
 class Feed(Protocol):
-    """Selects the batch of one step from a block; hashable, because it is static in the compiled program."""
+    """Selects the batch of one step from a block; hashable, because it is static in the compiled program.
+
+    `batch_axis` (by default 0) is the axis of a batch that several devices divide.
+    """
 
     def batch(self, data: Batch, key: Key, step: jax.Array, start: jax.Array) -> Batch:
         """Selects a batch `[B, ...]`; called while the training step is traced.
@@ -141,4 +144,9 @@ class Dataset(Protocol):
         """Evaluation splits: "validation" and "test", of which an empty one is absent, and others of any name."""
 
     def to(self, device: jax.Device | jax.sharding.Sharding) -> "Dataset":
-        """Copies the dataset to another device, or to a sharding over several."""
+        """Copies the dataset to another device, or to several.
+
+        Args:
+          device: a device, or the sharding over several of a batch `[B, ...]`, of which only the first axis is divided;
+            `foldax.mesh.batch_sharding` makes that of a block `[K, B, ...]` from it.
+        """

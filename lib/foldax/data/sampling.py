@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.errors import DataError
+from foldax.mesh import replicate
 
 MAX_DRAW = 2**32 - 2  # of the random integers that choose an example
 ROW_STREAM, TRANSFORM_STREAM = 0, 1  # of the random numbers of a batch on the host
@@ -50,7 +51,7 @@ class WeightedFeed(NamedTuple):
         """Draws the batch `[B, ...]` of a step; it depends only on the key and the step."""
         examples, bounds = data
         draws = jax.random.bits(jax.random.fold_in(key, step), (self.batch_size,), jnp.uint32)
-        rows = jnp.searchsorted(bounds, jnp.minimum(draws, jnp.uint32(MAX_DRAW)), side="right")
+        rows = replicate(jnp.searchsorted(bounds, jnp.minimum(draws, jnp.uint32(MAX_DRAW)), side="right"))
         return {name: array.at[rows].get(mode="promise_in_bounds") for name, array in examples.items()}
 
 

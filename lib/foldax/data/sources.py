@@ -25,6 +25,7 @@ from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
 from foldax.data.sampling import TRANSFORM_STREAM, WeightedFeed, batch_generator, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
+from foldax.mesh import batch_sharding, num_shards, put_batch, replicate, replicated
 
 Batch = dict[str, jax.Array]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -54,7 +55,7 @@ class DeviceFeed(NamedTuple):
         epoch, position = step // steps_per_epoch, step % steps_per_epoch
         positions = position * self.batch_size + jnp.arange(self.batch_size, dtype=jnp.int32)
         # Positions are unique within an epoch, and the shuffle is a bijection, so no example occurs twice.
-        rows = shuffled_indices(key, epoch, positions, self.num_examples)
+        rows = replicate(shuffled_indices(key, epoch, positions, self.num_examples))
         return {name: array.at[rows].get(mode="promise_in_bounds") for name, array in data.items()}
 
 
@@ -80,11 +81,18 @@ class DeviceSource:
 
     @cached_property
     def _data(self) -> tuple[Batch, jax.Array | None]:
-        return jax.device_put((self.all_examples.read(self.indices), self.bounds), self.device)
+        # Over several devices rows are divided; the first ones again fill up the last device, and are never drawn.
+        shards = num_shards(self.device)
+        rows = np.resize(self.indices, -(-len(self.indices) // shards) * shards)
+        data = jax.device_put(self.all_examples.read(rows), self.device)
+        return data, jax.device_put(self.bounds, replicated(self.device))
 
     def examples(self) -> Batch:
         """The whole training split, arrays `[N, ...]`."""
-        return self._data[0]
+        if len(self.indices) % num_shards(self.device) == 0:
+            return self._data[0]
+        whole = {name: array[: len(self.indices)] for name, array in self._data[0].items()}
+        return jax.device_put(whole, replicated(self.device))
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the one block that serves every step."""
@@ -134,7 +142,7 @@ class StreamSource:
         batch = self.all_examples.read(self.indices[: self._batch_size])
         if self.transform is not None:
             batch = transform_batch(self.transform, batch, batch_generator(0, 0, TRANSFORM_STREAM))
-        return jax.device_put(batch, self.device)
+        return put_batch(batch, self.device)
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the block that contains `step`, then the blocks after it, without end.
@@ -189,7 +197,8 @@ class StreamSource:
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
             end_with_parent = partial(_end_with_parent, temporary_folders(self.all_examples))
             dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
-        return grain.experimental.device_put(dataset, self.device, cpu_buffer_size=1, device_buffer_size=1)
+        device = batch_sharding(self.device, axis=1)
+        return grain.experimental.device_put(dataset, device, cpu_buffer_size=1, device_buffer_size=1)
 
 
 class Split:
@@ -237,11 +246,14 @@ class Split:
         # Padding repeats example 0; its outputs are masked out.
         mask = positions < self.num_examples
         batches = _read(self.all_examples, self.indices, np.where(mask, positions, 0))
-        return jax.device_put(EvaluationBlock(batches, mask), self.device)
+        return put_batch(EvaluationBlock(batches, mask), self.device, axis=1)
 
 
 def on_device(source: Any, device: Any) -> Any:
-    """Returns a copy of a source for another device or sharding; arrays already transferred are not copied."""
+    """Returns a copy of a source for another device, or for the sharding of a batch `[B, ...]` over several.
+
+    Arrays already transferred are not copied.
+    """
     other = copy.copy(source)
     other.device = device
     for cached in ("_data", "_first"):

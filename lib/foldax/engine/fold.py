@@ -5,7 +5,8 @@ so one compiled program serves any seed, any chunk size and any value of a trace
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -15,9 +16,13 @@ import numpy as np
 from foldax.configuration import RLTraining
 from foldax.data import protocol
 from foldax.engine.contracts import check_evaluation, check_logits, check_update
+from foldax.engine.layout import Layout
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Average, Batch, Key, Learner, State, as_average
+from foldax.mesh import shard_batch
+
+T = TypeVar("T")
 
 SUM_STEPS = 1_024  # steps over which a training metric is summed plainly; longer sums are compensated
 MAX_LOG_PERIODS = 32  # log periods of one chunk: their metrics have a row each
@@ -38,13 +43,26 @@ class Program(NamedTuple):
       experiment: the experiment.
       info: static facts of the training split; None without a dataset.
       feed: selects a step's batch from a block of data.
-      mesh: devices over which batches are divided; None for a single device.
+      layout: of batches and state over several devices; None for a single one.
     """
 
     experiment: Experiment
     info: Any = None
     feed: protocol.Feed = NoDataFeed()
-    mesh: jax.sharding.Mesh | None = None
+    layout: Layout | None = None
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices on which the run trains."""
+        return 1 if self.layout is None else self.layout.mesh.size
+
+    def activate(self) -> AbstractContextManager:
+        """Lets the learner and the feed lay out their arrays, while they are traced, over the run's devices."""
+        return nullcontext() if self.layout is None else self.layout.activate()
+
+    def constrain(self, tree: T) -> T:
+        """Lays out the arrays of a fold or a part of it."""
+        return tree if self.layout is None else self.layout.constrain(tree)
 
 
 class KeyStreams(NamedTuple):
@@ -144,17 +162,19 @@ def initial_fold(program: Program, config: Any, seed: jax.Array, examples: Batch
       data: first block of data, of which only shapes matter.
     """
     learner, keys = make_learner(program, config), key_streams(seed)
-    state, zero = without_weak_types(learner.init(keys.init, examples)), jnp.int32(0)
-    # Only shapes: the loop's carry needs a place for every metric before the first update.
-    batch = jax.eval_shape(program.feed.batch, data, keys.data, zero, zero)
-    metrics = check_update(state, jax.eval_shape(learner.update, state, batch, keys.update))
+    zero = jnp.int32(0)
+    with program.activate():
+        state = without_weak_types(learner.init(keys.init, examples))
+        # Only shapes: the loop's carry needs a place for every metric before the first update.
+        batch = jax.eval_shape(program.feed.batch, data, keys.data, zero, zero)
+        metrics = check_update(state, jax.eval_shape(learner.update, state, batch, keys.update))
     sums = {
         name: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(as_average, value))
         for name, value in metrics.items()
     }
     # Copies, because each buffer of a fold is donated by itself.
     earlier_sums = jax.tree.map(jnp.copy, sums), jax.tree.map(jnp.copy, sums)
-    return Fold(zero, state, sums, {name: jnp.int32(-1) for name in sums}, earlier_sums)
+    return program.constrain(Fold(zero, state, sums, {name: jnp.int32(-1) for name in sums}, earlier_sums))
 
 
 def advance(
@@ -202,7 +222,8 @@ def advance(
     logs = jax.tree.map(lambda total: jnp.zeros((MAX_LOG_PERIODS, *total.shape), total.dtype), fold.metric_sums)
     carry = (fold, logs, jnp.int32(0))
     fold, logs, _ = jax.lax.while_loop(lambda carry: carry[0].step < until, log_period, carry)
-    return fold, ChunkReport(fold.step, logs, fold.nonfinite_step)
+    # Where a chunk ends its layout is that of its start, so that the old fold's memory can be reused.
+    return program.constrain(fold), program.constrain(ChunkReport(fold.step, logs, fold.nonfinite_step))
 
 
 def reset_metric_sums(fold: Fold, log_every: jax.Array) -> Fold:
@@ -238,7 +259,7 @@ def advance_one_step(
     program: Program, config: Any, seed: jax.Array, fold: Fold, data: Batch, block_start: jax.Array
 ) -> Fold:
     """Takes one step outside of any loop, for programs that XLA compiles badly inside one (`dispatch="step"`)."""
-    return step_function(program, config, seed, data, block_start)(fold)
+    return program.constrain(step_function(program, config, seed, data, block_start)(fold))
 
 
 def step_function(
@@ -250,11 +271,12 @@ def step_function(
     def step(fold: Fold) -> Fold:
         # Made of the seed in each step: a key that a loop closes over counts as used again (JAX_DEBUG_KEY_REUSE).
         keys = key_streams(seed)
-        # 1. Batch: an index into the block, divided over the mesh.
-        batch = program.feed.batch(data, keys.data, fold.step, block_start)
-        batch = _divide(program, batch)
-        # 2. Update: the key depends only on seed and step, so a resumed run draws the same numbers.
-        state, metrics = learner.update(fold.state, batch, jax.random.fold_in(keys.update, fold.step))
+        with program.activate():
+            # 1. Batch: an index into the block, divided over the mesh.
+            batch = program.feed.batch(data, keys.data, fold.step, block_start)
+            batch = shard_batch(batch, getattr(program.feed, "batch_axis", 0))
+            # 2. Update: the key depends only on seed and step, so a resumed run draws the same numbers.
+            state, metrics = learner.update(fold.state, batch, jax.random.fold_in(keys.update, fold.step))
         state = without_weak_types(state)
         # 3. Metrics: summed for the log, and watched for NaN and infinity.
         averages = {name: as_average(value) for name, value in metrics.items()}
@@ -263,7 +285,7 @@ def step_function(
             name: jnp.where((first < 0) & ~jnp.isfinite(averages[name].total).all(), fold.step, first)
             for name, first in fold.nonfinite_step.items()
         }
-        return Fold(fold.step + 1, state, sums, nonfinite, fold.earlier_sums)
+        return program.constrain(Fold(fold.step + 1, state, sums, nonfinite, fold.earlier_sums))
 
     return step
 
@@ -304,9 +326,9 @@ def evaluate(
     batch_size = None if mask is None else mask.shape[1]
 
     def one_batch(batch: Batch, mask: Any, index: jax.Array) -> tuple[dict[str, Average], dict[str, Any]]:
-        if program.mesh is not None and batch_size is not None and batch_size % program.mesh.size == 0:
-            batch = _divide(program, batch)
-        result = learner.evaluate(state, batch, jax.random.fold_in(key_streams(seed).evaluate, index))
+        with program.activate():
+            key = jax.random.fold_in(key_streams(seed).evaluate, index)
+            result = learner.evaluate(state, shard_batch(batch), key)
         evaluation = check_evaluation(result, batch_size)
         check_logits(evaluation, program.info)
         averages = {name: as_average(value) for name, value in evaluation.metrics.items()}
@@ -322,7 +344,7 @@ def evaluate(
     indices = index * num_batches + jnp.arange(num_batches)
     # `lax.map`, not `vmap`: activations of one batch at a time.
     sums, values = jax.lax.map(lambda args: one_batch(*args), (batches, mask, indices))
-    return jax.tree.map(lambda x: x.sum(axis=0), sums), values
+    return program.constrain(jax.tree.map(lambda x: x.sum(axis=0), sums)), values
 
 
 def without_weak_types(tree: State) -> State:
@@ -337,14 +359,6 @@ def without_weak_types(tree: State) -> State:
         return jax.lax.convert_element_type(x, kind.dtype) if kind.weak_type else x
 
     return jax.tree.map(strong, tree)
-
-
-def _divide(program: Program, batch: Batch) -> Batch:
-    """Divides a batch over the devices of the program's mesh, if it has one."""
-    if program.mesh is None:
-        return batch
-    sharding = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec("batch"))
-    return jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def inference_state(program: Program, config: Any, state: State) -> State:

@@ -19,7 +19,8 @@ def _predict(
     predict = folds.make_learner(program, config).predict
     if predict is None:
         raise ExperimentError("this learner has no `predict`, which its data needs")
-    return predict(state, inputs, jax.random.fold_in(getattr(folds.key_streams(seed), stream), call))
+    with program.activate():
+        return predict(state, inputs, jax.random.fold_in(getattr(folds.key_streams(seed), stream), call))
 
 
 class CurrentPolicy(NamedTuple):

@@ -1,5 +1,6 @@
 """The start of a run: its program, its first fold or the newest checkpoint, and its first block of data."""
 
+import contextlib
 from collections.abc import Collection, Generator
 from typing import Any
 
@@ -7,16 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.configuration import RLTraining, traced_config
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
 from foldax.engine import compiled, contracts
 from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.durations import count_seconds
-from foldax.engine.fold import Program, initial_best
+from foldax.engine.fold import Program, initial_best, make_learner
 from foldax.engine.history import History
+from foldax.engine.layout import MIN_DIVIDED_SIZE, Layout, make_mesh
 from foldax.engine.state import NEVER, Callbacks, Run, Timestamp
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
-from foldax.learner import State
+from foldax.learner import Learner, State
+from foldax.mesh import BATCH_AXES
 
 
 def start_run(
@@ -47,16 +51,17 @@ def start_run(
         )
     # 1. The first fold: learner, optimizer state and metrics of step 0.
     program = make_program(experiment, config, dataset)
-    if program.mesh is not None and dataset is not None:
+    if program.layout is not None and dataset is not None:
         # Once: else every chunk would copy the data to the other devices.
-        dataset = dataset.to(jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec()))
+        dataset = dataset.to(program.layout.batch_sharding)
     traced_config, seed = _place(program, device, compiled.traced_config_and_seed(config))
     blocks = data_blocks(dataset, config.seed, 0)
     block = next(blocks)
     examples = dataset.train.examples() if dataset is not None else None
     arguments = dict(config=traced_config, seed=seed, examples=examples, data=block.data)
     with compiled.user_errors(program, **arguments):
-        fold = _place(program, device, compiled.initial_fold(program, **arguments))
+        fold = compiled.initial_fold(program, **arguments)
+        fold = fold if program.layout is not None else jax.device_put(fold, device)
         leaves_by_path(fold.state)  # refuses states that could not be saved
         names = check_evaluate(program, traced_config, seed, fold.state, dataset)
         check_monitor(config, experiment, dataset, names)
@@ -65,6 +70,9 @@ def start_run(
         if keeps_best:
             best = best._replace(state=compiled.inference_state(program, traced_config, fold.state))
             check_evaluate(program, traced_config, seed, best.state, dataset)
+    if program.layout is not None:
+        # Only shapes from now on: the examples may be a copy of the whole training split on each device.
+        arguments["examples"] = jax.eval_shape(lambda: examples)
     # 2. The newest checkpoint, else the parameters of another run.
     restored = callbacks.checkpoints.restore((fold, best)) if callbacks.checkpoints is not None else None
     if restored is None and callbacks.replace_initial_state is not None:
@@ -74,7 +82,7 @@ def start_run(
     run = Run(program, config, arguments, dataset, fold, best, 0, blocks, block, started_at)
     if restored is not None:
         tree, meta = restored
-        run.fold, run.best = _place(program, device, tree)
+        run.fold, run.best = (_place(program, device, part) for part in tree)
         run.step = run.last_saved_step = int(run.fold.step)
         run.times_before = meta.get("times", {})
         run.is_evaluation_due = meta.get("is_evaluation_due", False)
@@ -112,23 +120,37 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
     """Gathers what is static in a run.
 
     Raises:
-      ConfigError: the machine has fewer devices than `config.devices`, they do not divide a batch, or there is none.
+      ConfigError: `config.mesh` does not fit the machine, or does not divide the batches or parallel environments.
     """
-    mesh = None
-    if config.devices > 1:
-        if dataset is None:
-            problem = "this run has no dataset whose batches they could divide, so each would do the same"
-            raise ConfigError(f"devices: {config.devices} asked for, but {problem}; take 1 (sweeps use all of them)")
-        if config.devices > jax.device_count():
-            raise ConfigError(f"devices: {config.devices} asked for, but this machine has {jax.device_count()}")
-        if dataset is not None and dataset.info.batch_size % config.devices:
-            raise ConfigError(f"devices: {config.devices} do not divide the batch size, {dataset.info.batch_size}")
-        # Auto axes: the state is replicated, batches are divided, and XLA lays out everything between.
-        axis_types = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((config.devices,), ("batch",), axis_types, devices=jax.devices()[: config.devices])
-    if dataset is None:
-        return Program(experiment, mesh=mesh)
-    return Program(experiment, dataset.info, dataset.train.feed, mesh)
+    program = Program(experiment) if dataset is None else Program(experiment, dataset.info, dataset.train.feed)
+    mesh = make_mesh(config.mesh)
+    if mesh is None:
+        return program
+    layout, learners = Layout(mesh, threshold=MIN_DIVIDED_SIZE), list[Learner]()
+    # An error in the experiment's code comes again, and with an explanation, where the first fold is made.
+    with contextlib.suppress(Exception):
+        jax.eval_shape(lambda config: learners.append(make_learner(program, config)), traced_config(config))
+    for learner in learners:
+        check_batch_size(config, layout, learner, getattr(program.info, "batch_size", None))
+        layout = layout.with_rules(learner.sharding_rules)
+    return program._replace(layout=layout)
+
+
+def check_batch_size(config: Any, layout: Layout, learner: Learner, batch_size: int | None) -> None:
+    """Checks that the devices divide the batches of a run, or the parallel environments of an agent.
+
+    Raises:
+      ConfigError: they do not, or there is nothing to divide.
+    """
+    name, size = "batch size", batch_size
+    if isinstance(config, RLTraining):
+        name, size = "num_envs", config.num_envs
+    elif size is None and learner.environment_steps is None:
+        problem = "has neither a dataset nor environments that they could divide, so each would do the same"
+        raise ConfigError(f"mesh: {config.mesh!r} takes {layout.mesh.size} devices, but this run {problem}")
+    if size is not None and size % layout.num_shards:
+        axes = " and ".join(f"{axis} ({layout.mesh.shape[axis]})" for axis in BATCH_AXES)
+        raise ConfigError(f"mesh: {axes} of {config.mesh!r} do not divide the {name}, {size}, into equal parts")
 
 
 def check_evaluate(
@@ -278,6 +300,4 @@ def load_dataset(experiment: Experiment, config: Any) -> Dataset | None:
 
 
 def _place(program: Program, device: Any, tree: Any) -> Any:
-    if program.mesh is not None:
-        device = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(tree, device)
+    return jax.device_put(tree, device if program.layout is None else program.layout.shardings(tree))

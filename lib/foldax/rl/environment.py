@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.learner import Average, Batch, InputSpec, Key
+from foldax.mesh import shard_batch
 from foldax.rl.spaces import Box, Discrete
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
@@ -215,7 +216,7 @@ def reset_environments(environment: Environment, key: Key, num_envs: int) -> Env
       num_envs: number N of parallel environments.
     """
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
-    return EnvironmentState(state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+    return shard_batch(EnvironmentState(state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32)))
 
 
 def step_environments(
@@ -235,7 +236,8 @@ def step_environments(
     Returns:
       The next state, the transition `[N, ...]` without extras, and the statistics of the episodes that ended.
     """
-    # 1. Step every environment with its own key.
+    # 1. Step every environment with its own key, on the device that holds it.
+    environment_state, action = shard_batch((environment_state, action))
     keys = jax.vmap(jax.random.split)(jax.random.split(key, len(environment_state.episode_return)))
     state, step = jax.vmap(environment.step)(keys[:, 0], environment_state.state, action)
     done = step.terminated | step.truncated
@@ -251,7 +253,7 @@ def step_environments(
         environment_state.observation, action, step.reward, step.observation, step.terminated, step.truncated, extras={}
     )
     after = EnvironmentState(state, observation, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
-    return after, transition, EpisodeStatistics(*totals)
+    return shard_batch(after), transition, EpisodeStatistics(*totals)
 
 
 def rollout(

@@ -16,6 +16,7 @@ import numpy as np
 from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
 from foldax.errors import ConfigError, check_positive
 from foldax.learner import Average, Key
+from foldax.mesh import put_batch
 from foldax.rl.environment import EpisodeStatistics, ExplorationRequest, HostRollout, HostSpec, Transition
 from foldax.rl.spaces import Box, Discrete, space_of
 
@@ -42,12 +43,14 @@ class HostEnvironment(NamedTuple):
     make_for_rendering: MakeVectorEnv | None = None
 
     def to(self, device: jax.Device | jax.sharding.Sharding) -> "HostEnvironment":
-        """Copies it for a learner on another device."""
+        """Copies it for a learner on another device, or on several (see `foldax.data.protocol.Dataset.to`)."""
         return self._replace(train=dataclasses.replace(self.train, device=device))
 
 
 class RolloutFeed(NamedTuple):
     """Feeds a block as the batch of its one step; static under jit."""
+
+    batch_axis: int = 1  # environments; the first axis is time
 
     def batch(self, data: HostRollout, key: Key, step: jax.Array, start: jax.Array) -> HostRollout:
         """Returns the block."""
@@ -74,7 +77,7 @@ class RolloutSource:
 
     def examples(self) -> jax.Array:
         """Observations `[N, ...]` for `Learner.init`, all of them equal."""
-        return jax.device_put(np.repeat(self.first_observation, self.info.num_envs, axis=0), self.device)
+        return put_batch(np.repeat(self.first_observation, self.info.num_envs, axis=0), self.device)
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields an empty block for its shapes, then one rollout for every step from `step` on.
@@ -83,7 +86,7 @@ class RolloutSource:
         depends on the run's seed and on `step`, so that a resumed run does not repeat the first episodes.
         """
         spec = self.info
-        policy = yield DataBlock(jax.device_put(_empty_rollout(spec), self.device), step, step)
+        policy = yield DataBlock(put_batch(_empty_rollout(spec), self.device, axis=1), step, step)
         make_seed = _seed(seed, 0, step)
         with contextlib.closing(VectorEnvironment(self.make(spec.num_envs), spec.name, make_seed)) as environments:
             # From here on every block is the rollout of one update, collected when it is asked for.
@@ -91,7 +94,7 @@ class RolloutSource:
                 assert policy is not None  # the engine sends one for every block but the first
                 restarted = number == step
                 rollout = collect_host_rollout(environments, policy, spec, number * spec.rollout_steps, restarted)
-                policy = yield DataBlock(jax.device_put(rollout, self.device), number, number + 1)
+                policy = yield DataBlock(put_batch(rollout, self.device, axis=1), number, number + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from foldax.engine.result import Result
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.learner import State
+from foldax.mesh import ONE_DEVICE
 from foldax.runs import folder, provenance
 from foldax.runs.log import read_log
 from foldax.runs.tables import join_first
@@ -61,7 +62,9 @@ def load_run(
     # 2. The structure of the state, from the program that the experiment file makes now.
     with inputs_of(experiment, config):
         dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
-        program, arguments = setup.initial_fold_arguments(experiment, dataclasses.replace(config, devices=1), dataset)
+        program, arguments = setup.initial_fold_arguments(
+            experiment, dataclasses.replace(config, mesh=ONE_DEVICE), dataset
+        )
         with compiled.user_errors(program, *arguments):
             last = jax.eval_shape(functools.partial(compiled.initial_fold, program), *arguments).state
             best = jax.eval_shape(functools.partial(compiled.inference_state, program), arguments[0], last)

@@ -34,7 +34,7 @@ class Performance:
         if peak is not None:
             arguments = run.arguments
             flops = compiled.update_flops(run.program, arguments["config"], arguments["seed"], run.fold, run.block.data)
-            self._units["mfu"] = flops / (peak * run.config.devices)
+            self._units["mfu"] = flops / (peak * run.program.num_devices)
         self._counted: tuple[int, float] | None = None
 
     def exclude(self, seconds: float) -> None:

@@ -12,9 +12,11 @@ from foldax.config_fields import field_kinds
 from foldax.data.protocol import Dataset
 from foldax.engine import setup
 from foldax.engine.current_program import inputs_of
+from foldax.engine.layout import make_mesh
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
 from foldax.field_values import is_config
+from foldax.mesh import ONE_DEVICE
 from foldax.sweeps import space as spaces
 from foldax.sweeps.exact import Member
 from foldax.sweeps.space import Config, Overrides, Range, Space
@@ -125,8 +127,10 @@ class Planner:
     def plan(self, all_overrides: Sequence[Overrides]) -> Plan:
         """Makes the members of some configs, grouped by program."""
         configs = spaces.member_configs(self.config, all_overrides, self.seeds)
-        if any(config.devices > 1 for config in configs):
-            raise ConfigError("devices: a sweep gives whole members to each device, so this must be 1")
+        for config in configs:
+            if make_mesh(config.mesh) is not None:
+                problem = f"{config.mesh!r} would divide members, but a sweep gives whole ones to each device"
+                raise ConfigError(f"mesh: {problem}; leave it out ({ONE_DEVICE!r}): all devices are used")
         by_group: dict[int, list[Member]] = {}
         for number, config in enumerate(configs):
             with inputs_of(self.experiment, config):

@@ -183,7 +183,7 @@ def test_initial_parameters_compile_nothing(source) -> None:
 
 
 def test_two_devices_share_a_batch(source) -> None:
-    result = run(tiny.config(init_from=source.run_dir, devices=2, **NO_LEARNING))
+    result = run(tiny.config(init_from=source.run_dir, mesh="data=2", **NO_LEARNING))
     same_params(result.final_state, source.state)
 
 
