@@ -10,6 +10,7 @@ Shape suffixes: B batch, T queries, S keys, D width, N query heads, K key-value 
 """
 
 import functools
+from typing import Literal, get_args
 
 import chex
 import jax
@@ -20,13 +21,21 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers.building_blocks import Dense
+from foldax.models.layers.fused_attention import fused_attention
 from foldax.models.layers.initializers import Initializer, initializer
+
+AttentionImplementation = Literal["xla", "fused"]
 
 MIN_BLOCK_LENGTH, MAX_BLOCKS = 64, 4  # causal attention runs in up to 4 blocks of at least 64 queries
 
 
 def dot_product_attention(
-    query: Array, key: Array, value: Array, mask: Array | None = None, causal: bool = False
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    causal: bool = False,
+    implementation: AttentionImplementation = "xla",
 ) -> Array:
     """Computes softmax(Q K^T / sqrt(H)) V, as `jax.nn.dot_product_attention` (Vaswani et al., 2017, equation 1).
 
@@ -37,9 +46,14 @@ def dot_product_attention(
       mask: bool `[B, 1, T or 1, S]`, True where a query may attend to a key; the output of a query that may attend to
         no key is undefined.
       causal: query t attends to keys 0 to t only.
+      implementation: "xla", or "fused" for the platform's kernel where it has one for these inputs (see
+        `fused_attention`): less memory and time for long sequences, in bits that differ.
 
     Returns:
       `[B, T, N, H]`.
+
+    Raises:
+      ConfigError: `implementation` is unknown.
 
     >>> query, key_value = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 5, 1, 8))
     >>> dot_product_attention(query, key_value, key_value, causal=True).shape
@@ -48,7 +62,13 @@ def dot_product_attention(
     chex.assert_rank([query, key, value] if mask is None else [query, key, value, mask], 4)
     chex.assert_equal_shape([key, value])
     chex.assert_equal_shape_prefix([query, key], 1)
-    if jax.default_backend() != "cpu":
+    platform = jax.default_backend()
+    if implementation not in get_args(AttentionImplementation):
+        raise ConfigError(f"attention_implementation: {implementation!r} is unknown; choose 'xla' or 'fused'")
+    fused = None if implementation == "xla" else fused_attention(query, key, value, mask, causal, platform)
+    if fused is not None:
+        return fused
+    if platform != "cpu":
         return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
     length = query.shape[1]
     num_blocks = min(length // MIN_BLOCK_LENGTH, MAX_BLOCKS) if causal and length == key.shape[1] else 1
@@ -139,6 +159,7 @@ class Attention(nn.Module):
       use_bias: whether the projections have biases.
       kernel_init: a name of `INITIALIZERS` or a function.
       dtype: type to compute in.
+      implementation: "xla" or "fused", see `dot_product_attention`.
 
     >>> layer = Attention(num_heads=2)
     >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.ones((2, 5, 8)))[0].shape
@@ -151,6 +172,7 @@ class Attention(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: DTypeLike | None = None
+    implementation: AttentionImplementation = "xla"
 
     @nn.compact
     def __call__(
@@ -198,7 +220,8 @@ class Attention(nn.Module):
             key_BSKH, value_BSKH, mask = self._append_to_cache(key_BSKH, value_BSKH)
         mask = None if mask is None else mask[:, None]
         causal = self.causal and context is None and not decode
-        outputs_BTNH = dot_product_attention(query_BTNH, key_BSKH, value_BSKH, mask, causal)
+        inputs = query_BTNH, key_BSKH, value_BSKH
+        outputs_BTNH = dot_product_attention(*inputs, mask, causal, self.implementation)
         if mask is not None and context is not None:
             outputs_BTNH = jnp.where(mask.any(axis=-1)[:, 0, :, None, None], outputs_BTNH, 0)
         # 4. Output projection
