@@ -43,13 +43,13 @@ from foldax.models.networks.projection import ProjectionNetwork, SSLOutput
 from foldax.models.networks.q_network import NoisyDense, QNetwork
 from foldax.models.networks.recurrent import Recurrent
 from foldax.models.networks.resnet import ResNet
-from foldax.models.networks.transformer import Transformer
+from foldax.models.networks.transformer import HiddenStates, Transformer
 from foldax.models.networks.vit import MLPMixer, ViT
 
 # Networks for images and vectors
 __all__ = ["MLP", "CNN", "NatureCNN", "ResNet", "ViT", "MLPMixer"]
 # Networks for sequences
-__all__ += ["FCN", "PatchNetwork", "Recurrent", "Transformer"]
+__all__ += ["FCN", "PatchNetwork", "Recurrent", "Transformer", "HiddenStates"]
 # Generative networks
 __all__ += ["Autoencoder", "AutoencoderOutput", "Upsampler", "LocalAutoregressiveHead", "UNet", "DiT"]
 # Self-supervised networks

@@ -181,6 +181,22 @@ def test_scanned_and_remat_blocks_equal_unrolled_blocks():
     assert_close(scanned, (value, stacked(gradient, 2)), 1e-4, 1e-5)
 
 
+def test_remat_policies_save_the_products_that_jax_says():
+    """The number of matrix products of a gradient: those that are not saved are computed once more."""
+    policies = [False, "everything_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "nothing_saveable"]
+
+    def products(remat):
+        model = MODELS["modern"].clone(remat=remat)
+        params = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+        loss = lambda params: model.apply(params, TOKENS).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+    plain, everything, dots, dense_layers, nothing = map(products, policies)
+    assert plain == everything == dots < dense_layers < nothing == products(True)
+    with pytest.raises(ConfigError, match="remat: 'full' is unknown"):
+        products("full")
+
+
 def test_program_size_of_scanned_blocks_does_not_depend_on_depth():
     def equations(depth):
         model = Transformer(V, V, 8, depth, 2, causal=True, scan_layers=True, remat=True)
@@ -320,6 +336,29 @@ def test_invalid_arguments_raise_helpful_errors(options, args, message):
     x = args.pop("x")
     with pytest.raises(ConfigError, match=message):
         Transformer(**options).init(jax.random.key(0), x, **args)
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_padding_of_the_vocabulary_is_no_token_and_has_no_logit(tie_embeddings):
+    plain = Transformer(V, V, 8, 1, 2, tie_embeddings=tie_embeddings)
+    padded = plain.clone(vocabulary_multiple=13)
+    variables = random_variables(padded, TOKENS)
+    rows = [leaf.shape for leaf in jax.tree.leaves(variables) if 13 in leaf.shape]
+    assert len(rows) == (1 if tie_embeddings else 3)
+    cut = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            leaf[:V] if "embedding" in str(path) else leaf[..., :V] if "output'" in str(path[1]) else leaf
+        ),
+        variables,
+    )
+    logits = jax.jit(padded.apply)(variables, TOKENS)
+    assert logits.shape == (B, T, V)
+    np.testing.assert_array_equal(logits, jax.jit(plain.apply)(cut, TOKENS))
+    assert np.isnan(jax.jit(padded.apply)(variables, np.array([[1, V]]))).any()
+    hidden = padded.apply(variables, TOKENS, return_hidden=True)
+    assert_close(padded.apply({"params": hidden.output_params}, hidden.states, method="logits"), logits)
+    with pytest.raises(ConfigError, match="vocabulary_multiple: 0"):
+        plain.clone(vocabulary_multiple=0).init(jax.random.key(0), TOKENS)
 
 
 @pytest.mark.parametrize("token", [V, -1])

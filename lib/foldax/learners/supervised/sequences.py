@@ -4,7 +4,6 @@ Sequences of different lengths share a batch by a "mask" `[B, T]`: 0 is padding,
 sequences packed into one row. Padding counts nowhere: every mean is taken over real steps.
 """
 
-import functools
 from typing import Any, Unpack
 
 import chex
@@ -16,9 +15,10 @@ import optax
 from foldax import models
 from foldax.errors import ExperimentError
 from foldax.learner import Average, Evaluation, Learner, Metrics, Model, Sampler
-from foldax.learners import losses, tasks
+from foldax.learners import tasks
 from foldax.learners.gradients import TrainState
 from foldax.learners.supervised.classification import classifier
+from foldax.learners.supervised.step_losses import StepLoss
 from foldax.learners.tasks import INPUTS_AND_TARGETS, Batch, NetworkOptions, Preprocess, Task
 
 
@@ -29,6 +29,7 @@ def language_model(
     token_bytes: chex.Array | None = None,
     label_smoothing: chex.Numeric | None = None,
     tokenizer: Any = None,
+    num_output_chunks: int | None = None,
     **options: Unpack[NetworkOptions],
 ) -> Learner:
     """Learns to predict each token from the tokens before it (autoregressive language modelling).
@@ -47,11 +48,14 @@ def language_model(
       token_bytes: number of bytes of each token, `[V]` (a tokenizer's `token_bytes`); None: 1.
       label_smoothing: probability mass that is spread evenly over all tokens in training; may be traced.
       tokenizer: with which `foldax sample` reads and writes text (see `foldax.data`); None: it cannot.
+      num_output_chunks: number of parts of a sequence whose logits and loss are computed one part after the other, to
+        save the memory of `[B, T, V]` logits; for a model that returns hidden states (`models.HiddenStates`), as a
+        `models.Transformer` does. None: 16 where there are 2^26 logits or more and the model returns them, else 1.
       **options: those of `learners.NetworkOptions`: augment, frozen, l1, l2, ema_decay, microbatches.
 
     Raises:
-      ExperimentError: while tracing, if the batch has no integer "inputs" `[B, T + 1]` or the model returns no
-        `[B, T, V]`.
+      ExperimentError: `num_output_chunks` is set for a model that returns no hidden states; while tracing, if the batch
+        has no integer "inputs" `[B, T + 1]` or the model returns no `[B, T, V]`.
 
     >>> from foldax.models import Recurrent
     >>> learner = language_model(Recurrent(5, (4,), vocabulary_size=5), optax.adam(0.01))
@@ -60,6 +64,9 @@ def language_model(
     >>> learner.evaluate(state, batch, jax.random.key(0)).metrics["loss"].count  # predicted tokens of each row
     Array([3., 3.], dtype=float32)
     """
+
+    step_loss = StepLoss(model, label_smoothing, num_output_chunks)
+    step_loss.check()
 
     def prepare(batch: Batch) -> Batch:
         tokens = batch["inputs"]
@@ -80,8 +87,8 @@ def language_model(
         batch = {**batch, "inputs": tokens[:, :-1], "targets": tokens[:, 1:], "loss_mask": loss_mask}
         return {**batch, "step_weights": _step_weights(loss_mask)}
 
-    def evaluate(logits: jax.Array, batch: Batch) -> Evaluation:
-        evaluation = _evaluate_steps(logits, batch)
+    def evaluate(outputs: Any, batch: Batch) -> Evaluation:
+        evaluation = _evaluate_steps(*step_loss.scores(outputs, batch), batch)
         # Bits of all predicted tokens over the bytes that they stand for, which compares tokenizers.
         num_bytes = batch["loss_mask"].astype(jnp.float32)
         if token_bytes is not None:
@@ -89,8 +96,14 @@ def language_model(
         bits = evaluation.outputs["nats"].sum(axis=1) * (1 / float(np.log(2)))
         return evaluation.with_values(metrics={"bits_per_byte": Average(bits, num_bytes.sum(axis=1))})
 
-    train_metrics = functools.partial(_train_steps, label_smoothing=label_smoothing)
-    task = Task(("inputs",), lambda batch: batch["inputs"].astype(jnp.int32), train_metrics, evaluate, prepare=prepare)
+    task = Task(
+        ("inputs",),
+        lambda batch: batch["inputs"].astype(jnp.int32),
+        step_loss.train_metrics,
+        evaluate,
+        prepare=prepare,
+        model_kwargs=step_loss.model_kwargs,
+    )
 
     def draw(state: TrainState, prompt: jax.Array, key: jax.Array, num_tokens: int) -> jax.Array:
         tokens, window = prompt, getattr(model, "max_length", prompt.shape[1] + num_tokens)
@@ -175,6 +188,8 @@ def step_classifier(
     Array([3.], dtype=float32)
     """
 
+    step_loss = StepLoss(model, label_smoothing)
+
     def prepare(batch: Batch) -> Batch:
         targets = batch["targets"]
         if targets.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -184,21 +199,12 @@ def step_classifier(
         return {**batch, "loss_mask": loss_mask, "step_weights": _step_weights(loss_mask)}
 
     def evaluate(logits: jax.Array, batch: Batch) -> Evaluation:
-        return _evaluate_steps(logits, batch).with_values(outputs={"logits": logits, "targets": batch["targets"]})
+        evaluation = _evaluate_steps(*step_loss.scores(logits, batch), batch)
+        return evaluation.with_values(outputs={"logits": logits, "targets": batch["targets"]})
 
-    train_metrics = functools.partial(_train_steps, label_smoothing=label_smoothing)
-    task = Task(INPUTS_AND_TARGETS, tasks.input_function(model, preprocess), train_metrics, evaluate, prepare=prepare)
+    inputs = tasks.input_function(model, preprocess)
+    task = Task(INPUTS_AND_TARGETS, inputs, step_loss.train_metrics, evaluate, prepare=prepare)
     return tasks.network_learner(model, optimizer, task, **options)
-
-
-def _cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: chex.Numeric | None = None) -> jax.Array:
-    """Cross-entropy `[B, T]` of logits `[B, T, V]` and integer targets `[B, T]`, in nats."""
-    if logits.ndim != 3 or logits.shape[:2] != targets.shape:
-        steps = f"every step of targets {targets.shape}"
-        raise ExperimentError(f"the model must return logits [B, T, V] for {steps}, got {logits.shape}")
-    # The loss takes one axis of examples: [B * T, V].
-    flat = losses.softmax_cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), label_smoothing)
-    return flat.reshape(targets.shape)
 
 
 def _step_weights(loss_mask: jax.Array) -> jax.Array:
@@ -210,17 +216,9 @@ def _step_weights(loss_mask: jax.Array) -> jax.Array:
     return loss_mask.astype(jnp.float32) * (loss_mask.shape[0] * jnp.reciprocal(count))
 
 
-def _train_steps(logits: jax.Array, batch: Batch, label_smoothing: chex.Numeric | None) -> Metrics:
-    nats = _cross_entropy(logits, batch["targets"], label_smoothing)
-    correct = losses.is_correct(logits, batch["targets"]).astype(jnp.float32)
-    weights = batch["step_weights"]
-    return {"loss": (nats * weights).sum(axis=1), "accuracy": (correct * weights).sum(axis=1)}
-
-
-def _evaluate_steps(logits: jax.Array, batch: Batch) -> Evaluation:
-    targets, loss_mask = batch["targets"], batch["loss_mask"]
-    nats = jnp.where(loss_mask, _cross_entropy(logits, targets), 0.0)
-    correct = losses.is_correct(logits, targets) & loss_mask
+def _evaluate_steps(nats: jax.Array, correct: jax.Array, batch: Batch) -> Evaluation:
+    loss_mask = batch["loss_mask"]
+    nats, correct = jnp.where(loss_mask, nats, 0.0), jnp.where(loss_mask, correct, 0.0)
     # `Average`s, because rows have different numbers of real steps.
     count = loss_mask.sum(axis=1).astype(jnp.float32)
     metrics: Metrics = {"loss": Average(nats.sum(axis=1), count), "accuracy": Average(correct.sum(axis=1), count)}

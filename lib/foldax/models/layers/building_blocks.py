@@ -4,7 +4,7 @@ convolution, dropout, normalisation, pooling, and stacks of identical blocks."""
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import chex
 import jax
@@ -17,6 +17,10 @@ from foldax.errors import ConfigError
 from foldax.models.layers.convolution import convolution
 
 Normalization = Literal["batch", "layer", "group", "rms"]
+RematPolicy = Literal[
+    "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"
+]  # of `jax.checkpoint_policies`
+Remat = bool | RematPolicy  # True: "nothing_saveable"
 X = TypeVar("X", bound=chex.ArrayTree)
 
 Conv = functools.partial(nn.Conv, conv_general_dilated_cls=lambda: convolution)
@@ -223,8 +227,27 @@ class _Scope(nn.Module):
         return self.function(x), None
 
 
+def remat_policy(remat: Remat) -> Callable[..., bool] | None:
+    """Returns the policy of `jax.checkpoint` for a `remat` that is not False; None: nothing is saved.
+
+    Raises:
+      ConfigError: there is no such policy.
+
+    >>> remat_policy("dots")
+    Traceback (most recent call last):
+    foldax.errors.ConfigError: remat: 'dots' is unknown; choose True, False, 'nothing_saveable', 'dots_saveable', \
+'dots_with_no_batch_dims_saveable' or 'everything_saveable'
+    """
+    if remat is True:
+        return None
+    if not isinstance(remat, str) or remat not in get_args(RematPolicy):
+        *names, last = map(repr, get_args(RematPolicy))
+        raise ConfigError(f"remat: {remat!r} is unknown; choose True, False, {', '.join(names)} or {last}")
+    return getattr(jax.checkpoint_policies, remat)
+
+
 def repeat(
-    block: Callable[[X], X], x: X, count: int, *, scan: bool = False, remat: bool = False, name: str = "block"
+    block: Callable[[X], X], x: X, count: int, *, scan: bool = False, remat: Remat = False, name: str = "block"
 ) -> X:
     """Applies `count` copies of a block in sequence, each with its own parameters, inside a compact module.
 
@@ -234,11 +257,16 @@ def repeat(
       count: number of blocks.
       scan: runs the blocks as a `lax.scan`, so that many compile as fast as one. Their parameters, statistics and
         caches are then stacked, `[count, ...]`.
-      remat: recomputes a block in the backward pass instead of storing its activations (Chen et al., 2016).
+      remat: recomputes a block in the backward pass instead of storing its activations (Chen et al., 2016); or the
+        name of the policy of `jax.checkpoint_policies` that says which of them are stored: "dots_saveable" the results
+        of matrix products, "dots_with_no_batch_dims_saveable" those of dense layers and not of attention.
       name: scope of the blocks: `name_0`, `name_1`, ..., or `name` alone if stacked.
 
     Returns:
       The output of the last block.
+
+    Raises:
+      ConfigError: `remat` is no such policy.
 
     >>> class Deep(nn.Module):
     ...     @nn.compact
@@ -249,7 +277,7 @@ def repeat(
     (3, 4, 4)
     """
     # Inside a scan, XLA cannot merge the recomputation with the forward pass, so no barrier against CSE is needed.
-    scope = nn.remat(_Scope, prevent_cse=not scan) if remat else _Scope
+    scope = nn.remat(_Scope, prevent_cse=not scan, policy=remat_policy(remat)) if remat else _Scope
     if not scan:
         for index in range(count):
             x, _ = scope(block, name=f"{name}_{index}")(x)

@@ -18,7 +18,9 @@ from foldax.errors import ConfigError
 Pooling = Literal["last", "mean", "max"]
 
 
-def embed_inputs(module: nn.Module, x: Array, mask: Array | None, vocabulary_size: int | None, width: int) -> Array:
+def embed_inputs(
+    module: nn.Module, x: Array, mask: Array | None, vocabulary_size: int | None, width: int, multiple: int = 1
+) -> Array:
     """Embeds tokens `[B, T]`, and passes floats `[B, T, C]` through, in the scope of a network.
 
     Padding is replaced by token 0 or by zeros first, so it may hold anything, -1 and NaN included. In compiled code,
@@ -31,6 +33,7 @@ def embed_inputs(module: nn.Module, x: Array, mask: Array | None, vocabulary_siz
       mask: `[B, T]`, 0 or False at padding; None: no padding.
       vocabulary_size: number of tokens, or None where inputs are floats.
       width: size of the embedding.
+      multiple: the number of rows of the embedding is `vocabulary_size` rounded up to a multiple of this.
 
     Returns:
       Embedded tokens `[B, T, width]`, or the floats `[B, T, C]`.
@@ -54,9 +57,20 @@ def embed_inputs(module: nn.Module, x: Array, mask: Array | None, vocabulary_siz
         return x
     check_tokens(x, vocabulary_size, name)
     x = x.astype(jnp.int32)
-    # Indexing past the end of the table gives NaN, but a negative index would wrap around to a valid row.
-    x = jnp.where(x < 0, vocabulary_size, x)
-    return nn.Embed(vocabulary_size, width, dtype=module.dtype, name="embedding")(x)
+    # Indexing past the end of the table gives NaN, but a negative index would wrap around to a valid row, and padding
+    # of the vocabulary has rows too.
+    rows = round_up(vocabulary_size, multiple)
+    x = jnp.where((x < 0) | (x >= vocabulary_size), rows, x) if rows > vocabulary_size else jnp.where(x < 0, rows, x)
+    return nn.Embed(rows, width, dtype=module.dtype, name="embedding")(x)
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Rounds a size up to a multiple.
+
+    >>> round_up(50_257, 128)
+    50304
+    """
+    return -(-size // multiple) * multiple
 
 
 def check_tokens(tokens: jax.typing.ArrayLike, vocabulary_size: int, name: str) -> None:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
-from foldax.models.layers import Activation, Conv, Dense, Dropout, activation, normalization, pool, repeat
+from foldax.models.layers import Activation, Conv, Dense, Dropout, Remat, activation, normalization, pool, repeat
 from foldax.models.layers.attention import Attention
 from foldax.models.networks.masked_autoencoder import unpatchify
 from foldax.models.networks.vit import embed_patches
@@ -186,7 +186,7 @@ class DiT(nn.Module):
       num_classes: number of classes; None: unconditional.
       dropout: dropout rate of the residual branches, in [0, 1]; may be traced.
       dtype: type of the computation, such as `jnp.bfloat16`; parameters stay float32.
-      remat: recomputes each block in the backward pass instead of storing its activations.
+      remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks as a `lax.scan`, so that compile time does not grow with depth; parameters are
         stacked.
 
@@ -205,7 +205,7 @@ class DiT(nn.Module):
     num_classes: int | None = None
     dropout: chex.Numeric = 0.0
     dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: Remat = False
     scan_layers: bool = False
 
     @nn.compact

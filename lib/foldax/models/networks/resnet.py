@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Conv, Initializer, Normalization, activation, initializer, normalization
-from foldax.models.layers.building_blocks import Dropout, repeat
+from foldax.models.layers.building_blocks import Dropout, Remat, repeat
 
 BlockKind = Literal["basic", "bottleneck"]
 IMAGENET_BLOCKS: dict[int, tuple[BlockKind, tuple[int, ...]]]
@@ -163,7 +163,7 @@ class ResNet(nn.Module):
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`.
       dropout: dropout rate before the last dense layer, in [0, 1]; may be traced.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      remat: recomputes each block in the backward pass, which saves memory.
+      remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks of a stage after its first as a scan, so that compile time does not depend on the
         depth; their parameters are stacked.
 
@@ -184,7 +184,7 @@ class ResNet(nn.Module):
     kernel_init: Initializer = "he_normal"
     dropout: chex.Numeric = 0.0
     dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: Remat = False
     scan_layers: bool = False
 
     @nn.compact

@@ -4,7 +4,8 @@ Shapes: B batch, T queries, S keys, D width, C features of the inputs.
 """
 
 import functools
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_positive
 from foldax.models.layers import Activation, Initializer, activation, initializer, sequences
-from foldax.models.layers.attention import Attention, rotary_angles
-from foldax.models.layers.building_blocks import Dense, Dropout, flat_dot_general, normalization, repeat
+from foldax.models.layers.attention import Attention, AttentionImplementation, rotary_angles
+from foldax.models.layers.building_blocks import Dense, Dropout, Remat, flat_dot_general, normalization, repeat
 
 
 class Block(nn.Module):
@@ -29,6 +30,7 @@ class Block(nn.Module):
       activation: activation of the hidden dense layer.
       dropout: dropout rate of every residual branch, in [0, 1]; may be traced.
       normalization: "layer" or "rms".
+      attention_implementation: "xla" or "fused", see `dot_product_attention`.
 
     >>> import jax
     >>> block = Block(num_heads=2, gated=True)
@@ -48,6 +50,7 @@ class Block(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: DTypeLike | None = None
+    attention_implementation: AttentionImplementation = "xla"
 
     @nn.compact
     def __call__(
@@ -64,6 +67,7 @@ class Block(nn.Module):
         width = x.shape[-1]
         options = dict(use_bias=self.use_bias, dtype=self.dtype)
         attention = functools.partial(Attention, self.num_heads, self.num_kv_heads, kernel_init=self.kernel_init)
+        attention = functools.partial(attention, implementation=self.attention_implementation)
         dense = functools.partial(Dense, kernel_init=initializer(self.kernel_init), **options)
 
         def normalized(x: Array) -> Array:
@@ -90,6 +94,7 @@ class Block(nn.Module):
 
 BLOCK_FIELDS: tuple[str, ...] = ("num_heads", "num_kv_heads", "mlp_width", "gated", "causal", "cross_attention")
 BLOCK_FIELDS += ("activation", "dropout", "normalization", "use_bias", "kernel_init", "dtype")
+BLOCK_FIELDS += ("attention_implementation",)
 """Attributes that a network passes on to its blocks, see `transformer_blocks`."""
 
 
@@ -109,6 +114,23 @@ def transformer_blocks(network: nn.Module, x: Array, **inputs: Any) -> Array:
 
     remat = getattr(network, "remat", False)
     return repeat(block, x, network.depth, scan=network.scan_layers, remat=remat, name="blocks")
+
+
+class HiddenStates(NamedTuple):
+    """Inputs of a network's output layer, with its parameters: all that its logits depend on.
+
+    A loss that computes the logits of a few steps at a time, by `Transformer.logits`, never holds all of them.
+
+    Attributes:
+      states: `[B, T, D]`.
+      output_params: parameters of the output layer, as part of the network's parameters.
+
+    >>> HiddenStates(jnp.ones((2, 5, 8)), {"output": {"kernel": jnp.ones((8, 11))}}).states.shape
+    (2, 5, 8)
+    """
+
+    states: Array
+    output_params: chex.ArrayTree
 
 
 class Transformer(nn.Module):
@@ -141,9 +163,14 @@ class Transformer(nn.Module):
       use_bias: whether attention and dense layers have biases.
       kernel_init: a name of `INITIALIZERS` or a function `(key, shape, dtype) -> array`.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      remat: recomputes each block in the backward pass, which saves memory.
+      remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks as a scan, so that compile time does not depend on the depth; their parameters are
         stacked.
+      vocabulary_multiple: the embedding and the output layer of a vocabulary have its size rounded up to a multiple of
+        this, such as 128, which devices divide evenly. No token and no logit stands for the rows added.
+      attention_implementation: "xla", or "fused": attention of long sequences by cuDNN on GPUs and by splash attention
+        on TPUs, which store no attention weights; needs no mask on TPUs, and a `dtype` of 16 bits on GPUs. XLA's
+        wherever these do not take the inputs.
 
     >>> import jax
     >>> model = Transformer(11, vocabulary_size=11, width=8, depth=1, num_heads=2, causal=True)
@@ -171,8 +198,10 @@ class Transformer(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = "glorot_uniform"
     dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: Remat = False
     scan_layers: bool = False
+    vocabulary_multiple: int = 1
+    attention_implementation: AttentionImplementation = "xla"
 
     @nn.compact
     def __call__(
@@ -184,7 +213,8 @@ class Transformer(nn.Module):
         context_mask: Array | None = None,
         train: bool = False,
         decode: bool = False,
-    ) -> Array:
+        return_hidden: bool = False,
+    ) -> Array | HiddenStates:
         """Applies the network.
 
         Args:
@@ -196,9 +226,10 @@ class Transformer(nn.Module):
           train: whether dropout is active.
           decode: treats `x` as the continuation of what is in the collection "cache"; without a mask. Initialised with
             `decode=True`, the cache has room for as many steps as those inputs; past its end, outputs are wrong.
+          return_hidden: returns the inputs of the output layer instead of its outputs.
 
         Returns:
-          float32 `[B, T, features]`, or `[B, features]` with pooling.
+          float32 `[B, T, features]`, or `[B, features]` with pooling; or `HiddenStates`.
 
         Raises:
           ConfigError: inputs that are neither the declared tokens nor floats, a sequence longer than `max_length`, a
@@ -219,11 +250,47 @@ class Transformer(nn.Module):
         # 2. Blocks
         hidden = transformer_blocks(self, hidden, train=train, decode=decode, **inputs)
         # 3. Final normalisation, pooling and output layer
-        return self._output(normalization(self.normalization, self.width, train, self.dtype)(hidden), mask)
+        hidden = normalization(self.normalization, self.width, train, self.dtype)(hidden)
+        if self.pooling is not None:
+            hidden = sequences.pool_sequence(hidden, self.pooling, mask)
+        # While the parameters are initialised, those of the output layer are too.
+        if not return_hidden or self.is_initializing():
+            outputs = self._project(hidden, self._output_layer(name="output"))
+        if not return_hidden:
+            return outputs
+        params, name = self.variables["params"], "embedding" if self.tie_embeddings else "output"
+        return HiddenStates(hidden, {name: params[name]} if name in params else {})
+
+    def logits(self, hidden: Array) -> Array:
+        """Applies the output layer; called as `model.apply({"params": output_params}, hidden, method="logits")`.
+
+        Args:
+          hidden: `[..., D]`, some of the states of `HiddenStates`.
+
+        Returns:
+          float32 `[..., features]`.
+        """
+        output = self._output_layer(parent=None)
+        return self._project(hidden, lambda x: output.apply({"params": self.variables["params"]["output"]}, x))
+
+    def _output_layer(self, **options: Any) -> nn.Module:
+        # Padded as the vocabulary is, where the outputs are the logits of its tokens.
+        multiple = self.vocabulary_multiple if self.features == self.vocabulary_size else 1
+        return Dense(sequences.round_up(self.features or 0, multiple), dtype=self.dtype, **options)
+
+    def _project(self, x: Array, output: Callable[[Array], Array]) -> Array:
+        # A tied output layer has no bias.
+        if self.tie_embeddings:
+            x = flat_dot_general(x, self.get_variable("params", "embedding")["embedding"].astype(x.dtype).T)
+        elif self.features is not None:
+            x = output(x)
+        # Without the logits of the padding of the vocabulary.
+        size = self.vocabulary_size if self.tie_embeddings else self.features
+        return x[..., :size].astype(jnp.float32)
 
     def _embed(self, x: Array, mask: Array | None, train: bool, decode: bool) -> tuple[Array, Array]:
         """Returns the input of the first block, `[B, T, D]`, and the positions, `[B, T]` or `[1, T]`."""
-        hidden = sequences.embed_inputs(self, x, mask, self.vocabulary_size, self.width)
+        hidden = sequences.embed_inputs(self, x, mask, self.vocabulary_size, self.width, self.vocabulary_multiple)
         if x.shape[1] > self.max_length:
             raise ConfigError(f"Transformer: {x.shape[1]} steps are more than its max_length, {self.max_length}")
         if self.vocabulary_size is None:
@@ -233,15 +300,8 @@ class Transformer(nn.Module):
             hidden = hidden + nn.Embed(self.max_length, self.width, dtype=self.dtype, name="positions")(positions)
         return Dropout(self.dropout)(hidden, train=train), positions
 
-    def _output(self, x: Array, mask: Array | None) -> Array:
-        if self.pooling is not None:
-            x = sequences.pool_sequence(x, self.pooling, mask)
-        # A tied output layer has no bias.
-        if self.tie_embeddings:
-            x = flat_dot_general(x, self.get_variable("params", "embedding")["embedding"].astype(x.dtype).T)
-        elif self.features is not None:
-            x = Dense(self.features, dtype=self.dtype, name="output")(x)
-        return x.astype(jnp.float32)
+    def _output_names(self) -> list[str]:
+        return ["embedding"] if self.tie_embeddings else [] if self.features is None else ["output"]
 
     def _check_context(self, x: Array, context: Array | None, context_mask: Array | None) -> None:
         if self.cross_attention != (context is not None):
@@ -281,6 +341,7 @@ def check_settings(model: Transformer) -> None:
     if model.normalization not in ("layer", "rms"):
         raise ConfigError(f"normalization: {model.normalization!r} is not available here; choose 'layer' or 'rms'")
     sequences.check_pooling(model.pooling)
+    check_positive(vocabulary_multiple=model.vocabulary_multiple)
     if model.width % model.num_heads:
         raise ConfigError(f"num_heads: {model.num_heads} must divide the width, {model.width}")
     if model.positions == "rotary" and model.width // model.num_heads % 2:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
-from foldax.models.layers import Activation, Conv, Dense, Dropout, Initializer, activation, initializer, repeat
+from foldax.models.layers import Activation, Conv, Dense, Dropout, Initializer, Remat, activation, initializer, repeat
 from foldax.models.networks.transformer import transformer_blocks
 
 
@@ -51,7 +51,7 @@ class ViT(nn.Module):
       dropout: dropout rate after the embedding and of every residual branch, in [0, 1]; may be traced.
       kernel_init: a name of `INITIALIZERS` or a function.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      remat: recomputes each block in the backward pass, which saves memory.
+      remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks as a scan, so that compile time does not depend on the depth; their parameters are
         stacked.
 
@@ -71,7 +71,7 @@ class ViT(nn.Module):
     dropout: chex.Numeric = 0.0
     kernel_init: Initializer = "glorot_uniform"
     dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: Remat = False
     scan_layers: bool = False
 
     @nn.compact
@@ -107,7 +107,7 @@ class MLPMixer(nn.Module):
       dropout: dropout rate after every dense layer of a block, in [0, 1]; may be traced.
       kernel_init: a name of `INITIALIZERS` or a function.
       dtype: type to compute in, such as `jnp.bfloat16`; parameters stay float32.
-      remat: recomputes each block in the backward pass, which saves memory.
+      remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks as a scan, so that compile time does not depend on the depth; their parameters are
         then stacked.
 
@@ -126,7 +126,7 @@ class MLPMixer(nn.Module):
     dropout: chex.Numeric = 0.0
     kernel_init: Initializer = "glorot_uniform"
     dtype: DTypeLike | None = None
-    remat: bool = False
+    remat: Remat = False
     scan_layers: bool = False
 
     @nn.compact
