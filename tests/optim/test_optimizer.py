@@ -1,6 +1,7 @@
 """Optimizers from configs equal the Optax chains written by hand; their floats are traced."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -215,6 +216,22 @@ def test_weight_decay_acts_on_kernels_only_whether_stacked_or_not() -> None:
         assert left == {"bias", "scale", "class_token"}
 
 
+@pytest.mark.parametrize(
+    "name", ["momentum", "nesterov", "adam", "adamw", "nadamw", "amsgrad", "lion", "muon", "adafactor"]
+)
+def test_moving_averages_are_stored_in_bfloat16_and_parameters_in_float32(name) -> None:
+    fields = {"momentum": 0.9} if name == "adafactor" else {}
+    updated, sizes = {}, {}
+    for dtype in (None, "bfloat16"):
+        optimizer = optim.build(optim.Optimizer(name=name, learning_rate=RATE, mu_dtype=dtype, **fields), 12)
+        state = jax.eval_shape(optimizer.init, PARAMS)
+        sizes[dtype] = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.bfloat16)
+        updated[dtype] = jax.eval_shape(functools.partial(descend, optimizer))
+    # One value for each parameter, but for those without a momentum.
+    assert sizes[None] == 0 < sizes["bfloat16"] <= sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    assert updated["bfloat16"] == updated[None]
+
+
 def test_biases_do_not_decay() -> None:
     still = jax.tree.map(jnp.zeros_like, PARAMS)
     optimizer = optim.build(optim.Optimizer(name="adamw", learning_rate=0.5, weight_decay=0.5), 3)
@@ -272,6 +289,8 @@ def test_wrong_fields_are_errors_that_name_them() -> None:
         optim.build(optim.Optimizer(schedule="cosine", power=2.0), 3)
     with pytest.raises(ConfigError, match="Optimizer.final_fraction: the schedule 'constant' has no such"):
         optim.build(optim.Optimizer(final_fraction=0.1), 3)
+    with pytest.raises(ConfigError, match="Optimizer.mu_dtype: the optimizer 'lamb' has no such field"):
+        optim.build(optim.Optimizer(name="lamb", mu_dtype="bfloat16"), 3)
     for field, value in [
         ("learning_rate", -1.0),
         ("warmup_fraction", 1.5),

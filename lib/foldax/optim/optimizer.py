@@ -83,6 +83,8 @@ class Optimizer:
     """Maximum global L2 norm of the gradients; larger ones are rescaled to it."""
     clip_value: float | None = None
     """Maximum absolute value of each entry of a gradient; applied before clip_norm."""
+    mu_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which the moving average of gradients or updates is stored; None: float32, that of the parameters."""
     accumulate_steps: int = 1
     """Number of batches whose gradients are averaged for one update of the parameters."""
 
@@ -151,7 +153,7 @@ def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
     if (builds := _builds.get()) is not None:
         builds.append((config, steps))
     rule = RULES[config.name]
-    hyperparameters = ("momentum", "beta1", "beta2", "epsilon")
+    hyperparameters = ("momentum", "beta1", "beta2", "epsilon", "mu_dtype")
     arguments = _arguments(config, rule.fields, hyperparameters, f"the optimizer {config.name!r}")
     parts = []
     # 1. Clipping
@@ -264,30 +266,33 @@ class Rule(NamedTuple):
 
 # Fields of `Optimizer` and the arguments of Optax that they set.
 _MOMENTUM = {"momentum": "momentum"}
+_SGD = {**_MOMENTUM, "mu_dtype": "accumulator_dtype"}
 _MOMENTUM_AND_EPSILON = {**_MOMENTUM, "epsilon": "eps"}
+_ADAFACTOR = {**_MOMENTUM_AND_EPSILON, "mu_dtype": "dtype_momentum"}
 _BETAS = {"beta1": "b1", "beta2": "b2"}
 _ADAM = {**_BETAS, "epsilon": "eps"}
-_MUON = {"momentum": "beta", "beta1": "adam_b1", "beta2": "adam_b2", "epsilon": "eps"}
+_MU_DTYPE = {"mu_dtype": "mu_dtype"}
+_MUON = {"momentum": "beta", "beta1": "adam_b1", "beta2": "adam_b2", "epsilon": "eps", **_MU_DTYPE}
 
 RULES: dict[str, Rule] = {
     "sgd": Rule(optax.sgd),
-    "momentum": Rule(partial(optax.sgd, momentum=0.9), _MOMENTUM),
-    "nesterov": Rule(partial(optax.sgd, momentum=0.9, nesterov=True), _MOMENTUM),
+    "momentum": Rule(partial(optax.sgd, momentum=0.9), _SGD),
+    "nesterov": Rule(partial(optax.sgd, momentum=0.9, nesterov=True), _SGD),
     "rmsprop": Rule(optax.rmsprop, {**_MOMENTUM_AND_EPSILON, "beta2": "decay"}),
     "adagrad": Rule(optax.adagrad, {"epsilon": "eps"}),
     "adadelta": Rule(optax.adadelta, {"beta2": "rho", "epsilon": "eps"}),
-    "adam": Rule(optax.adam, _ADAM),
-    "adamw": Rule(optax.adamw, _ADAM, "weight_decay"),
-    "nadam": Rule(optax.nadam, _ADAM),
-    "nadamw": Rule(optax.nadamw, _ADAM, "weight_decay"),
+    "adam": Rule(optax.adam, _ADAM | _MU_DTYPE),
+    "adamw": Rule(optax.adamw, _ADAM | _MU_DTYPE, "weight_decay"),
+    "nadam": Rule(optax.nadam, _ADAM | _MU_DTYPE),
+    "nadamw": Rule(optax.nadamw, _ADAM | _MU_DTYPE, "weight_decay"),
     "adamax": Rule(optax.adamax, _ADAM),
     "adamaxw": Rule(optax.adamaxw, _ADAM, "weight_decay"),
-    "amsgrad": Rule(optax.amsgrad, _ADAM),
+    "amsgrad": Rule(optax.amsgrad, _ADAM | _MU_DTYPE),
     "radam": Rule(optax.radam, _ADAM),
     "adabelief": Rule(optax.adabelief, _ADAM),
     "yogi": Rule(optax.yogi, _ADAM),
     "adan": Rule(optax.adan, _ADAM, "weight_decay"),
-    "lion": Rule(optax.lion, _BETAS, "weight_decay"),
+    "lion": Rule(optax.lion, _BETAS | _MU_DTYPE, "weight_decay"),
     "lamb": Rule(optax.lamb, _ADAM, "weight_decay"),
     "lars": Rule(optax.lars, _MOMENTUM_AND_EPSILON, "weight_decay", ("weight_decay_mask", "trust_ratio_mask")),
     "muon": Rule(
@@ -296,7 +301,9 @@ RULES: dict[str, Rule] = {
         "weight_decay",
         ("weight_decay_mask",),
     ),
-    "adafactor": Rule(_adafactor, _MOMENTUM_AND_EPSILON, "weight_decay", ("weight_decay_mask",)),
+    "adafactor": Rule(
+        _adafactor, _MOMENTUM_AND_EPSILON | {"mu_dtype": "dtype_momentum"}, "weight_decay", ("weight_decay_mask",)
+    ),
 }
 """Update rules by name, with Optax's defaults but for momentum, 0.9."""
 
