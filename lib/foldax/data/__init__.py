@@ -1,5 +1,6 @@
 """Datasets by name or from arrays, on the device or streamed; tokenizers, sequences and time series."""
 
+from foldax.data.array_records import from_array_records, write_array_records
 from foldax.data.cache import disk_cached
 from foldax.data.dataset import Dataset, from_arrays, from_splits, load
 from foldax.data.huggingface import from_huggingface
@@ -17,6 +18,7 @@ from foldax.data.text import BPE, Bytes, Characters, hold_out, python_help_text,
 # Datasets
 __all__ = ["Dataset", "Info", "load", "mixture", "disk_cached"]
 __all__ += ["from_arrays", "from_splits", "from_csv", "from_folder", "from_huggingface", "from_grain", "from_iterable"]
+__all__ += ["from_array_records", "write_array_records"]
 # Sources and their blocks
 __all__ += ["DataSource", "DeviceSource", "StreamSource", "BatchSource", "Split", "DataBlock", "EvaluationBlock"]
 # Text
