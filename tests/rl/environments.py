@@ -100,3 +100,27 @@ def recall(length: int = 3) -> Environment:
 
     bounds = Box(np.full(2, -1, np.float32), np.full(2, 1, np.float32))
     return Environment(reset, step, bounds, Discrete(2), "recall")
+
+
+def masked(num_actions: int = 4, length: int = 3) -> Environment:
+    """Shows a score for each action, of which random ones are legal: reward 1 for the best of these, -100 if illegal."""
+
+    def scores_and_mask(key):
+        score_key, mask_key, legal_key = jax.random.split(key, 3)
+        legal = jax.random.bernoulli(mask_key, 0.4, (num_actions,))
+        legal = legal | (jnp.arange(num_actions) == jax.random.randint(legal_key, (), 0, num_actions))
+        return jax.random.uniform(score_key, (num_actions,)), legal
+
+    def reset(key):
+        scores, legal = scores_and_mask(key)
+        return (scores, legal, jnp.int32(0)), scores
+
+    def step(key, state, action):
+        scores, legal, time = state
+        best = jnp.where(legal, scores, -1.0).argmax()
+        reward = jnp.where(legal[action], (action == best).astype(jnp.float32), -100.0)
+        after = (*scores_and_mask(key), time + 1)
+        return after, Step(after[0], reward, time + 1 >= length, jnp.bool_(False))
+
+    bounds = Box(np.zeros(num_actions, np.float32), np.ones(num_actions, np.float32))
+    return Environment(reset, step, bounds, Discrete(num_actions), "masked", legal_actions=lambda state: state[1])

@@ -440,8 +440,8 @@ def test_each_atari_frame_is_stored_once():
     """Also over the ends of games, the buffer stacks its frames to the observations of the games."""
     options = dict(mode="vector_entry_point", img_height=16, img_width=12)
     host = rl.gymnasium("ale_py:ALE/Pong-v5", num_envs=2, rollout_steps=1_100, **options)
-    stack, rng = rl.replay.FrameStack(num_frames=4, axis=0, zero_padding=True), np.random.RandomState(0)
-    newest_frame = functools.partial(rl.replay.newest_frame, stack=stack)
+    stack, rng = rl.frames.FrameStack(num_frames=4, axis=0, zero_padding=True), np.random.RandomState(0)
+    newest_frame = functools.partial(rl.frames.newest_frame, stack=stack)
     (rollout,) = batches(host, 1, lambda inputs, call: rng.randint(0, 6, 2).astype(np.int32))
     transitions = jax.tree.map(np.asarray, rollout.transitions)
     assert transitions.observation.shape[1:] == (2, 4, 16, 12)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from foldax.errors import ConfigError
 from foldax.rl import Transition, priorities, replay
-from foldax.rl.replay import FrameStack
+from foldax.rl.frames import FrameStack, newest_frame
 
 KEY = jax.random.key(0)
 DISCOUNT = 0.9
@@ -138,18 +138,18 @@ def test_observations_stacked_from_single_frames_equal_the_original_ones(stack):
         return np.concatenate([observation[:, :, :, 1:] if axis == 3 else observation[:, 2:], frames], axis=axis)
 
     observation = first_observation(random_frame())
-    frame = replay.newest_frame(jnp.asarray(observation), stack)
+    frame = newest_frame(jnp.asarray(observation), stack)
     buffer = replay.init(frame, jnp.zeros(num_envs, jnp.int32), 40)
     assert buffer.frames.shape[1:] == (2, 5, 1)
     rows = []
     for step in range(12):
         following, over = append(observation, random_frame()), np.array([step % 4 == 3, step == 5])
         current = np.where(over[:, None, None, None], first_observation(random_frame()), following)
-        frame, next_frame = (replay.newest_frame(jnp.asarray(x), stack) for x in (observation, following))
+        frame, next_frame = (newest_frame(jnp.asarray(x), stack) for x in (observation, following))
         ends = jnp.asarray(over), jnp.zeros(num_envs, bool)
         action, reward = jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs)
         transition = Transition(frame, action, reward, next_frame, *ends, extras={})
-        buffer = replay.add(buffer, transition, replay.newest_frame(jnp.asarray(current), stack), stack)
+        buffer = replay.add(buffer, transition, newest_frame(jnp.asarray(current), stack), stack)
         rows.append((observation, following))
         observation = current
     row, column = (x.ravel() for x in np.meshgrid(np.arange(12), np.arange(num_envs), indexing="ij"))
@@ -159,11 +159,11 @@ def test_observations_stacked_from_single_frames_equal_the_original_ones(stack):
     for num_frames, axis in ((7, stack.axis), (0, stack.axis), (stack.num_frames, 3)):
         wrong = FrameStack(num_frames=num_frames, axis=axis, zero_padding=stack.zero_padding)
         with pytest.raises(ConfigError, match=f"cannot split axis {axis} of observations .* into {num_frames} frames"):
-            replay.newest_frame(jnp.asarray(observation), wrong)
+            newest_frame(jnp.asarray(observation), wrong)
 
 
 def test_observations_may_be_scalars():
-    frame = replay.newest_frame(jnp.arange(3.0), UNSTACKED)
+    frame = newest_frame(jnp.arange(3.0), UNSTACKED)
     assert replay.init(frame, jnp.zeros(3, jnp.int32), 9).frames.ndim == 1
 
 

@@ -62,7 +62,7 @@ def map_in_batches(function: Callable[[Arrays, int], chex.ArrayTree], arrays: Ar
 
     Args:
       function: `(arrays of a batch by name, number of the batch) -> outputs [B, ...]`.
-      arrays: arrays `[N, ...]` by name, among them "inputs".
+      arrays: arrays `[N, ...]` by name.
 
     Returns:
       Outputs `[N, ...]` as NumPy arrays.
@@ -70,7 +70,7 @@ def map_in_batches(function: Callable[[Arrays, int], chex.ArrayTree], arrays: Ar
     >>> map_in_batches(lambda batch, number: 2 * batch["inputs"], {"inputs": np.array([1, 2])})
     array([2, 4])
     """
-    count = len(arrays["inputs"])
+    count = len(next(iter(arrays.values())))
     size, outputs = min(count, MAX_BATCH), []
     for number, start in enumerate(range(0, count, size)):
         # The last batch repeats its last example, so that one compiled program serves all batches.
@@ -81,7 +81,7 @@ def map_in_batches(function: Callable[[Arrays, int], chex.ArrayTree], arrays: Ar
 
 
 def example_inputs(result: Result, count: int, specs: InputSpecs) -> Any:
-    """Returns inputs for trying a program: those of an evaluation split, or zeros (ones in a mask).
+    """Returns inputs for trying a program: those of an evaluation split, or zeros (ones in masks).
 
     Args:
       result: the run.
@@ -98,7 +98,7 @@ def example_inputs(result: Result, count: int, specs: InputSpecs) -> Any:
     constants = {}
     for name, spec in specs.items():
         sizes = (size if isinstance(size, int) else 8 for size in spec.shape)
-        constants[name] = np.full((count, *sizes), name == "mask", spec.dtype)
+        constants[name] = np.full((count, *sizes), name in ("mask", "legal_actions"), spec.dtype)
     return predict_argument(constants)
 
 

@@ -23,7 +23,7 @@ class Episode(NamedTuple):
 
     Attributes:
       states: states of the environment, T + 1 of them; the first is before any step.
-      observations: observations `[T + 1, ...]`.
+      observations: observations `[T + 1, ...]`, an array or a tree of arrays, without their mask.
       rewards: rewards `[T]`.
       is_done: whether the environment ended the episode.
       non_finite: whether the next observation, reward or state is not finite.
@@ -34,7 +34,7 @@ class Episode(NamedTuple):
     """
 
     states: list[Any]
-    observations: np.ndarray
+    observations: Any
     rewards: np.ndarray
     is_done: bool
     non_finite: bool
@@ -68,14 +68,14 @@ def rollout_on_device(
     Raises:
       ExperimentError: the learner has no `predict`.
     """
-    predict = _predict(result)
+    predict, environment = _predict(result), rl.observe_legal_actions(environment)
     # 1. First observations, which tell whether the policy has memory.
     reset_key, step_key = jax.random.split(jax.random.key(seed))
     states, observations = jax.jit(jax.vmap(environment.reset))(jax.random.split(reset_key, num_episodes))
     # Models without memory of their own, such as Transformers, act from the whole episode so far.
     takes_history = _takes_history(predict, result.state, environment, observations)
     history_steps = max_steps if takes_history else 0
-    history = jnp.zeros((num_episodes, history_steps, *observations.shape[1:]), observations.dtype)
+    history = jax.tree.map(lambda x: jnp.zeros((num_episodes, history_steps, *x.shape[1:]), x.dtype), observations)
 
     # 2. A compiled chunk of steps. Environments that are done step on; their later steps are dropped at the end.
     @jax.jit
@@ -86,7 +86,7 @@ def rollout_on_device(
             policy_key, environment_key = jax.random.split(jax.random.fold_in(key, step))
             if takes_history:
                 # Later steps are still zeros; a causal policy ignores them.
-                history = history.at[:, step].set(observations)
+                history = jax.tree.map(lambda past, now: past.at[:, step].set(now), history, observations)
                 action = predict(learner_state, history, policy_key)[:, step]
             else:
                 action = predict(learner_state, observations, policy_key)
@@ -119,19 +119,20 @@ def _takes_history(
     predict: Callable[..., Any], learner_state: State, environment: rl.Environment, observations: jax.Array
 ) -> bool:
     """Whether `predict` takes episodes so far `[N, T, ...]`, as a policy with memory, not single steps `[N, ...]`."""
-    space, key = environment.action_space, jax.random.key(0)
-    action_shape = space.shape if isinstance(space, rl.Box) else ()
-    sequences = jax.ShapeDtypeStruct((len(observations), 2, *observations.shape[1:]), observations.dtype)
+    key, count = jax.random.key(0), rl.num_rows(observations)
+    action = jax.eval_shape(lambda key: rl.random_actions(environment.action_space, key, count), key)
+    sequences = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, 2, *x.shape[1:]), x.dtype), observations)
 
-    def takes(inputs: Any, shape: tuple[int, ...]) -> bool:
+    def takes(inputs: Any, *time: int) -> bool:
         try:
             # Shapes only: nothing is computed.
-            return jax.eval_shape(predict, learner_state, inputs, key).shape == shape
+            found, expected = jax.eval_shape(predict, learner_state, inputs, key), action
+            shapes = [(count, *time, *leaf.shape[1:]) for leaf in jax.tree.leaves(expected)]
+            return [leaf.shape for leaf in jax.tree.leaves(found)] == shapes
         except Exception:  # the shape does not fit; if none does, the rollout itself raises the reason
             return False
 
-    is_single_step = takes(observations, (len(observations), *action_shape))
-    return not is_single_step and takes(sequences, (len(observations), 2, *action_shape))
+    return not takes(observations) and takes(sequences, 2)
 
 
 def rollout_on_host(
@@ -220,19 +221,24 @@ def _cut_episode(chunks: list[Any], rewards: np.ndarray, dones: np.ndarray, numb
         if step > length:
             break
         # An episode ends before the first value that is not finite.
-        if not np.isfinite(observation).all() or (step and not np.isfinite(rewards[step - 1])) or _has_nan(state):
+        if not _is_finite(observation) or (step and not np.isfinite(rewards[step - 1])) or _has_nan(state):
             break
         states.append(state)
         observations.append(observation)
     finite_steps, non_finite = max(len(states) - 1, 0), len(states) <= length
     is_done = bool(dones.any()) and not non_finite
-    return Episode(states, np.array(observations), rewards[:finite_steps], is_done, non_finite)
+    stacked = jax.tree.map(lambda *parts: np.array(parts), *observations) if observations else np.array([])
+    return Episode(states, rl.split_mask(stacked)[0], rewards[:finite_steps], is_done, non_finite)
 
 
 def _steps(chunks: list[Any], number: int) -> Iterator[Any]:
     for chunk in chunks:
         for step in range(len(chunk[1])):
             yield jax.tree.map(lambda x, step=step: x[step, number], chunk)
+
+
+def _is_finite(observation: Any) -> bool:
+    return all(np.isfinite(part).all() for part in jax.tree.leaves(observation))
 
 
 def _has_nan(state: Any) -> bool:

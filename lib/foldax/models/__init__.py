@@ -16,7 +16,16 @@ of Flax NNX and Equinox.
 
 from foldax.models.adapters.equinox import EquinoxModel, from_equinox
 from foldax.models.adapters.nnx import NNXModel, from_nnx
-from foldax.models.distributions import Categorical, Distribution, Normal, SquashedNormal
+from foldax.models.distributions import (
+    Categorical,
+    Distribution,
+    Joint,
+    MultiCategorical,
+    Normal,
+    SquashedNormal,
+    mask_distribution,
+    mask_values,
+)
 from foldax.models.generation import generate, sample_tokens
 from foldax.models.layers.activations import ACTIVATIONS, activation
 from foldax.models.layers.building_blocks import Conv, ConvTranspose, Dropout, normalization, pool, repeat
@@ -60,7 +69,8 @@ __all__ += ["DeterministicActor", "GaussianActor", "TwinCritic"]
 # Modules of Flax NNX and Equinox
 __all__ += ["from_nnx", "NNXModel", "from_equinox", "EquinoxModel"]
 # Distributions over actions
-__all__ += ["Distribution", "Categorical", "Normal", "SquashedNormal"]
+__all__ += ["Distribution", "Categorical", "Normal", "SquashedNormal", "MultiCategorical", "Joint"]
+__all__ += ["mask_distribution", "mask_values"]
 # Layers
 __all__ += ["Conv", "ConvTranspose", "convolution", "Dropout", "SpectralNorm", "normalization", "repeat"]
 __all__ += ["pool", "pool_sequence"]

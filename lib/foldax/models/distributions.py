@@ -1,14 +1,19 @@
 """Distributions over actions, as pytrees: batches of independent distributions with axis `[B]` first."""
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Num
+from jaxtyping import Array, Bool, Float, Integer, Num
+
+from foldax.errors import ConfigError
+
+ILLEGAL = -1e9  # logit and value of an illegal action: its probability is 0 in float32; -inf would make gradients NaN
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """Distribution over actions, as policy-gradient losses use it; a pytree of arrays with leading axis `[B]`."""
 
@@ -145,6 +150,116 @@ class SquashedNormal(NamedTuple):
         return jnp.tanh(self.mean)
 
 
+class MultiCategorical(NamedTuple):
+    """Independent categorical distributions over the K components of an action, each with its own number of choices.
+
+    Attributes:
+      logits: unnormalised log-probabilities of each component, float `[B, A_k]`, K of them.
+
+    >>> distribution = MultiCategorical((jnp.zeros((1, 3)), jnp.zeros((1, 2))))
+    >>> distribution.sample(jax.random.key(0)).shape
+    (1, 2)
+    >>> print(jnp.exp(distribution.entropy()).round(4))
+    [6.]
+    """
+
+    logits: tuple[Float[Array, "*B A"], ...]
+
+    def sample(self, key: chex.PRNGKey) -> Integer[Array, "*B K"]:
+        """Draws one action for each distribution, int32 `[B, K]`."""
+        return jnp.stack(_joint(self).sample(key), axis=-1)
+
+    def mode(self) -> Integer[Array, "*B K"]:
+        """Most probable actions, int32 `[B, K]`."""
+        return jnp.stack(_joint(self).mode(), axis=-1)
+
+    def log_prob(self, actions: Integer[Array, "*B K"]) -> Float[Array, "*B"]:
+        """Log-probabilities of actions int `[B, K]`, in nats `[B]`."""
+        return _joint(self).log_prob(tuple(jnp.moveaxis(actions, -1, 0)))
+
+    def entropy(self) -> Float[Array, "*B"]:
+        """Entropies in nats `[B]`."""
+        return _joint(self).entropy()
+
+
+class Joint(NamedTuple):
+    """Independent distributions over the parts of an action, which is a tuple with an action of each.
+
+    Attributes:
+      distributions: of the parts, such as a `Categorical` and a `Normal`.
+
+    >>> distribution = Joint((Categorical(jnp.zeros((1, 3))), Normal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))))
+    >>> [part.shape for part in distribution.sample(jax.random.key(0))]
+    [(1,), (1, 2)]
+    """
+
+    distributions: tuple[Distribution, ...]
+
+    def sample(self, key: chex.PRNGKey) -> tuple[Any, ...]:
+        """Draws one action for each distribution, a tuple of `[B, ...]`."""
+        keys = jax.random.split(key, len(self.distributions))
+        return tuple(part.sample(key) for part, key in zip(self.distributions, keys, strict=True))
+
+    def mode(self) -> tuple[Any, ...]:
+        """Most probable actions, a tuple of `[B, ...]`."""
+        return tuple(part.mode() for part in self.distributions)
+
+    def log_prob(self, actions: tuple[Any, ...]) -> Float[Array, "*B"]:
+        """Sums the log-probabilities or log-densities of the parts of actions, in nats `[B]`."""
+        parts = zip(self.distributions, actions, strict=True)
+        return sum(part.log_prob(action) for part, action in parts)  # type: ignore[return-value]  # one or more arrays
+
+    def entropy(self) -> Float[Array, "*B"]:
+        """Sums the entropies of the parts, in nats `[B]`."""
+        return sum(part.entropy() for part in self.distributions)  # type: ignore[return-value]
+
+
+def _joint(distribution: MultiCategorical) -> Joint:
+    return Joint(tuple(map(Categorical, distribution.logits)))
+
+
 def _log_slope_of_tanh(x: jax.Array) -> jax.Array:
     # log(1 - tanh(x)^2) in a form whose difference does not round to log(0)
     return 2 * (math.log(2) - x - jax.nn.softplus(-2 * x))
+
+
+def mask_values(values: Float[Array, "*B A"], legal_actions: Bool[Array, "*B A"] | None) -> Float[Array, "*B A"]:
+    """Sets logits or Q-values float `[B, A]` to -1e9 where the mask bool `[B, A]` is false; None: nowhere.
+
+    They become float32: in float16 -1e9 would be infinite.
+
+    >>> print(mask_values(jnp.array([[1.0, 2.0]]), jnp.array([[True, False]])).argmax(axis=-1))
+    [0]
+    """
+    if legal_actions is None:
+        return values
+    chex.assert_equal_shape([values, legal_actions])
+    return jnp.where(legal_actions, values.astype(jnp.float32), ILLEGAL)
+
+
+def mask_distribution(distribution: Distribution, legal_actions: Any) -> Distribution:
+    """Gives illegal actions probability 0; log-probabilities, entropy and their gradients are those of the legal ones.
+
+    Args:
+      distribution: over discrete actions: it has "logits", or is a `Joint` of others.
+      legal_actions: bool `[B, A]` for a `Categorical`, a tuple of masks for the components of others; None: all.
+
+    Raises:
+      ConfigError: the distribution has no logits.
+
+    Source: Huang & Ontañón (2022), A closer look at invalid action masking in policy gradient algorithms.
+
+    >>> distribution = mask_distribution(Categorical(jnp.zeros((1, 3))), jnp.array([[True, False, True]]))
+    >>> print(jnp.exp(distribution.entropy()).round(4))
+    [2.]
+    """
+    if legal_actions is None:
+        return distribution
+    if isinstance(distribution, Joint):
+        parts = zip(distribution.distributions, legal_actions, strict=True)
+        return Joint(tuple(mask_distribution(part, mask) for part, mask in parts))
+    if not hasattr(distribution, "logits"):
+        problem = f"the environment has illegal actions, and {type(distribution).__name__} has no logits to mask"
+        raise ConfigError(f"{problem}; the network must return a models.Categorical, or another one with logits")
+    logits = jax.tree.map(mask_values, distribution.logits, legal_actions)
+    return distribution._replace(logits=logits)  # type: ignore[attr-defined]  # distributions are NamedTuples

@@ -25,7 +25,6 @@ from foldax.rl.environment import (
     Transition,
     episode_metrics,
     evaluate_policy,
-    observation_inputs,
     play_episodes,
     reset_environments,
     rollout,
@@ -40,6 +39,15 @@ from foldax.rl.environments.memory_chain import memory_chain
 from foldax.rl.environments.mountain_car import mountain_car
 from foldax.rl.environments.pendulum import pendulum
 from foldax.rl.host_environment import HostEnvironment, VectorEnvironment, from_vector_env
+from foldax.rl.observations import (
+    MaskedObservation,
+    as_observation,
+    first_row,
+    num_rows,
+    observation_inputs,
+    observe_legal_actions,
+    split_mask,
+)
 from foldax.rl.returns import (
     explained_variance,
     generalized_advantages,
@@ -47,18 +55,22 @@ from foldax.rl.returns import (
     n_step_targets,
     one_step_targets,
 )
-from foldax.rl.spaces import Box, Discrete, clip_action
+from foldax.rl.spaces import Box, Discrete, MultiDiscrete, Space, Tuple, clip_action, random_actions
 from foldax.rl.wrappers import with_policy_memory
 
 # Environments, and adapters to their libraries
-__all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "clip_action", "wrappers"]
+__all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "MultiDiscrete", "Tuple", "Space"]
+__all__ += ["clip_action", "random_actions", "wrappers"]
 __all__ += ["gymnasium", "gymnax", "playground"]
 # The library's own environments
 __all__ += ["cartpole", "pendulum", "acrobot", "mountain_car", "continuous_mountain_car"]
 __all__ += ["grid_maze", "bandit", "memory_chain"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
-__all__ += ["ExplorationRequest", "observation_inputs"]
+__all__ += ["ExplorationRequest"]
+# Observations, legal actions among them
+__all__ += ["MaskedObservation", "observe_legal_actions", "split_mask", "as_observation", "observation_inputs"]
+__all__ += ["first_row", "num_rows"]
 # Checks of what a learner was given
 __all__ += ["check_environment", "check_device_environment", "check_network"]
 __all__ += ["bounded_action_space", "check_discrete_actions", "check_minibatches"]

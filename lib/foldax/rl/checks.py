@@ -7,7 +7,7 @@ import numpy as np
 
 from foldax.errors import ConfigError, check_positive
 from foldax.rl.environment import Environment, EnvironmentLike, HostSpec
-from foldax.rl.spaces import Box, Discrete
+from foldax.rl.spaces import Box, Discrete, MultiDiscrete, Space, Tuple
 
 
 def check_environment(
@@ -56,8 +56,8 @@ def check_network(environment: EnvironmentLike, output: Any) -> None:
     Args:
       environment: the environment to act in.
       output: outputs of the network for a batch of observations, or their shapes (`jax.eval_shape`): a distribution
-        with "logits" `[..., A]` or a "mean" `[..., *action]`, Q-values `[B, A, K]`, or actions `[B, *action]`; others
-        pass.
+        with "logits" `[..., A]`, a "mean" `[..., *action]` or "distributions" of several parts, Q-values `[B, A, K]`,
+        or actions `[B, *action]`; others pass.
 
     Raises:
       ConfigError: they are for another number or kind of actions.
@@ -68,24 +68,40 @@ def check_network(environment: EnvironmentLike, output: Any) -> None:
     Traceback (most recent call last):
     foldax.errors.ConfigError: CartPole has 2 discrete actions, the network has outputs for 3 discrete actions
     """
-    space = environment.action_space
-    discrete = hasattr(output, "logits") or (isinstance(space, Discrete) and getattr(output, "ndim", 0) == 3)
-    if discrete:
-        shape = output.logits.shape[-1:] if hasattr(output, "logits") else output.shape[1:2]
-    elif hasattr(output, "mean") and hasattr(output, "log_std"):
-        shape = output.mean.shape[-max(1, len(np.shape(space[0]))) :]
-    elif isinstance(output, (jax.Array, jax.ShapeDtypeStruct)):
-        shape = output.shape[1:]
-    else:
-        return  # a distribution of the user's own
+    expected, found = _actions_of_space(environment.action_space), _actions_of_output(environment.action_space, output)
+    if found is not None and found != expected:
+        raise ConfigError(f"{environment.name} has {expected}, the network has outputs for {found}")
 
-    def described(discrete: bool, shape: tuple[int, ...]) -> str:
-        return f"{shape[0]} discrete actions" if discrete else f"continuous actions of shape {list(shape)}"
 
-    expected = (space.num,) if isinstance(space, Discrete) else space.shape
-    if discrete != isinstance(space, Discrete) or shape != expected:
-        has = described(isinstance(space, Discrete), expected)
-        raise ConfigError(f"{environment.name} has {has}, the network has outputs for {described(discrete, shape)}")
+def _actions_of_space(space: Space) -> str:
+    if isinstance(space, Discrete):
+        return f"{space.num} discrete actions"
+    if isinstance(space, MultiDiscrete):
+        return f"discrete actions with {list(space.nums)} choices at once"
+    if isinstance(space, Tuple):
+        return f"tuples of ({', '.join(map(_actions_of_space, space.spaces))})"
+    return f"continuous actions of shape {list(space.shape)}"
+
+
+def _actions_of_output(space: Space, output: Any) -> str | None:
+    """Describes the actions that outputs are for as `_actions_of_space` does; None: an own distribution of the user."""
+    if hasattr(output, "distributions"):
+        spaces = space.spaces if isinstance(space, Tuple) else ()
+        spaces = (*spaces, *[space] * len(output.distributions))  # as many as there are distributions, or more
+        parts = [_actions_of_output(part, one) for part, one in zip(spaces, output.distributions, strict=False)]
+        return None if None in parts else f"tuples of ({', '.join(map(str, parts))})"
+    if isinstance(getattr(output, "logits", None), tuple):
+        return f"discrete actions with {[part.shape[-1] for part in output.logits]} choices at once"
+    if hasattr(output, "logits"):
+        return f"{output.logits.shape[-1]} discrete actions"
+    if isinstance(space, Discrete) and getattr(output, "ndim", 0) == 3:
+        return f"{output.shape[1]} discrete actions"
+    if hasattr(output, "mean") and hasattr(output, "log_std"):
+        rank = len(space.shape) if isinstance(space, Box) else 1
+        return f"continuous actions of shape {list(output.mean.shape[-max(1, rank) :])}"
+    if isinstance(output, (jax.Array, jax.ShapeDtypeStruct)):
+        return f"continuous actions of shape {list(output.shape[1:])}"
+    return None
 
 
 def bounded_action_space(learner: str, environment: EnvironmentLike) -> Box:
@@ -97,6 +113,8 @@ def bounded_action_space(learner: str, environment: EnvironmentLike) -> Box:
     space = environment.action_space
     if isinstance(space, Discrete):
         raise ConfigError(f"{learner}: {environment.name} has {space.num} discrete actions; take dqn or ppo")
+    if not isinstance(space, Box):
+        raise ConfigError(f"{learner}: {environment.name} has {_actions_of_space(space)}; take ppo")
     if not np.isfinite([space.low, space.high]).all():
         bounds = f"no finite bounds (from {space.low} to {space.high}); take ppo, or give the environment bounds"
         raise ConfigError(f"{learner}: actions of {environment.name} have {bounds}")
@@ -107,9 +125,12 @@ def check_discrete_actions(learner: str, environment: EnvironmentLike) -> None:
     """Checks that the environment of a learner, named in the error, has discrete actions.
 
     Raises:
-      ConfigError: actions are continuous.
+      ConfigError: actions are continuous, or several at once.
     """
-    if not isinstance(environment.action_space, Discrete):
+    space = environment.action_space
+    if isinstance(space, (MultiDiscrete, Tuple)):
+        raise ConfigError(f"{learner}: {environment.name} has {_actions_of_space(space)}; take ppo")
+    if not isinstance(space, Discrete):
         raise ConfigError(f"{learner}: the actions of {environment.name} are continuous; take ppo, sac or td3")
 
 

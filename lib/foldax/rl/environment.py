@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.learner import Average, Batch, InputSpec, Key
+from foldax.learner import Average, Batch, Key
 from foldax.mesh import shard_batch
-from foldax.rl.spaces import Box, Discrete
+from foldax.rl.spaces import Box, Discrete, Space
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
-Observation: TypeAlias = Any  # an array; with `with_policy_memory` a pair of an array and a tree of arrays
+Observation: TypeAlias = Any  # an array or a tree of arrays; with `with_policy_memory` a pair of one and the memory
 Action: TypeAlias = Any  # likewise
+LegalActions: TypeAlias = Any  # bool [A]; a tuple of such masks for a `MultiDiscrete` or a `Tuple`
 Render: TypeAlias = Callable[[State], np.ndarray]  # on the host; uint8 [H, W, 3]
 Episodes: TypeAlias = dict[str, jax.Array]  # "return", "length" and "finished" [N]
 
@@ -42,10 +43,12 @@ class Environment(NamedTuple):
     Attributes:
       reset: `key -> (state, observation)`.
       step: `(key, state, action) -> (state, Step)`.
-      observation_space: space of one observation.
+      observation_space: space of one observation, a `Box` or a tree of them, such as a dict.
       action_space: space of one action.
       name: its name in error messages.
       render: `state -> image`, uint8 `[H, W, 3]`, computed on the host; None: it cannot be rendered.
+      legal_actions: `state -> mask`, bool `[A]`, at least one of which is true unless the episode terminated; a tuple
+        of masks for a `MultiDiscrete` or a `Tuple`; None: all actions are legal in all states.
 
     >>> def step(key, state, action):
     ...     return state + 1, Step(jnp.ones(1), jnp.float32(1), state >= 2, jnp.bool_(False))
@@ -58,10 +61,11 @@ class Environment(NamedTuple):
 
     reset: Callable[[Key], tuple[State, Observation]]
     step: Callable[[Key, State, Action], tuple[State, Step]]
-    observation_space: Box
-    action_space: Discrete | Box
+    observation_space: Any
+    action_space: Space
     name: str = "environment"
     render: Render | None = None
+    legal_actions: Callable[[State], LegalActions] | None = None
 
 
 class EnvironmentState(NamedTuple):
@@ -158,23 +162,6 @@ class HostSpec:
 
 EnvironmentLike: TypeAlias = Environment | HostSpec
 """The environment to act in, or its specification when it runs on the host."""
-
-
-def observation_inputs(environment: EnvironmentLike, *axes: str) -> dict[str, InputSpec]:
-    """States the inputs of a policy's `predict`: observations, after the axes that are named.
-
-    Args:
-      environment: its space gives shape and dtype.
-      *axes: "time" for a policy with memory, which takes the observations of the episode so far.
-
-    >>> from foldax import rl
-    >>> observation_inputs(rl.cartpole(), "time")["inputs"].shape
-    ('time', 4)
-    """
-    space = environment.observation_space
-    dtype = environment.dtype if isinstance(environment, HostSpec) else jax.dtypes.canonicalize_dtype(space.low.dtype)
-    meaning = "observations of the episode so far" if axes else "observations"
-    return {"inputs": InputSpec((*axes, *space.shape), dtype, meaning)}
 
 
 class HostRollout(NamedTuple):

@@ -11,28 +11,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from foldax.configuration import config
 from foldax.errors import ConfigError
-from foldax.rl.environment import Transition
+from foldax.rl.environment import Observation, Transition
+from foldax.rl.frames import FrameStack, stack_frames
+from foldax.rl.observations import num_rows
 
 MAX_STEPS = 2**30  # environment steps of a run: frames, of which a step may have two, are numbered in int32
-
-
-@config
-class FrameStack:
-    """How observations are stacked from frames, so that the buffer stores only the newest frame of each.
-
-    >>> FrameStack(num_frames=4, axis=0, zero_padding=True).num_frames  # as ale-py does
-    4
-    """
-
-    num_frames: int = 1
-    """Frames per observation, the oldest first; 1 stores observations as they are."""
-    axis: int = -1
-    """Axis of an observation along which frames are stacked: -1 for `wrappers.frame_stack`, 0 for Atari."""
-    zero_padding: bool = False
-    """Whether the frames before an episode's first one are zeros, as in ale-py, or repeat the first frame. Every end of
-    an episode must reset the stack, which Atari's `life_loss_info` does not do for a lost life."""
 
 
 class ReplayBuffer(NamedTuple):
@@ -41,7 +25,7 @@ class ReplayBuffer(NamedTuple):
     Rows and frames are numbered from the start of the training; row n is stored at n % R, frame n at n % F.
 
     Attributes:
-      frames: `[F, ...]`, stored frames.
+      frames: `[F, ...]`, stored frames: arrays in a tree like that of observations, the legal actions included.
       previous_frame: int32 `[F]`, number of the frame before in the same episode; a first frame refers to itself.
       rows: int32 `[R, N, 4 + A]`: number of the frame observed, number of the next frame, bits of the float32 reward,
         flags (1: terminated, 2: truncated, 3: both), and bits of the A components of the action. They lie side by side
@@ -54,7 +38,7 @@ class ReplayBuffer(NamedTuple):
       oldest_row: int32 [], number of the oldest row that can be sampled.
     """
 
-    frames: jax.Array
+    frames: Observation
     previous_frame: jax.Array
     rows: jax.Array
     first_frame: jax.Array
@@ -80,17 +64,17 @@ class ReplayBatch(NamedTuple):
       environments: int32 `[B]`, which of the N environments each transition is from.
     """
 
-    observations: jax.Array
+    observations: Observation
     actions: jax.Array
     rewards: jax.Array
-    next_observations: jax.Array
+    next_observations: Observation
     discounts: jax.Array
     weights: jax.Array
     rows: jax.Array
     environments: jax.Array
 
 
-def init(frame: jax.Array, action: jax.Array, capacity: int, spare_frames: float = 0.125) -> ReplayBuffer:
+def init(frame: Observation, action: jax.Array, capacity: int, spare_frames: float = 0.125) -> ReplayBuffer:
     """Creates an empty buffer that holds the first frames of N environments.
 
     Args:
@@ -107,48 +91,27 @@ def init(frame: jax.Array, action: jax.Array, capacity: int, spare_frames: float
     >>> buffer.rows.shape, int(num_transitions(buffer))
     ((5, 2, 5), 0)
     """
-    num_envs = len(frame)
-    num_rows = capacity // num_envs
-    if num_rows < 1 or spare_frames < 0:
+    num_envs = num_rows(frame)
+    rows_held = capacity // num_envs
+    if rows_held < 1 or spare_frames < 0:
         capacity_bound = f"capacity {capacity} must hold a step of {num_envs} environments"
         raise ConfigError(f"replay: {capacity_bound}, and spare_frames {spare_frames} must be at least 0")
-    size = _num_frames(num_rows, num_envs, spare_frames)
-    frames = jnp.zeros((size, *frame.shape[1:]), frame.dtype).at[:num_envs].set(frame)
+    size = _num_frames(rows_held, num_envs, spare_frames)
+    frames = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype).at[:num_envs].set(x), frame)
     current_frame, zero = jnp.arange(num_envs, dtype=jnp.int32), jnp.int32(0)
     previous_frame = jnp.arange(size, dtype=jnp.int32)
     # Actions are stored bit by bit as int32, so they have 32-bit types.
     action_dtype = jnp.float32 if jnp.issubdtype(action.dtype, jnp.floating) else jnp.int32
     action_template = jnp.zeros(action.shape[1:], action_dtype)
-    rows = jnp.zeros((num_rows, num_envs, 4 + action_template.size), jnp.int32)
-    first_frame = jnp.zeros(num_rows, jnp.int32)
+    rows = jnp.zeros((rows_held, num_envs, 4 + action_template.size), jnp.int32)
+    first_frame = jnp.zeros(rows_held, jnp.int32)
     return ReplayBuffer(
         frames, previous_frame, rows, first_frame, action_template, current_frame, jnp.int32(num_envs), zero, zero
     )
 
 
-def newest_frame(observation: jax.Array, stack: FrameStack) -> jax.Array:
-    """Takes the newest frames `[N, ...]` from stacked observations `[N, ...]`.
-
-    Raises:
-      ConfigError: the stacked axis does not exist, or is no multiple of the number of frames.
-
-    >>> newest_frame(jnp.arange(6).reshape(1, 6), FrameStack(num_frames=3)).tolist()
-    [[4, 5]]
-    """
-    if stack.num_frames == 1:
-        return observation
-    rank = observation.ndim - 1
-    has_axis = stack.num_frames >= 1 and -rank <= stack.axis < rank
-    if not has_axis or observation.shape[_stack_axis(observation, stack)] % stack.num_frames:
-        described = f"axis {stack.axis} of observations {observation.shape[1:]}"
-        raise ConfigError(f"replay: cannot split {described} into {stack.num_frames} frames")
-    axis = _stack_axis(observation, stack)
-    size = observation.shape[axis] // stack.num_frames
-    return jax.lax.slice_in_dim(observation, observation.shape[axis] - size, None, axis=axis)
-
-
 def add(
-    buffer: ReplayBuffer, transition: Transition, frame: jax.Array, stack: FrameStack = FrameStack()
+    buffer: ReplayBuffer, transition: Transition, frame: Observation, stack: FrameStack = FrameStack()
 ) -> ReplayBuffer:
     """Appends one step of all environments.
 
@@ -168,8 +131,8 @@ def add(
     1
     """
     num_rows, num_envs = buffer.rows.shape[:2]
-    size, count = len(buffer.frames), buffer.num_frames
-    chex.assert_equal_shape([transition.next_observation, frame])
+    size, count = len(buffer.previous_frame), buffer.num_frames
+    chex.assert_trees_all_equal_shapes(transition.next_observation, frame)
     chex.assert_shape([transition.reward, transition.terminated, transition.truncated], (num_envs,))
 
     # Frames: one per environment, and the first one of each new episode.
@@ -178,7 +141,8 @@ def add(
     reset_frame = count + num_envs + jnp.cumsum(episode_over.astype(jnp.int32)) - 1
     # Index `size` is out of bounds and dropped: environments within an episode store no first frame.
     indices = jnp.concatenate([next_frame % size, jnp.where(episode_over, reset_frame % size, size)])
-    new_frames = jnp.concatenate([transition.next_observation, frame]).astype(buffer.frames.dtype)
+    new_frames = jax.tree.map(lambda *new: jnp.concatenate(new), transition.next_observation, frame)
+    new_frames = jax.tree.map(lambda new, stored: new.astype(stored.dtype), new_frames, buffer.frames)
     previous_frame = jnp.concatenate([buffer.current_frame, reset_frame])
 
     # Row: frame numbers, reward, flags and action of each environment.
@@ -191,7 +155,7 @@ def add(
     action_bits = jax.lax.bitcast_convert_type(transition.action.astype(buffer.action_template.dtype), jnp.int32)
     step = jnp.stack([buffer.current_frame, next_frame, reward_bits, flags], axis=-1)
     buffer = buffer._replace(
-        frames=buffer.frames.at[indices].set(new_frames, mode="drop"),
+        frames=jax.tree.map(lambda stored, new: stored.at[indices].set(new, mode="drop"), buffer.frames, new_frames),
         previous_frame=buffer.previous_frame.at[indices].set(previous_frame, mode="drop"),
         rows=buffer.rows.at[row].set(jnp.concatenate([step, action_bits.reshape(num_envs, -1)], axis=-1)),
         first_frame=buffer.first_frame.at[row].set(first_frame.min()),
@@ -210,7 +174,7 @@ def add(
     return buffer._replace(oldest_row=jax.lax.while_loop(is_overwritten, lambda row: row + 1, oldest_row))
 
 
-def start_episodes(buffer: ReplayBuffer, frame: jax.Array, condition: jax.Array) -> ReplayBuffer:
+def start_episodes(buffer: ReplayBuffer, frame: Observation, condition: jax.Array) -> ReplayBuffer:
     """Starts new episodes in all environments if a condition holds, as when a run resumes, and truncates the old ones.
 
     Args:
@@ -218,13 +182,15 @@ def start_episodes(buffer: ReplayBuffer, frame: jax.Array, condition: jax.Array)
       frame: first frames of the new episodes, `[N, ...]`.
       condition: bool [].
     """
-    num_envs, size = len(frame), len(buffer.frames)
+    num_envs, size = num_rows(frame), len(buffer.previous_frame)
     new_frame = buffer.num_frames + jnp.arange(num_envs, dtype=jnp.int32)
     indices, last_row = jnp.where(condition, new_frame % size, size), (buffer.num_rows - 1) % len(buffer.rows)
     # The last step becomes truncated (2), unless its episode had ended anyway.
     flags = buffer.rows[last_row, :, 3]
     return buffer._replace(
-        frames=buffer.frames.at[indices].set(frame.astype(buffer.frames.dtype), mode="drop"),
+        frames=jax.tree.map(
+            lambda frames, new: frames.at[indices].set(new.astype(frames.dtype), mode="drop"), buffer.frames, frame
+        ),
         previous_frame=buffer.previous_frame.at[indices].set(new_frame, mode="drop"),
         rows=buffer.rows.at[last_row, :, 3].set(jnp.where(condition & (flags == 0), 2, flags)),
         current_frame=jnp.where(condition, new_frame, buffer.current_frame),
@@ -332,7 +298,7 @@ def observations_after(
     offset: int,
     discount: chex.Numeric,
     stack: FrameStack = FrameStack(),
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Observation, jax.Array]:
     """Reads the observations in which the action `offset` steps after given ones was taken.
 
     Args:
@@ -380,19 +346,19 @@ def _num_frames(num_rows: int, num_envs: int, spare_frames: float) -> int:
     return num_rows * num_envs + 2 * num_envs + int(spare_frames * num_rows * num_envs)
 
 
-def _stack_frames(buffer: ReplayBuffer, newest: jax.Array, stack: FrameStack) -> jax.Array:
+def _stack_frames(buffer: ReplayBuffer, newest: jax.Array, stack: FrameStack) -> Observation:
     """Reads the observations `[B, ...]` whose newest frames have the numbers int32 `[B]`."""
-    size, frames, in_episode = len(buffer.frames), [], jnp.ones(len(newest), bool)
+    size, stored, in_episode = len(buffer.previous_frame), buffer.frames, jnp.ones(len(newest), bool)
+    frames = []
+
+    def read(stored: jax.Array) -> jax.Array:
+        frame = stored[newest % size]
+        visible = in_episode.reshape(-1, *[1] * (frame.ndim - 1)) if stack.zero_padding else True
+        return jnp.where(visible, frame, jnp.zeros_like(frame))
+
     # From the newest frame backwards; an episode's first frame refers to itself.
     for _ in range(stack.num_frames):
-        frame = buffer.frames[newest % size]
-        visible = in_episode.reshape(-1, *[1] * (frame.ndim - 1)) if stack.zero_padding else True
-        frames.append(jnp.where(visible, frame, jnp.zeros_like(frame)))
+        frames.append(jax.tree.map(read, stored))
         previous = buffer.previous_frame[newest % size]
         in_episode, newest = in_episode & (previous != newest), previous
-    return frames[0] if stack.num_frames == 1 else jnp.concatenate(frames[::-1], axis=_stack_axis(frames[0], stack))
-
-
-def _stack_axis(observation: jax.Array, stack: FrameStack) -> int:
-    """The axis of batched observations `[N, ...]` along which frames are stacked."""
-    return stack.axis % (observation.ndim - 1) + 1
+    return stack_frames(frames[::-1], stack)

@@ -5,7 +5,8 @@ of the learner's state, so that an evaluation uses those of training and leaves 
 """
 
 import dataclasses
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 
 from foldax.errors import ConfigError
 from foldax.learner import Key
-from foldax.rl.environment import Action, Environment, EnvironmentLike, HostSpec, Observation, Render, State, Step
-from foldax.rl.spaces import Box
+from foldax.rl.environment import Action, Environment, EnvironmentLike, HostSpec, Observation, State, Step
+from foldax.rl.spaces import Box, Space, Tuple, clip_action
 
 E = TypeVar("E", bound=EnvironmentLike)
 UNBOUNDED = 1e30  # bounds beyond count as infinite: some environments declare the largest float32
@@ -39,7 +40,7 @@ def time_limit(environment: Environment, max_steps: int) -> Environment:
         inner, result = environment.step(key, inner, action)
         return (inner, time + 1), result._replace(truncated=result.truncated | (time + 1 >= max_steps))
 
-    return environment._replace(reset=reset, step=step, render=_of_inner_state(environment.render))
+    return environment._replace(reset=reset, step=step, **_of_inner_state(environment))
 
 
 def terminate_on_time_limit(environment: Environment) -> Environment:
@@ -70,6 +71,7 @@ def frame_stack(environment: Environment, num_frames: int) -> Environment:
     """
     if num_frames < 1:
         raise ConfigError(f"frame_stack: num_frames is {num_frames}; it must be 1 or more")
+    _check_one_array("frame_stack", environment)
 
     def concatenate(frames: jax.Array) -> jax.Array:
         return jnp.moveaxis(frames, 0, -2).reshape(*frames.shape[1:-1], -1)
@@ -88,32 +90,52 @@ def frame_stack(environment: Environment, num_frames: int) -> Environment:
 
     # Every frame has the bounds of one observation.
     low, high = (np.concatenate([bound] * num_frames, axis=-1) for bound in environment.observation_space)
-    render = _of_inner_state(environment.render)
-    return environment._replace(reset=reset, step=step, observation_space=Box(low, high), render=render)
+    space = Box(low, high)
+    return environment._replace(reset=reset, step=step, observation_space=space, **_of_inner_state(environment))
 
 
-def _of_inner_state(render: Render | None) -> Render | None:
-    """Renders the first of a pair of states, which is the wrapped environment's own."""
-    return None if render is None else lambda state: render(state[0])
+def _check_one_array(wrapper: str, environment: Environment) -> None:
+    if not isinstance(environment.observation_space, Box):
+        problem = f"observations of {environment.name} are {environment.observation_space}"
+        raise ConfigError(f"{wrapper}: {problem}; they must be one array")
+
+
+def _of_inner_state(environment: Environment) -> dict[str, Any]:
+    """Functions of the first of a pair of states, which is the wrapped environment's own."""
+    functions = {name: getattr(environment, name) for name in ("render", "legal_actions")}
+    return {name: _of_first(function) for name, function in functions.items() if function is not None}
+
+
+def _of_first(function: Callable[[State], Any]) -> Callable[[tuple[State, Any]], Any]:
+    return lambda state: function(state[0])
 
 
 def clip_actions(environment: Environment) -> Environment:
-    """Clips continuous actions to the environment's bounds, so that any float may be an action.
+    """Clips continuous actions to the environment's bounds, also within a tuple, so that any float may be an action.
 
     Raises:
       ConfigError: the actions are discrete.
     """
     space = environment.action_space
-    if not isinstance(space, Box):
-        actions = f"{space.num} discrete actions; it needs continuous ones"
+    if not isinstance(space, (Box, Tuple)):
+        actions = f"the action space {space}; it needs continuous ones"
         raise ConfigError(f"clip_actions: {environment.name} has {actions}")
 
     def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
-        return environment.step(key, state, jnp.clip(action, space.low, space.high))
+        if isinstance(space, Box):
+            return environment.step(key, state, jnp.clip(action, space.low, space.high))
+        return environment.step(key, state, clip_action(space, action))
 
+    return environment._replace(step=step, action_space=_without_bounds(space))
+
+
+def _without_bounds(space: Space) -> Space:
     # The policy may output any value, so the declared space has no bounds.
-    unbounded = Box(np.full(space.shape, -np.inf, np.float32), np.full(space.shape, np.inf, np.float32))
-    return environment._replace(step=step, action_space=unbounded)
+    if isinstance(space, Tuple):
+        return Tuple(tuple(map(_without_bounds, space.spaces)))
+    if not isinstance(space, Box):
+        return space
+    return Box(np.full(space.shape, -np.inf, np.float32), np.full(space.shape, np.inf, np.float32))
 
 
 def rescale_actions(environment: E) -> E:
@@ -150,6 +172,7 @@ def rescale_observations(environment: Environment) -> Environment:
     Raises:
       ConfigError: the observations have no finite bounds.
     """
+    _check_one_array("rescale_observations", environment)
     space = environment.observation_space
     if not (np.abs([space.low, space.high]) < UNBOUNDED).all():
         problem = f"{environment.name} has the observation space {space}"

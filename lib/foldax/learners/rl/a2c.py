@@ -101,7 +101,7 @@ def a2c(
     rl.check_environment(environment, num_envs, rollout_steps, settings.greedy_evaluation)
     predict = functools.partial(on_policy.predict_action, environment.action_space, model)
     # A new name: `predict` needs the true bounds, which the clipped environment no longer shows.
-    clipped_environment = on_policy.with_clipped_actions(environment)
+    clipped_environment = on_policy.for_policy(environment)
     loss_fn = on_policy.actor_critic_loss_fn(model, loss, settings)
 
     def init(key: Key, examples: Batch) -> on_policy.AgentState:

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import rl
+from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, Key, Learner, Metrics, Model, Params, State
 from foldax.learners.gradients import LossAndAux, TrainState, gradient_step, init_params, init_train_state
 from foldax.learners.rl import off_policy, return_distributions
 from foldax.learners.rl.exploration import epsilon_greedy, epsilon_schedule
+from foldax.learners.rl.networks import apply_q_network
 from foldax.learners.rl.off_policy import LossAndErrors, OffPolicySettings, ReplaySettings, ReplayState, ScalarMetrics
 from foldax.learners.rl.return_distributions import ReturnDistribution, greedy_actions, outputs_of_actions
+from foldax.rl.environment import Observation
 from foldax.rl.replay import ReplayBatch
 
 
@@ -79,8 +81,8 @@ class DQNOutput(NamedTuple):
 Loss = Callable[[DQNOutput, ReplayBatch, ReturnDistribution], LossAndErrors]
 """`(output, batch, return_distribution) -> (loss [], td_errors [B], metrics)`."""
 
-Exploration = Callable[[jax.Array, jax.Array, Key], jax.Array]
-"""`(q_values [N, A], epsilon [], key) -> actions int32 [N]`."""
+Exploration = Callable[..., jax.Array]
+"""`(q_values [N, A], epsilon [], key) -> actions int32 [N]`, with `legal_actions=` bool `[N, A]` where some are not."""
 
 
 def dqn_loss(output: DQNOutput, batch: ReplayBatch, return_distribution: ReturnDistribution) -> LossAndErrors:
@@ -141,7 +143,8 @@ def dqn(
         `num_envs`. On the host the first updates collect them, and `learning_starts` of the config is 0.
       return_distribution: what the K outputs of an action represent; None: `return_distributions.expectation()`.
       loss: `(output: DQNOutput, batch: ReplayBatch, return_distribution) -> (loss [], td_errors [B], metrics)`.
-      exploration: `(q_values [N, A], epsilon [], key) -> actions int32 [N]`; epsilon follows `epsilon_schedule`.
+      exploration: `(q_values [N, A], epsilon [], key) -> actions int32 [N]`; epsilon follows `epsilon_schedule`. Where
+        the environment has illegal actions, their Q-values are -1e9, and the mask comes as `legal_actions=`.
 
     Returns:
       The learner, whose state is a `DQNState`.
@@ -160,14 +163,16 @@ def dqn(
     setup = off_policy.ReplaySetup(environment, settings, num_envs, rollout_steps, learning_starts, environment_steps)
     off_policy.check_settings(setup)
     rl.check_discrete_actions("dqn", environment)
+    setup = setup._replace(environment=rl.observe_legal_actions(environment))
     return_distribution = return_distribution or return_distributions.expectation()
     decay_steps = settings.exploration_fraction * environment_steps
 
     def init(key: Key, examples: Batch) -> DQNState:
         init_key, environment_key = jax.random.split(key)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
-        params = init_params(init_key, model, observation[:1])
-        rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation[:1]))
+        example, _ = rl.split_mask(rl.first_row(observation))
+        params = init_params(init_key, model, example)
+        rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, example))
         # The target network starts as a copy; donated states must not share buffers.
         return DQNState(init_train_state(params, optimizer), jax.tree.map(jnp.copy, params), replay_state)
 
@@ -200,43 +205,65 @@ def dqn(
     def loss_fn(params: Params, model_state: State, batch: Batch, key: Key) -> LossAndAux:
         # `batch`: `(ReplayBatch, target_params)`; the metrics include "td_errors" `[B]`, for `update_priorities`.
         sample, target_params = batch
-        online_key, selection_key, target_key = jax.random.split(key, 3)
-        # Q(s, a)
-        outputs = _apply(model, params, sample.observations, online_key)
-        action_outputs = outputs_of_actions(outputs, sample.actions)
-        # Q_target(s', a') with a' = argmax Q_target(s', .), or for double Q-learning argmax Q(s', .)
-        next_outputs = _apply(model, target_params, sample.next_observations, target_key)
-        selection_outputs = next_outputs
-        if settings.double:
-            selection_outputs = _apply(model, params, sample.next_observations, selection_key)
-        next_action_outputs = outputs_of_actions(next_outputs, greedy_actions(return_distribution, selection_outputs))
-        output = DQNOutput(outputs, action_outputs, next_action_outputs)
+        output = apply_networks(model, params, target_params, sample, return_distribution, settings.double, key)
         value, td_errors, metrics = loss(output, sample, return_distribution)
         return value, (model_state, {**metrics, "td_errors": td_errors})
 
-    def explore(params: Params, observation: jax.Array, steps: jax.Array, key: Key) -> jax.Array:
+    def explore(params: Params, observation: Observation, steps: jax.Array, key: Key) -> jax.Array:
         # `exploration` may draw the bits of `warmup_key` too, which is harmless: warm-up actions replace its own.
         _, warmup_key, noise_key = jax.random.split(jax.random.clone(key), 3)
-        q_values = return_distribution.mean(_apply(model, params, observation, noise_key))
-        actions = exploration(q_values, epsilon_schedule(steps, settings.final_epsilon, decay_steps), key)
+        q_values = return_distribution.mean(apply_q_network(model, params, observation, noise_key))
+        _, legal_actions = rl.split_mask(observation)
+        mask = {} if legal_actions is None else {"legal_actions": legal_actions}
+        epsilon = epsilon_schedule(steps, settings.final_epsilon, decay_steps)
+        actions = exploration(models.mask_values(q_values, legal_actions), epsilon, key, **mask)
         return off_policy.warmup_actions(setup, steps, actions, warmup_key)
 
     def predict(state: DQNState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
         if isinstance(inputs, rl.ExplorationRequest):
             return explore(state.network.params, inputs.observation, state.replay.environment_steps, key)
-        return greedy_actions(return_distribution, _apply(model, state.network.params, jnp.asarray(inputs)))
+        observation = rl.as_observation(inputs)
+        outputs = apply_q_network(model, state.network.params, observation)
+        return greedy_actions(return_distribution, outputs, rl.split_mask(observation)[1])
 
     def evaluate(state: DQNState, batch: Batch, key: Key) -> ScalarMetrics:
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
         policy = functools.partial(predict, state)
-        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
+        return rl.evaluate_policy(setup.environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     learner = Learner(init, update, evaluate, predict, off_policy.count_environment_steps(setup), inputs)
     return learner._replace(inference_state=off_policy.inference_state)
 
 
-def _apply(model: Model, params: Params, observations: jax.Array, noise_key: Key | None = None) -> jax.Array:
-    """Outputs `[B, A, K]` of the network; with a key, its noisy layers add noise."""
-    rngs = {} if noise_key is None else {"dropout": noise_key}
-    return model.apply({"params": params}, observations, train=noise_key is not None, rngs=rngs)
+def apply_networks(
+    model: Model,
+    params: Params,
+    target_params: Params,
+    batch: ReplayBatch,
+    return_distribution: ReturnDistribution,
+    double: bool,
+    key: Key,
+) -> DQNOutput:
+    """Applies the online and the target network to a batch, with the next actions chosen among the legal ones.
+
+    Args:
+      model: Q-network.
+      params: of the online network.
+      target_params: of the target network.
+      batch: B transitions.
+      return_distribution: what the K outputs of an action represent.
+      double: whether the online network selects the next actions.
+      key: of noisy layers.
+    """
+    online_key, selection_key, target_key = jax.random.split(key, 3)
+    # Q(s, a)
+    outputs = apply_q_network(model, params, batch.observations, online_key)
+    action_outputs = outputs_of_actions(outputs, batch.actions)
+    # Q_target(s', a') with a' = argmax Q_target(s', .), or for double Q-learning argmax Q(s', .), among legal actions
+    next_outputs = apply_q_network(model, target_params, batch.next_observations, target_key)
+    selection_outputs = next_outputs
+    if double:
+        selection_outputs = apply_q_network(model, params, batch.next_observations, selection_key)
+    next_actions = greedy_actions(return_distribution, selection_outputs, rl.split_mask(batch.next_observations)[1])
+    return DQNOutput(outputs, action_outputs, outputs_of_actions(next_outputs, next_actions))

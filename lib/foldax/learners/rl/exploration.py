@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import rl
 from foldax.learner import Key
 
 
@@ -32,13 +33,16 @@ def add_steps(steps: jax.Array, more: int) -> jax.Array:
     return jnp.minimum(steps, np.iinfo(np.int32).max - more) + more
 
 
-def epsilon_greedy(q_values: jax.Array, epsilon: chex.Numeric, key: Key) -> jax.Array:
+def epsilon_greedy(
+    q_values: jax.Array, epsilon: chex.Numeric, key: Key, legal_actions: jax.Array | None = None
+) -> jax.Array:
     """Selects a uniformly random action with probability epsilon, else the greedy one.
 
     Args:
-      q_values: `[N, A]`.
+      q_values: `[N, A]`; those of illegal actions are below all others.
       epsilon: probability in [0, 1]; may be traced.
       key: randomness.
+      legal_actions: actions that may be random, bool `[N, A]`; None: all.
 
     Returns:
       Actions int32 `[N]`.
@@ -49,6 +53,6 @@ def epsilon_greedy(q_values: jax.Array, epsilon: chex.Numeric, key: Key) -> jax.
     chex.assert_rank(q_values, 2)
     coin_key, action_key = jax.random.split(key)
     num_envs, num_actions = q_values.shape
-    random_actions = jax.random.randint(action_key, (num_envs,), 0, num_actions)
+    random_actions = rl.random_actions(rl.Discrete(num_actions), action_key, num_envs, legal_actions)
     is_random = jax.random.bernoulli(coin_key, epsilon, (num_envs,))
     return jnp.where(is_random, random_actions, q_values.argmax(axis=-1))

@@ -3,13 +3,15 @@
 Evaluation uses the statistics of training and leaves them unchanged.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from foldax import rl
+from foldax.rl.environment import Observation
 from foldax.rl.wrappers import Moments, init_moments, normalize, update_moments
 
 CLIP_RANGE = 10.0  # normalised values are clipped to [-10, 10], as in OpenAI Baselines
@@ -19,26 +21,30 @@ class RunningStatistics(NamedTuple):
     """Statistics of observations and returns over the whole of training.
 
     Attributes:
-      observations: elementwise mean and variance of observations; None: observations are not normalised.
+      observations: elementwise mean and variance of observations, in a tree like theirs; None: observations are not
+        normalised.
       returns: variance of the discounted returns so far at every step; None: rewards are not normalised.
       running_return: discounted return so far of every running episode, float32 `[N]`.
     """
 
-    observations: Moments | None
+    observations: Any
     returns: Moments | None
     running_return: jax.Array
 
 
-def init_statistics(observation: jax.Array, normalize_observations: bool, normalize_rewards: bool) -> RunningStatistics:
+def init_statistics(
+    observation: Observation, normalize_observations: bool, normalize_rewards: bool
+) -> RunningStatistics:
     """Creates empty statistics for N environments whose observations are `[N, ...]`.
 
     >>> statistics = init_statistics(jnp.zeros((4, 3)), normalize_observations=True, normalize_rewards=False)
     >>> statistics.observations.mean.shape, statistics.returns, statistics.running_return.shape
     ((3,), None, (4,))
     """
-    observations = init_moments(observation.shape[1:]) if normalize_observations else None
+    values, _ = rl.split_mask(observation)
+    observations = jax.tree.map(lambda x: init_moments(x.shape[1:]), values) if normalize_observations else None
     returns = init_moments(()) if normalize_rewards else None
-    return RunningStatistics(observations, returns, jnp.zeros(len(observation)))
+    return RunningStatistics(observations, returns, jnp.zeros(rl.num_rows(observation)))
 
 
 def reset_running_returns(statistics: RunningStatistics, restarted: jax.Array) -> RunningStatistics:
@@ -46,11 +52,13 @@ def reset_running_returns(statistics: RunningStatistics, restarted: jax.Array) -
     return statistics._replace(running_return=jnp.where(restarted, 0.0, statistics.running_return))
 
 
-def normalize_observations(statistics: RunningStatistics, observation: jax.Array) -> jax.Array:
-    """Normalises observations `[N, ...]` to mean 0 and variance 1, or returns them as they are."""
+def normalize_observations(statistics: RunningStatistics, observation: Observation) -> Observation:
+    """Normalises observations `[N, ...]` to mean 0 and variance 1, or returns them as they are; never their mask."""
     if statistics.observations is None:
         return observation
-    return normalize(statistics.observations, observation, CLIP_RANGE)
+    if isinstance(observation, rl.MaskedObservation):
+        return observation._replace(observation=normalize_observations(statistics, observation.observation))
+    return _map_moments(lambda moments, x: normalize(moments, x, CLIP_RANGE), statistics.observations, observation)
 
 
 def normalize_rollout(
@@ -68,8 +76,9 @@ def normalize_rollout(
     normalized = normalized._replace(next_observation=apply(transitions.next_observation))
     # Observations: the statistics take in the unnormalised ones.
     if statistics.observations is not None:
-        rows = transitions.observation.reshape(-1, *transitions.observation.shape[2:])
-        statistics = statistics._replace(observations=update_moments(statistics.observations, rows))
+        values, _ = rl.split_mask(transitions.observation)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+        statistics = statistics._replace(observations=_map_moments(update_moments, statistics.observations, rows))
     # Rewards: scaled by the statistics that include this rollout.
     if statistics.returns is not None:
         running_return, returns = discounted_returns_so_far(statistics.running_return, transitions, discount)
@@ -100,3 +109,8 @@ def discounted_returns_so_far(
         return jnp.where(done, 0.0, total), total
 
     return jax.lax.scan(step, running_return, (transitions.reward, transitions.terminated | transitions.truncated))
+
+
+def _map_moments(function: Callable[[Moments, jax.Array], Any], moments: Any, values: Observation) -> Any:
+    """Applies a function to the moments and values of each part of observations."""
+    return jax.tree.map(function, moments, values, is_leaf=lambda x: isinstance(x, Moments))

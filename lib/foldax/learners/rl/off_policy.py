@@ -19,8 +19,10 @@ from foldax.learner import Average, Batch, EnvironmentSteps, Key, Metrics, Model
 from foldax.learners import gradients
 from foldax.learners.rl.exploration import add_steps
 from foldax.rl import replay
+from foldax.rl.environment import Observation
+from foldax.rl.frames import FrameStack, newest_frame
 
-SelectAction = Callable[[jax.Array, jax.Array, Key], jax.Array]
+SelectAction = Callable[[Observation, jax.Array, Key], jax.Array]
 """`(observations [N, ...], environment steps so far, key) -> actions [N, ...]`."""
 
 ScalarMetrics: TypeAlias = dict[str, jax.Array]
@@ -51,7 +53,7 @@ class ReplaySettings:
     """Initial power of the importance weights, the paper's beta; 1 corrects the sampling bias completely."""
     importance_steps: float | None = None
     """Environment steps over which that power rises linearly to 1; None: over the whole training."""
-    frame_stack: replay.FrameStack = replay.FrameStack()
+    frame_stack: FrameStack = FrameStack()
     """How observations are stacked from frames, each of which is stored once."""
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class ReplayState(NamedTuple):
     environment_steps: jax.Array
 
 
-def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplayState, jax.Array]:
+def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplayState, Observation]:
     """Resets the environments and fills the buffer with `learning_starts` transitions of random actions.
 
     Args:
@@ -133,15 +135,15 @@ def init_replay(setup: ReplaySetup, key: Key, examples: Batch) -> tuple[ReplaySt
     if isinstance(environment, rl.Environment):
         environment_state = rl.reset_environments(environment, environment_key, num_envs)
         observation = environment_state.observation
-    action = jax.eval_shape(lambda key: random_actions(environment.action_space, key, num_envs), key)
-    buffer = replay.init(replay.newest_frame(observation, settings.frame_stack), action, settings.capacity)
+    action = jax.eval_shape(lambda key: rl.random_actions(environment.action_space, key, num_envs), key)
+    buffer = replay.init(newest_frame(observation, settings.frame_stack), action, settings.capacity)
     priority_tree = rl.priorities.init(buffer.rows[..., 0].size) if settings.prioritized else None
     state = ReplayState(environment_state, buffer, priority_tree, jnp.ones(()), jnp.int32(0))
     if isinstance(environment, rl.HostSpec):
         return state, observation
 
-    def select_action(observation: jax.Array, steps: jax.Array, key: jax.Array) -> jax.Array:
-        return random_actions(environment.action_space, key, num_envs)
+    def select_action(observation: Observation, steps: jax.Array, key: jax.Array) -> jax.Array:
+        return rl.random_actions(environment.action_space, key, num_envs, rl.split_mask(observation)[1])
 
     # The first updates need a batch to sample from; on the host, they collect it themselves.
     setup = setup._replace(rollout_steps=setup.learning_starts // num_envs)
@@ -159,22 +161,11 @@ def count_environment_steps(setup: ReplaySetup) -> EnvironmentSteps:
     return EnvironmentSteps(random_steps, setup.num_envs * setup.rollout_steps)
 
 
-def random_actions(space: rl.Discrete | rl.Box, key: jax.Array, count: int) -> jax.Array:
-    """Samples actions `[count, ...]` uniformly.
-
-    >>> random_actions(rl.Discrete(3), jax.random.key(0), 5).shape
-    (5,)
-    """
-    if isinstance(space, rl.Discrete):
-        return jax.random.randint(key, (count,), 0, space.num)
-    return jax.random.uniform(key, (count, *space.shape), minval=space.low[None], maxval=space.high[None])
-
-
 def warmup_actions(setup: ReplaySetup, steps: jax.Array, actions: jax.Array, key: Key) -> jax.Array:
     """Replaces actions `[N, ...]` by random ones on the host during the first `learning_starts` environment steps."""
     if isinstance(setup.environment, rl.Environment):
         return actions
-    warmup = random_actions(setup.environment.action_space, key, len(actions))
+    warmup = rl.random_actions(setup.environment.action_space, key, len(actions))
     return jnp.where(steps < setup.learning_starts, warmup, actions)
 
 
@@ -210,7 +201,7 @@ def store_rollout(
 
     def step(state: ReplayState, inputs: tuple[rl.Transition, jax.Array, jax.Array]) -> tuple[ReplayState, None]:
         transition, observation, restarted = inputs
-        frame = replay.newest_frame(transition.observation, settings.frame_stack)
+        frame = newest_frame(transition.observation, settings.frame_stack)
         state = state._replace(buffer=replay.start_episodes(state.buffer, frame, restarted))
         return add_transitions(settings, state, transition, observation), None
 
@@ -245,13 +236,15 @@ def scan_gradient_steps(
 
 
 def add_transitions(
-    settings: ReplaySettings, state: ReplayState, transition: rl.Transition, observation: jax.Array
+    settings: ReplaySettings, state: ReplayState, transition: rl.Transition, observation: Observation
 ) -> ReplayState:
     """Stores one step of all environments, whose current observations are now `[N, ...]`."""
-    frame = replay.newest_frame(observation, settings.frame_stack)
-    next_frame = replay.newest_frame(transition.next_observation, settings.frame_stack)
+    frame = newest_frame(observation, settings.frame_stack)
+    next_frame = newest_frame(transition.next_observation, settings.frame_stack)
     buffer = replay.add(state.buffer, transition._replace(next_observation=next_frame), frame, settings.frame_stack)
-    state = state._replace(buffer=buffer, environment_steps=add_steps(state.environment_steps, len(observation)))
+    state = state._replace(
+        buffer=buffer, environment_steps=add_steps(state.environment_steps, rl.num_rows(observation))
+    )
     return _refresh_priorities(settings, state)
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import chex
 import jax
-import jax.numpy as jnp
 import optax
 
 from foldax import models, rl
@@ -19,6 +18,7 @@ from foldax.configuration import check_at_least, config
 from foldax.learner import Average, Batch, Key, Model, Params, State
 from foldax.learners.gradients import LossAndAux, LossFunction, TrainState, init_params, init_train_state
 from foldax.learners.rl import normalization
+from foldax.learners.rl.networks import apply_actor_critic
 from foldax.rl import EnvironmentLike
 
 Tree = TypeVar("Tree")
@@ -145,8 +145,9 @@ def init_agent(
         environment_state = rl.reset_environments(environment, environment_key, num_envs)
         observation = environment_state.observation
     # One observation is enough: only its shape matters.
-    params = init_params(init_key, model, observation[:1])
-    output = jax.eval_shape(model.apply, {"params": params}, observation[:1])
+    example, _ = rl.split_mask(rl.first_row(observation))
+    params = init_params(init_key, model, example)
+    output = jax.eval_shape(model.apply, {"params": params}, example)
     rl.check_network(environment, getattr(output, "distribution", output))
     statistics = normalization.init_statistics(observation, settings.normalize_observations, settings.normalize_rewards)
     return AgentState(init_train_state(params, optimizer), environment_state, statistics)
@@ -171,14 +172,14 @@ def select_action(
       Actions `[N, ...]`, and their "log_prob" with the "value" of the observations, both `[N]`.
     """
     observation = normalization.normalize_observations(state.statistics, observation)
-    distribution, value = model.apply({"params": state.network.params}, observation)
+    distribution, value = apply_actor_critic(model, state.network.params, observation)
     action = distribution.mode() if greedy else distribution.sample(key)
     return action, {"log_prob": distribution.log_prob(action), "value": value}
 
 
 def predict_action(
-    action_space: rl.Discrete | rl.Box, model: Model, state: AgentState, inputs: Any, key: Key
-) -> jax.Array:
+    action_space: rl.Space, model: Model, state: AgentState, inputs: Any, key: Key
+) -> rl.environment.Action:
     """Most probable actions of observations `[B, ...]`, clipped to their bounds; samples for an `ExplorationRequest`.
 
     Sampled actions are learned from, so they stay as the policy sampled them; the host clips them before it steps.
@@ -187,20 +188,20 @@ def predict_action(
       action_space: space of one action; actions of a `Box` are clipped to it.
       model: actor-critic network.
       state: the agent.
-      inputs: observations `[B, ...]`, or an `ExplorationRequest` that holds them.
+      inputs: observations `[B, ...]` as `rl.as_observation` takes them, or an `ExplorationRequest` that holds them.
       key: randomness of sampled actions.
     """
     # A request for exploration comes from the host, which collects a rollout to learn from.
     if isinstance(inputs, rl.ExplorationRequest):
         return select_action(model, state, inputs.observation, key)[0]
-    return rl.clip_action(action_space, select_action(model, state, jnp.asarray(inputs), key, greedy=True)[0])
+    return rl.clip_action(action_space, select_action(model, state, rl.as_observation(inputs), key, greedy=True)[0])
 
 
-def with_clipped_actions(environment: E) -> E:
-    """Lets an environment clip continuous actions itself, as a host does: a `Normal` policy is not bounded."""
-    if isinstance(environment, rl.Environment) and isinstance(environment.action_space, rl.Box):
-        return rl.wrappers.clip_actions(environment)  # type: ignore[return-value]  # E is an Environment here
-    return environment
+def for_policy(environment: E) -> E:
+    """Lets an environment clip continuous actions, as a host does (a `Normal` is not bounded), and show legal ones."""
+    if isinstance(environment, rl.Environment) and isinstance(environment.action_space, (rl.Box, rl.Tuple)):
+        environment = rl.wrappers.clip_actions(environment)  # type: ignore[assignment]  # E is an Environment here
+    return rl.observe_legal_actions(environment)
 
 
 def collect_rollout(
@@ -275,7 +276,7 @@ def evaluate_actions(model: Model, params: Params, transitions: rl.Transition) -
     """
 
     def evaluate(observation: jax.Array, action: jax.Array) -> ScalarMetrics:
-        distribution, value = model.apply({"params": params}, observation)
+        distribution, value = apply_actor_critic(model, params, observation)
         return {"log_prob": distribution.log_prob(action), "value": value}
 
     return transitions._replace(extras=jax.vmap(evaluate)(transitions.observation, transitions.action))
@@ -300,7 +301,7 @@ def gae_targets(
     Returns:
       Advantages and value targets, both `[T, N]`.
 
-    >>> ones, never = jnp.ones((2, 1)), jnp.zeros((2, 1), bool)
+    >>> ones, never = jax.numpy.ones((2, 1)), jax.numpy.zeros((2, 1), bool)
     >>> transitions = rl.Transition(ones, ones, ones, ones, never, never, {"value": 0 * ones})
     >>> advantages, value_targets = gae_targets(transitions, 0 * ones, discount=0.5, gae_lambda=1.0)
     >>> print(advantages[:, 0], value_targets[:, 0])
@@ -332,7 +333,7 @@ def estimate_advantages(
       gae_lambda: lambda of the estimator, in [0, 1]; may be traced.
     """
     # Not `values[1:]`: after an episode's end the next row belongs to the next episode.
-    next_values = jax.vmap(lambda x: model.apply({"params": params}, x).value)(transitions.next_observation)
+    next_values = jax.vmap(lambda x: apply_actor_critic(model, params, x).value)(transitions.next_observation)
     advantages, value_targets = estimator(transitions, next_values, discount, gae_lambda)
     return flatten_rollout(rollout_batch(transitions, advantages, value_targets))
 
@@ -353,7 +354,7 @@ def rollout_batch(transitions: rl.Transition, advantages: jax.Array, value_targe
 def flatten_rollout(rollout: Tree) -> Tree:
     """Merges the first two axes of all arrays: `[T, N, ...]` to `[T * N, ...]`.
 
-    >>> flatten_rollout({"reward": jnp.zeros((5, 2))})["reward"].shape
+    >>> flatten_rollout({"reward": jax.numpy.zeros((5, 2))})["reward"].shape
     (10,)
     """
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
@@ -372,7 +373,7 @@ def actor_critic_loss_fn(model: Model, loss: ActorCriticLoss, settings: ActorCri
     """
 
     def loss_fn(params: Params, model_state: State, minibatch: RolloutBatch, key: Key) -> LossAndAux:
-        value, metrics = loss(model.apply({"params": params}, minibatch.observations), minibatch, settings)
+        value, metrics = loss(apply_actor_critic(model, params, minibatch.observations), minibatch, settings)
         return value, (model_state, metrics)
 
     return loss_fn

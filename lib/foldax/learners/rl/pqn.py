@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from foldax import rl
+from foldax import models, rl
 from foldax.configuration import check_at_least, config
 from foldax.learner import Batch, EnvironmentSteps, Key, Learner, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl import on_policy
 from foldax.learners.rl.exploration import add_steps, epsilon_greedy, epsilon_schedule
+from foldax.learners.rl.networks import apply_q_network
+from foldax.rl.environment import Observation
 
 
 @config
@@ -119,25 +121,27 @@ def pqn(
     rl.check_environment(environment, num_envs, rollout_steps)
     rl.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
     rl.check_discrete_actions("pqn", environment)
+    # A new name: `predict_inputs` state the mask apart.
+    masked_environment = rl.observe_legal_actions(environment)
 
     def epsilon_of(state: PQNState) -> jax.Array:
         decay_steps = settings.exploration_fraction * environment_steps
         return epsilon_schedule(state.environment_steps, settings.final_epsilon, decay_steps)
 
     def init(key: Key, examples: Batch) -> PQNState:
-        state = on_policy.init_agent(environment, model, optimizer, key, num_envs, examples)
+        state = on_policy.init_agent(masked_environment, model, optimizer, key, num_envs, examples)
         return PQNState(state.network, state.environment_state, jnp.int32(0))
 
     def update(state: PQNState, batch: Batch, key: Key) -> tuple[PQNState, Metrics]:
         rollout_key, shuffle_key = jax.random.split(key)
         params, epsilon = state.network.params, epsilon_of(state)
 
-        def policy(observation: jax.Array, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return epsilon_greedy(_q_values(model, params, observation), epsilon, key), {}
+        def policy(observation: Observation, key: Key) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return explore(params, observation, epsilon, key), {}
 
         # 1. Rollout: every environment takes `rollout_steps` epsilon-greedy steps.
         environment_state, transitions, episode_metrics = on_policy.collect_rollout(
-            environment, policy, state.environment_state, batch, rollout_key, rollout_steps
+            masked_environment, policy, state.environment_state, batch, rollout_key, rollout_steps
         )
         # 2. Targets: lambda-returns that bootstrap from the greedy actions' values, Peng's Q(lambda).
         rollout = with_lambda_returns(model, params, transitions, settings.discount, settings.lambda_)
@@ -148,6 +152,10 @@ def pqn(
         steps = add_steps(state.environment_steps, num_envs * rollout_steps)
         return PQNState(network, environment_state, steps), metrics | episode_metrics | {"epsilon": epsilon}
 
+    def explore(params: Params, observation: Observation, epsilon: jax.Array, key: Key) -> jax.Array:
+        legal_actions = rl.split_mask(observation)[1]
+        return epsilon_greedy(_q_values(model, params, observation), epsilon, key, legal_actions)
+
     def loss_fn(params: Params, model_state: State, minibatch: QBatch, key: Key) -> gradients.LossAndAux:
         # Half the mean squared error between Q(s, a) of the actions that were taken and its lambda-return
         q_values = _q_values(model, params, minibatch.observations)
@@ -157,13 +165,13 @@ def pqn(
 
     def predict(state: PQNState, inputs: jax.Array | rl.ExplorationRequest, key: Key) -> jax.Array:
         if isinstance(inputs, rl.ExplorationRequest):
-            return epsilon_greedy(_q_values(model, state.network.params, inputs.observation), epsilon_of(state), key)
-        return _q_values(model, state.network.params, jnp.asarray(inputs)).argmax(axis=-1).astype(jnp.int32)
+            return explore(state.network.params, inputs.observation, epsilon_of(state), key)
+        return _q_values(model, state.network.params, rl.as_observation(inputs)).argmax(axis=-1).astype(jnp.int32)
 
     def evaluate(state: PQNState, batch: Batch, key: Key) -> dict[str, jax.Array]:
         episodes, max_steps = settings.evaluation_episodes, settings.evaluation_steps
         policy = functools.partial(predict, state)
-        return rl.evaluate_policy(environment, policy, key, episodes, max_steps, batch)
+        return rl.evaluate_policy(masked_environment, policy, key, episodes, max_steps, batch)
 
     inputs = rl.observation_inputs(environment)
     return Learner(init, update, evaluate, predict, EnvironmentSteps(0, num_envs * rollout_steps), inputs)
@@ -173,7 +181,7 @@ def with_lambda_returns(
     model: Model, params: Params, transitions: rl.Transition, discount: chex.Numeric, lambda_: chex.Numeric
 ) -> QBatch:
     """Computes the lambda-returns of a rollout `[T, N, ...]` and flattens both to rows `[T * N, ...]`."""
-    # max_a Q(s', a), by the network itself: there is no target network.
+    # max_a Q(s', a) of the legal a, by the network itself: there is no target network.
     next_values = jax.vmap(lambda x: _q_values(model, params, x).max(axis=-1))(transitions.next_observation)
     targets = rl.lambda_returns(
         transitions.reward, next_values, transitions.terminated, transitions.truncated, discount, lambda_
@@ -181,6 +189,7 @@ def with_lambda_returns(
     return on_policy.flatten_rollout(QBatch(transitions.observation, transitions.action, targets))
 
 
-def _q_values(model: Model, params: Params, observation: jax.Array) -> jax.Array:
-    """Q-values of all actions, `[B, A]`."""
-    return model.apply({"params": params}, observation)[..., 0]
+def _q_values(model: Model, params: Params, observation: Observation) -> jax.Array:
+    """Q-values of all actions, `[B, A]`, -1e9 for those that are not legal."""
+    q_values = apply_q_network(model, params, observation)[..., 0]
+    return models.mask_values(q_values, rl.split_mask(observation)[1])

@@ -20,6 +20,7 @@ from foldax.learners import gradients
 from foldax.learners.rl import on_policy
 from foldax.learners.rl.ppo import PPOSettings, ppo_loss
 from foldax.models.adapters.checks import check_model
+from foldax.rl.environment import Observation
 
 
 class RecurrentAgentState(NamedTuple):
@@ -96,7 +97,7 @@ def recurrent_ppo(
     # Of one environment: `with_policy_memory` adds no batch axis.
     initial_memory = jax.tree.map(lambda x: x[0], model.initial_memory(1))
     # A new name: `predict` needs the true bounds of `environment`.
-    memory_environment = rl.with_policy_memory(on_policy.with_clipped_actions(environment), initial_memory)
+    memory_environment = rl.with_policy_memory(on_policy.for_policy(environment), initial_memory)
 
     def policy_of(params: Params, greedy: bool = False) -> rl.Policy:
         def select_action(observation: Any, key: Key) -> tuple[Any, dict[str, jax.Array]]:
@@ -109,7 +110,7 @@ def recurrent_ppo(
     def init(key: Key, examples: Batch) -> RecurrentAgentState:
         init_key, environment_key = jax.random.split(key)
         environment_state = rl.reset_environments(memory_environment, environment_key, num_envs)
-        observation = environment_state.observation[0][:1, None]
+        observation = jax.tree.map(lambda x: x[:1, None], rl.split_mask(environment_state.observation[0])[0])
         params = gradients.init_params(init_key, model, observation)
         rl.check_network(environment, jax.eval_shape(model.apply, {"params": params}, observation)[0].distribution)
         return RecurrentAgentState(gradients.init_train_state(params, optimizer), environment_state)
@@ -135,7 +136,7 @@ def recurrent_ppo(
 
     def loss_fn(params: Params, model_state: State, sequences: SequenceBatch, key: Key) -> gradients.LossAndAux:
         observations = sequences.rollout.observations
-        output, _ = model.apply({"params": params}, observations, sequences.memory, sequences.episode_starts)
+        output, _ = _apply(model, params, observations, sequences.memory, sequences.episode_starts)
         # Once the network has run over time, the loss treats all steps alike.
         value, metrics = loss(*on_policy.flatten_rollout((output, sequences.rollout)), settings)
         return value, (model_state, metrics)
@@ -146,7 +147,7 @@ def recurrent_ppo(
         return rl.evaluate_policy(memory_environment, lambda *args: policy(*args)[0], key, episodes, max_steps, batch)
 
     def predict(state: RecurrentAgentState, inputs: jax.Array, key: Key) -> jax.Array:
-        output, _ = model.apply({"params": state.network.params}, jnp.asarray(inputs))
+        output, _ = _apply(model, state.network.params, rl.as_observation(inputs))
         return rl.clip_action(environment.action_space, output.distribution.mode())
 
     inputs = rl.observation_inputs(environment, "time")
@@ -156,8 +157,18 @@ def recurrent_ppo(
 def _step(model: Model, params: Params, observation: Any) -> tuple[models.ActorCriticOutput, chex.ArrayTree]:
     """Applies the network to one step `(observation [N, ...], memory)`: outputs `[N]`, and the memory after it."""
     observation, memory = observation
-    output, memory = model.apply({"params": params}, observation[:, None], memory)
+    output, memory = _apply(model, params, jax.tree.map(lambda x: x[:, None], observation), memory)
     return jax.tree.map(lambda x: x[:, 0], output), memory
+
+
+def _apply(
+    model: Model, params: Params, observations: Observation, *memory: Any
+) -> tuple[models.ActorCriticOutput, chex.ArrayTree]:
+    """Applies the network to sequences `[N, T, ...]`; illegal actions get probability 0."""
+    inputs, legal_actions = rl.split_mask(observations)
+    output, memory_after = model.apply({"params": params}, inputs, *memory)
+    distribution = models.mask_distribution(output.distribution, legal_actions)
+    return output._replace(distribution=distribution), memory_after
 
 
 def as_sequences(transitions: rl.Transition, advantages: jax.Array, value_targets: jax.Array) -> SequenceBatch:

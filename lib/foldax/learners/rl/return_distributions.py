@@ -7,9 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from foldax.errors import ConfigError
+from foldax.models import mask_values
 
 Outputs = Float[Array, "B K"]
 Values = Float[Array, " B"]
@@ -150,13 +151,22 @@ def outputs_of_actions(outputs: Float[Array, "B A K"], actions: Integer[Array, "
     return jnp.take_along_axis(outputs, actions[:, None, None], axis=1)[:, 0]
 
 
-def greedy_actions(return_distribution: ReturnDistribution, outputs: Float[Array, "*B A K"]) -> Integer[Array, "*B"]:
+def greedy_actions(
+    return_distribution: ReturnDistribution,
+    outputs: Float[Array, "*B A K"],
+    legal_actions: Bool[Array, "*B A"] | None = None,
+) -> Integer[Array, "*B"]:
     """Selects the actions int32 `[B]` of the highest expected return from the outputs `[B, A, K]` of all actions.
+
+    Args:
+      return_distribution: what the K outputs represent.
+      outputs: of all actions, `[B, A, K]`.
+      legal_actions: the actions to select from, bool `[B, A]`; None: all.
 
     >>> greedy_actions(expectation(), jnp.array([[[0.0], [3.0], [1.0]]])).tolist()
     [1]
     """
-    return return_distribution.mean(outputs).argmax(axis=-1).astype(jnp.int32)
+    return mask_values(return_distribution.mean(outputs), legal_actions).argmax(axis=-1).astype(jnp.int32)
 
 
 def _check_shapes(outputs: Array, next_outputs: Array, rewards: Array, discounts: Array) -> None:

@@ -223,11 +223,12 @@ def sac(
     def init(key: Key, examples: Batch) -> SACState:
         actor_key, critic_key, environment_key = jax.random.split(key, 3)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
+        example = rl.first_row(observation)
         action = jnp.zeros((1, *action_space.shape))
-        critic_params = init_params(critic_key, critic, observation[:1], action)
+        critic_params = init_params(critic_key, critic, example, action)
         critic_state = init_train_state(critic_params, critic_optimizer)
-        actor_params = init_params(actor_key, actor, observation[:1])
-        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
+        actor_params = init_params(actor_key, actor, example)
+        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, example))
         actor_state = init_train_state(actor_params, actor_optimizer)
         # The target critics start as copies; donated states must not share buffers.
         target_critic_params = jax.tree.map(jnp.copy, critic_params)
@@ -304,7 +305,7 @@ def sac(
         if isinstance(inputs, rl.ExplorationRequest):
             actions = explore(state.actor.params, inputs.observation, state.replay.environment_steps, key)
         else:
-            actions = actor.apply({"params": state.actor.params}, jnp.asarray(inputs)).mode()
+            actions = actor.apply({"params": state.actor.params}, rl.as_observation(inputs)).mode()
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: SACState, batch: Batch, key: Key) -> off_policy.ScalarMetrics:

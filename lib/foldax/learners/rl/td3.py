@@ -176,10 +176,11 @@ def td3(
     def init(key: Key, examples: Batch) -> TD3State:
         actor_key, critic_key, environment_key = jax.random.split(key, 3)
         replay_state, observation = off_policy.init_replay(setup, environment_key, examples)
+        example = rl.first_row(observation)
         action = jnp.zeros((1, *action_space.shape))
-        critic_params = init_params(critic_key, critic, observation[:1], action)
-        actor_params = init_params(actor_key, actor, observation[:1])
-        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, observation[:1]))
+        critic_params = init_params(critic_key, critic, example, action)
+        actor_params = init_params(actor_key, actor, example)
+        rl.check_network(environment, jax.eval_shape(actor.apply, {"params": actor_params}, example))
         # The target networks start as copies; donated states must not share buffers.
         target_params = jax.tree.map(jnp.copy, (actor_params, critic_params))
         actor_state = init_train_state(actor_params, actor_optimizer)
@@ -250,7 +251,7 @@ def td3(
         if isinstance(inputs, rl.ExplorationRequest):
             actions = explore(state.actor.params, inputs.observation, state.replay.environment_steps, key)
         else:
-            actions = actor.apply({"params": state.actor.params}, jnp.asarray(inputs))
+            actions = actor.apply({"params": state.actor.params}, rl.as_observation(inputs))
         return rl.wrappers.from_unit_range(action_space, actions)
 
     def evaluate(state: TD3State, batch: Batch, key: Key) -> off_policy.ScalarMetrics:
