@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.rl import Box, Discrete, Environment, Step
+from foldax.rl import Box, Discrete, Environment, Step, Tuple
 
 
 def counter(length: int = 3, truncates: bool = False, start: int = 0, reward: float | None = None) -> Environment:
@@ -124,3 +124,33 @@ def masked(num_actions: int = 4, length: int = 3) -> Environment:
 
     bounds = Box(np.zeros(num_actions, np.float32), np.ones(num_actions, np.float32))
     return Environment(reset, step, bounds, Discrete(num_actions), "masked", legal_actions=lambda state: state[1])
+
+
+def two_parts(action_space=None) -> Environment:
+    """Shows an image whose bright column, and a vector whose sign, the action should name; reward 1 for each, one step."""
+
+    def observe(state):
+        column, sign = state
+        image = jnp.broadcast_to(jax.nn.one_hot(column, 3)[None, :, None], (3, 3, 1))
+        return {"image": (255 * image).astype(jnp.uint8), "vector": sign[None]}
+
+    def reset(key):
+        column_key, sign_key = jax.random.split(key)
+        sign = jax.random.choice(sign_key, jnp.array([-1.0, 1.0]))
+        state = jax.random.randint(column_key, (), 0, 3), sign
+        return state, observe(state)
+
+    def step(key, state, action):
+        column, sign = state
+        if isinstance(action_space, Tuple):
+            correct = (action[0] == column) + jnp.clip(action[1][0] * sign, -1.0, 1.0)
+        elif action_space is not None:
+            correct = (action[0] == column).astype(jnp.float32) + (action[1] == (sign > 0))
+        else:
+            correct = (action == 2 * column + (sign > 0)).astype(jnp.float32)
+        info = {"column": (action == column).astype(jnp.float32)} if action_space is None else {}
+        return state, Step(observe(state), correct.astype(jnp.float32), jnp.bool_(True), jnp.bool_(False), info)
+
+    image, ones = np.zeros((3, 3, 1), np.uint8), np.ones(1, np.float32)
+    space = {"image": Box(image, image + 255), "vector": Box(-ones, ones)}
+    return Environment(reset, step, space, action_space or Discrete(6), "two parts")

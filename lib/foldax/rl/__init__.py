@@ -48,6 +48,7 @@ from foldax.rl.observations import (
     observe_legal_actions,
     split_mask,
 )
+from foldax.rl.resets import Resets
 from foldax.rl.returns import (
     explained_variance,
     generalized_advantages,
@@ -59,7 +60,7 @@ from foldax.rl.spaces import Box, Discrete, MultiDiscrete, Space, Tuple, clip_ac
 from foldax.rl.wrappers import with_policy_memory
 
 # Environments, and adapters to their libraries
-__all__ = ["Environment", "EnvironmentState", "Step", "Box", "Discrete", "MultiDiscrete", "Tuple", "Space"]
+__all__ = ["Environment", "EnvironmentState", "Step", "Resets", "Box", "Discrete", "MultiDiscrete", "Tuple", "Space"]
 __all__ += ["clip_action", "random_actions", "wrappers"]
 __all__ += ["gymnasium", "gymnax", "playground"]
 # The library's own environments

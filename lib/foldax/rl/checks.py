@@ -22,7 +22,8 @@ def check_environment(
       greedy_evaluation: whether evaluation takes the most probable actions.
 
     Raises:
-      ConfigError: `environment` is not an environment, or a number is below 1 or differs from the host's.
+      ConfigError: `environment` is not an environment or has several players, or a number is below 1 or differs from
+        the host's.
     """
     check_positive(num_envs=num_envs, rollout_steps=rollout_steps)
     if isinstance(environment, HostSpec):
@@ -36,6 +37,9 @@ def check_environment(
     elif not isinstance(environment, Environment):
         expected = "an rl.Environment, such as rl.cartpole(), or the info of a host environment"
         raise ConfigError(f"environment: expected {expected}; got {type(environment).__name__}")
+    elif environment.num_players > 1:
+        remedy = "this learner is for one; give it the view of one player, with opponents inside the environment"
+        raise ConfigError(f"{environment.name} has {environment.num_players} players; {remedy}")
 
 
 def check_device_environment(learner: str, environment: EnvironmentLike) -> None:

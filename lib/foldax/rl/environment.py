@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax.errors import ConfigError
 from foldax.learner import Average, Batch, Key
 from foldax.mesh import shard_batch
+from foldax.rl.resets import Resets, cached_starts, initial_states, with_pool, without_pool
 from foldax.rl.spaces import Box, Discrete, Space
 
 State: TypeAlias = chex.ArrayTree  # an environment's own state
@@ -26,15 +28,17 @@ class Step(NamedTuple):
 
     Attributes:
       observation: the observation after the action, also where the episode ends with it.
-      reward: float32 `[]`.
+      reward: float32 `[]`; of a game for P players `[P]`.
       terminated: bool `[]`, the episode ended: no further reward is possible.
       truncated: bool `[]`, the episode was cut off, as by a time limit: rewards would have followed. Both may be true.
+      info: metrics by name, scalars or `Average`s, whose means over all steps are logged as "info/<name>".
     """
 
     observation: Observation
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    info: dict[str, Any] = {}  # noqa: RUF012  # a default that is never written to
 
 
 class Environment(NamedTuple):
@@ -49,6 +53,9 @@ class Environment(NamedTuple):
       render: `state -> image`, uint8 `[H, W, 3]`, computed on the host; None: it cannot be rendered.
       legal_actions: `state -> mask`, bool `[A]`, at least one of which is true unless the episode terminated; a tuple
         of masks for a `MultiDiscrete` or a `Tuple`; None: all actions are legal in all states.
+      num_players: players of a game; a learner for a single agent takes 1.
+      player: `state -> int32 []`, number of the player who acts in a state; None: there is one.
+      resets: where an environment whose episode ended starts the next one; see `Resets`.
 
     >>> def step(key, state, action):
     ...     return state + 1, Step(jnp.ones(1), jnp.float32(1), state >= 2, jnp.bool_(False))
@@ -66,6 +73,9 @@ class Environment(NamedTuple):
     name: str = "environment"
     render: Render | None = None
     legal_actions: Callable[[State], LegalActions] | None = None
+    num_players: int = 1
+    player: Callable[[State], jax.Array] | None = None
+    resets: Resets = Resets()
 
 
 class EnvironmentState(NamedTuple):
@@ -76,12 +86,14 @@ class EnvironmentState(NamedTuple):
       observation: current observations, `[N, ...]`.
       episode_return: sum of the rewards of each running episode so far, float32 `[N]`.
       episode_length: number of its steps so far, int32 `[N]`.
+      starts: states and observations `[num_states, ...]` at which the next episodes begin; None: resets compute them.
     """
 
     state: State
     observation: Observation
     episode_return: jax.Array
     episode_length: jax.Array
+    starts: tuple[State, Observation] | None = None
 
 
 class Transition(NamedTuple):
@@ -112,10 +124,12 @@ class EpisodeStatistics(NamedTuple):
     Attributes:
       episode_return: sum of rewards.
       episode_length: number of steps.
+      metrics: further means by name, of all steps: "info/<name>", and "episodes_per_start" of a pool of starts.
     """
 
     episode_return: Average
     episode_length: Average
+    metrics: dict[str, Average] = {}  # noqa: RUF012  # a default that is never written to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,7 +217,8 @@ def reset_environments(environment: Environment, key: Key, num_envs: int) -> Env
       num_envs: number N of parallel environments.
     """
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
-    return shard_batch(EnvironmentState(state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32)))
+    zeros = jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32)
+    return shard_batch(EnvironmentState(state, observation, *zeros))._replace(starts=cached_starts(environment, key))
 
 
 def step_environments(
@@ -224,13 +239,14 @@ def step_environments(
       The next state, the transition `[N, ...]` without extras, and the statistics of the episodes that ended.
     """
     # 1. Step every environment with its own key, on the device that holds it.
-    environment_state, action = shard_batch((environment_state, action))
+    starts = environment_state.starts
+    environment_state, action = shard_batch((environment_state._replace(starts=None), action))
     keys = jax.vmap(jax.random.split)(jax.random.split(key, len(environment_state.episode_return)))
     state, step = jax.vmap(environment.step)(keys[:, 0], environment_state.state, action)
     done = step.terminated | step.truncated
-    chex.assert_shape([step.reward, done], environment_state.episode_return.shape)
+    _check_step(environment, step, environment_state.episode_return.shape)
     # 2. Reset where the episode ended. All compute a reset, because a branch under `vmap` runs both sides anyway.
-    initial = jax.vmap(environment.reset)(keys[:, 1])
+    initial = initial_states(environment, starts, keys[:, 1])
     state, observation = jax.tree.map(lambda new, old: _where(done, new, old), initial, (state, step.observation))
     # 3. Count the step, and with it the episodes that it ended.
     total, length = environment_state.episode_return + step.reward, environment_state.episode_length + 1
@@ -239,8 +255,27 @@ def step_environments(
     transition = Transition(
         environment_state.observation, action, step.reward, step.observation, step.terminated, step.truncated, extras={}
     )
-    after = EnvironmentState(state, observation, jnp.where(done, 0.0, total), jnp.where(done, 0, length))
-    return shard_batch(after), transition, EpisodeStatistics(*totals)
+    ended_totals = jnp.where(done, 0.0, total), jnp.where(done, 0, length)
+    after = shard_batch(EnvironmentState(state, observation, *ended_totals))._replace(starts=starts)
+    return after, transition, EpisodeStatistics(totals[0], totals[1], _info_metrics(step.info))
+
+
+def _info_metrics(info: dict[str, Any]) -> dict[str, Average]:
+    """Means over N environments of metrics `[N]`, by the names of the log."""
+    metrics = {}
+    for name, value in info.items():
+        if not isinstance(value, Average):
+            value = Average(value.astype(jnp.float32), jnp.ones(value.shape))
+        metrics[f"info/{name}"] = jax.tree.map(jnp.sum, value)
+    return metrics
+
+
+def _check_step(environment: Environment, step: Step, shape: tuple[int, ...]) -> None:
+    """Checks the shapes of a step of N environments: a broadcast would hide a wrong one."""
+    for name in ("reward", "terminated", "truncated"):
+        found = getattr(step, name).shape
+        if found != shape:
+            raise ConfigError(f"{environment.name}: {name} has the shape {list(found[1:])}; it must be a scalar")
 
 
 def rollout(
@@ -277,13 +312,17 @@ def rollout(
         return state, (transition._replace(extras=extras), episodes)
 
     # The transitions are stacked over time; the statistics of each step are summed to those of the rollout.
+    environment_state = with_pool(environment, environment_state, key)
     environment_state, (transitions, episodes) = jax.lax.scan(step, environment_state, jax.random.split(key, num_steps))
-    return environment_state, transitions, jax.tree.map(lambda x: x.sum(axis=0), episodes)
+    episodes = jax.tree.map(lambda x: x.sum(axis=0), episodes)
+    environment_state, episodes = without_pool(environment, environment_state, episodes)
+    return environment_state, transitions, episodes
 
 
 def episode_metrics(episodes: EpisodeStatistics) -> dict[str, Average]:
-    """Mean "return" and "length" of all episodes that ended, as the metrics of a learner's `update`."""
-    return jax.tree.map(jnp.sum, {"return": episodes.episode_return, "length": episodes.episode_length})
+    """Mean "return" and "length" of episodes that ended, and "info/..." of steps: metrics of a learner's `update`."""
+    metrics = {"return": episodes.episode_return, "length": episodes.episode_length, **episodes.metrics}
+    return jax.tree.map(jnp.sum, metrics)
 
 
 def play_episodes(
@@ -326,6 +365,9 @@ def play_episodes(
     episodes = {"return": jnp.zeros(num_episodes), "length": jnp.zeros(num_episodes, jnp.int32)}
     episodes["finished"] = jnp.zeros(num_episodes, bool)
     environment_state = reset_environments(environment, jax.random.fold_in(key, 0), num_episodes)
+    if environment.resets.kind != "every":
+        # Further episodes are not counted, so they may begin anywhere, without a reset at each step.
+        environment_state = environment_state._replace(starts=environment_state[:2])
     return jax.lax.while_loop(is_running, take_step, (jnp.int32(0), environment_state, episodes))[2]
 
 

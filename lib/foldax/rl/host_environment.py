@@ -207,7 +207,7 @@ class VectorEnvironment:
             totals[0] = totals[0]._replace(total=totals[0].total + np.nan)
         self._return, self._length = (np.where(done, np.float32(0), total) for total in (self._return, self._length))
         transition = Transition(observation, action, reward, next_observation, terminated, truncated, {})
-        return transition, EpisodeStatistics(*totals)
+        return transition, EpisodeStatistics(totals[0], totals[1])
 
     def close(self) -> None:
         """Closes the vector environment."""

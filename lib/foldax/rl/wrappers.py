@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foldax.errors import ConfigError
+from foldax.errors import ConfigError, check_positive
 from foldax.learner import Key
 from foldax.rl.environment import Action, Environment, EnvironmentLike, HostSpec, Observation, State, Step
+from foldax.rl.resets import Resets
 from foldax.rl.spaces import Box, Space, Tuple, clip_action
 
 E = TypeVar("E", bound=EnvironmentLike)
@@ -41,6 +42,47 @@ def time_limit(environment: Environment, max_steps: int) -> Environment:
         return (inner, time + 1), result._replace(truncated=result.truncated | (time + 1 >= max_steps))
 
     return environment._replace(reset=reset, step=step, **_of_inner_state(environment))
+
+
+def pool_resets(environment: Environment, num_states: int) -> Environment:
+    """Lets episodes begin at one of `num_states` fresh starts of each rollout, instead of a reset at each step.
+
+    For environments whose reset costs more than a few steps, such as a world that is generated; `rl.check` tells its
+    price. A start may serve several episodes of a rollout: the metric "episodes_per_start" counts them.
+
+    Args:
+      environment: the environment.
+      num_states: starts that are computed at the beginning of each rollout, for all its environments together.
+
+    Raises:
+      ConfigError: `num_states` is below 1.
+
+    >>> from foldax import rl
+    >>> pool_resets(rl.grid_maze(), 16).resets
+    Resets(kind='pool', num_states=16)
+    """
+    check_positive(num_states=num_states)
+    return environment._replace(resets=Resets("pool", num_states))
+
+
+def cache_resets(environment: Environment, num_states: int) -> Environment:
+    """Lets episodes begin at one of `num_states` starts, which are computed once, at the beginning of the training.
+
+    They are part of the learner's state. An evaluation begins at starts of its own.
+
+    Args:
+      environment: the environment.
+      num_states: number of starts.
+
+    Raises:
+      ConfigError: `num_states` is below 1.
+
+    >>> from foldax import rl
+    >>> cache_resets(rl.grid_maze(), 1_000).resets.kind
+    'cached'
+    """
+    check_positive(num_states=num_states)
+    return environment._replace(resets=Resets("cached", num_states))
 
 
 def terminate_on_time_limit(environment: Environment) -> Environment:
@@ -96,13 +138,15 @@ def frame_stack(environment: Environment, num_frames: int) -> Environment:
 
 def _check_one_array(wrapper: str, environment: Environment) -> None:
     if not isinstance(environment.observation_space, Box):
-        problem = f"observations of {environment.name} are {environment.observation_space}"
+        boxes = environment.observation_space
+        shapes = jax.tree.map(lambda box: list(box.shape), boxes, is_leaf=lambda part: isinstance(part, Box))
+        problem = f"observations of {environment.name} are {shapes}"
         raise ConfigError(f"{wrapper}: {problem}; they must be one array")
 
 
 def _of_inner_state(environment: Environment) -> dict[str, Any]:
     """Functions of the first of a pair of states, which is the wrapped environment's own."""
-    functions = {name: getattr(environment, name) for name in ("render", "legal_actions")}
+    functions = {name: getattr(environment, name) for name in ("render", "legal_actions", "player")}
     return {name: _of_first(function) for name, function in functions.items() if function is not None}
 
 

@@ -18,7 +18,7 @@ from foldax.errors import ConfigError
 from foldax.learner import Average, Batch, EnvironmentSteps, Key, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl.exploration import add_steps
-from foldax.rl import replay
+from foldax.rl import replay, resets
 from foldax.rl.environment import Observation
 from foldax.rl.frames import FrameStack, newest_frame
 
@@ -190,8 +190,10 @@ def collect_transitions(
         state = add_transitions(settings, state, transition, environment_state.observation)
         return state._replace(environment_state=environment_state), finished
 
+    state = state._replace(environment_state=resets.with_pool(environment, state.environment_state, key))
     state, finished = jax.lax.scan(step, state, jax.random.split(key, setup.rollout_steps))
-    return state, rl.episode_metrics(finished)
+    environment_state, finished = resets.without_pool(environment, state.environment_state, finished)
+    return state._replace(environment_state=environment_state), rl.episode_metrics(finished)
 
 
 def store_rollout(

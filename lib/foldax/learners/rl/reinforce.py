@@ -85,8 +85,11 @@ def reinforce(
         # 1. Whole episodes with the current policy
         environment_state = rl.reset_environments(clipped_environment, reset_key, num_envs)
         policy = functools.partial(on_policy.select_action, model, state)
-        _, transitions, _ = rl.rollout(clipped_environment, policy, environment_state, rollout_key, episode_steps)
+        _, transitions, statistics = rl.rollout(
+            clipped_environment, policy, environment_state, rollout_key, episode_steps
+        )
         in_first_episode, episode_metrics = first_episodes(transitions)
+        episode_metrics = rl.episode_metrics(statistics) | episode_metrics
         # 2. Returns minus the baseline, which are the advantages of lambda 1
         rollout = on_policy.estimate_advantages(
             model, state.network.params, transitions, advantages, settings.discount, gae_lambda=1.0
