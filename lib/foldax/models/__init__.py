@@ -47,6 +47,7 @@ from foldax.models.networks.denoisers import DiT, UNet
 from foldax.models.networks.fcn import FCN
 from foldax.models.networks.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderOutput, patchify, unpatchify
 from foldax.models.networks.mlp import MLP
+from foldax.models.networks.multi_input import MultiInputEncoder
 from foldax.models.networks.patch_network import PatchNetwork
 from foldax.models.networks.projection import ProjectionNetwork, SSLOutput
 from foldax.models.networks.q_network import NoisyDense, QNetwork
@@ -65,7 +66,7 @@ __all__ += ["Autoencoder", "AutoencoderOutput", "Upsampler", "LocalAutoregressiv
 __all__ += ["MaskedAutoencoder", "MaskedAutoencoderOutput", "patchify", "unpatchify", "ProjectionNetwork", "SSLOutput"]
 # Networks of agents, discrete and continuous
 __all__ += ["ActorCritic", "ActorCriticOutput", "RecurrentActorCritic", "QNetwork", "NoisyDense"]
-__all__ += ["DeterministicActor", "GaussianActor", "TwinCritic"]
+__all__ += ["DeterministicActor", "GaussianActor", "TwinCritic", "MultiInputEncoder"]
 # Modules of Flax NNX and Equinox
 __all__ += ["from_nnx", "NNXModel", "from_equinox", "EquinoxModel"]
 # Distributions over actions

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, Num
+from jaxtyping import Array, Bool, Float, Integer
 
 from foldax.errors import ConfigError
 
@@ -15,17 +15,20 @@ ILLEGAL = -1e9  # logit and value of an illegal action: its probability is 0 in 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Distribution over actions, as policy-gradient losses use it; a pytree of arrays with leading axis `[B]`."""
+    """Distribution over actions, as policy-gradient losses use it; a pytree of arrays with leading axis `[B]`.
 
-    def sample(self, key: chex.PRNGKey) -> Num[Array, "..."]:
+    An action is an array, or a tuple of arrays.
+    """
+
+    def sample(self, key: chex.PRNGKey) -> Any:
         """Draws actions `[B, ...]`."""
         ...
 
-    def mode(self) -> Num[Array, "..."]:
+    def mode(self) -> Any:
         """Most probable actions `[B, ...]`."""
         ...
 
-    def log_prob(self, actions: Num[Array, "..."]) -> Float[Array, "*B"]:
+    def log_prob(self, actions: Any) -> Float[Array, "*B"]:
         """Log-probabilities, or log-densities, of actions `[B, ...]`, in nats `[B]`."""
         ...
 

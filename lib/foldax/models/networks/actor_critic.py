@@ -1,16 +1,18 @@
 """Networks of agents: actor-critic networks, and the separate actors and critics of SAC and TD3."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from chex import ArrayTree
 from flax import linen as nn
 from jax import Array
 
-from foldax.models.distributions import Categorical, Distribution, Normal, SquashedNormal
+from foldax.models.distributions import Categorical, Distribution, Joint, MultiCategorical, Normal, SquashedNormal
 from foldax.models.layers import Activation, Dense, activation
 from foldax.models.networks.mlp import MLP
+from foldax.models.networks.multi_input import encode_observations
 from foldax.models.networks.recurrent import CellKind, Recurrent
 
 
@@ -33,8 +35,11 @@ class ActorCritic(nn.Module):
     (Andrychowicz et al., 2021).
 
     Attributes:
-      num_actions: number of discrete actions, or dimensions of a continuous action.
+      num_actions: number of discrete actions, or dimensions of a continuous action; several numbers for an action of
+        several parts.
       continuous: whether actions are continuous: a `Normal` whose standard deviations do not depend on observations.
+        With several numbers of actions, False is a `MultiCategorical`, and a truth value for each part a `Joint`:
+        `num_actions=(3, 2), continuous=(False, True)`.
       hidden: widths of the hidden layers of actor and critic.
       activation: a name in `ACTIVATIONS` or a function.
       encoder: network from `[B, ...]` to `[B, D]` that actor and critic share; None: observations are flattened.
@@ -46,17 +51,16 @@ class ActorCritic(nn.Module):
     ((5, 3), (5,))
     """
 
-    num_actions: int
-    continuous: bool = False
+    num_actions: Any
+    continuous: Any = False
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
     encoder: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> ActorCriticOutput:
-        """Applies the network to observations `[B, ...]`."""
-        x = jnp.asarray(x, jnp.float32)
-        x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
+        """Applies the network to observations `[B, ...]`, which an encoder may take as a dict of arrays."""
+        x = encode_observations(self.encoder, x, train)
 
         def mlp(kind: str, features: int, scale: float) -> Array:
             y = x
@@ -65,7 +69,8 @@ class ActorCritic(nn.Module):
             # A small scale makes the first policy nearly uniform.
             return _dense(features, scale, f"{kind}_output")(y)
 
-        distribution = _action_distribution(self, mlp("actor", self.num_actions, 0.01))
+        outputs = mlp("actor", _num_outputs(self.num_actions), 0.01)
+        distribution = _action_distribution(self, outputs, self.num_actions, self.continuous)
         return ActorCriticOutput(distribution, mlp("critic", 1, 1.0)[:, 0])
 
 
@@ -75,8 +80,8 @@ class RecurrentActorCritic(nn.Module):
     It also returns the recurrent state after the last step, from which the sequence can continue.
 
     Attributes:
-      num_actions: number of discrete actions, or dimensions of a continuous action.
-      continuous: whether actions are continuous: a `Normal` whose standard deviations do not depend on observations.
+      num_actions: as in `ActorCritic`.
+      continuous: as in `ActorCritic`.
       hidden: widths of the dense layers before the recurrent one.
       width: width of the recurrent layer.
       cell: "rnn", "lstm" or "gru".
@@ -90,8 +95,8 @@ class RecurrentActorCritic(nn.Module):
     ((5, 7, 3), (5, 7))
     """
 
-    num_actions: int
-    continuous: bool = False
+    num_actions: Any
+    continuous: Any = False
     hidden: tuple[int, ...] = (64,)
     width: int = 64
     cell: CellKind = "lstm"
@@ -124,7 +129,8 @@ class RecurrentActorCritic(nn.Module):
         mask = None if episode_starts is None else 1 + jnp.cumsum(episode_starts.astype(jnp.int32), axis=1)
         recurrent = Recurrent(None, (self.width,), self.cell, name="recurrent")
         x, carry = recurrent(x.reshape(batch, length, -1), mask=mask, carry=carry, train=train)
-        distribution = _action_distribution(self, _dense(self.num_actions, 0.01, "actor_output")(x))
+        outputs = _dense(_num_outputs(self.num_actions), 0.01, "actor_output")(x)
+        distribution = _action_distribution(self, outputs, self.num_actions, self.continuous)
         return ActorCriticOutput(distribution, _dense(1, 1.0, "critic_output")(x)[..., 0]), carry
 
     def initial_memory(self, batch_size: int) -> ArrayTree:
@@ -136,12 +142,26 @@ def _dense(features: int, scale: float, name: str) -> nn.Module:
     return Dense(features, kernel_init=nn.initializers.orthogonal(scale), name=name)
 
 
-def _action_distribution(module: ActorCritic | RecurrentActorCritic, outputs: Array) -> Distribution:
-    """Distribution with these logits or means `[..., A]`; its standard deviations are a parameter of the module."""
-    if not module.continuous:
-        return Categorical(outputs)
+def _num_outputs(num_actions: Any) -> int:
+    return num_actions if isinstance(num_actions, int) else sum(map(_num_outputs, num_actions))
+
+
+def _action_distribution(
+    module: nn.Module, outputs: Array, num_actions: Any, continuous: Any, name: str = "log_std"
+) -> Distribution:
+    """Distribution with these logits or means `[..., A]`; standard deviations are parameters of the module."""
+    parts = []
+    if not isinstance(num_actions, int):
+        ends = np.cumsum([_num_outputs(number) for number in num_actions])
+        parts = jnp.split(outputs, ends[:-1], axis=-1)
+    if isinstance(continuous, tuple):
+        each = zip(parts, num_actions, continuous, strict=True)
+        names = (f"{name}_{index}" for index in range(len(parts)))
+        return Joint(tuple(_action_distribution(module, *part, name) for part, name in zip(each, names, strict=True)))
+    if not continuous:
+        return MultiCategorical(tuple(parts)) if parts else Categorical(outputs)
     # Initially 1, the same for all observations
-    log_std = module.param("log_std", nn.initializers.zeros, (1, module.num_actions))
+    log_std = module.param(name, nn.initializers.zeros, (1, outputs.shape[-1]))
     return Normal(outputs, jnp.broadcast_to(log_std.reshape(*[1] * (outputs.ndim - 1), -1), outputs.shape))
 
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from foldax.errors import ConfigError
 from foldax.models.layers import Activation, Dense, Normalization, activation, normalization
+from foldax.models.networks.multi_input import encode_observations
 
 
 class NoisyDense(nn.Module):
@@ -87,8 +88,7 @@ class QNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Applies the network to observations `[B, ...]`; with `train`, noisy layers add noise."""
-        x = jnp.asarray(x, jnp.float32)
-        x = x.reshape(x.shape[0], -1) if self.encoder is None else self.encoder(x, train=train)
+        x = encode_observations(self.encoder, x, train)
 
         def dense(x: jax.Array, features: int, name: str) -> jax.Array:
             return NoisyDense(features, name=name)(x, train=train) if self.noisy else Dense(features, name=name)(x)
