@@ -13,7 +13,7 @@ from foldax import cli, rl
 from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError, RunError
 from foldax.inference.play import play
-from tests.rl.environments import counter, recall
+from tests.rl.environments import counter, masked, recall, two_parts
 
 FILE = '''"""An agent in an environment that counts its steps."""
 import foldax
@@ -234,3 +234,26 @@ def test_other_errors_of_play(tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         play(without, out=tmp_path / "file" / "play.gif", verbose=False)
+
+
+def test_a_policy_gets_the_legal_actions_and_the_episode_holds_the_observations(tmp_path):
+    """An illegal action has reward -100."""
+
+    def predict(state, inputs, key):
+        return inputs.legal_actions.argmax(axis=-1).astype(jnp.int32)
+
+    episodes = play(agent(masked(), predict), episodes=3, out=tmp_path / "play.gif", verbose=False)
+    assert [episode.length for episode in episodes] == [3, 3, 3]
+    assert min(episode.episode_return for episode in episodes) >= 0
+    assert episodes[0].observations.shape == (4, 4)
+
+
+def test_observations_of_several_parts_are_played_and_plotted(tmp_path):
+    def predict(state, inputs, key):
+        column = inputs["image"][:, 0, :, 0].argmax(axis=-1)
+        return (2 * column + (inputs["vector"][:, 0] > 0)).astype(jnp.int32)
+
+    episodes = play(agent(two_parts(), predict), episodes=3, out=tmp_path / "play.gif", verbose=False)
+    assert [episode.episode_return for episode in episodes] == [1, 1, 1]
+    assert episodes[0].observations["image"].shape == (2, 3, 3, 1)
+    assert (tmp_path / "play_observations.png").is_file()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import matplotlib.figure
 import numpy as np
 from PIL import Image
@@ -96,7 +97,7 @@ def play(
     note, files = "", []
     if scene.render is None:
         note = f"{scene.name} cannot be rendered: plotted observations and rewards instead"
-        figure = agents.episode_curves(finite[0].observations, finite[0].rewards, title)
+        figure = agents.episode_curves(_as_rows(finite[0].observations), finite[0].rewards, title)
         files = [_save(path.with_name(f"{path.stem}_observations.png"), lambda path: figure.savefig(path, dpi=120))]
     else:
         # Rounded up: at most MAX_FRAMES frames over all episodes.
@@ -115,6 +116,12 @@ def play(
     if verbose:
         echo(*filter(None, [note, *map(display_path, files)]), sep="\n")
     return played
+
+
+def _as_rows(observations: Any) -> np.ndarray:
+    """Joins observations of several parts, `[T, ...]` each, to `[T, D]`."""
+    parts = jax.tree.leaves(observations)
+    return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 def _check_options(episodes: int, seed: int, steps: int, fps: int, out: str | Path | None) -> None:

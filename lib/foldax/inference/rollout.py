@@ -233,7 +233,7 @@ def _cut_episode(chunks: list[Any], rewards: np.ndarray, dones: np.ndarray, numb
 
 def _steps(chunks: list[Any], number: int) -> Iterator[Any]:
     for chunk in chunks:
-        for step in range(len(chunk[1])):
+        for step in range(rl.num_rows(chunk[1])):
             yield jax.tree.map(lambda x, step=step: x[step, number], chunk)
 
 
