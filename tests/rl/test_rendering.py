@@ -8,6 +8,7 @@ from PIL import Image
 
 from foldax import rl
 from foldax.rl import rendering, wrappers
+from foldax.rl.environments.matrix_game import MatrixGameState
 from tests.conftest import ROOT
 from tests.rl.environments import counter
 
@@ -114,6 +115,7 @@ PICTURES = {  # the states of the pictures of docs/reference/environments.md
     "continuous_mountain_car": (rl.continuous_mountain_car(), (np.float32([-0.9, 0]), np.int32(0))),
     "grid_maze": (rl.grid_maze(), (np.int32([3, 3]), np.int32(0))),
     "bandit": (rl.bandit([0.2, 0.5, 0.8]), (np.int32(1), np.float32(1))),
+    "matrix_game": (rl.matrix_game(), MatrixGameState(np.int32(2), np.int32([0, 2]))),
     "memory_chain": (rl.memory_chain(num_bits=3), (np.int32([0, 1, 1]), np.int32(1), np.int32(5))),
 }
 

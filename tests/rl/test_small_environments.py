@@ -1,4 +1,4 @@
-"""The maze, the bandit and the memory chain: their best returns are known."""
+"""The maze, the bandit, the memory chain and the matrix game: their best returns are known."""
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +129,36 @@ def test_the_right_answer_pays_once_at_the_end(length: int, num_bits: int) -> No
 def test_a_chain_of_no_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="length: 0 must be 1 or more"):
         rl.memory_chain(length=0)
+
+
+PAYOFFS = np.array([[3.0, 0.0], [5.0, 1.0]])
+
+
+def test_both_players_of_a_matrix_game_are_paid_for_their_choices() -> None:
+    game = rl.matrix_game(PAYOFFS, PAYOFFS.T)
+    for row, column in np.ndindex(2, 2):
+        state, observation = game.reset(KEY)
+        assert (int(game.player(state)), observation.tolist()) == (0, [1, 0])
+        state, first = game.step(KEY, state, jnp.int32(row))
+        assert (int(game.player(state)), first.observation.tolist(), bool(first.terminated)) == (1, [0, 1], False)
+        state, second = game.step(KEY, state, jnp.int32(column))
+        assert second.reward.tolist() == [PAYOFFS[row, column], PAYOFFS[column, row]]
+        assert second.terminated
+        assert not first.reward.any()
+
+
+def test_the_best_answer_to_a_mixed_strategy_has_the_best_mean_return() -> None:
+    game = rl.matrix_game(opponent=[0.6, 0.1, 0.3])
+    best = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) @ [0.6, 0.1, 0.3]
+    for row in range(3):
+        policy = lambda x, key, row=row: jnp.full(len(x), row)  # noqa: E731
+        episodes = rl.play_episodes(game, policy, KEY, num_episodes=4_000, max_steps=2)
+        np.testing.assert_array_equal(episodes["length"], 1)
+        assert episodes["return"].mean() == pytest.approx(best[row], abs=0.05)
+
+
+def test_matrices_and_strategies_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"payoffs \[1, 2\] and column_payoffs \[1, 2\] must be square"):
+        rl.matrix_game([[1, 2]])
+    with pytest.raises(ConfigError, match=r"opponent \[0.5, 0.6, 0.0\] must be 3 probabilities"):
+        rl.matrix_game(opponent=[0.5, 0.6, 0.0])

@@ -30,11 +30,13 @@ from foldax.rl.environment import (
     rollout,
     step_environments,
 )
+from foldax.rl.environment_check import EnvironmentReport, check
 from foldax.rl.environments.acrobot import acrobot
 from foldax.rl.environments.bandit import bandit
 from foldax.rl.environments.cartpole import cartpole
 from foldax.rl.environments.continuous_mountain_car import continuous_mountain_car
 from foldax.rl.environments.grid_maze import grid_maze
+from foldax.rl.environments.matrix_game import matrix_game
 from foldax.rl.environments.memory_chain import memory_chain
 from foldax.rl.environments.mountain_car import mountain_car
 from foldax.rl.environments.pendulum import pendulum
@@ -65,14 +67,15 @@ __all__ += ["clip_action", "random_actions", "wrappers"]
 __all__ += ["gymnasium", "gymnax", "playground"]
 # The library's own environments
 __all__ += ["cartpole", "pendulum", "acrobot", "mountain_car", "continuous_mountain_car"]
-__all__ += ["grid_maze", "bandit", "memory_chain"]
+__all__ += ["grid_maze", "bandit", "memory_chain", "matrix_game"]
 # Environments on the host
 __all__ += ["EnvironmentLike", "HostEnvironment", "HostSpec", "VectorEnvironment", "from_vector_env", "HostRollout"]
 __all__ += ["ExplorationRequest"]
 # Observations, legal actions among them
 __all__ += ["MaskedObservation", "observe_legal_actions", "split_mask", "as_observation", "observation_inputs"]
 __all__ += ["first_row", "num_rows"]
-# Checks of what a learner was given
+# Checks of an environment, and of what a learner was given
+__all__ += ["check", "EnvironmentReport"]
 __all__ += ["check_environment", "check_device_environment", "check_network"]
 __all__ += ["bounded_action_space", "check_discrete_actions", "check_minibatches"]
 # Rollouts and evaluation

@@ -7,7 +7,7 @@ import numpy as np
 
 from foldax.errors import ConfigError, check_positive
 from foldax.rl.environment import Environment, EnvironmentLike, HostSpec
-from foldax.rl.spaces import Box, Discrete, MultiDiscrete, Space, Tuple
+from foldax.rl.spaces import Box, Discrete, MultiDiscrete, Space, Tuple, describe_actions
 
 
 def check_environment(
@@ -72,23 +72,13 @@ def check_network(environment: EnvironmentLike, output: Any) -> None:
     Traceback (most recent call last):
     foldax.errors.ConfigError: CartPole has 2 discrete actions, the network has outputs for 3 discrete actions
     """
-    expected, found = _actions_of_space(environment.action_space), _actions_of_output(environment.action_space, output)
+    expected, found = describe_actions(environment.action_space), _actions_of_output(environment.action_space, output)
     if found is not None and found != expected:
         raise ConfigError(f"{environment.name} has {expected}, the network has outputs for {found}")
 
 
-def _actions_of_space(space: Space) -> str:
-    if isinstance(space, Discrete):
-        return f"{space.num} discrete actions"
-    if isinstance(space, MultiDiscrete):
-        return f"discrete actions with {list(space.nums)} choices at once"
-    if isinstance(space, Tuple):
-        return f"tuples of ({', '.join(map(_actions_of_space, space.spaces))})"
-    return f"continuous actions of shape {list(space.shape)}"
-
-
 def _actions_of_output(space: Space, output: Any) -> str | None:
-    """Describes the actions that outputs are for as `_actions_of_space` does; None: an own distribution of the user."""
+    """Describes the actions that outputs are for as `describe_actions` does; None: an own distribution of the user."""
     if hasattr(output, "distributions"):
         spaces = space.spaces if isinstance(space, Tuple) else ()
         spaces = (*spaces, *[space] * len(output.distributions))  # as many as there are distributions, or more
@@ -118,7 +108,7 @@ def bounded_action_space(learner: str, environment: EnvironmentLike) -> Box:
     if isinstance(space, Discrete):
         raise ConfigError(f"{learner}: {environment.name} has {space.num} discrete actions; take dqn or ppo")
     if not isinstance(space, Box):
-        raise ConfigError(f"{learner}: {environment.name} has {_actions_of_space(space)}; take ppo")
+        raise ConfigError(f"{learner}: {environment.name} has {describe_actions(space)}; take ppo")
     if not np.isfinite([space.low, space.high]).all():
         bounds = f"no finite bounds (from {space.low} to {space.high}); take ppo, or give the environment bounds"
         raise ConfigError(f"{learner}: actions of {environment.name} have {bounds}")
@@ -133,7 +123,7 @@ def check_discrete_actions(learner: str, environment: EnvironmentLike) -> None:
     """
     space = environment.action_space
     if isinstance(space, (MultiDiscrete, Tuple)):
-        raise ConfigError(f"{learner}: {environment.name} has {_actions_of_space(space)}; take ppo")
+        raise ConfigError(f"{learner}: {environment.name} has {describe_actions(space)}; take ppo")
     if not isinstance(space, Discrete):
         raise ConfigError(f"{learner}: the actions of {environment.name} are continuous; take ppo, sac or td3")
 

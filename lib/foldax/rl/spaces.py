@@ -79,6 +79,21 @@ def action_components(space: Space) -> "tuple[Space, ...] | None":
     return space.spaces if isinstance(space, Tuple) else None
 
 
+def describe_actions(space: Space) -> str:
+    """Describes the actions of a space in words, for errors.
+
+    >>> describe_actions(Tuple((Discrete(2), MultiDiscrete((3, 4)))))
+    'tuples of (2 discrete actions, discrete actions with [3, 4] choices at once)'
+    """
+    if isinstance(space, Discrete):
+        return f"{space.num} discrete actions"
+    if isinstance(space, MultiDiscrete):
+        return f"discrete actions with {list(space.nums)} choices at once"
+    if isinstance(space, Tuple):
+        return f"tuples of ({', '.join(map(describe_actions, space.spaces))})"
+    return f"continuous actions of shape {list(space.shape)}"
+
+
 def random_actions(space: Space, key: Key, count: int, legal_actions: Any = None) -> Any:
     """Samples actions `[count, ...]` uniformly.
 

@@ -17,7 +17,7 @@ from foldax.errors import ConfigError, check_positive
 from foldax.learner import Key
 from foldax.rl.environment import Action, Environment, EnvironmentLike, HostSpec, Observation, State, Step
 from foldax.rl.resets import Resets
-from foldax.rl.spaces import Box, Space, Tuple, clip_action
+from foldax.rl.spaces import Box, Space, Tuple, clip_action, describe_actions
 
 E = TypeVar("E", bound=EnvironmentLike)
 UNBOUNDED = 1e30  # bounds beyond count as infinite: some environments declare the largest float32
@@ -162,7 +162,7 @@ def clip_actions(environment: Environment) -> Environment:
     """
     space = environment.action_space
     if not isinstance(space, (Box, Tuple)):
-        actions = f"the action space {space}; it needs continuous ones"
+        actions = f"{describe_actions(space)}; it needs continuous ones"
         raise ConfigError(f"clip_actions: {environment.name} has {actions}")
 
     def step(key: Key, state: State, action: Action) -> tuple[State, Step]:
