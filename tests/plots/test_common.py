@@ -103,7 +103,7 @@ def test_curves_of_agents_show_the_return_first_against_environment_steps() -> N
     curve, best = figure.axes[0].lines
     assert (curve.get_xdata().tolist(), best.get_xdata()) == ([100, 200, 300], [200, 200])
     assert figure.axes[0].get_xlabel() == "environment steps"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "best state: step 2"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "best state: environment step 200"]
     compared = plots.comparison_curves({"A": [history]}, {"A": lambda step: 7 * step})
     assert compared.axes[0].lines[0].get_xdata().tolist() == [7, 14, 21]
 

@@ -53,7 +53,8 @@ def learning_curves(
                 axis.plot(steps, values, label=split, color=colors[split], marker=marker, lw=1.3)
         if best_step is not None:
             ((best, _),) = _on_axis([(best_step, 0.0)], environment_steps)
-            axis.axvline(best, color="0.5", lw=1, ls=(0, (4, 2)), label=f"best state: step {best_step:,}")
+            label = f"best state: {axis.get_xlabel().rstrip('s')} {best:,}"
+            axis.axvline(best, color="0.5", lw=1, ls=(0, (4, 2)), label=label)
     # Each split once, in one legend of the figure: one of each axes would hide curves.
     handles = {line.get_label(): line for axis in axes.values() for line in axis.get_lines()}
     _legend_below(figure, list(handles.values()), len(axes))
