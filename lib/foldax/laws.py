@@ -21,9 +21,10 @@ from foldax.config_fields import field_kinds
 from foldax.configuration import with_steps
 from foldax.data.protocol import Dataset, EvaluationBlock
 from foldax.engine import compile_cache, compiled, evaluation, loop, setup
-from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path
+from foldax.engine.checkpoint import Checkpoints
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.state import Callbacks, Run
+from foldax.engine.state_leaves import host_arrays, leaves_by_path
 from foldax.errors import FoldaxError
 from foldax.experiment import Experiment
 from foldax.inference.export import check_export

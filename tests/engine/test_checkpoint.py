@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldax.engine.checkpoint import Checkpoints, host_arrays, leaves_by_path, read_arrays, tree_from_arrays
+from foldax.engine.checkpoint import Checkpoints, read_arrays
+from foldax.engine.state_leaves import host_arrays, leaves_by_path, tree_from_arrays
 from foldax.errors import ExperimentError, NonFiniteError, RunError
 
 
@@ -220,7 +221,7 @@ def test_a_folder_may_hold_characters_of_patterns(tmp_path, name) -> None:
 
 def test_the_first_checkpoint_is_read_back(checkpoints, monkeypatch) -> None:
     checksums = iter((1, 2))  # as written, as read
-    monkeypatch.setattr("foldax.engine.checkpoint._checksum", lambda array: next(checksums))
+    monkeypatch.setattr("foldax.engine.checksums._piece_checksum", lambda piece: next(checksums))
     checkpoints.save(1, {"x": jnp.ones(3)}, {})
     with pytest.raises(RunError, match="checksum of `x`"):
         checkpoints.wait()

@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import foldax
 from foldax.engine import compile_cache
-from foldax.engine.checkpoint import state_digest
+from foldax.engine.state_leaves import state_digest
 from tests.conftest import Config, tiny
 
 NAMES = ["jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_persistent_cache_min_compile_time_secs"]

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import foldax
-from foldax.engine.checkpoint import host_arrays
+from foldax.engine.state_leaves import host_arrays
 from foldax.errors import ConfigError, ExperimentError, Interrupted
 from foldax.runs import folder
 from tests.conftest import Config, tiny

@@ -17,7 +17,7 @@ import pytest
 import foldax
 from foldax import data, learners, models
 from foldax.engine import compiled
-from foldax.engine.checkpoint import state_digest
+from foldax.engine.state_leaves import state_digest
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.sweeps.exact import DeviceWorkers
 from foldax.sweeps.plan import DatasetCache, make_plan

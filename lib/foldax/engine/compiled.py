@@ -14,10 +14,10 @@ import numpy as np
 
 from foldax.configuration import traced_config
 from foldax.engine import fold as folds
-from foldax.engine.checkpoint import is_key
 from foldax.engine.durations import phase_seconds
 from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
+from foldax.engine.state_leaves import is_key
 from foldax.errors import ExperimentError, FoldaxError, first_line
 from foldax.experiment import Experiment, experiment_file, user_traceback
 from foldax.learner import Batch, State
@@ -87,23 +87,51 @@ def inference_state(program: Program, config: Any, state: State) -> State:
 
 
 def copy_to_host(tree: Any) -> Any:
-    """Waits for a pytree and copies its arrays to NumPy; only random keys stay on the device.
+    """Waits for a pytree and copies its arrays to the host's memory, as NumPy; random keys stay on the device.
+
+    Arrays that are divided over devices stay so: each has its part in the host's memory.
 
     >>> type(copy_to_host(jnp.zeros(3))).__name__
     'ndarray'
     """
-    jax.tree.map(lambda leaf: leaf.copy_to_host_async(), tree)  # all at once
-    # Copies: a view of a buffer on the CPU would keep it from being donated.
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if is_key(leaf) else np.array(leaf), tree)
+
+    def to_host(leaf: jax.Array) -> jax.Array | np.ndarray:
+        if is_key(leaf):
+            return jnp.copy(leaf)
+        if not leaf.is_fully_replicated:
+            return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"), may_alias=False)
+        # Copies: a view of a buffer on the CPU would keep it from being donated.
+        return np.array(leaf)
+
+    jax.tree.map(lambda leaf: leaf.copy_to_host_async() if leaf.is_fully_replicated else None, tree)  # all at once
+    return jax.block_until_ready(jax.tree.map(to_host, tree))
 
 
-def is_on_cpu(array: jax.Array) -> bool:
-    """Whether an array is on CPUs, whose memory is the host's.
+def copy_in_place(tree: Any) -> Any:
+    """Copies a pytree on the devices that hold it, without compiling a program; of equal copies, one is enough.
 
-    >>> is_on_cpu(jax.device_put(1.0, jax.devices("cpu")[0]))
-    True
+    >>> int(copy_in_place(jnp.int32(3)))
+    3
     """
-    return all(device.platform == "cpu" for device in array.devices())
+
+    def one_copy(leaf: jax.Array) -> jax.Array:
+        if is_key(leaf) or not (leaf.is_fully_addressable and leaf.is_fully_replicated):
+            return leaf
+        return leaf.addressable_shards[0].data
+
+    leaves = jax.tree.map(one_copy, tree)
+    return jax.device_put(leaves, jax.tree.map(lambda leaf: leaf.sharding, leaves), may_alias=False)
+
+
+def is_in_accelerator_memory(array: Any) -> bool:
+    """Whether an array is on accelerators, all of this process, and not in the host's memory.
+
+    >>> is_in_accelerator_memory(np.zeros(3))
+    False
+    """
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable:
+        return False
+    return array.sharding.memory_kind == "device" and all(device.platform != "cpu" for device in array.devices())
 
 
 def compile_seconds() -> float:

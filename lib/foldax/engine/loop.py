@@ -155,13 +155,15 @@ def dispatch_chunk(run: Run, callbacks: Callbacks, end: int) -> None:
     # 1. Evaluate, and compare with the best evaluation so far. (2. Log and 3. callbacks come when the chunk is read.)
     evaluations, stopped = evaluate_and_compare(run) if boundaries.evaluation_is_due(run) else (None, None)
 
-    # 4. Save: copy the fold, because the next chunk overwrites its buffers (they are donated). An accelerator copies it
-    # in its own memory, and waits for no transfer; on a CPU, NumPy's copy is the faster one.
+    # 4. Save: copy the fold, because the next chunk overwrites its buffers (they are donated), in the devices' memory,
+    # which waits for no transfer. From accelerators the copy, and the best state, go on to the host.
     snapshot = None
     if boundaries.save_is_due(run, callbacks):
         run.last_save_time = time.perf_counter()
-        is_on_cpu = compiled.is_on_cpu(run.fold.step)
-        snapshot = compiled.copy_to_host((run.fold, run.best)) if is_on_cpu else (compiled.copy(run.fold), run.best)
+        if compiled.is_in_accelerator_memory(run.fold.step):
+            snapshot = compiled.copy(run.fold), run.best
+        else:
+            snapshot = compiled.copy_in_place((run.fold, run.best))
     run.unread[-1] = run.unread[-1]._replace(evaluations=evaluations, stopped=stopped, snapshot=snapshot)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
 from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
@@ -172,7 +171,8 @@ class PendingChunk(NamedTuple):
       report: its training metrics.
       evaluations: by name of the split, at its end, if they were due.
       stopped: bool [], whether patience ran out at its end; None without an evaluation.
-      snapshot: fold and best state, to be saved, if a checkpoint was due; of them, a copy of the fold.
+      snapshot: copies of fold and best state, to be saved, if a checkpoint was due; on accelerators the best state
+        is no copy until it is on the host.
     """
 
     start: int
@@ -183,7 +183,7 @@ class PendingChunk(NamedTuple):
     snapshot: tuple[Fold, BestState] | None
 
     def with_snapshot_on_host(self) -> "PendingChunk":
-        """Copies the snapshot to the host, if it is not there, so that the device holds one at a time."""
-        if self.snapshot is None or isinstance(self.snapshot[0].step, np.ndarray):
+        """Copies the snapshot to the host, if it is on accelerators, so that they hold one at a time."""
+        if self.snapshot is None or not compiled.is_in_accelerator_memory(self.snapshot[0].step):
             return self
         return self._replace(snapshot=compiled.copy_to_host(self.snapshot))

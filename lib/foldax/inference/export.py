@@ -18,8 +18,8 @@ from jax import export as jax_export
 
 from foldax import parameter_paths
 from foldax.configuration import to_json
-from foldax.engine.checkpoint import is_key, typed_array
 from foldax.engine.result import Result
+from foldax.engine.state_leaves import is_key, typed_array
 from foldax.errors import ConfigError, ExperimentError, RunError, display_path, first_line
 from foldax.experiment import experiment_name
 from foldax.inference.inputs import InputSpecs, example_inputs, input_specs, list_text, predict_argument

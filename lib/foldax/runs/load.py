@@ -10,10 +10,10 @@ import numpy as np
 
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache, compiled, setup
-from foldax.engine.checkpoint import array_spec, leaves_by_path, tree_from_arrays
 from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.result import Result
+from foldax.engine.state_leaves import array_spec, leaves_by_path, tree_from_arrays
 from foldax.errors import RunError
 from foldax.experiment import Experiment
 from foldax.learner import State

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from foldax.engine import compiled
-from foldax.engine.checkpoint import leaves_by_path
 from foldax.engine.state import Run
+from foldax.engine.state_leaves import leaves_by_path
 from foldax.runs import terminal
 
 MAX_ARRAYS = 24  # rows of the model table

@@ -10,12 +10,13 @@ from foldax.configuration import RLTraining
 from foldax.data.arrays import SPLITS
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache
-from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, state_digest
+from foldax.engine.checkpoint import Checkpoints, checkpoint_steps
 from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.loop import fit
 from foldax.engine.result import Result
 from foldax.engine.setup import nonresumable_reason
+from foldax.engine.state_leaves import state_digest
 from foldax.errors import ConfigError, Interrupted, RunError, display_path
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal

@@ -18,9 +18,9 @@ import jax
 from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
-from foldax.engine.checkpoint import state_digest
 from foldax.engine.current_program import inputs_of
 from foldax.engine.state import NEVER, Callbacks, Run
+from foldax.engine.state_leaves import state_digest
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
 from foldax.sweeps.space import Config

@@ -21,9 +21,9 @@ from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
-from foldax.engine.checkpoint import state_digest
 from foldax.engine.fold import BestState, ChunkReport, Fold, Program, initial_best
 from foldax.engine.state import NEVER, Callbacks, CompiledFunctions, PendingChunk, Run, Timestamp
+from foldax.engine.state_leaves import state_digest
 from foldax.experiment import Experiment
 from foldax.learner import Batch, State
 from foldax.sweeps.exact import Member, MemberResult, OnResult

@@ -15,7 +15,7 @@ import pytest
 import foldax
 from foldax import data, laws, learners, models, transfer
 from foldax.engine import compiled
-from foldax.engine.checkpoint import state_digest
+from foldax.engine.state_leaves import state_digest
 from foldax.errors import ConfigError, Interrupted, RunError
 from foldax.runs.reproduce import reproduce
 from foldax.runs.transfer import parameters

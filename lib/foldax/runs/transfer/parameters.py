@@ -13,7 +13,7 @@ import chex
 import numpy as np
 
 from foldax import parameter_paths
-from foldax.engine import checkpoint
+from foldax.engine import checkpoint, state_leaves
 from foldax.errors import ConfigError, RunError, did_you_mean, display_path, first_line
 from foldax.runs import folder
 
@@ -129,11 +129,11 @@ def as_source(value: Any) -> Source:
     named = parameters_of(getattr(value, "state", value)).items()
     # Random keys in a state are no parameters.
     arrays = {
-        name: np.asarray(leaf) for name, leaf in named if not (hasattr(leaf, "dtype") and checkpoint.is_key(leaf))
+        name: np.asarray(leaf) for name, leaf in named if not (hasattr(leaf, "dtype") and state_leaves.is_key(leaf))
     }
     if not arrays:
         raise RunError(f"there are no parameters in the {type(value).__name__} to start from")
-    return Source(arrays, {"path": None, "sha256": checkpoint.state_digest(arrays)})
+    return Source(arrays, {"path": None, "sha256": state_leaves.state_digest(arrays)})
 
 
 def read(path: str | Path) -> Source:
@@ -164,7 +164,7 @@ def read(path: str | Path) -> Source:
     if prefix:
         by_name = _below(by_name, prefix, path)
         location = {"path": f"{path.resolve()}:{prefix}", "prefix": prefix}
-    return Source(by_name, {**location, **origin, "sha256": checkpoint.state_digest(by_name)})
+    return Source(by_name, {**location, **origin, "sha256": state_leaves.state_digest(by_name)})
 
 
 def split_prefix(path: str | Path) -> tuple[Path, str]:
