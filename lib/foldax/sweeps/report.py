@@ -84,7 +84,7 @@ def _page_data(metadata: Json, results: "DataFrame", curves: "DataFrame | None",
         level |= {key: _as_json(level[key].sort_index()) for key in ("codes", "values")}
     rank_of = pandas.Series(ranks.to_numpy(), results["member"])
     # Agents are compared by environment steps, which an update of each config has of its own.
-    own_fields = configs.sort_index()[fields].to_dict("records")
+    own_fields = configs.sort_index()[fields].to_dict("records") or [{}]  # without fields there is one config
     after = [environment_steps_after(metadata["config"] | own) for own in own_fields]
     is_agent = all(after)
     return {
