@@ -217,3 +217,15 @@ def test_only_distributions_with_logits_can_be_masked():
     normal = models.Normal(jnp.zeros((1, 2)), jnp.zeros((1, 2)))
     with pytest.raises(ConfigError, match="Normal has no logits to mask"):
         models.mask_distribution(normal, jnp.ones((1, 2), bool))
+
+
+def test_a_mask_fits_inside_a_program_of_several_devices_too():
+    """There shapes have a sharding, as in the program of a sweep."""
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("members",))
+    spec = jax.sharding.PartitionSpec("members")
+
+    def reset(keys):
+        return jax.vmap(rl.observe_legal_actions(masked()).reset)(keys)[1].legal_actions
+
+    shape = jax.eval_shape(jax.shard_map(reset, mesh=mesh, in_specs=spec, out_specs=spec), jax.random.split(KEY, 2))
+    assert shape.shape == (2, 4)
