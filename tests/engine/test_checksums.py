@@ -44,10 +44,12 @@ def test_the_compiled_program_gives_the_same() -> None:
     assert {name: int(value) for name, value in device_checksums(arrays).items()} == checksums(arrays)
 
 
-def test_words_of_different_blocks_have_different_positions(monkeypatch) -> None:
+def test_blocks_and_threads_do_not_matter(monkeypatch) -> None:
     array = array_of((3, 5_000), "float32")
     whole = checksums({"x": array})
     monkeypatch.setattr(module, "BLOCK_WORDS", 128)
+    assert checksums({"x": array}) == whole
+    monkeypatch.setattr(module, "THREADED_BYTES", 0)
     assert checksums({"x": array}) == whole
 
 

@@ -7,7 +7,9 @@ device, and each process, adds up the words that it holds.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 
 GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio, as in Fibonacci hashing: spreads the positions
 ROUNDS = ((15, 0x85EBCA6B), (13, 0xC2B2AE35))  # of MurmurHash3's finalizer
+THREADED_BYTES, MAX_THREADS = 1 << 24, 4  # NumPy lets other threads work; starting them costs as much as 1 MB
 BLOCK_WORDS = 1 << 14  # what NumPy mixes at once, in the processor's cache
 
 
@@ -36,10 +39,17 @@ def checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
     """
     on_devices = {name: array for name, array in arrays.items() if not is_in_host_memory(array)}
     sums = jax.device_get(device_checksums(on_devices)) if on_devices else {}
-    return {
-        name: int(sums[name]) if name in sums else sum(map(_piece_checksum, _pieces(array))) % 2**32
-        for name, array in arrays.items()
-    }
+    on_host = {name: array for name, array in arrays.items() if name not in on_devices}
+
+    def host_checksum(array: Any) -> int:
+        return sum(map(_piece_checksum, _pieces(array))) % 2**32
+
+    if sum(array.nbytes for array in on_host.values()) < THREADED_BYTES:
+        sums |= {name: host_checksum(array) for name, array in on_host.items()}
+    else:
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            sums |= dict(zip(on_host, pool.map(host_checksum, on_host.values()), strict=True))
+    return {name: int(sums[name]) for name in arrays}
 
 
 def is_in_host_memory(array: Any) -> bool:
