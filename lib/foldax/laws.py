@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.config_fields import field_kinds
-from foldax.configuration import with_steps
+from foldax.configuration import RLTraining, with_steps
 from foldax.data.protocol import Dataset, EvaluationBlock
 from foldax.engine import compile_cache, compiled, evaluation, loop, setup
 from foldax.engine.checkpoint import Checkpoints
@@ -188,17 +188,19 @@ def _check_vmapped_sweep(subject: Subject, members: list[Member], lone_runs: lis
 
 
 def sharding(subject: Subject) -> str | None:
-    """Several devices that share each batch give the result of one device, to rounding."""
-    if subject.dataset is None:
+    """Several devices that share batches, or environments, and state give the result of one device, to rounding."""
+    # An agent that is no `RLTraining` does not say how many environments it has.
+    config, info = subject.config, getattr(subject.dataset, "info", None)
+    size = config.num_envs if isinstance(config, RLTraining) else getattr(info, "batch_size", None)
+    if size is None:
         return "it has no dataset, whose batches devices would divide"
-    count, batch_size = jax.device_count(), subject.dataset.info.batch_size
-    # The largest number of devices that divides a batch.
-    count = max((n for n in range(1, count + 1) if batch_size % n == 0), default=1)
+    # The largest number of devices that divides it.
+    count = max((n for n in range(1, jax.device_count() + 1) if size % n == 0), default=1)
     if count < 2:
-        return f"needs two devices that divide the batch size ({batch_size}); this machine has {jax.device_count()}"
+        return f"needs two devices that divide batches or environments ({size}); this machine has {jax.device_count()}"
     run = subject.start_run()
     initial = host_arrays(run.fold.state)
-    one, several = (_train(r, [SHARDING_STEPS]) for r in (run, subject.start_run(mesh=f"data={count}")))
+    one, several = (_train(r, [SHARDING_STEPS]) for r in (run, subject.start_run(mesh=f"fsdp={count}")))
     for name, array in one.items():
         if not np.issubdtype(array.dtype, np.floating) or np.allclose(several[name], array, rtol=1e-3, atol=1e-4):
             continue

@@ -160,6 +160,26 @@ def replicate(tree: T) -> T:
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def gather(tree: T) -> T:
+    """Gives every device all of each parameter before it is used, inside of a traced function.
+
+    Else XLA may divide the work of a layer by the parameters' axes, and send the whole batch around for it. The
+    gradient has no such constraint: XLA adds it up where the parts of the parameter are.
+
+    >>> gather({"kernel": jax.numpy.ones(3)})["kernel"].shape
+    (3,)
+    """
+    return tree if _traced_mesh() is None else _gather(tree)
+
+
+@jax.custom_vjp
+def _gather(tree: T) -> T:
+    return replicate(tree)
+
+
+_gather.defvjp(lambda tree: (replicate(tree), None), lambda _, gradients: (gradients,))
+
+
 def _traced_mesh() -> Any:
     """The mesh that the engine has set (`Layout.activate`); None if there is none, as in a sweep."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -16,6 +16,7 @@ from flax import linen as nn
 from foldax import parameter_paths
 from foldax.errors import ExperimentError
 from foldax.learner import Batch, Key, Model, Params, State, Variables
+from foldax.mesh import gather, replicate, shard_batch
 from foldax.models.adapters.checks import check_model
 
 LossAndAux: TypeAlias = tuple[jax.Array, tuple[State, dict[str, jax.Array]]]  # loss [], new model state, metrics
@@ -153,6 +154,7 @@ def gradient_step(
     microbatches: int = 1,
     ema_decay: Numeric | None = None,
     frozen: Sequence[str] = (),
+    gathers: bool = True,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Takes one optimizer step on the loss of a batch.
 
@@ -170,6 +172,8 @@ def gradient_step(
       frozen: patterns of parameter paths, as given to `init_train_state`. Gradients of these parameters are not
         computed; they keep their values, and so do model statistics at the same paths. A Flax module whose parameters
         are all frozen runs as in evaluation, where it is called with `train=` or `use_running_average=` by keyword.
+      gathers: whether devices that divide the parameters gather all of them before the loss is computed. A model whose
+        blocks keep to the batch of their device (`models.Transformer`) gathers those of one block at a time.
 
     Returns:
       The new state, and the metrics of the loss with "gradient_norm", the global L2 norm.
@@ -197,7 +201,7 @@ def gradient_step(
             return loss(parameter_paths.merge(trained, fixed), *args)
 
     # 1. Gradients of the trained parameters, averaged over microbatches
-    differentiated = (state._replace(params=trained), loss_of_trained, batch, key, microbatches)
+    differentiated = (state._replace(params=trained), loss_of_trained, batch, key, microbatches, gathers)
     value, gradients, model_state, metrics = loss_and_gradients(*differentiated)
     # 2. Optimizer
     update = optax.with_extra_args_support(optimizer).update
@@ -245,10 +249,10 @@ def minibatch_epochs(
     def epoch(network: TrainState, key: Key) -> tuple[TrainState, dict[str, jax.Array]]:
         order_key, loss_key = jax.random.split(key)
         # A new order of all rows, cut into minibatches
-        order = jax.random.permutation(order_key, num_rows).reshape(num_minibatches, -1)
+        order = replicate(jax.random.permutation(order_key, num_rows).reshape(num_minibatches, -1))
 
         def minibatch_step(network: TrainState, step: tuple[jax.Array, Key]) -> tuple[TrainState, dict[str, jax.Array]]:
-            minibatch = jax.tree.map(lambda x: x[step[0]], batch)
+            minibatch = shard_batch(jax.tree.map(lambda x: x[step[0]], batch))
             return gradient_step(network, loss, optimizer, minibatch, step[1])
 
         return jax.lax.scan(minibatch_step, network, (order, jax.random.split(loss_key, num_minibatches)))
@@ -272,7 +276,7 @@ def _evaluation_mode_of(fixed: Params) -> Callable[..., Any]:
 
 
 def loss_and_gradients(
-    state: TrainState, loss: LossFunction, batch: Batch, key: Key, microbatches: int = 1
+    state: TrainState, loss: LossFunction, batch: Batch, key: Key, microbatches: int = 1, gathers: bool = True
 ) -> tuple[jax.Array, Params, State, dict[str, jax.Array]]:
     """Computes loss, gradients, model state and metrics of a batch `[B, ...]`, averaged over equal microbatches.
 
@@ -282,6 +286,7 @@ def loss_and_gradients(
       batch: arrays `[B, ...]`.
       key: randomness of the loss, such as dropout.
       microbatches: number of equal parts of the batch, computed one after the other to save memory.
+      gathers: as in `gradient_step`.
 
     Raises:
       ExperimentError: `microbatches` does not divide the batch.
@@ -293,11 +298,15 @@ def loss_and_gradients(
     >>> float(value), float(gradients)
     (1.5, 1.5)
     """
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+
+    def loss_of_whole(params: Params, *args: Any) -> LossAndAux:
+        return loss(gather(params), *args)
+
+    differentiate = jax.value_and_grad(loss_of_whole if gathers else loss, has_aux=True)
     if microbatches == 1:
         (value, (model_state, metrics)), gradients = differentiate(state.params, state.model_state, batch, key)
         return value, gradients, model_state, metrics
-    parts = jax.tree.map(lambda leaf: _split_batch(leaf, microbatches), batch)
+    parts = shard_batch(jax.tree.map(lambda leaf: _split_batch(leaf, microbatches), batch), axis=1)
 
     def one(model_state: State, part: tuple[Batch, Key]) -> tuple[State, tuple]:
         (value, (model_state, metrics)), gradients = differentiate(state.params, model_state, *part)

@@ -131,6 +131,8 @@ def network_learner(
         known = ", ".join(NetworkOptions.__annotations__)
         raise ExperimentError(f"there is no option {min(unknown)!r} (there are {known})")
     augment, frozen = options.get("augment"), tuple(options.get("frozen", ()))
+    # A model with rules keeps to the batch of each device by itself.
+    rules = getattr(model, "sharding_rules", ())
     l1, l2, ema_decay = options.get("l1"), options.get("l2"), options.get("ema_decay")
 
     def init(key: Key, examples: chex.ArrayTree) -> TrainState:
@@ -158,6 +160,7 @@ def network_learner(
             key, augment_key = jax.random.split(key)
             batch = augment(augment_key, batch)
         settings: dict[str, Any] = dict(microbatches=options.get("microbatches", 1), ema_decay=ema_decay, frozen=frozen)
+        settings["gathers"] = not rules
         state, metrics = gradient_step(state, loss, optimizer, task.prepare(batch), key, **settings)
         return state, {**metrics}
 
@@ -174,7 +177,7 @@ def network_learner(
         batch = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": jnp.asarray(inputs)}
         return task.postprocess(outputs_of(state, batch, key), batch)
 
-    return Learner(init, update, evaluate, predict)
+    return Learner(init, update, evaluate, predict, sharding_rules=rules)
 
 
 def weight_penalty(params: Params, l1: chex.Numeric | None = None, l2: chex.Numeric | None = None) -> jax.Array:

@@ -18,6 +18,7 @@ from foldax.errors import ConfigError
 from foldax.learner import Average, Batch, EnvironmentSteps, Key, Metrics, Model, Params, State
 from foldax.learners import gradients
 from foldax.learners.rl.exploration import add_steps
+from foldax.mesh import shard_batch
 from foldax.rl import replay, resets
 from foldax.rl.environment import Observation
 from foldax.rl.frames import FrameStack, newest_frame
@@ -264,7 +265,8 @@ def sample_batch(setup: ReplaySetup, state: ReplayState, key: Key) -> replay.Rep
     buffer, settings = state.buffer, setup.settings.replay
     batch_size, discount = setup.settings.batch_size, setup.settings.discount
     if state.priority_tree is None:
-        return replay.sample(buffer, key, batch_size, discount, settings.n_steps, settings.frame_stack)
+        sample = replay.sample(buffer, key, batch_size, discount, settings.n_steps, settings.frame_stack)
+        return shard_batch(sample)
     # Leaf i of the tree belongs to environment i % N of the row stored at i // N.
     num_envs = buffer.rows.shape[1]
     indices = rl.priorities.sample(state.priority_tree, key, batch_size)
@@ -278,7 +280,7 @@ def sample_batch(setup: ReplaySetup, state: ReplayState, key: Key) -> replay.Rep
     progress = jnp.minimum(state.environment_steps / rise_steps, 1.0)
     exponent = settings.importance_exponent + (1 - settings.importance_exponent) * progress
     weights = jnp.power(jnp.maximum(probabilities * count, 1e-8), -exponent)
-    return batch._replace(weights=weights * jnp.reciprocal(weights.max()))
+    return shard_batch(batch._replace(weights=weights * jnp.reciprocal(weights.max())))
 
 
 def update_priorities(

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
+from foldax.mesh import shard_batch
 from foldax.models.layers.convolution import convolution
 
 Normalization = Literal["batch", "layer", "group", "rms"]
@@ -276,12 +277,17 @@ def repeat(
     >>> params["layers"]["Dense_0"]["kernel"].shape
     (3, 4, 4)
     """
+
+    def sharded_block(x: X) -> X:
+        # Each device keeps to its part of the batch; else XLA may divide a block by its parameters' axes instead.
+        return shard_batch(block(shard_batch(x)))
+
     # Inside a scan, XLA cannot merge the recomputation with the forward pass, so no barrier against CSE is needed.
     scope = nn.remat(_Scope, prevent_cse=not scan, policy=remat_policy(remat)) if remat else _Scope
     if not scan:
         for index in range(count):
-            x, _ = scope(block, name=f"{name}_{index}")(x)
+            x, _ = scope(sharded_block, name=f"{name}_{index}")(x)
         return x
     axes = {"params": 0, "batch_stats": 0, "cache": 0}
     loop = nn.scan(scope, variable_axes=axes, split_rngs={"params": True, "dropout": True}, length=count)
-    return loop(block, name=name)(x)[0] if count else x
+    return loop(sharded_block, name=name)(x)[0] if count else x

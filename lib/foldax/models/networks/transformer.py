@@ -5,7 +5,7 @@ Shapes: B batch, T queries, S keys, D width, C features of the inputs.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError, check_positive
+from foldax.learner import ShardingRule
 from foldax.models.layers import Activation, Initializer, activation, initializer, sequences
 from foldax.models.layers.attention import Attention, AttentionImplementation, rotary_angles
 from foldax.models.layers.building_blocks import Dense, Dropout, Remat, flat_dot_general, normalization, repeat
@@ -133,6 +134,15 @@ class HiddenStates(NamedTuple):
     output_params: chex.ArrayTree
 
 
+SHARDING_RULES: tuple[ShardingRule, ...] = (
+    (r"attention/(query|key_value)/kernel$|mlp_(in|gate)/kernel$", (None, "tensor")),
+    (r"attention/(query|key_value)/bias$|mlp_(in|gate)/bias$", ("tensor",)),
+    (r"attention/output/kernel$|mlp_out/kernel$|embedding/embedding$", ("tensor", None)),
+    (r"(^|/)output/kernel$", (None, "tensor")),
+)
+"""Heads, hidden units and the vocabulary are divided over "tensor" (Shoeybi et al., 2019); see `foldax.Learner`."""
+
+
 class Transformer(nn.Module):
     """Pre-norm Transformer: `[B, T, C]`, or tokens `[B, T]`, to float32 `[B, T, features]` or `[B, features]`.
 
@@ -171,6 +181,7 @@ class Transformer(nn.Module):
       attention_implementation: "xla", or "fused": attention of long sequences by cuDNN on GPUs and by splash attention
         on TPUs, which store no attention weights; needs no mask on TPUs, and a `dtype` of 16 bits on GPUs. XLA's
         wherever these do not take the inputs.
+      sharding_rules: `SHARDING_RULES`, of every Transformer: how several devices divide its parameters.
 
     >>> import jax
     >>> model = Transformer(11, vocabulary_size=11, width=8, depth=1, num_heads=2, causal=True)
@@ -202,6 +213,7 @@ class Transformer(nn.Module):
     scan_layers: bool = False
     vocabulary_multiple: int = 1
     attention_implementation: AttentionImplementation = "xla"
+    sharding_rules: ClassVar[tuple[ShardingRule, ...]] = SHARDING_RULES
 
     @nn.compact
     def __call__(

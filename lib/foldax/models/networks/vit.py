@@ -1,6 +1,6 @@
 """Networks that treat an image as a sequence of patches: the Vision Transformer and the MLP-Mixer."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import chex
 import jax
@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from foldax.errors import ConfigError
+from foldax.learner import ShardingRule
 from foldax.models.layers import Activation, Conv, Dense, Dropout, Initializer, Remat, activation, initializer, repeat
-from foldax.models.networks.transformer import transformer_blocks
+from foldax.models.networks.transformer import SHARDING_RULES, transformer_blocks
 
 
 def embed_patches(x: jax.Array, size: int, width: int, kernel_init: Initializer, dtype: DTypeLike | None) -> jax.Array:
@@ -54,6 +55,7 @@ class ViT(nn.Module):
       remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks as a scan, so that compile time does not depend on the depth; their parameters are
         stacked.
+      sharding_rules: as in `Transformer`.
 
     >>> model = ViT(10, patch_size=4, width=8, depth=1, num_heads=2)
     >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 8, 8, 3)))[0].shape
@@ -73,6 +75,7 @@ class ViT(nn.Module):
     dtype: DTypeLike | None = None
     remat: Remat = False
     scan_layers: bool = False
+    sharding_rules: ClassVar[tuple[ShardingRule, ...]] = SHARDING_RULES
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
