@@ -50,7 +50,10 @@ def dataset(config):
 experiment = LEARNERS["NAME"]
 '''
 HOST = ROOT / "experiments" / "rl" / "gymnasium_cartpole.py"
-STREAMED = [f"{name}, streamed" for name, experiment in LEARNERS.items() if experiment.dataset is not None]
+# `learners.subset` selects rows on the device, so it refuses streams.
+STREAMED = [
+    f"{name}, streamed" for name, experiment in LEARNERS.items() if experiment.dataset is not None and name != "subset"
+]
 # The first four are those of the suite: among them a stream, an agent, and environments that cannot be saved.
 FIRST = ["classifier, streamed", "ppo", "kmeans", "gymnasium"]
 OTHERS = sorted({*LEARNERS, *STREAMED} - {*FIRST, "streaming"})  # that one is the first
