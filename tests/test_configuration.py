@@ -227,7 +227,7 @@ def test_periods_follow_from_the_steps_unless_given(steps: int) -> None:
     assert foldax.RLTraining(environment_steps=512 * steps).evaluation_period == 0
 
 
-def test_log_lines_are_at_most_1000_steps_apart() -> None:
+def test_log_lines_follow_each_other_within_1000_steps() -> None:
     assert foldax.Training(steps=10_000_000).log_period == 1_000
 
 

@@ -47,7 +47,7 @@ def time_limit(environment: Environment, max_steps: int) -> Environment:
 def pool_resets(environment: Environment, num_states: int) -> Environment:
     """Lets episodes begin at one of `num_states` fresh starts of each rollout, instead of a reset at each step.
 
-    For environments whose reset costs more than a few steps, such as a world that is generated; `rl.check` tells its
+    For environments whose reset costs more than a few steps, such as a generated map; `rl.check` tells its
     price. A start may serve several episodes of a rollout: the metric "episodes_per_start" counts them.
 
     Args:

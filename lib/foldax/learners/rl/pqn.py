@@ -121,7 +121,7 @@ def pqn(
     rl.check_environment(environment, num_envs, rollout_steps)
     rl.check_minibatches(settings.num_minibatches, num_envs, rollout_steps)
     rl.check_discrete_actions("pqn", environment)
-    # A new name: `predict_inputs` state the mask apart.
+    # A new name: `predict_inputs` state the mask separately.
     masked_environment = rl.observe_legal_actions(environment)
 
     def epsilon_of(state: PQNState) -> jax.Array:
