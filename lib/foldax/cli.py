@@ -262,7 +262,7 @@ def _resume(command: argparse.Namespace) -> int:
             problem = (
                 f"{command.options[0]}: {command.run_dir} is a sweep, whose members keep the fields that they have"
             )
-            raise ConfigError(f"{problem}; start another sweep, `foldax sweep FILE {' '.join(command.options)} ...`")
+            raise ConfigError(f"{problem}; start another sweep with {' '.join(command.options)}, or leave them out")
         return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker, command.quiet)
     experiment, config = folder.load(command.run_dir)
     config = parse_config(experiment, command.options, config)

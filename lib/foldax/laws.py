@@ -91,7 +91,8 @@ def purity(subject: Subject) -> str | None:
     initial_fold, advance = compiled.jit_fold()
     with compiled.user_errors(run.program, **run.arguments):
         fold = initial_fold(run.program, **run.arguments)
-    retraced = dataclasses.replace(run, fold=fold, compiled=run.compiled._replace(advance=advance))
+    best = compiled.copy(run.best)  # each run donates its own
+    retraced = dataclasses.replace(run, fold=fold, best=best, compiled=run.compiled._replace(advance=advance))
     first, second = (_train(r, [end]) for r in (run, retraced))
     reason = "the learner draws random numbers from something other than its key"
     _check_same_bits(first, second, "two runs with the same seed differ", reason)

@@ -9,6 +9,7 @@ import pytest
 
 import foldax
 from foldax import cli
+from foldax.engine import checkpoint_files
 from foldax.errors import DataError
 from foldax.runs import provenance, reproduce
 from foldax.runs.folder import read_json
@@ -131,7 +132,9 @@ def test_seconds_add_up_over_sessions(interrupted: Path, experiment) -> None:
     meta = next((interrupted / "checkpoints" / "6" / "meta").rglob("metadata"))
     content = json.loads(meta.read_text())
     assert content["times"]["seconds"] > 0
-    meta.write_text(json.dumps(content | {"times": {"seconds": 1000.0, "compile_seconds": 100.0}}))
+    del content["meta_checksum"]
+    longer = content | {"times": {"seconds": 1000.0, "compile_seconds": 100.0}}
+    meta.write_text(json.dumps(checkpoint_files.with_checksum(longer)))
     result = foldax.train(experiment, Config(checkpoint_every=6), run_dir=interrupted, resume=True, verbose=False)
     assert result.seconds > 1000
     assert result.compile_seconds >= 100

@@ -108,7 +108,8 @@ def test_monitor_mode_and_patience_are_options_of_resume(tiny_file: Path, monkey
     assert "did you mean 'accuracy'?" in capsys.readouterr().err
     assert cli.main(["resume", "r", "--monitor", "accuracy", "--seed", "20"]) == 2
     assert "r was started with another config: seed (0 in the folder, now 20)" in capsys.readouterr().err
-    assert cli.main(["resume", "r", "--monitor", "accuracy", "--mode", "max", "--patience", "5"]) == 0
+    at_the_end = ["--evaluate-every", "0"]
+    assert cli.main(["resume", "r", "--monitor", "accuracy", "--mode", "max", "--patience", "5", *at_the_end]) == 0
     config = folder.read_json(Path("r/config.json"))
     assert (config["monitor"], config["mode"], config["patience"]) == ("accuracy", "max", 5)
     assert folder.read_result(Path("r"))["best_step"] == 12

@@ -456,7 +456,7 @@ def test_resuming_a_finished_sweep_changes_nothing(foldax, sweep_folder) -> None
     assert (code, out, err) == (0, "swept is finished; `foldax show swept` shows it\n", "")
     code, _, err = foldax("resume", "swept", "--seeds", "3")
     problem = "--seeds: swept is a sweep, whose members keep the fields that they have"
-    assert (code, err) == (2, f"foldax: {problem}; start another sweep, `foldax sweep FILE --seeds 3 ...`\n")
+    assert (code, err) == (2, f"foldax: {problem}; start another sweep with --seeds 3, or leave them out\n")
     assert (sweep_folder / "sweep.json").read_bytes() == before
 
 
