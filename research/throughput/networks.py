@@ -21,6 +21,7 @@ from throughput import (
     Config,
     Contenders,
     compare,
+    step_flops,
     torch,
     torch_classifiers,
     torch_contenders,
@@ -29,7 +30,6 @@ from throughput import (
 
 import foldax
 from foldax import data, learners, models
-from foldax.engine.flops import count_flops
 
 ROUNDS = 3
 RESNET = Config(steps=120, batch_size=64, log_every=20)
@@ -245,14 +245,6 @@ def measure_diffusion() -> dict[str, Any]:
         contenders |= torch_contenders(DENOISING, len(images), torch_denoiser, loss)
     title = f"digits: diffusion, a DiT of 3 layers of 64, batch {DENOISING.batch_size}"
     return compare(title, contenders, ROUNDS, step_flops(diffusion_learner, DENOISING, dataset))
-
-
-def step_flops(learner: Any, config: Config, dataset: data.Dataset) -> float:
-    """Counts the FLOPs of the products and convolutions of one update, including those inside scanned blocks."""
-    instance = learner(config, dataset.info)
-    batch = {name: values[: config.batch_size] for name, values in dataset.train.examples().items()}
-    state = jax.eval_shape(instance.init, jax.random.key(0), batch)
-    return count_flops(jax.make_jaxpr(instance.update)(state, batch, jax.random.key(0)).jaxpr)
 
 
 def main() -> None:

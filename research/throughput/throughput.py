@@ -28,6 +28,7 @@ from rich.table import Table
 
 import foldax
 from foldax import data, learners, models
+from foldax.engine.flops import count_flops
 
 try:
     import torch
@@ -298,14 +299,12 @@ def compare(title: str, contenders: Contenders, rounds: int, flops: float = 0.0)
     return results
 
 
-def product_flops(layers: list[tuple[int, int, int]], batch_size: int) -> float:
-    """FLOPs of the matrix products of one update; layers are (positions, fan-in, outputs).
-
-    Two per multiplication in the forward pass; as many for the weight gradients, and as many for the input gradients,
-    which the first layer does not need. Everything else (ReLU, pooling, AdamW) is left out.
-    """
-    forward = [2 * batch_size * positions * fan_in * outputs for positions, fan_in, outputs in layers]
-    return 3 * sum(forward) - forward[0]
+def step_flops(learner: Any, config: Any, dataset: data.Dataset) -> float:
+    """Counts the FLOPs of the products and convolutions of one update, of the mathematics alone: see `count_flops`."""
+    instance = learner(config, dataset.info)
+    batch = {name: values[: config.batch_size] for name, values in dataset.train.examples().items()}
+    state = jax.eval_shape(instance.init, jax.random.key(0), batch)
+    return count_flops(jax.make_jaxpr(instance.update)(state, batch, jax.random.key(0)))
 
 
 def measure_digits() -> dict[str, Any]:
@@ -316,7 +315,7 @@ def measure_digits() -> dict[str, Any]:
         "hand-written scan": scan_speed(DIGITS, arrays, learner.init, learner.update),
         **torch_classifiers(DIGITS, dataset, torch_mlp, image=False),
     }
-    flops = product_flops([(1, 64, 32), (1, 32, 32), (1, 32, 10)], DIGITS.batch_size)
+    flops = step_flops(digits_learner, DIGITS, dataset)
     return compare("digits: 64-32-32-10, batch 64", contenders, ROUNDS["digits"], flops)
 
 
@@ -324,7 +323,7 @@ def measure_fashion() -> dict[str, Any]:
     dataset = data.load("fashion_mnist", batch_size=FASHION.batch_size)
     contenders = {"foldax.train": functools.partial(training_speed, fashion, FASHION, dataset)}
     contenders |= torch_classifiers(FASHION, dataset, torch_cnn, image=True)
-    flops = product_flops([(784, 9, 32), (196, 9 * 32, 64), (1, 3136, 256), (1, 256, 10)], FASHION.batch_size)
+    flops = step_flops(fashion_learner, FASHION, dataset)
     return compare("Fashion-MNIST: CNN 32-64, dense 256, batch 128", contenders, ROUNDS["fashion"], flops)
 
 
@@ -356,7 +355,7 @@ def measure_sweep() -> dict[str, Any]:
         "hand-written, side by side": scanned_members_speed(MEMBER, dataset, side_by_side=True),
         **torch_classifiers(DIGITS, dataset, torch_mlp, image=False),
     }
-    flops = product_flops([(1, 64, 32), (1, 32, 32), (1, 32, 10)], MEMBER.batch_size)
+    flops = step_flops(digits_learner, MEMBER, dataset)
     return compare(f"digits: {MEMBERS} members of {MEMBER.steps:,} steps", contenders, ROUNDS["sweep"], flops)
 
 

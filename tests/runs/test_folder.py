@@ -83,7 +83,7 @@ def test_content_of_result_json(run, result) -> None:
     found = read(run / "result.json")
     assert set(found) == {
         "status", "steps", "tested", "best_step", "train", "validation", "test", "state_sha256",
-        "steps_per_second", "seconds", "compile_seconds", "figures",
+        "steps_per_second", "performance", "seconds", "compile_seconds", "figures",
     }  # fmt: skip
     assert (found["status"], found["steps"], found["tested"]) == ("finished", 12, "best")
     assert found["best_step"] in (6, 12)

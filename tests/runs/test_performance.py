@@ -1,5 +1,6 @@
 """Speed, memory and learning rate: what is known is logged, and nothing is invented."""
 
+import json
 import types
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 import foldax
 from foldax import learners, models, optim
-from foldax.engine import hardware, setup
+from foldax.engine import compiled, hardware, setup
 from foldax.engine.state import Callbacks
 from foldax.runs import performance
 from foldax.runs.log import read_log
@@ -82,21 +83,47 @@ def test_an_update_consumes_examples_tokens_or_environment_steps(config, info, e
 
 
 @pytest.mark.parametrize(
-    ("kind", "flops"),
+    ("kind", "name"),
     [
-        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA A100 80GB PCIe", 312e12), ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"), ("Tesla T4", "t4"), ("NVIDIA B200", "b200"), ("TPU v2", "v2"),
+        ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("TPU7x", "tpu7x"),
         ("cpu", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None), ("NVIDIA H200 NVL", None), ("TPU v4 lite", None),
     ],
 )  # fmt: skip
-def test_peak_speeds_are_those_of_whole_known_devices(kind: str, flops: float | None) -> None:
-    assert hardware.peak_flops(types.SimpleNamespace(device_kind=kind)) == flops
+def test_chips_are_known_by_their_whole_kind(kind: str, name: str | None) -> None:
+    chip = hardware.chip_of(kind)
+    assert (chip and chip.name) == name
+    # Memory is read in far less than a minute, and no product reads it often enough to be free of it.
+    assert chip is None or (1 < chip.memory / chip.memory_bandwidth * 1e3 < 100 and chip.flops > chip.memory_bandwidth)
 
 
 def test_memory_is_that_of_the_device_where_it_counts() -> None:
-    stats = {"bytes_in_use": 5, "peak_bytes_in_use": 9, "num_allocs": 1}
+    stats = {"bytes_in_use": 5, "peak_bytes_in_use": 9, "bytes_limit": 12, "num_allocs": 1}
     device: Any = types.SimpleNamespace(memory_stats=lambda: stats)
-    assert hardware.memory_in_use(device) == {"memory_bytes": 5.0, "peak_memory_bytes": 9.0}
+    expected = {"memory_bytes": 5.0, "peak_memory_bytes": 9.0, "memory_limit_bytes": 12.0}
+    assert hardware.memory_in_use(device) == expected
+
+
+def test_speeds_are_those_of_chunks_without_evaluations(monkeypatch) -> None:
+    now = iter([0.0, 1.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(compiled, "training_clock", lambda: next(now))
+    measured = performance.Performance()
+    measured.start(setup.start_run(tiny, Config(), Callbacks(), None))
+    measured.add_chunk(1)
+    measured.add_chunk(11)
+    measured.note_split("validation")
+    measured.add_chunk(21)  # 10 steps in 1 s, and an evaluation of 9 s
+    assert measured.measure(8)["steps_per_second"] == 10
+    measured.note_split("train")
+    measured.add_chunk(31)
+    measured.note_split("validation")
+    measured.add_chunk(41)
+    assert measured.summary()["steps_per_second"] == 10
+    assert measured.text().startswith("10 steps/s  160 examples/s")
+    # Each chunk has an evaluation: better a speed with it than none.
+    assert performance.Rates().add(10, 2.0, is_clean=False).steps_per_second == 5
+    assert performance.Rates().steps_per_second is None
 
 
 def test_performance_is_logged_beside_the_metrics(tmp_path, monkeypatch) -> None:
@@ -109,9 +136,11 @@ def test_performance_is_logged_beside_the_metrics(tmp_path, monkeypatch) -> None
     assert all(line["peak_memory_bytes"] > 0 for line in lines)
     assert "mfu" not in lines[-1]  # the peak of a CPU is not known
     assert read_log(tmp_path / "r") == result.history
-    monkeypatch.setattr(hardware, "PEAK_FLOPS", {"cpu": 1e9})
-    foldax.train(tiny, Config(), run_dir=tmp_path / "s", verbose=False)
+    assert result.performance == json.loads((tmp_path / "r" / "result.json").read_text())["performance"]
+    monkeypatch.setattr(hardware, "CHIPS", {"cpu": hardware.Chip("cpu", 1e9, 1.0, 1.0, 1.0)})
+    result = foldax.train(tiny, Config(), run_dir=tmp_path / "s", verbose=False)
     # Forward and backward pass of the two layers, two operations each; the inputs need no gradient.
     flops = 16 * 2 * (2 * 6 * 8 + 3 * 8 * 2)
     line = read_log(tmp_path / "s", PERFORMANCE_LOG)[-1]
     assert line["mfu"] == pytest.approx(line["steps_per_second"] * flops / 1e9)
+    assert result.performance["mfu"] == pytest.approx(result.performance["steps_per_second"] * flops / 1e9)

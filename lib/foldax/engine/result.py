@@ -39,6 +39,8 @@ class Result:
       compile_seconds: the part of it spent on tracing and compiling.
       steps_per_second: of the loop, with evaluations and checkpoints, but without its first chunk and without
         compiling; 0 if there was no other chunk.
+      performance: speeds of this session over chunks of steps without evaluations, and memory, as in
+        `performance.jsonl`; empty where they were not measured.
       run_dir: the run folder, or None.
       figures: paths of the figures by name.
     """
@@ -58,6 +60,7 @@ class Result:
     seconds: float
     compile_seconds: float
     steps_per_second: float
+    performance: dict[str, float] = dataclasses.field(default_factory=dict)
     run_dir: Path | None = None
     figures: dict[str, Path] = dataclasses.field(default_factory=dict)
 

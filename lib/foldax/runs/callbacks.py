@@ -11,6 +11,7 @@ from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
 from foldax.runs.first_step import FirstStepTimer
 from foldax.runs.hooks import Every, call_hooks
+from foldax.runs.performance import Performance
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
 from foldax.runs.trackers.tracking import Tracking
@@ -41,6 +42,7 @@ class RunCallbacks:
     Attributes:
       progress: the bar.
       timer: ends at the first step.
+      performance: measures the speed.
       hooks: functions of the user.
       verbose: whether to print tables.
       files: where the run is recorded; None writes nothing to disk.
@@ -48,6 +50,7 @@ class RunCallbacks:
 
     progress: Progress
     timer: FirstStepTimer
+    performance: Performance
     hooks: Sequence[Every]
     verbose: bool
     files: RunFiles | None = None
@@ -79,6 +82,7 @@ class RunCallbacks:
             # Only now are its files changed: until here, a finished run is as it was.
             self.files.recorder.start(run)
             _record_start(self.files.path, run)
+        self.performance.start(run, with_learning_rates=self.files is not None)
         if self.verbose:
             terminal.print_table(tables.model_table(run))
             if run.step == 0 and (reason := nonresumable_reason(run.dataset)):
@@ -95,22 +99,22 @@ class RunCallbacks:
     def step(self, step: int) -> None:
         """Shows that `step` updates are done, and writes the speed."""
         self.timer.stop()
-        self.progress.step(step)
+        self.performance.add_chunk(step)
+        self.progress.step(step, self.performance.text)
         if self.files is not None:
-            self.files.recorder.step(step)
+            self.files.recorder.write_performance()
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Shows and writes the metrics of a step."""
         self.progress.metrics(split, metrics)
+        self.performance.note_split(split)
         if self.files is not None:
             self.files.recorder.write(step, split, metrics)
 
     def at_interval(self, run: Run) -> None:
         """Calls the hooks that are due, whose time is no training."""
-        if self.files is None:
-            call_hooks(self.hooks, run, None, None)
-        else:
-            self.files.recorder.exclude(call_hooks(self.hooks, run, self.files.path, self.files.tracking))
+        path, tracking = (None, None) if self.files is None else (self.files.path, self.files.tracking)
+        self.performance.exclude(call_hooks(self.hooks, run, path, tracking))
 
 
 def _check_inputs(files: RunFiles, run: Run) -> None:

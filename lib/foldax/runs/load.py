@@ -91,6 +91,7 @@ def load_run(
         seconds=result.get("seconds", 0.0),
         compile_seconds=result.get("compile_seconds", 0.0),
         steps_per_second=result.get("steps_per_second", 0.0),
+        performance=result.get("performance", {}),
         run_dir=path.absolute(),
         figures={name: path.absolute() / "figures" / file for name, file in result.get("figures", {}).items()},
     )

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from foldax.runs.terminal import Output, console
@@ -44,8 +45,8 @@ class Progress:
         self._task = self._bar.add_task(self._name, total=self._steps, speed="", metrics="")
         self._bar.start()
 
-    def step(self, step: int) -> None:
-        """Shows that `step` updates are done."""
+    def step(self, step: int, performance: Callable[[], str] = str) -> None:
+        """Shows that `step` updates are done, and the speed: what `performance` says, else measured here."""
         if not self._shown:
             return
         now = time.monotonic()
@@ -53,6 +54,7 @@ class Progress:
         # Counted from the first call: the time before it was spent compiling.
         speed = (step - self._start[0]) / (now - self._start[1]) if now > self._start[1] else 0.0
         text = f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2f} steps/s" if speed else "compiling"
+        text = performance() or text
         metrics = "  ".join(self._newest.values())
         if self._bar is not None:
             self._bar.update(self._task, completed=step, speed=text, metrics=metrics)

@@ -23,16 +23,16 @@ class Recorder:
     Args:
       path: the run folder.
       tracking: the trackers.
+      performance: the measurements.
     """
 
-    def __init__(self, path: Path, tracking: Tracking) -> None:
+    def __init__(self, path: Path, tracking: Tracking, performance: Performance) -> None:
         self._path, self._log, self._performance_log = path, Log(path), Log(path, PERFORMANCE_LOG)
-        self._tracking = tracking
-        self._performance: Performance | None = None
+        self._tracking, self._performance = tracking, performance
         self._log_step: int | None = None
 
     def start(self, run: Run) -> None:
-        """Starts the trackers and the measurements of a run, before its first chunk.
+        """Starts the trackers of a run, before its first chunk.
 
         Lines after its step, which it writes again, are removed; those of metrics before it become its history.
 
@@ -47,12 +47,6 @@ class Recorder:
         folder.update_manifest(self._path, trackers=ids | new_ids, chosen_trackers=list(new_ids))
         self._performance_log.rewind(run.step)
         run.history = self._log.rewind(run.step)
-        self._performance = Performance(run)
-
-    def exclude(self, seconds: float) -> None:
-        """Leaves out a time that was no training."""
-        if self._performance is not None:
-            self._performance.exclude(seconds)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Writes the metrics of a step.
@@ -62,18 +56,18 @@ class Recorder:
         """
         self._log.write(step, split, metrics)
         self._tracking.log(step, split, metrics)
-        # The speed is known when the whole chunk is read; `step` writes it.
+        # The speed is known when the whole chunk is read; `write_performance` writes it.
         if split == "train":
             self._log_step = step
 
-    def step(self, step: int) -> None:
+    def write_performance(self) -> None:
         """Writes speed, memory and learning rate, if training metrics were written since the last call.
 
         Raises:
           RunError: the files cannot be written.
         """
-        if self._performance is not None and self._log_step is not None:
-            line = self._performance.measure(step, self._log_step)
+        if self._log_step is not None:
+            line = self._performance.measure(self._log_step)
             self._performance_log.write(self._log_step, "performance", line)
             self._tracking.log(self._log_step, "performance", line)
             self._log_step = None

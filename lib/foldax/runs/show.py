@@ -8,6 +8,7 @@ from foldax.options import flatten, plain_text
 from foldax.runs import folder, provenance, tables
 from foldax.runs.figures import draw_learning_curves
 from foldax.runs.log import read_log
+from foldax.runs.performance import performance_text
 from foldax.runs.terminal import echo, print_table, warn
 
 
@@ -33,7 +34,8 @@ def show(path: Path) -> None:
         metrics |= folder.result_metrics(result)
         best_step = result.get("best_step")
         title = f"{result['status']} after {result['steps']} steps; tested: the {result['tested']} state"
-        echo(f"{result['steps_per_second']:,.0f} steps/s, {result['seconds']:.1f} s")
+        speed = performance_text(result.get("performance", {})) or f"{result['steps_per_second']:,.0f} steps/s"
+        echo(f"{speed}, {result['seconds']:.1f} s")
     else:
         for line in history:
             values = {name: value for name, value in line.items() if name not in LOG_FIELDS}

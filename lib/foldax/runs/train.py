@@ -26,6 +26,7 @@ from foldax.runs.figures import save_figures
 from foldax.runs.first_step import FirstStepTimer
 from foldax.runs.hooks import Every, check_hooks, missing_hooks_warning
 from foldax.runs.load import load_run
+from foldax.runs.performance import Performance, performance_text
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
 from foldax.runs.signals import SECONDS_TO_END, stop_on_signals
@@ -100,8 +101,10 @@ def train(
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         ascribed = inputs_of(experiment, config)
         with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
-            callbacks = RunCallbacks(progress, timer, every, verbose)
-            return fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
+            performance = Performance()
+            callbacks = RunCallbacks(progress, timer, performance, every, verbose)
+            result = fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
+            return dataclasses.replace(result, performance=performance.summary())
     # 4. In a locked folder, whose manifest always records how the run ended
     if own_trackers is None:
         names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
@@ -122,14 +125,15 @@ def train(
         try:
             if every:
                 folder.update_manifest(path, hooks=[hook.name for hook in every])
+            performance = Performance()
             with (
                 contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
-                contextlib.closing(Recorder(path, tracking)) as recorder,
+                contextlib.closing(Recorder(path, tracking, performance)) as recorder,
             ):
                 files = RunFiles(path, recorder, tracking, allow_other_data)
-                callbacks = RunCallbacks(progress, timer, every, verbose, files)
+                callbacks = RunCallbacks(progress, timer, performance, every, verbose, files)
                 result = _fit_in_folder(experiment, config, dataset, callbacks, files, source)
-            result = _finish(path, result)
+            result = _finish(path, dataclasses.replace(result, performance=performance.summary()))
         except BaseException as error:
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 # A finished run that could not go on is as it was.
@@ -264,6 +268,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "state_sha256": state_digest(result.final_state),
         **({"nonresumable_reason": reason} if reason else {}),
         "steps_per_second": result.steps_per_second,
+        "performance": result.performance,
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
         "figures": {name: path.name for name, path in result.figures.items()},
@@ -278,7 +283,7 @@ def print_result(result: Result) -> None:
     title = f"{experiment_name(result.experiment)}: {result.status} after {result.step} steps{environment} ({state})"
     evaluations = {split: metrics for split, metrics in result.metrics.items() if split != "train"}
     terminal.print_table(tables.metrics_table(title, evaluations or result.metrics))
-    speed = f"{result.steps_per_second:,.0f} steps/s, " if result.steps_per_second else ""
+    speed = f"{text}, " if (text := performance_text(result.performance)) else ""
     terminal.echo(f"{speed}{result.seconds:.1f} s in all, {result.compile_seconds:.1f} s of it compiling")
     paths = result.figures if result.run_dir is None else {**result.figures, "run folder": result.run_dir}
     for name, path in paths.items():
