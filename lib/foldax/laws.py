@@ -91,9 +91,9 @@ def purity(subject: Subject) -> str | None:
     initial_fold, advance = compiled.jit_fold()
     with compiled.user_errors(run.program, **run.arguments):
         fold = initial_fold(run.program, **run.arguments)
-    best = compiled.copy(run.best)  # each run donates its own
-    retraced = dataclasses.replace(run, fold=fold, best=best, compiled=run.compiled._replace(advance=advance))
-    first, second = (_train(r, [end]) for r in (run, retraced))
+    functions = run.compiled._replace(advance=advance)
+    second = _train(dataclasses.replace(run, fold=fold, best=compiled.copy(run.best), compiled=functions), [end])
+    first = _train(run, [end])
     reason = "the learner draws random numbers from something other than its key"
     _check_same_bits(first, second, "two runs with the same seed differ", reason)
     return None
@@ -379,9 +379,8 @@ def faster_dispatch(subject: Subject, steps: int = 20) -> str | None:
 
 def _callbacks(config: Any) -> Callbacks:
     """Callbacks with the initial parameters that the config names in `init_from`."""
-    return Callbacks(
-        replace_initial_state=initial_parameters.initial_state_hook(initial_parameters.initial_source(config))
-    )
+    source = initial_parameters.initial_source(config)
+    return Callbacks(replace_initial_state=initial_parameters.initial_state_hook(source))
 
 
 def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from foldax.errors import ConfigError, ExperimentError, Interrupted, RunError
 from foldax.runs import folder
 from foldax.runs.log import read_log
 from foldax.runs.resume import run_status
+from foldax.runs.status import failure_status
 from tests.conftest import Config
 
 
@@ -158,7 +159,7 @@ def test_other_names_are_those_of_folders_below_runs(experiment, tmp_path, monke
     ],
 )
 def test_the_status_of_a_run_that_failed_has_the_reason(error, status) -> None:
-    assert folder.failure_status(error) == status
+    assert failure_status(error) == status
 
 
 def test_runs_of_the_same_second_have_different_folders(experiment, tmp_path, monkeypatch) -> None:
@@ -208,6 +209,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from foldax.runs import folder
+from foldax.runs.status import failure_status
 path = Path(sys.argv[1])
 folder.write_json(path, {"a": 1})
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)

@@ -464,7 +464,8 @@ def test_folder_of_another_sweep_is_refused(foldax, sweep_folder) -> None:
     before = (sweep_folder / "sweep.json").read_bytes()
     code, out, err = foldax("sweep", "line.py", "--seeds", 2, "--sweep-dir", "swept")
     assert (code, out) == (1, "")
-    assert err == "foldax: swept holds a run already; choose another --sweep-dir, or `foldax resume swept`\n"
+    remedy = 'choose another --sweep-dir, or `foldax resume swept`, or --or-resume (resume="auto")'
+    assert err == f"foldax: swept holds a run already; {remedy}\n"
     assert (sweep_folder / "sweep.json").read_bytes() == before
 
 

@@ -260,4 +260,4 @@ def test_pages_with_little_or_odd_content_open_without_errors(tmp_path, open_pag
     assert opened["seeds"].locator("#fields").is_hidden()
     assert opened["odd"].locator("img").count() == 0
     assert opened["odd"].locator("th", has_text="name<b>").count() == 1
-    assert "</script><img src=x onerror=alert(1)>" in opened["odd"].text_content("#effect-0")
+    assert "</script><img src=x onerror" in opened["odd"].text_content("#effect-0")  # long values are shortened

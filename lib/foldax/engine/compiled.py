@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from foldax.configuration import traced_config
+from foldax.engine import best_state
 from foldax.engine import fold as folds
 from foldax.engine.durations import phase_seconds
 from foldax.engine.flops import count_flops, inner_jaxprs
@@ -76,7 +77,7 @@ advance_one_step = jit_and_donate(folds.advance_one_step, "fold", static_argname
 log_sums = jax.jit(folds.log_sums)
 reset_metric_sums = jit_and_donate(folds.reset_metric_sums, "fold")
 evaluate = jax.jit(folds.evaluate, static_argnames=("program", "collect"))
-update_best = jit_and_donate(folds.update_best, "best", static_argnames="program")
+update_best = jit_and_donate(best_state.update_best, "best", static_argnames="program")
 copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
 from foldax.engine import boundaries, compiled, evaluation
-from foldax.engine.fold import SUM_STEPS, BestState, ChunkReport, Fold
+from foldax.engine.best_state import BestState
+from foldax.engine.fold import SUM_STEPS, ChunkReport, Fold
 from foldax.engine.policy import CurrentPolicy
 from foldax.engine.result import Result
 from foldax.engine.setup import (

@@ -11,8 +11,9 @@ import numpy as np
 from foldax.configuration import RLTraining, traced_config
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
 from foldax.engine import compiled, contracts
+from foldax.engine.best_state import initial_best
 from foldax.engine.durations import count_seconds
-from foldax.engine.fold import Program, initial_best, make_learner
+from foldax.engine.fold import Program, make_learner
 from foldax.engine.history import History
 from foldax.engine.layout import MIN_DIVIDED_SIZE, Layout, make_mesh
 from foldax.engine.state import NEVER, Callbacks, Run, Timestamp

@@ -10,7 +10,8 @@ import jax
 
 from foldax.data.protocol import DataBlock, Dataset, Policy
 from foldax.engine import compiled
-from foldax.engine.fold import BestState, ChunkReport, Fold, Program
+from foldax.engine.best_state import BestState
+from foldax.engine.fold import ChunkReport, Fold, Program
 from foldax.engine.history import History
 from foldax.learner import Average, State
 

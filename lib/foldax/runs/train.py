@@ -30,6 +30,7 @@ from foldax.runs.performance import Performance, performance_text
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
 from foldax.runs.signals import SECONDS_TO_END, stop_on_signals
+from foldax.runs.status import failure_status
 from foldax.runs.terminal import warn
 from foldax.runs.trackers.choose import DEFAULT, NONE, Trackers, make_trackers, recorded_names
 from foldax.runs.trackers.protocol import Tracker
@@ -138,10 +139,10 @@ def train(
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 # A finished run that could not go on is as it was.
                 before = folder.read_result(path) if (path / "result.json").exists() else {}
-                status = before.get("status", folder.failure_status(error))
+                status = before.get("status", failure_status(error))
                 folder.update_manifest(path, status=status, ended=folder.now())
             seconds = FINISH_SECONDS if isinstance(error, Exception) else SECONDS_TO_END
-            tracking.finish(folder.failure_status(error), seconds)
+            tracking.finish(failure_status(error), seconds)
             raise
         # 5. The run is finished, whatever happens to its figures and trackers
         try:

@@ -16,6 +16,7 @@ from foldax.locks import is_locked
 from foldax.options import flatten, plain_text
 from foldax.runs import folder, tables
 from foldax.runs.removal import folder_size
+from foldax.runs.status import status_kind
 from foldax.runs.tags import read_tags
 from foldax.runs.terminal import warn
 from foldax.sweeps.statistics import best_mode
@@ -183,7 +184,7 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], text: str) -> bool:
         return compare(number, other)
     if compare not in (operator.eq, operator.ne):
         return False
-    spellings = {plain_text(value), folder.status_kind(value) if isinstance(value, str) else plain_text(value)}
+    spellings = {plain_text(value), status_kind(value) if isinstance(value, str) else plain_text(value)}
     is_equal = text.replace(" ", "") in {spelling.replace(" ", "") for spelling in spellings}
     return is_equal == (compare is operator.eq)
 
@@ -274,7 +275,7 @@ def entries_table(entries: Sequence[Entry], metrics: Sequence[str]) -> Any:
 def _row(entry: Entry, metrics: Sequence[str], fields: Sequence[str]) -> list[str]:
     from rich.filesize import decimal
 
-    short = folder.status_kind(entry.status) + " ..." * (folder.status_kind(entry.status) != entry.status)
+    short = status_kind(entry.status) + " ..." * (status_kind(entry.status) != entry.status)
     status = short if entry.kind == "run" else f"sweep, {short}"
     return [
         *(display_path(entry.path), entry.experiment, status, "" if entry.step is None else f"{entry.step:,}"),

@@ -17,8 +17,9 @@ import numpy as np
 
 from foldax.configuration import parse_interval
 from foldax.engine import compiled, evaluation, setup
+from foldax.engine.best_state import BestState
 from foldax.engine.current_program import inputs_of
-from foldax.engine.fold import BestState, Fold
+from foldax.engine.fold import Fold
 from foldax.engine.history import History
 from foldax.engine.state import Callbacks, Run
 from foldax.errors import ConfigError

@@ -19,6 +19,7 @@ from foldax.field_values import to_plain
 from foldax.runs import folder
 from foldax.runs.progress import Progress
 from foldax.runs.signals import stop_on_signals
+from foldax.runs.status import failure_status
 from foldax.runs.tables import flat_metrics
 from foldax.runs.trackers.choose import NONE, Trackers, make_trackers
 from foldax.runs.trackers.protocol import Tracker
@@ -191,7 +192,7 @@ def sweep(
         try:
             return _run(path, planner, plan, search, launcher, trackers, verbose)
         except BaseException as error:
-            status = folder.failure_status(error)
+            status = failure_status(error)
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
                 folder.write_json(path / "sweep.json", folder.read_json(path / "sweep.json") | {"status": status})
             raise

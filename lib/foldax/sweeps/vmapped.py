@@ -21,7 +21,8 @@ from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, evaluation, loop, setup
 from foldax.engine import fold as folds
-from foldax.engine.fold import BestState, ChunkReport, Fold, Program, initial_best
+from foldax.engine.best_state import BestState, initial_best, update_best
+from foldax.engine.fold import ChunkReport, Fold, Program
 from foldax.engine.state import NEVER, Callbacks, CompiledFunctions, PendingChunk, Run, Timestamp
 from foldax.engine.state_leaves import state_digest
 from foldax.experiment import Experiment
@@ -94,8 +95,8 @@ def _inference_state(mesh: Mesh, program: Program, config: Config, state: State)
 def _update_best(
     mesh: Mesh, program: Program, config: Config, best: BestState, fold: Fold, *comparison: jax.Array
 ) -> tuple[BestState, jax.Array]:
-    """Compares an evaluation with the best one: `comparison` is value, sign and patience of `fold.update_best`."""
-    update = functools.partial(folds.update_best, program)
+    """Compares an evaluation with the best one: `comparison` is value, sign and patience of `update_best`."""
+    update = functools.partial(update_best, program)
     in_axes = (0, 0, FOLD_AXES, 0, None, None)
     return _vmap_over_mesh(update, mesh, in_axes, 0)(config, best, fold, *comparison)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foldax.field_values import to_plain
-from foldax.runs.folder import is_success, status_kind
+from foldax.runs.status import is_success, status_kind
 from foldax.runs.trackers.protocol import TrackedRun
 
 MAX_PARAMS = 100  # that one request may have

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from foldax.runs.folder import is_success
+from foldax.runs.status import is_success
 from foldax.runs.trackers.protocol import TrackedRun
 
 
