@@ -486,12 +486,16 @@ except KeyboardInterrupt as error:
 """
 
 
+# Tests that run in the background ignore Ctrl-C, and so would their programs.
+MAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+MAIN += "import foldax_command; sys.exit(foldax_command.main())"
+
+
 @pytest.mark.parametrize("code", ["raise KeyboardInterrupt", CTRL_C_IN_A_COMPILED_MODULE], ids=["python", "compiled"])
 def test_an_interrupt_is_one_line_also_while_the_command_line_is_imported(tmp_path, code) -> None:
     (tmp_path / "jax.py").write_text(code)  # the first that foldax imports
-    code = "import sys, foldax_command; sys.exit(foldax_command.main())"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'lib'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MAIN], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "foldax: stopped\n")
 
 
@@ -502,9 +506,8 @@ def test_an_interrupt_after_a_command_prints_nothing(tmp_path) -> None:
     (tmp_path / "foldax" / "cli.py").write_text(
         "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGINT)\ndef main():\n    return 1\n"
     )
-    code = "import sys, foldax_command; sys.exit(foldax_command.main())"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'lib'}"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MAIN], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
