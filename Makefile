@@ -5,6 +5,7 @@
 # make lint            ruff, mypy and the floors
 # make docs            the pages as a site, build/site/index.html; a warning is an error
 # make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed
+# make plan            every experiment compiled for a TPU and a GPU that are not here
 # PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
 # UV=uv installs packages by uv, which is faster than pip.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ UV ?=
 # The command that installs packages into an environment.
 install = $(if $(UV),$(UV) pip install --python,) $(1)/bin/python $(if $(UV),,-m pip install --disable-pip-version-check) --quiet
 
-.PHONY: demo test test-lowest test-newest lint docs kill clean
+.PHONY: demo test test-lowest test-newest lint docs kill plan clean
 
 demo: $(VENV)/.installed
 	$(BIN)/foldax run experiments/supervised/digits.py
@@ -69,6 +70,10 @@ docs: $(VENV)/.installed-dev
 
 kill: $(VENV)/.installed-dev
 	FOLDAX_KILLS=200 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -rP tests/engine/test_kill.py tests/sweeps/test_kill.py
+
+plan: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plan-tpu,plan-gpu]'
+	FOLDAX_PLAN_EXPERIMENTS=all $(BIN)/python -m pytest -rP tests/engine/test_plan.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "foldax needs Python 3.11 to 3.13; choose one with PYTHON=...")'

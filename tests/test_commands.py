@@ -37,7 +37,7 @@ SOURCES += [path for folder in ("lib", "experiments", "research") for path in so
 COMMAND = r"((?:[A-Z_]+=\S+ )*(?:foldax [a-z]+|make [a-z]+|python \S+\.py)\b"
 DIGITS = ROOT / "experiments/supervised/digits.py"
 STUDIES = [path.parent.name for path in sorted((ROOT / "research").glob("*/study.py"))]
-POSITIONALS = {"list": [], "new": ["NAME"], "run": ["FILE"], "check": ["FILE"], "sweep": ["FILE"]}
+POSITIONALS = {"list": [], "new": ["NAME"], "run": ["FILE"], "check": ["FILE"], "sweep": ["FILE"], "plan": ["FILE"]}
 POSITIONALS |= {
     "completion": ["bash"],
     "predict": ["RUN", "INPUT"],
@@ -54,6 +54,7 @@ NOT_EXECUTED = {
     "slurm": "needs Slurm",
     "wandb": "needs the package; tests/runs/test_trackers.py sends a run to it",
     "check": "tests/test_cli.py runs it, on a smaller experiment: the laws compile for ten seconds",
+    "plan": "needs the compilers of plan-tpu and plan-gpu; tests/engine/test_plan.py runs it where they are",
     "completion": "needs the package shtab; tests/test_cli.py runs it",
     "rm": "tests/runs/test_removal.py removes a run that no other test needs",
     "--prompt": "tests/inference/test_sample.py calls its function, on a smaller model",
@@ -147,7 +148,8 @@ def check_options(source: Path, words: list[str]) -> None:
         parsed, unknown = cli._parser().parse_known_args(words)
         assert parsed.name == name
         if parsed.takes_options:
-            unknown = [] if parse_options(load_experiment(DIGITS).config, unknown) else unknown
+            file = Path(rest[0]) if Path(rest[0]).is_file() else DIGITS
+            unknown = [] if parse_options(load_experiment(file).config, unknown) else unknown
         assert not unknown, words
         return
     if rest[0] in USER_FILES | {"RUN"}:

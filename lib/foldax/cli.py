@@ -17,6 +17,7 @@ import jax
 import foldax
 from foldax.commands.inference import OTHER_DATA, add_inference_commands
 from foldax.commands.management import add_management_commands
+from foldax.commands.plan import add_plan_command
 from foldax.errors import ConfigError, FoldaxError, RunError, display_path
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.extras import import_extra
@@ -51,7 +52,7 @@ def _run_words(words: list[str]) -> int | None:
         parser.print_help()
         return 0
     # Options after FILE, `--help` too, are those of the file's config, so argparse must not see them.
-    if words[0] in ("run", "check", "sweep") and len(words) > 1 and not words[1].startswith("-"):
+    if words[0] in ("run", "check", "sweep", "plan") and len(words) > 1 and not words[1].startswith("-"):
         command, options = parser.parse_args(words[:2]), words[2:]
     else:
         command, options = parser.parse_known_args(words)
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
     check = add("check", _check, "check that an experiment file satisfies the laws", "FILE", takes_options=True)
     check.epilog = "Every field of the file's config is an option."
+    add_plan_command(add, parse_config)
     new = add("new", _new, "write a commented experiment file to start from")
     new.add_argument("file_name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
     completion = add("completion", _completion, "print a script with which a shell completes commands and options")

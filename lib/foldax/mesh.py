@@ -49,12 +49,13 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def mesh_sizes(text: str, num_devices: int) -> dict[str, int]:
+def mesh_sizes(text: str, num_devices: int, machine: str = "this machine") -> dict[str, int]:
     """Returns the size of each axis of a mesh on so many devices.
 
     Args:
       text: see `parse_mesh`.
       num_devices: devices that there are; a mesh may have fewer.
+      machine: that has them, for errors.
 
     Raises:
       ConfigError: the text is no mesh, or its sizes do not fit the devices.
@@ -64,7 +65,7 @@ def mesh_sizes(text: str, num_devices: int) -> dict[str, int]:
     """
     sizes = parse_mesh(text)
     given = math.prod(size for size in sizes.values() if size != -1)
-    machine = f"this machine has {num_devices}"
+    machine = f"{machine} has {num_devices}"
     if given > num_devices:
         raise ConfigError(f"mesh: {text!r} takes {given} devices, but {machine}")
     if -1 in sizes.values() and num_devices % given:

@@ -6,14 +6,14 @@ parameters where they are used, and adds up gradients (GSPMD: Xu et al., 2021).
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from foldax.errors import ExperimentError, did_you_mean
+from foldax.errors import ConfigError, ExperimentError, did_you_mean
 from foldax.learner import ShardingRule
 from foldax.mesh import AXES, BATCH_AXES, axis_names, mesh_sizes
 from foldax.parameter_paths import path_name
@@ -118,17 +118,28 @@ class Layout(NamedTuple):
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
-def make_mesh(text: str) -> Mesh | None:
+def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Makes the mesh of a config; None for a single device.
 
+    Args:
+      text: see `foldax.mesh.parse_mesh`.
+      devices: those of this machine by default; also of a topology that is not here.
+
     Raises:
-      ConfigError: the sizes do not fit the devices of this machine.
+      ConfigError: the sizes do not fit the devices.
 
     >>> make_mesh("data=1") is None
     True
     """
-    sizes = mesh_sizes(text, jax.device_count())
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(text, len(devices))
     count = math.prod(sizes.values())
+    if count == 1:
+        return None
     # Auto axes: XLA lays out everything between the constraints.
     axis_types = (AxisType.Auto,) * len(AXES)
-    return None if count == 1 else jax.make_mesh(tuple(sizes.values()), AXES, axis_types, devices=jax.devices()[:count])
+    try:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types, devices=devices[:count])
+    except AssertionError:  # of TPUs, whose links make a grid
+        problem = f"the first {count} of the {len(devices)} devices are no complete grid"
+        raise ConfigError(f"mesh: {text!r} cannot be laid out: {problem}; use all of them, or a half") from None

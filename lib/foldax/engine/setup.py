@@ -112,9 +112,12 @@ def initial_fold_arguments(
     experiment: Experiment, config: Any, dataset: Dataset | None
 ) -> tuple[Program, tuple[Any, ...]]:
     """Prepares a call of `compiled.initial_fold`: the program, and config, seed, examples and data."""
+    program = make_program(experiment, config, dataset)
+    if program.layout is not None and dataset is not None:
+        dataset = dataset.to(program.layout.batch_sharding)
     block = next(data_blocks(dataset, config.seed, 0))
     examples = None if dataset is None else dataset.train.examples()
-    return make_program(experiment, config, dataset), (*compiled.traced_config_and_seed(config), examples, block.data)
+    return program, (*compiled.traced_config_and_seed(config), examples, block.data)
 
 
 def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -> Program:

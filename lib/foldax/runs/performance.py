@@ -147,7 +147,7 @@ def short_number(value: float) -> str:
     >>> short_number(196_000), short_number(1_234_567), short_number(12.34)
     ('196k', '1.23M', '12.3')
     """
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{suffix}"
     return f"{value:.3g}"

@@ -23,6 +23,7 @@ from foldax.errors import ConfigError
 from foldax.models.layers.building_blocks import Dense
 from foldax.models.layers.fused_attention import fused_attention
 from foldax.models.layers.initializers import Initializer, initializer
+from foldax.platforms import target_platform
 
 AttentionImplementation = Literal["xla", "fused"]
 
@@ -62,7 +63,7 @@ def dot_product_attention(
     chex.assert_rank([query, key, value] if mask is None else [query, key, value, mask], 4)
     chex.assert_equal_shape([key, value])
     chex.assert_equal_shape_prefix([query, key], 1)
-    platform = jax.default_backend()
+    platform = target_platform()
     if implementation not in get_args(AttentionImplementation):
         raise ConfigError(f"attention_implementation: {implementation!r} is unknown; choose 'xla' or 'fused'")
     fused = None if implementation == "xla" else fused_attention(query, key, value, mask, causal, platform)
