@@ -72,7 +72,7 @@ kill: $(VENV)/.installed-dev
 	FOLDAX_KILLS=200 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -rP tests/engine/test_kill.py tests/sweeps/test_kill.py
 
 plan: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plan-tpu,plan-gpu]'
+	$(call install,$(VENV)) -c constraints.txt -e '.[plan-tpu,plan-gpu]'
 	FOLDAX_PLAN_EXPERIMENTS=all $(BIN)/python -m pytest -rP tests/engine/test_plan.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
