@@ -15,7 +15,7 @@ class Chip(NamedTuple):
     """What one device, as JAX counts them, can do at most.
 
     Attributes:
-      name: as in `foldax plan --on`.
+      name: as `--on` of a plan has it.
       flops: dense bfloat16 FLOP/s of its matrix units (float16 where there is no bfloat16).
       memory: bytes that a program can use.
       memory_bandwidth: bytes/s.

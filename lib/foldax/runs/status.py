@@ -8,6 +8,7 @@ from foldax.errors import FoldaxError, Interrupted
 def failure_status(error: BaseException) -> str:
     """Describes how an error ended a run or a sweep, as the status in its folder.
 
+    >>> from foldax.errors import ExperimentError
     >>> failure_status(ExperimentError("the experiment's own code failed:\\n  File exp.py\\nOSError: it is gone"))
     "failed: the experiment's own code failed: OSError: it is gone"
     """
