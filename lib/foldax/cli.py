@@ -128,10 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
     resume = add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
-    resume.epilog = (
-        "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, if "
-    )
-    resume.epilog += "the state stays as large as it is."
+    resume.epilog = "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, "
+    resume.epilog += "if the state stays as large as it is."
     resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = f"tracker to use from now on: {', '.join(TRACKER_NAMES)} (default: as before)"
     resume.add_argument("--tracker", action="append", metavar="NAME", help=help)

@@ -18,6 +18,7 @@ import foldax
 from foldax import data, laws, learners, mesh, models
 from foldax.engine import compiled, loop, setup
 from foldax.engine import fold as folds
+from foldax.engine import layout as layouts
 from foldax.engine.layout import Layout
 from foldax.engine.state import Callbacks
 from foldax.errors import ConfigError, ExperimentError
@@ -66,6 +67,15 @@ def test_the_sizes_of_a_mesh(text: str, sizes: tuple[int, ...]) -> None:
 def test_what_is_no_mesh_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         mesh.mesh_sizes(text, 8)
+
+
+def test_devices_that_make_no_grid_are_an_error(monkeypatch) -> None:
+    def make_mesh(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError  # as JAX does for three of the four TPUs of a host
+
+    monkeypatch.setattr(jax, "make_mesh", make_mesh)
+    with pytest.raises(ConfigError, match="the first 3 of the 4 devices are no complete grid"):
+        layouts.make_mesh("data=3", [None] * 4)
 
 
 @pytest.mark.parametrize(

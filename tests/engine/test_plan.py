@@ -112,7 +112,10 @@ def test_a_missing_compiler_names_its_extra(monkeypatch, capsys) -> None:
             topology.check_compiler(topology.parse_target(chips))
     assert cli.main(["plan", str(DIGITS), "--on", "v5e"]) == 2
     assert cli.main(["plan", str(DIGITS)]) == 2
-    assert "--on: say on which chips, such as v5e:4x4" in capsys.readouterr().err
+    assert cli.main(["plan", str(DIGITS), "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "--on: say on which chips, such as v5e:4x4" in err
+    assert out.startswith("usage: foldax plan FILE --on CHIPS")
 
 
 def test_runs_without_a_program_of_their_own_are_refused(monkeypatch) -> None:

@@ -17,6 +17,7 @@ import jax
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.mesh import BATCH_AXES, mesh_sizes
+from foldax.options import options_help
 from foldax.runs.terminal import echo, print_table
 
 GIB = 2**30
@@ -63,6 +64,9 @@ def run_plan(experiment: Experiment, options: list[str], parse_config: Callable[
         known, fields = parser.parse_known_args(options)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from None
+    if not {"-h", "--help"}.isdisjoint(fields):
+        echo(f"{USAGE}\n\n{options_help(experiment.config, experiment.config())}".rstrip())
+        return
     config = parse_config(experiment, fields)
     if known.on is None:
         raise ConfigError(f"--on: say on which chips, such as v5e:4x4 or h100:8\n{USAGE}")
