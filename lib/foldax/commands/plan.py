@@ -40,10 +40,14 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser], parse_config: 
         run_plan(load_experiment(command.file), command.options, parse_config)
 
     plan = add("plan", run, help, "FILE", takes_options=True)
-    plan.add_argument("--on", metavar="CHIPS", help="such as v5e, v5e:4x4, v5p:4x4x4, h100, h100:8")
-    plan.add_argument("--largest-batch", action="store_true", help="find the largest batch size that fits")
-    plan.add_argument("--json", action="store_true", help="print one object instead of a table")
+    _add_options(plan)
     plan.epilog = "Every field of the file's config is an option. `foldax sweep --plan` shows the programs of a sweep."
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--on", metavar="CHIPS", help="such as v5e, v5e:4x4, v5p:4x4x4, h100, h100:8")
+    parser.add_argument("--largest-batch", action="store_true", help="find the largest batch size that fits")
+    parser.add_argument("--json", action="store_true", help="print one object instead of a table")
 
 
 def run_plan(experiment: Experiment, options: list[str], parse_config: Callable[..., Any]) -> None:
@@ -57,9 +61,7 @@ def run_plan(experiment: Experiment, options: list[str], parse_config: Callable[
     from foldax.engine.topology import check_compiler, num_devices, parse_target
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--on")
-    parser.add_argument("--largest-batch", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    _add_options(parser)
     try:
         known, fields = parser.parse_known_args(options)
     except argparse.ArgumentError as error:
@@ -73,15 +75,14 @@ def run_plan(experiment: Experiment, options: list[str], parse_config: Callable[
     target = parse_target(known.on)
     check_compiler(target)
     sizes = mesh_sizes(config.mesh, num_devices(target), target.name)
-    if known.json and not known.largest_batch:
+    if os.environ.get("FOLDAX_PLANS"):  # the process that `_plan_in_process` has started
         from foldax.engine.plan import plan_run
 
-        if os.environ.get("FOLDAX_PLANS"):  # the process that `_plan_in_process` has started
-            made = plan_run(experiment, config, target)
-            collectives = {kind: one._asdict() for kind, one in made.collectives.items()}
-            bounds = {"total": made.total, "step_seconds": made.step_seconds, "mfu": made.mfu}
-            echo(json.dumps(made._asdict() | {"on": target.name, "collectives": collectives} | bounds))
-            return
+        made = plan_run(experiment, config, target)
+        collectives = {kind: one._asdict() for kind, one in made.collectives.items()}
+        bounds = {"total": made.total, "step_seconds": made.step_seconds, "mfu": made.mfu}
+        echo(json.dumps(made._asdict() | {"on": target.name, "collectives": collectives} | bounds))
+        return
     file = experiment_file(experiment)
     if file is None:
         raise ConfigError("foldax plan needs an experiment in a file")

@@ -54,11 +54,8 @@ def find_collectives(text: str) -> dict[str, Collective]:
 def _add(name: str, times: int, bodies: dict[str, str], found: dict[str, Collective], overlapped: set[str]) -> None:
     for line in bodies.get(name, "").splitlines():
         if match := _OPERATION.search(line):
-            kind, size, devices = (
-                match[2],
-                _result_bytes(match[1], bool(match[3]) and match[2] != "all-reduce"),
-                _group_size(line),
-            )
+            kind, devices = match[2], _group_size(line)
+            size = _result_bytes(match[1], is_start=bool(match[3]) and kind != "all-reduce")
             if name.startswith("all-reduce-scatter"):  # the TPU's compiler adds up and slices in one
                 kind, size = "reduce-scatter", size / devices
             elif (channel := re.search(r"channel_id=\d+", line)) and "fus" in name:

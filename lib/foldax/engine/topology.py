@@ -143,9 +143,8 @@ def make_devices(target: Target) -> list[Any]:
         arguments: tuple[str, ...] = (target.name, "tpu")
     else:
         count = target.sizes[0]
-        hosts, each = divmod(count, GPUS_PER_HOST) if count > GPUS_PER_HOST else (1, count)  # type: ignore[assignment]
-        each = each or GPUS_PER_HOST
-        options = {"topology": f"1x{hosts}x{each}", "target_config": _target_config(target.chip)}
+        per_host = min(count, GPUS_PER_HOST)
+        options = {"topology": f"1x{count // per_host}x{per_host}", "target_config": _target_config(target.chip)}
         arguments = ("", "cuda")
     try:
         return list(topologies.get_topology_desc(*arguments, **options).devices)
