@@ -4,7 +4,8 @@
 # make test-newest     the same with the newest versions, in .venv-newest
 # make lint            ruff, mypy and the floors
 # make docs            the pages as a site, build/site/index.html; a warning is an error
-# make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed
+# make kill            100 runs and 2 sweeps ended 220 times at random moments, in four ways, and resumed; 20 runs of
+#                      two processes ended 100 times
 # make plan            every experiment compiled for a TPU and a GPU that are not here
 # PYTHON=python3.12 chooses an interpreter, which gets an environment of its own, .venv-python3.12.
 # UV=uv installs packages by uv, which is faster than pip.
@@ -70,6 +71,7 @@ docs: $(VENV)/.installed-dev
 
 kill: $(VENV)/.installed-dev
 	FOLDAX_KILLS=200 FOLDAX_SWEEP_KILLS=10 $(BIN)/python -m pytest -rP tests/engine/test_kill.py tests/sweeps/test_kill.py
+	FOLDAX_PROCESS_KILLS=100 FOLDAX_PROCESS_DEVICES=4 $(BIN)/python -m pytest -n 0 -rP tests/runs/test_processes.py
 
 plan: $(VENV)/.installed-dev
 	$(call install,$(VENV)) -c constraints.txt -e '.[plan-tpu,plan-gpu]'

@@ -10,19 +10,19 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import foldax
+from foldax import processes
 from foldax.commands.inference import OTHER_DATA, add_inference_commands
 from foldax.commands.management import add_management_commands
 from foldax.commands.plan import add_plan_command
+from foldax.commands.training import connect, parse_config, resume, train_experiment
 from foldax.errors import ConfigError, FoldaxError, RunError, display_path
-from foldax.experiment import Experiment, experiment_file, load_experiment
+from foldax.experiment import Experiment, load_experiment
 from foldax.extras import import_extra
-from foldax.options import options_help, parse_options, set_fields
-from foldax.runs.terminal import echo, finish_output, lost_output, reserve_streams, warn
+from foldax.runs.terminal import echo, finish_output, lost_output, report_error, reserve_streams, warn
 from foldax.runs.trackers.choose import NAMES as TRACKER_NAMES
 
 USAGE = 2
@@ -70,32 +70,43 @@ def _run_words(words: list[str]) -> int | None:
 def run_experiment(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
     """Serves `python FILE.py [--field value ...]`, which does the same as `foldax run FILE`, and exits."""
     options = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(_exit_code(lambda: _train(experiment, options)))
+
+    def train() -> None:
+        connect(options)
+        train_experiment(experiment, options)
+
+    sys.exit(_exit_code(train))
 
 
 def _exit_code(command: Callable[[], int | None]) -> int:
     """Runs a command, which returns its exit code or None for 0, and prints its error as one message."""
     reserve_streams()
+    code = FAILED
     try:
-        return command() or 0
+        code = command() or 0
     except FoldaxError as error:
-        warn(str(error))
+        report_error(str(error))
         if os.environ.get("FOLDAX_TRACEBACK"):
             traceback.print_exc()
-        return USAGE if isinstance(error, ConfigError) else FAILED
+        code = USAGE if isinstance(error, ConfigError) else FAILED
     except BrokenPipeError:
-        return FAILED
+        pass
     except Exception:
         # JAX starts its backends at their first use, wherever that is.
         if not (reason := _jax_problem()):
-            raise
-        warn(f"JAX cannot start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {reason}")
-        return FAILED
+            if processes.number_of_processes() == 1:
+                raise
+            traceback.print_exc()
+        else:
+            warn(f"JAX cannot start (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {reason}")
     except KeyboardInterrupt:
         warn("stopped")
-        return STOPPED
+        code = STOPPED
     finally:
         finish_output()
+    if code:
+        processes.leave(code)
+    return code
 
 
 def _jax_problem() -> str | None:
@@ -127,13 +138,13 @@ def _parser() -> argparse.ArgumentParser:
     list_.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the working directory")
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
-    resume = add("resume", _resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
-    resume.epilog = "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, "
-    resume.epilog += "if the state stays as large as it is."
-    resume.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
+    resume_ = add("resume", resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
+    resume_.epilog = "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, "
+    resume_.epilog += "if the state stays as large as it is."
+    resume_.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = f"tracker to use from now on: {', '.join(TRACKER_NAMES)} (default: as before)"
-    resume.add_argument("--tracker", action="append", metavar="NAME", help=help)
-    resume.add_argument("--quiet", action="store_true", help="print the folder and warnings only")
+    resume_.add_argument("--tracker", action="append", metavar="NAME", help=help)
+    resume_.add_argument("--quiet", action="store_true", help="print the folder and warnings only")
     help = "train a finished run again and compare metrics and state bit by bit"
     reproduce = add("reproduce", _reproduce, help, "RUN_DIR", takes_options=True)
     reproduce.add_argument("--member", type=int, metavar="K", help="member K of a sweep, trained as a single run")
@@ -145,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.epilog = "Every field of the file's config takes several values: `foldax sweep FILE --help` says how."
     check = add("check", _check, "check that an experiment file satisfies the laws", "FILE", takes_options=True)
     check.epilog = "Every field of the file's config is an option."
-    add_plan_command(add, parse_config)
+    add_plan_command(add)
     new = add("new", _new, "write a commented experiment file to start from")
     new.add_argument("file_name", metavar="NAME", help="for example my_experiment (writes my_experiment.py)")
     completion = add("completion", _completion, "print a script with which a shell completes commands and options")
@@ -180,63 +191,8 @@ def _list(command: argparse.Namespace) -> None:
 
 
 def _run(command: argparse.Namespace) -> None:
-    _train(load_experiment(command.file), command.options)
-
-
-def _train(experiment: Experiment, options: list[str]) -> None:
-    from foldax.engine import compile_cache
-    from foldax.runs import first_step, resume
-    from foldax.runs.removal import remove_earlier_run
-    from foldax.runs.show import show
-    from foldax.runs.train import train
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run-dir", type=Path)
-    parser.add_argument("--or-resume", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument("--tracker", action="append")
-    parser.add_argument("--no-compile-cache", action="store_true")
-    try:
-        known, fields = parser.parse_known_args(options)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
-    config = parse_config(experiment, fields)
-    if known.no_compile_cache:
-        compile_cache.disable()
-    first_step.begin_command()
-    if known.overwrite:
-        _check_overwrite(known, config)
-        remove_earlier_run(known.run_dir)
-    keywords: dict[str, Any] = {"tracker": known.tracker, "verbose": not known.quiet}
-    if known.or_resume:
-        path = known.run_dir or resume.latest_run_dir(experiment, config)
-        if not known.quiet and resume.run_status(path, experiment, config) == "finished":
-            show(path)
-            return
-        keywords |= {"run_dir": path, "resume": "auto"}
-    else:
-        keywords["run_dir"] = known.run_dir
-    result = train(experiment, config, **keywords)
-    if known.quiet and result.run_dir:
-        echo(display_path(result.run_dir))
-
-
-def _check_overwrite(known: argparse.Namespace, config: Any) -> None:
-    """Raises an error if --overwrite makes no sense, would remove what the run begins with, or the run cannot begin."""
-    from foldax.runs.trackers.choose import DEFAULT, make_trackers
-    from foldax.runs.transfer.initial_parameters import initial_source
-
-    if known.run_dir is None or known.or_resume:
-        reason = "--or-resume goes on with the run instead" if known.run_dir else "it needs --run-dir"
-        raise ConfigError(f"--overwrite replaces the run in a folder: {reason}")
-    source = str(getattr(config, "init_from", None) or "").partition(":")[0]
-    if source and Path(source).resolve().is_relative_to(known.run_dir.resolve()):
-        raise ConfigError(f"--overwrite would remove {source}, with whose parameters the run begins (--init-from)")
-    # What would end the new run at its start must not cost the old one.
-    make_trackers(known.tracker or DEFAULT)
-    if source and (read_source := initial_source(config, None, None)) is not None:
-        read_source()
+    connect(command.options)
+    train_experiment(load_experiment(command.file), command.options)
 
 
 def _sweep(command: argparse.Namespace) -> int:
@@ -249,33 +205,6 @@ def _report(command: argparse.Namespace) -> None:
     from foldax.sweeps.report import write_report
 
     echo(f"report: {display_path(write_report(command.sweep_dir))}")
-
-
-def _resume(command: argparse.Namespace) -> int:
-    from foldax.runs import first_step, folder
-    from foldax.runs.resume import run_status
-    from foldax.runs.train import train
-    from foldax.sweeps import command as sweep_command
-
-    if folder.is_sweep(command.run_dir):
-        if command.options:
-            problem = (
-                f"{command.options[0]}: {command.run_dir} is a sweep, whose members keep the fields that they have"
-            )
-            raise ConfigError(f"{problem}; start another sweep with {' '.join(command.options)}, or leave them out")
-        return sweep_command.resume(command.run_dir, command.allow_other_data, command.tracker, command.quiet)
-    experiment, config = folder.load(command.run_dir)
-    config = parse_config(experiment, command.options, config)
-    if run_status(command.run_dir, experiment, config, allow_any=True) == "finished":
-        more = "more --steps go on with it" if command.options else f"`foldax show {command.run_dir}` shows it"
-        echo(command.run_dir if command.quiet else f"{command.run_dir} is finished; {more}")
-    else:
-        first_step.begin_command()
-        options = {name: getattr(command, name) for name in ("run_dir", "allow_other_data", "tracker")}
-        train(experiment, config, resume=True, verbose=not command.quiet, **options)
-        if command.quiet:
-            echo(command.run_dir)
-    return 0
 
 
 def _reproduce(command: argparse.Namespace) -> int:
@@ -350,44 +279,6 @@ def _completion(command: argparse.Namespace) -> None:
     for action in (action for each in commands.values() for action in each._actions if action.type is Path):
         action.complete = shtab.FILE  # file names
     echo(shtab.complete(parser, command.shell))
-
-
-def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
-    """Parses the options of a command line into a config.
-
-    Args:
-      experiment: the experiment, whose config has a field for every option.
-      arguments: options such as `["--learning-rate", "0.1"]`.
-      default: the config without options; by default `experiment.config()`.
-
-    Returns:
-      An instance of `experiment.config`.
-
-    Raises:
-      ConfigError: an option is unknown, or its value is not allowed; names both, and the allowed values.
-
-    >>> from foldax import Training, config
-    >>> @config
-    ... class Config(Training):
-    ...     steps: int = 100
-    >>> parse_config(Experiment(Config, lambda config, info: None), ["--steps", "7"]).steps
-    7
-    """
-    default = experiment.config() if default is None else default
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        file = experiment_file(experiment)
-        options = "[--run-dir DIR] [--or-resume | --overwrite] [--tracker NAME] [--no-compile-cache] [--quiet]"
-        echo(f"usage: foldax run {file.name if file else 'FILE'} {options} [--field VALUE ...]")
-        echo("--or-resume goes on with the run if it was started, and shows its result if it is finished")
-        echo("--overwrite removes the run in --run-dir first; --quiet prints the run folder and warnings only")
-        echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
-        raise SystemExit(0)
-    return set_fields(default, parse_options(experiment.config, arguments))
-
-
-def _first_paragraph(file: Path | None) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_bytes())) if file else None
-    return (docstring or "").split("\n\n")[0]
 
 
 def _reject(options: list[str]) -> None:

@@ -27,6 +27,10 @@ class RunError(FoldaxError):
     """A run folder is locked, holds another run, or cannot be read or written."""
 
 
+class DamagedError(RunError):
+    """The content of a checkpoint is not what was written."""
+
+
 class NonFiniteError(FoldaxError):
     """A training metric became NaN or infinite.
 

@@ -390,7 +390,7 @@ def _train(run: Run, boundaries: Sequence[int]) -> dict[str, np.ndarray]:
             while run.step < end:
                 loop.fetch_data_block(run)
                 stop = end if run.block.end is None else min(end, run.block.end)
-                loop.dispatch_chunk(run, Callbacks(), stop)
+                loop.dispatch_chunk(run, Callbacks(), stop, is_saved=False)
     return host_arrays(run.fold.state)
 
 

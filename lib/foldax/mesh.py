@@ -6,9 +6,11 @@ rules of a model, which divide the arrays inside of it (Shoeybi et al., 2019).
 """
 
 import math
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from foldax.errors import ConfigError, did_you_mean
@@ -106,6 +108,33 @@ def replicated(device: Any) -> Any:
     return NamedSharding(device.mesh, PartitionSpec()) if isinstance(device, NamedSharding) else device
 
 
+def put(tree: Any, device: Any) -> Any:
+    """Transfers arrays to a device, or lays them out over several.
+
+    Of devices of several processes, each process has all of every array, and puts the parts of its own devices.
+
+    Args:
+      tree: pytree of arrays.
+      device: a device, a sharding, or a pytree of shardings.
+    """
+    shardings = jax.tree.leaves(device)
+    if not any(isinstance(one, jax.sharding.Sharding) and not one.is_fully_addressable for one in shardings):
+        return jax.device_put(tree, device)
+    return jax.tree.map(_put_parts, tree, jax.tree.map(lambda _: device, tree) if len(shardings) == 1 else device)
+
+
+def _put_parts(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts the parts of an array that belong on devices of this process."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(
+            _put_parts(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array)
+        )
+    array = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def put_batch(tree: Any, device: Any, axis: int = 0) -> Any:
     """Transfers arrays to a device, or divides them over several along their batch axis.
 
@@ -121,7 +150,78 @@ def put_batch(tree: Any, device: Any, axis: int = 0) -> Any:
     def sharding(x: Any) -> NamedSharding:
         return divided if jax.numpy.ndim(x) > axis and x.shape[axis] % shards == 0 else whole
 
-    return jax.device_put(tree, jax.tree.map(sharding, tree))
+    return put(tree, jax.tree.map(sharding, tree))
+
+
+def fetch(tree: Any) -> Any:
+    """Copies arrays to the host, as `jax.device_get` does; of those divided over processes, each gets all parts.
+
+    All processes must call it, in the same order.
+
+    >>> fetch({"x": jax.numpy.arange(2)})["x"].tolist()
+    [0, 1]
+    """
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+class BatchPart(NamedTuple):
+    """The part of a batch that the devices of this process hold, where several processes divide it.
+
+    Attributes:
+      size: number of examples B of the whole batch.
+      slices: of the batch, `(start, stop)` in order.
+    """
+
+    size: int
+    slices: tuple[tuple[int, int], ...]
+
+    def take(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Selects this process's part of an array along its batch axis."""
+        return np.concatenate([array[(slice(None),) * axis + (slice(*part),)] for part in self.slices], axis)
+
+    def put(self, tree: Any, device: Any, axis: int = 0) -> Any:
+        """Makes whole arrays of the parts of all processes.
+
+        Args:
+          tree: pytree of this process's parts, in the order of `take`.
+          device: the sharding of a batch `[B, ...]`.
+          axis: number of the batch axis.
+        """
+        sharding = batch_sharding(device, axis)
+        stops = np.cumsum([stop - start for start, stop in self.slices])
+        places = {start: int(end) - (stop - start) for (start, stop), end in zip(self.slices, stops)}
+
+        def whole(part: np.ndarray) -> jax.Array:
+            part = np.asarray(part, jax.dtypes.canonicalize_dtype(part.dtype))
+
+            def piece(index: Any) -> np.ndarray:
+                start, stop, _ = index[axis].indices(self.size)
+                own = slice(places[start], places[start] + stop - start)
+                return part[(*index[:axis], own, *index[axis + 1 :])]
+
+            shape = (*part.shape[:axis], self.size, *part.shape[axis + 1 :])
+            return jax.make_array_from_callback(shape, sharding, piece)
+
+        return jax.tree.map(whole, tree)
+
+
+def batch_part(device: Any, size: int) -> BatchPart | None:
+    """Finds which examples of a batch this process has to read; None if all, as where it is the only process.
+
+    Args:
+      device: a device, or the sharding of a batch `[B, ...]`.
+      size: number of examples B.
+    """
+    if not isinstance(device, NamedSharding) or device.is_fully_addressable or size % num_shards(device):
+        return None
+    indices = device.addressable_devices_indices_map((size,)).values()
+    return BatchPart(size, tuple(sorted({index[0].indices(size)[:2] for index in indices if index is not None})))
 
 
 def shard_batch(tree: T, axis: int = 0) -> T:

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from foldax.commands.training import parse_config
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.mesh import BATCH_AXES, mesh_sizes
@@ -25,19 +26,18 @@ USAGE = "usage: foldax plan FILE --on CHIPS [--mesh AXES] [--largest-batch] [--j
 SECONDS_TO_COMPILE = 3600
 
 
-def add_plan_command(add: Callable[..., argparse.ArgumentParser], parse_config: Callable[..., Any]) -> None:
+def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the command to the command line.
 
     Args:
       add: `add(name, function, help, *positionals)` adds a command.
-      parse_config: `(experiment, options) -> config`.
     """
     help = "compile an experiment for TPUs or GPUs that are not here: memory, FLOPs, a bound of the step's time"
 
     def run(command: argparse.Namespace) -> None:
         # Else a compiler's plugin would look for its chips here, and complain that there are none.
         jax.config.update("jax_platforms", "cpu")
-        run_plan(load_experiment(command.file), command.options, parse_config)
+        run_plan(load_experiment(command.file), command.options)
 
     plan = add("plan", run, help, "FILE", takes_options=True)
     _add_options(plan)
@@ -50,7 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one object instead of a table")
 
 
-def run_plan(experiment: Experiment, options: list[str], parse_config: Callable[..., Any]) -> None:
+def run_plan(experiment: Experiment, options: list[str]) -> None:
     """Plans a run, each compilation in a process of its own, and prints a table.
 
     Raises:

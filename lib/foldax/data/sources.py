@@ -25,7 +25,7 @@ from foldax.data.protocol import DataBlock, EvaluationBlock, Policy
 from foldax.data.sampling import TRANSFORM_STREAM, WeightedFeed, batch_generator, draw_rows, sampling_bounds
 from foldax.data.shuffle import shuffled_indices
 from foldax.errors import DataError
-from foldax.mesh import batch_sharding, num_shards, put_batch, replicate, replicated
+from foldax.mesh import BatchPart, batch_part, num_shards, put, put_batch, replicate, replicated
 
 Batch = dict[str, jax.Array]
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -84,15 +84,15 @@ class DeviceSource:
         # Over several devices rows are divided; the first ones again fill up the last device, and are never drawn.
         shards = num_shards(self.device)
         rows = np.resize(self.indices, -(-len(self.indices) // shards) * shards)
-        data = jax.device_put(self.all_examples.read(rows), self.device)
-        return data, jax.device_put(self.bounds, replicated(self.device))
+        data = _read_and_put(self.all_examples.read, rows, self.device)
+        return data, None if self.bounds is None else put(self.bounds, replicated(self.device))
 
     def examples(self) -> Batch:
         """The whole training split, arrays `[N, ...]`."""
         if len(self.indices) % num_shards(self.device) == 0:
             return self._data[0]
         whole = {name: array[: len(self.indices)] for name, array in self._data[0].items()}
-        return jax.device_put(whole, replicated(self.device))
+        return put(whole, replicated(self.device))
 
     def blocks(self, seed: int, step: int) -> Generator[DataBlock, Policy | None, None]:
         """Yields the one block that serves every step."""
@@ -183,8 +183,10 @@ class StreamSource:
             draw = partial(draw_rows, self.bounds, scattered, self._batch_size)
             batches = grain.MapDataset.range(MAX_STEPS).map(draw)
         read = partial(_read, self.all_examples, self.indices)
+        # Each process reads its part of every batch; a transform needs all of it.
+        part = batch_part(self.device, self._batch_size) if self.transform is None else None
         if self.transform is None:
-            blocks = batches.batch(self.feed.batches)[first:].map(read)
+            blocks = batches.batch(self.feed.batches)[first:].map(partial(_read_part, read, part))
         else:
             transformed = partial(_read_transformed, read, self.transform, scattered)
             blocks = batches.batch(self.feed.batches).map_with_index(transformed)[first:]
@@ -197,8 +199,12 @@ class StreamSource:
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=1)
             end_with_parent = partial(_end_with_parent, temporary_folders(self.all_examples))
             dataset = dataset.mp_prefetch(options, worker_init_fn=end_with_parent)
-        device = batch_sharding(self.device, axis=1)
-        return grain.experimental.device_put(dataset, device, cpu_buffer_size=1, device_buffer_size=1)
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1)
+        if part is None:
+            dataset = dataset.map(partial(put_batch, device=self.device, axis=1))
+        else:
+            dataset = dataset.map(partial(part.put, device=self.device, axis=1))
+        return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=1)
 
 
 class Split:
@@ -245,8 +251,9 @@ class Split:
         positions = start + np.arange(self._batches * self.batch_size).reshape(self._batches, self.batch_size)
         # Padding repeats example 0; its outputs are masked out.
         mask = positions < self.num_examples
-        batches = _read(self.all_examples, self.indices, np.where(mask, positions, 0))
-        return put_batch(EvaluationBlock(batches, mask), self.device, axis=1)
+        read = partial(_read, self.all_examples, self.indices)
+        batches = _read_and_put(read, np.where(mask, positions, 0), self.device, axis=1)
+        return EvaluationBlock(batches, put_batch(mask, self.device, axis=1))
 
 
 def on_device(source: Any, device: Any) -> Any:
@@ -270,6 +277,23 @@ def _read(examples: Examples, indices: np.ndarray, positions: np.ndarray) -> dic
     """Reads the examples at positions `[K, B]` of a split; a module-level function, so that workers can unpickle it."""
     rows = examples.read(indices[positions.reshape(-1)])
     return {key: array.reshape(positions.shape + array.shape[1:]) for key, array in rows.items()}
+
+
+def _read_part(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]], part: BatchPart | None, positions: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Reads this process's part of a block of batches, at positions `[K, B]`."""
+    return read(positions if part is None else part.take(positions, axis=1))
+
+
+def _read_and_put(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]], rows: np.ndarray, device: Any, axis: int = 0
+) -> Batch:
+    """Reads a batch and puts it onto a device, or several; of several processes, each reads the rows of its devices."""
+    part = batch_part(device, rows.shape[axis])
+    if part is None:
+        return put_batch(read(rows), device, axis)
+    return part.put(read(part.take(rows, axis)), device, axis)
 
 
 def _read_transformed(

@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import processes
 from foldax.engine import checkpoint_files as files
 from foldax.engine.checkpoint_folder import lacks_locks, local_copy, plain_path, publish, set_aside
-from foldax.engine.checksums import checksums, host_pieces, is_in_host_memory
+from foldax.engine.checksums import checksums, device_checksums, host_pieces, is_in_host_memory
 from foldax.engine.state_leaves import array_spec, leaves_by_path, saved_array, tree_from_arrays
 from foldax.errors import FoldaxError, NonFiniteError, RunError, display_path, first_line
 
@@ -35,18 +36,30 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self._resources = contextlib.ExitStack()
         # Where there are no locks, checkpoints are written to a local folder, and copied.
-        self._local = self._resources.enter_context(local_copy(folder)) if lacks_locks(folder) else None
+        is_copied = processes.agree("locks", lambda: lacks_locks(folder))
+        if is_copied and self._has_others:
+            problem = f"several processes cannot write checkpoints to {display_path(folder)}, which has no locks"
+            raise RunError(f"{problem}; choose a run folder (--run-dir) on a file system of all hosts that has them")
+        self._local = self._resources.enter_context(local_copy(folder)) if is_copied else None
         path = self._resources.enter_context(plain_path(self._local or folder))
         with files.ORBAX_LOCK:
-            self._manager = files.open_manager(path, max_to_keep=2, enable_async_checkpointing=True)
+            self._manager = self._reader = files.open_manager(path, max_to_keep=2, enable_async_checkpointing=True)
+            if self._has_others:
+                self._reader = files.open_manager(path, read_only=True)
         # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="foldax-checkpoint")
         self._writing: Future[None] | None = None
-        self._is_read_back = False
+        self._is_read_back = self._is_abandoned = False
+        self._unread: tuple[int, dict[str, jax.ShapeDtypeStruct], dict[str, Any]] | None = None
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is still being written."""
         return self._writing is not None and not self._writing.done()
+
+    @property
+    def _has_others(self) -> bool:
+        """Whether other processes write and read the same checkpoints."""
+        return processes.number_of_processes() > 1
 
     def save(self, step: int, tree: Any, meta: dict[str, Any], finite: str = "") -> None:
         """Starts writing a checkpoint, after waiting for the previous one.
@@ -62,21 +75,24 @@ class Checkpoints:
           NonFiniteError: the previous checkpoint held NaN, and was not written.
         """
         self.wait()
-        self._writing = self._writer.submit(self._save, step, tree, meta, finite)
+        # Programs of several processes start in one order in all of them, and so only in the main thread.
+        checks = dispatch_checks(leaves_by_path(tree), finite) if self._has_others else None
+        self._writing = self._writer.submit(self._save, step, tree, meta, finite, checks)
 
-    def _save(self, step: int, tree: Any, meta: dict[str, Any], finite: str) -> None:
+    def _save(self, step: int, tree: Any, meta: dict[str, Any], finite: str, checks: "Checks | None") -> None:
         from orbax.checkpoint import args
 
         if step in self._manager.all_steps():
             return
         arrays = {name: saved_array(leaf) for name, leaf in leaves_by_path(tree).items()}
         for name, array in arrays.items():
-            if finite and re.search(finite, name) and _has_nan(array):
+            is_checked = finite and re.search(finite, name)
+            if is_checked and (_has_nan(array) if checks is None else bool(checks.has_nan.get(name, False))):
                 problem = f"`{name}` holds NaN at step {step}, although all training metrics were finite"
                 raise NonFiniteError(step, f"{problem}; {self._kept_steps()}")
         shapes = {name: files.shape_text(array) for name, array in arrays.items()}
-        sums = {"checksum_function": files.CHECKSUM, "checksums": checksums(arrays)}
-        meta = {**meta, "step": step, "shapes": shapes, **sums}
+        sums = checksums(arrays) if checks is None else {name: int(value) for name, value in checks.checksums.items()}
+        meta = {**meta, "step": step, "shapes": shapes, "checksum_function": files.CHECKSUM, "checksums": sums}
         nonempty = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
         # Each process writes its parts of the arrays, the first one also the rest.
         saved_meta = args.JsonSave(files.with_checksum(meta))
@@ -86,8 +102,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             # The first one of this process is read back: a run must not end with checkpoints that nobody can read.
             if not self._is_read_back:
-                self._read(step, {name: _read_back_spec(array) for name, array in arrays.items()}, meta)
-                self._is_read_back = True
+                self._unread = step, {name: _read_back_spec(array) for name, array in arrays.items()}, meta
+            if not self._has_others:
+                self._read_back()
         if self._local is not None:
             publish(self._local, self.folder)
 
@@ -101,12 +118,21 @@ class Checkpoints:
         try:
             if self._writing is not None:
                 self._writing.result()
+                self._read_back()
         except FoldaxError:
             raise
         except Exception as error:
             raise self._cannot_write(error) from error
         finally:
             self._writing = None
+
+    def _read_back(self) -> None:
+        """Reads the first checkpoint of this process back, if it is written and was not read."""
+        if self._unread is not None:
+            if self._has_others:
+                self._reader.reload()
+            self._read(*self._unread)
+            self._unread, self._is_read_back = None, True
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Reads the newest intact checkpoint; damaged ones after it are renamed and warned about.
@@ -122,18 +148,20 @@ class Checkpoints:
             system refuses to read it. Nothing is renamed then.
         """
         with files.ORBAX_LOCK:
-            restored, damaged = files.newest_intact(self._manager, self.folder, lambda step: self._restore(step, like))
+            steps = processes.agree("steps", lambda: list(self._manager.all_steps()))
+            restored, damaged = files.newest_intact(steps, self.folder, lambda step: self._restore(step, like))
             # Set aside only now: they are all there is, until an older one is known to be intact.
             for step, reason in damaged.items():
                 self._warn(f"checkpoint {display_path(self.folder / str(step))} is damaged and was set aside: {reason}")
-                for path in (self.folder, self._local or self.folder):
+                for path in (self.folder, self._local or self.folder) if processes.is_first() else ():
                     set_aside(path / str(step))
+                processes.agree("set aside", lambda: None)
                 self._manager.reload()
         return restored
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         path = self.folder / str(step)
-        meta = files.read_meta(self._manager, path)
+        meta = processes.together("meta", lambda: files.read_meta(self._reader, path))
         like = like(meta) if callable(like) else like
         specs = {name: array_spec(leaf) for name, leaf in leaves_by_path(like).items()}
         if different := sorted(specs.keys() ^ meta["checksums"].keys()):
@@ -145,10 +173,17 @@ class Checkpoints:
     def _read(self, step: int, specs: dict[str, jax.ShapeDtypeStruct], meta: dict[str, Any]) -> dict[str, Any]:
         """Reads the arrays of a checkpoint onto the devices of their specs, else as NumPy."""
         nonempty = {name: spec for name, spec in specs.items() if spec.size}
-        stored = files.read_checked(self._manager, self.folder / str(step), nonempty, meta)
+        path = self.folder / str(step)
+        stored = processes.together("read", lambda: files.read_parts(self._reader, path, nonempty, meta))
+        processes.together("verify", lambda: files.verify(stored, meta))
+        stored = {name: files.place(array, specs[name]) for name, array in stored.items()}
         # Empty arrays, which Orbax did not save, are made anew.
         empty = {name: spec for name, spec in specs.items() if not spec.size}
         return {name: files.place(np.zeros(spec.shape, spec.dtype), spec) for name, spec in empty.items()} | stored
+
+    def abandon(self) -> None:
+        """Lets `close` do nothing: of several processes one has failed, and the others would wait for it."""
+        self._is_abandoned = self._has_others
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends Orbax's threads.
@@ -156,6 +191,8 @@ class Checkpoints:
         Raises:
           RunError: it could not be written, as when the disk is full.
         """
+        if self._is_abandoned:
+            return
         try:
             self._writer.shutdown()
             with files.ORBAX_LOCK, self._resources:
@@ -201,7 +238,40 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
                 names = list(filter(select, manager.item_metadata(step).arrays))
             return files.read_checked(manager, folder / str(step), dict.fromkeys(names), meta), meta
 
-        return files.newest_intact(manager, folder, read)[0]
+        return files.newest_intact(manager.all_steps(), folder, read)[0]
+
+
+class Checks(NamedTuple):
+    """What is checked of a state before it is saved, on the devices that hold it.
+
+    Attributes:
+      checksums: uint32 [] by path.
+      has_nan: bool [] by path, of numbers that may be NaN.
+    """
+
+    checksums: dict[str, jax.Array]
+    has_nan: dict[str, jax.Array]
+
+
+def dispatch_checks(leaves: dict[str, Any], finite: str) -> Checks:
+    """Dispatches the checks of a state that is divided over processes, without waiting for them.
+
+    Args:
+      leaves: of the state by path.
+      finite: regular expression of the paths of arrays that must not hold NaN; "" checks none.
+    """
+    arrays = {name: saved_array(leaf) for name, leaf in leaves.items()}
+    finite_arrays = {
+        name: array
+        for name, array in arrays.items()
+        if finite and re.search(finite, name) and jnp.issubdtype(array.dtype, np.floating)
+    }
+    return Checks(device_checksums(arrays), _find_nan(finite_arrays))
+
+
+@jax.jit
+def _find_nan(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isnan(array).any() for name, array in arrays.items()}
 
 
 def _read_back_spec(array: Any) -> jax.ShapeDtypeStruct:

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from foldax import processes
 from foldax.engine.checksums import checksums
-from foldax.errors import RunError, display_path
+from foldax.errors import DamagedError, RunError, display_path
 
 R = TypeVar("R")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,10 +27,6 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOMEM, errno.ESTALE)
 CHECKSUM = "sum of mixed words"  # of `engine.checksums`; the CRC-32 of NumPy arrays before
 ORBAX_LOCK = threading.RLock()  # Orbax's event loop serves one thread, but members of a sweep save from several
-
-
-class DamagedError(RunError):
-    """The content of a checkpoint is not what was written."""
 
 
 @contextlib.contextmanager
@@ -58,22 +55,31 @@ def is_system_error(error: Exception, codes: Sequence[int]) -> bool:
 
 
 def open_manager(path: Path, **options: Any) -> Any:
-    """Opens a folder of checkpoints with Orbax's options."""
+    """Opens a folder of checkpoints with Orbax's options; all processes write together, and read each by itself."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax prints the errors that it raises
+    several = ocp.options.MultiprocessingOptions()
+    if (number := processes.number_of_processes()) > 1:
+        # Naming the processes makes them wait for each other by messages between hosts: not on devices, as by default.
+        own = processes.this_process()
+        several = ocp.options.MultiprocessingOptions(primary_host=0, active_processes=set(range(number)))
+        if options.get("read_only"):
+            several = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        options = {"create": False, **options}
     handlers = {  # trained weights do not compress: trying would only cost processor time
-        "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
-        "meta": ocp.JsonCheckpointHandler(),
+        "arrays": ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=several),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=several),
     }
-    return ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
+    all_options = ocp.CheckpointManagerOptions(multiprocessing_options=several, **options)
+    return ocp.CheckpointManager(path, options=all_options, item_handlers=handlers)
 
 
-def newest_intact(manager: Any, folder: Path, read: Callable[[int], R]) -> tuple[R | None, dict[int, str]]:
-    """Reads the newest intact checkpoint, or None if there is none at all; and why each later one is damaged."""
+def newest_intact(steps: Sequence[int], folder: Path, read: Callable[[int], R]) -> tuple[R | None, dict[int, str]]:
+    """Reads the newest intact checkpoint of some, or None if there is none; and why each later one is damaged."""
     _silence_late_reads()
     damaged: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in sorted(steps, reverse=True):
         try:
             return read(step), damaged
         except DamagedError as error:
@@ -103,7 +109,21 @@ def read_meta(manager: Any, path: Path) -> dict[str, Any]:
 def read_checked(
     manager: Any, path: Path, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
 ) -> dict[str, Any]:
-    """Reads arrays, none of which is empty, and verifies their checksums.
+    """Reads arrays, none of which is empty, and verifies their checksums; see `read_parts`.
+
+    Raises:
+      RunError: the arrays have other shapes or dtypes, or the system refuses to read them.
+      DamagedError: the content is not what was written.
+    """
+    arrays = read_parts(manager, path, specs, meta)
+    verify(arrays, meta)
+    return {name: place(array, specs[name]) for name, array in arrays.items()}
+
+
+def read_parts(
+    manager: Any, path: Path, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
+) -> dict[str, Any]:
+    """Reads arrays, none of which is empty, each process its parts of those that are divided.
 
     Args:
       manager: from `open_manager`.
@@ -114,7 +134,7 @@ def read_checked(
 
     Raises:
       RunError: the arrays have other shapes or dtypes, or the system refuses to read them.
-      DamagedError: the content is not what was written.
+      DamagedError: they cannot be read.
     """
     from orbax.checkpoint import ArrayRestoreArgs, RestoreArgs, args
 
@@ -133,8 +153,7 @@ def read_checked(
         arrays = {name: restored[name] for name in specs}
     if is_of_numpy:
         _check_shapes(path, specs, {name: shape_text(array) for name, array in arrays.items()})
-    verify(arrays, meta)
-    return {name: place(array, specs[name]) for name, array in arrays.items()}
+    return arrays
 
 
 def shape_text(array: Any) -> str:

@@ -24,6 +24,7 @@ from foldax.engine.setup import (
 from foldax.engine.state import Run, SplitEvaluation
 from foldax.errors import ExperimentError
 from foldax.learner import Average, State
+from foldax.mesh import fetch
 
 
 def collect_values(evaluation: SplitEvaluation) -> dict[str, np.ndarray]:
@@ -44,7 +45,7 @@ def collect_values(evaluation: SplitEvaluation) -> dict[str, np.ndarray]:
 
     parts = [
         {name: examples(value, mask) for name, value in block.items()}
-        for block, mask in zip(evaluation.blocks, evaluation.masks, strict=True)
+        for block, mask in fetch(list(zip(evaluation.blocks, evaluation.masks, strict=True)))
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 

@@ -7,20 +7,21 @@ where a hook gets the state.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import processes
 from foldax.configuration import RLTraining
 from foldax.data.protocol import Dataset
 from foldax.engine import boundaries, compiled, evaluation
 from foldax.engine.best_state import BestState
 from foldax.engine.fold import SUM_STEPS, ChunkReport, Fold
 from foldax.engine.policy import CurrentPolicy
-from foldax.engine.result import Result
+from foldax.engine.result import Result, to_one_process
 from foldax.engine.setup import (
     evaluation_splits,
     monitor_and_mode,
@@ -34,7 +35,6 @@ from foldax.engine.state import NEVER, Callbacks, PendingChunk, Run, Timestamp
 from foldax.errors import Interrupted, NonFiniteError, RunError
 from foldax.experiment import Experiment
 
-PROFILED_STEPS = 20
 PARAMETERS = r"^0\.state\.(.*\.)?params\."  # paths in a checkpoint, whose first part is the fold
 
 LogLine = tuple[int, str, dict[str, float]]  # step, split, metrics
@@ -108,10 +108,10 @@ def train_loop(
     read_at, stopped = time.perf_counter(), bool(np.all(jax.device_get(run.best.stopped)))
     # One step at first; chunks double until they take `CHUNK_SECONDS`.
     steps = boundaries.chunk_steps(run, NEVER)
-    while not stopped and run.step < last and not callbacks.stop_requested():
+    while not stopped and run.step < last and not processes.any_requests(callbacks.stop_requested):
         # Dispatch the next chunk before the previous one is read: neither host nor device waits for the other.
         fetch_data_block(run)
-        dispatch_chunk(run, callbacks, min(boundaries.next_boundary(run, callbacks), run.step + steps, last))
+        dispatch_chunk(run, callbacks, *boundaries.next_chunk(run, callbacks, min(run.step + steps, last)))
         # A hook gets the state of its step, which the chunk after it would overwrite.
         num_unread = 0 if boundaries.interval_is_due(run, callbacks) else 1
         while len(run.unread) > num_unread and not stopped:
@@ -138,14 +138,19 @@ def fetch_data_block(run: Run) -> None:
             run.block = run.blocks.send(CurrentPolicy(run.program, config, seed, run.fold.state, "data"))
 
 
-def dispatch_chunk(run: Run, callbacks: Callbacks, end: int) -> None:
+def dispatch_chunk(run: Run, callbacks: Callbacks, end: int, is_saved: bool) -> None:
     """Dispatches the steps up to `end`, and the evaluation that is due there, without waiting; takes a due snapshot.
 
     The chunk is appended to `run.unread`.
+
+    Args:
+      run: changed in place.
+      callbacks: see `Callbacks`.
+      end: the step after the last one of the chunk.
+      is_saved: whether to make a checkpoint at its end.
     """
     start = run.step
-    with _profile(run, callbacks) as max_steps:
-        end = min(end, start + max_steps)
+    with boundaries.profile(run, callbacks):
         report = advance(run, end)
     run.step, run.num_chunks = end, run.num_chunks + 1
     # Known from now on, so that its steps are not lost if their evaluation fails.
@@ -159,7 +164,7 @@ def dispatch_chunk(run: Run, callbacks: Callbacks, end: int) -> None:
     # 4. Save: copy the fold, because the next chunk overwrites its buffers (they are donated), in the devices' memory,
     # which waits for no transfer. From accelerators the copy, and the best state, go on to the host.
     snapshot = None
-    if boundaries.save_is_due(run, callbacks):
+    if is_saved:
         run.last_save_time = time.perf_counter()
         if compiled.is_in_accelerator_memory(run.fold.step):
             snapshot = compiled.copy(run.fold), run.best
@@ -291,6 +296,8 @@ def save_after_error(run: Run, callbacks: Callbacks, error: Exception) -> None:
     """Saves the state of a run that an error has ended, unless the error is that of the state or of the disk."""
     if callbacks.checkpoints is None or run.step == 0 or isinstance(error, (NonFiniteError, RunError, Interrupted)):
         return
+    if processes.number_of_processes() > 1:  # the others need not have failed, and saving takes all of them
+        return
     # Whatever fails here too, such as a device that is gone, must not hide the first error.
     with contextlib.suppress(Exception):
         for chunk in run.unread:
@@ -332,13 +339,14 @@ def finish_run(run: Run, status: str) -> Result:
     if status != "interrupted":
         tested_at = run.step if best_step is None else best_step
         status = evaluation.status_with_nonfinite(status, run.history, metrics, tested_at)
+    state, final_state, dataset = to_one_process(state, run.fold.state, run.dataset)
     return Result(
         experiment=run.program.experiment,
         config=run.config,
         info=run.program.info,
-        dataset=run.dataset,
+        dataset=dataset,
         state=state,
-        final_state=run.fold.state,
+        final_state=final_state,
         step=run.step,
         best_step=best_step,
         status=status,
@@ -383,15 +391,3 @@ def _seconds_per_step(run: Run) -> float:
     now, then = Timestamp.now(run.step), run.loop_started_at
     compiling = now.compile_seconds - then.compile_seconds
     return (now.seconds - then.seconds - compiling) / (now.step - then.step)
-
-
-@contextlib.contextmanager
-def _profile(run: Run, callbacks: Callbacks) -> Iterator[int]:
-    """Records the third chunk if a profile is requested (the first two mostly compile); yields its largest size."""
-    if callbacks.profile_dir is None or run.num_chunks != 2:
-        yield NEVER
-        return
-    jax.block_until_ready(run.fold)
-    with jax.profiler.trace(str(callbacks.profile_dir)):
-        yield PROFILED_STEPS
-        jax.block_until_ready(run.fold)

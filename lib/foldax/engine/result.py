@@ -9,10 +9,45 @@ from typing import Any
 import jax
 import numpy as np
 
+from foldax import processes
 from foldax.engine.current_program import inputs_of
 from foldax.errors import ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Learner, State
+from foldax.mesh import fetch
+
+HOST_BYTES = 8 << 30  # of the largest state that each of several processes gets as a whole
+
+
+def to_one_process(state: State, final_state: State, dataset: Any) -> tuple[State, State, Any]:
+    """Frees the results of a run of several processes from the others; returns those of one process as they are.
+
+    States come to the host of each process, as NumPy, unless they are too large: those stay divided. Data are read
+    again, by each process all of them, where they are used.
+
+    Args:
+      state: the learner's state to keep.
+      final_state: its state after the last step, which may be the same.
+      dataset: the data, or None.
+    """
+    if processes.number_of_processes() == 1:
+        return state, final_state, dataset
+    if dataset is not None:
+        dataset = dataset.to(jax.local_devices()[0])
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(final_state)) > HOST_BYTES:
+        return state, final_state, dataset
+    final = fetch(final_state)
+    return final if state is final_state else fetch(state), final, dataset
+
+
+def is_divided(state: State) -> bool:
+    """Whether some arrays of a state are divided over processes, so that none can read all of them.
+
+    >>> is_divided({"kernel": np.zeros(3)})
+    False
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    return not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in arrays)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import processes
 from foldax.configuration import RLTraining, traced_config
 from foldax.data.protocol import DataBlock, Dataset, EvaluationBlock, Policy
 from foldax.engine import compiled, contracts
@@ -21,7 +22,7 @@ from foldax.engine.state_leaves import leaves_by_path
 from foldax.errors import ConfigError, ExperimentError
 from foldax.experiment import Experiment
 from foldax.learner import Learner, State
-from foldax.mesh import BATCH_AXES
+from foldax.mesh import BATCH_AXES, put
 
 
 def start_run(
@@ -44,7 +45,7 @@ def start_run(
     if not isinstance(config, experiment.config):
         raise ConfigError(f"expected a config of class {experiment.config.__name__}, got {type(config).__name__}")
     if dataset is None:
-        dataset = load_dataset(experiment, config)
+        dataset = processes.together("data", lambda: load_dataset(experiment, config))
     if nonresumable_reason(dataset) is not None and getattr(config, "learning_starts", None):
         raise ConfigError(
             f"learning_starts: {config.learning_starts} must be 0 where environments are on the host: there, random "
@@ -128,6 +129,7 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
     """
     program = Program(experiment) if dataset is None else Program(experiment, dataset.info, dataset.train.feed)
     mesh = make_mesh(config.mesh)
+    check_processes(config, 1 if mesh is None else mesh.size, nonresumable_reason(dataset))
     if mesh is None:
         return program
     layout, learners = Layout(mesh, threshold=MIN_DIVIDED_SIZE), list[Learner]()
@@ -138,6 +140,33 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
         check_batch_size(config, layout, learner, getattr(program.info, "batch_size", None))
         layout = layout.with_rules(learner.sharding_rules)
     return program._replace(layout=layout)
+
+
+def check_processes(config: Any, num_devices: int, reason: str | None) -> None:
+    """Checks that a run in several processes uses the devices of all of them, and can.
+
+    Args:
+      config: the run's config.
+      num_devices: of its mesh.
+      reason: why its data cannot resume, see `nonresumable_reason`.
+
+    Raises:
+      ConfigError: it does not, or the processes are not connected.
+    """
+    count = jax.process_count()
+    if count == 1:
+        return
+    if processes.number_of_processes() == 1:
+        raise ConfigError(
+            f"this process sees the devices of {count} processes, which are not connected; call "
+            "jax.distributed.initialize() before anything else, or set FOLDAX_DISTRIBUTED=1 for the command line"
+        )
+    if num_devices != jax.device_count():
+        problem = f"{config.mesh!r} takes {num_devices} of the {jax.device_count()} devices of {count} processes"
+        remedy = "a run needs all of them, as with --mesh data=-1; FOLDAX_DISTRIBUTED=0 makes each process its own run"
+        raise ConfigError(f"mesh: {problem}; {remedy}")
+    if reason is not None:
+        raise ConfigError(f"mesh: {config.mesh!r} takes {count} processes, but its data serve only one: {reason}")
 
 
 def check_batch_size(config: Any, layout: Layout, learner: Learner, batch_size: int | None) -> None:
@@ -304,4 +333,4 @@ def load_dataset(experiment: Experiment, config: Any) -> Dataset | None:
 
 
 def _place(program: Program, device: Any, tree: Any) -> Any:
-    return jax.device_put(tree, device if program.layout is None else program.layout.shardings(tree))
+    return put(tree, device if program.layout is None else program.layout.shardings(tree))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from foldax.errors import ExperimentError
+from foldax.mesh import fetch
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -33,10 +34,11 @@ def host_arrays(tree: Any) -> dict[str, np.ndarray]:
     >>> host_arrays({"step": jax.numpy.int32(3)})
     {'step': array(3, dtype=int32)}
     """
-    return {
-        name: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-        for name, leaf in leaves_by_path(tree).items()
-    }
+    return {name: _host_array(leaf) for name, leaf in leaves_by_path(tree).items()}
+
+
+def _host_array(leaf: Any) -> np.ndarray:
+    return np.asarray(fetch(jax.random.key_data(leaf) if is_key(leaf) else leaf))
 
 
 def saved_array(leaf: Any) -> Any:
@@ -73,7 +75,8 @@ def state_digest(state: Any) -> str:
     False
     """
     digest = hashlib.sha256()
-    for name, array in sorted(host_arrays(state).items()):
+    for name, leaf in sorted(leaves_by_path(state).items()):
+        array = _host_array(leaf)  # one at a time: all of them may be too large for one host
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

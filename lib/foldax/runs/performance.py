@@ -58,7 +58,7 @@ class Performance:
         """Begins to measure a run before its first chunk."""
         self._rates = learning_rates(run) if with_learning_rates else {}
         self._units, self._log_period = units_per_step(run), run.config.log_period
-        self._device, self._num_devices = next(iter(run.fold.step.devices())), run.program.num_devices
+        self._device, self._num_devices = run.fold.step.addressable_shards[0].device, run.program.num_devices
         # Model FLOPs utilisation, where the speed that it is relative to is known (Chowdhery et al., 2022).
         chip = hardware.chip_of(self._device.device_kind)
         if chip is not None:

@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from foldax import processes
 from foldax.errors import RunError
 
 _lost: dict[str, str] = {}  # by name of a standard stream, why texts on it were lost
@@ -79,8 +80,16 @@ def print_table(table: Any) -> None:
 
 
 def warn(message: str) -> None:
-    """Prints a warning on stderr."""
-    Output(sys.stderr).write(f"foldax: {message}\n")
+    """Prints a warning on stderr; of several processes that train one run, the first one does."""
+    if processes.is_first():
+        Output(sys.stderr).write(f"foldax: {message}\n")
+
+
+def report_error(message: str) -> None:
+    """Prints an error on stderr, with the number of the process where there are several."""
+    several = processes.number_of_processes() > 1
+    number = f" (process {processes.this_process()})" if several else ""
+    Output(sys.stderr).write(f"foldax{number}: {message}\n")
 
 
 def ask(message: str) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from foldax import processes
 from foldax.configuration import RLTraining
 from foldax.data.arrays import SPLITS
 from foldax.data.protocol import Dataset
@@ -14,10 +16,10 @@ from foldax.engine.checkpoint import Checkpoints, checkpoint_steps
 from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.loop import fit
-from foldax.engine.result import Result
+from foldax.engine.result import Result, is_divided
 from foldax.engine.setup import nonresumable_reason
 from foldax.engine.state_leaves import state_digest
-from foldax.errors import ConfigError, Interrupted, RunError, display_path
+from foldax.errors import ConfigError, Interrupted, NonFiniteError, RunError, display_path
 from foldax.experiment import Experiment, experiment_name
 from foldax.runs import folder, tables, terminal
 from foldax.runs import resume as resuming
@@ -26,6 +28,7 @@ from foldax.runs.figures import save_figures
 from foldax.runs.first_step import FirstStepTimer
 from foldax.runs.hooks import Every, check_hooks, missing_hooks_warning
 from foldax.runs.load import load_run
+from foldax.runs.log import read_log
 from foldax.runs.performance import Performance, performance_text
 from foldax.runs.progress import Progress
 from foldax.runs.recorder import Recorder
@@ -84,44 +87,40 @@ def train(
         this process is a fork of one that has used JAX.
     """
     check_process()
+    processes.find_devices()
     compile_cache.enable()
     timer = FirstStepTimer()
     config = experiment.config() if config is None else config
     every, own_trackers = check_hooks(hooks, config.steps), _chosen_trackers(tracker, save)
-    # 1. The folder, and what there is to do in it
+    # 1. The folder, and what there is to do in it; of several processes, only the first one looks and writes
     path, status = _folder_and_status(experiment, config, run_dir, resume) if save else (None, "new")
     if path is not None and status == "finished":
-        return _finished_result(path, experiment, dataset, allow_other_data, verbose)
+        return _finished_result(path, experiment, dataset, allow_other_data, verbose and processes.is_first())
     # 2. Initial parameters
-    recorded = folder.read_json(path / "manifest.json") if path and status == "unfinished" else {}
+    recorded = _read_manifest(path) if path and status == "unfinished" else {}
     source = initial_parameters.initial_source(config, initial, recorded.get("init_from"))
     if source is not None and status == "new":
         source()  # an unreadable source is an error before a folder is created
     # 3. Without a folder
     if path is None:
+        verbose = verbose and processes.is_first()
         progress = Progress(experiment_name(experiment), config.steps, verbose)
         ascribed = inputs_of(experiment, config)
-        with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
+        with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested, processes.watch():
             performance = Performance()
             callbacks = RunCallbacks(progress, timer, performance, every, verbose)
             result = fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
             return dataclasses.replace(result, performance=performance.summary())
+    if not processes.is_first():
+        return _train_beside_first(path.absolute(), experiment, config, dataset, every, source)
     # 4. In a locked folder, whose manifest always records how the run ended
     if own_trackers is None:
         names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
         own_trackers = make_trackers(DEFAULT if names is None else recorded_names(names))
     tracking = Tracking(own_trackers, warn)
-    with folder.lock(path):
-        if status == "unfinished":
-            # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
-            if reason := folder.begin_session(path, experiment).get("nonresumable_reason"):
-                warn(reason)
-            if lost := missing_hooks_warning(recorded.get("hooks", []), every):
-                warn(lost)
-        else:
-            folder.create(path, experiment, config)
-            if source is not None:
-                folder.update_manifest(path, init_from=source().provenance)
+    with contextlib.ExitStack() as lock:
+        lost = missing_hooks_warning(recorded.get("hooks", []), every)
+        processes.agree("begin", functools.partial(_begin, lock, path, status, experiment, config, source, lost))
         path = path.absolute()  # the working directory may change
         try:
             if every:
@@ -133,7 +132,7 @@ def train(
             ):
                 files = RunFiles(path, recorder, tracking, allow_other_data)
                 callbacks = RunCallbacks(progress, timer, performance, every, verbose, files)
-                result = _fit_in_folder(experiment, config, dataset, callbacks, files, source)
+                result = _fit_in_folder(experiment, config, dataset, callbacks, path, source)
             result = _finish(path, dataclasses.replace(result, performance=performance.summary()))
         except BaseException as error:
             with contextlib.suppress(RunError):  # a full disk must not hide the first error
@@ -161,7 +160,61 @@ def _chosen_trackers(tracker: Trackers | None, save: bool) -> dict[str, Tracker]
     return make_trackers(tracker)
 
 
+def _begin(
+    stack: contextlib.ExitStack,
+    path: Path,
+    status: str,
+    experiment: Experiment,
+    config: Any,
+    source: ReadSource | None,
+    missing_hooks: str | None,
+) -> None:
+    """Locks a run folder until a stack ends, and records that a run begins in it, or goes on."""
+    stack.enter_context(folder.lock(path))
+    if status != "unfinished":
+        folder.create(path, experiment, config)
+        if source is not None:
+            folder.update_manifest(path, init_from=source().provenance)
+        return
+    # Some datasets, such as simulators on the host, cannot be resumed bit for bit.
+    for warning in (folder.begin_session(path, experiment).get("nonresumable_reason"), missing_hooks):
+        if warning:
+            warn(warning)
+
+
+def _train_beside_first(
+    path: Path,
+    experiment: Experiment,
+    config: Any,
+    dataset: Dataset | None,
+    hooks: Sequence[Every],
+    source: ReadSource | None,
+) -> Result:
+    """Trains in another process than the first one: it writes its parts of the checkpoints, and nothing else."""
+    processes.agree("begin", lambda: None)  # the first one makes the folder
+    progress = Progress(experiment_name(experiment), config.steps, shown=False)
+    callbacks = RunCallbacks(progress, FirstStepTimer(), Performance(), hooks, verbose=False)
+    return _finish(path, _fit_in_folder(experiment, config, dataset, callbacks, path, source))
+
+
 def _folder_and_status(
+    experiment: Experiment, config: Any, run_dir: str | Path | None, resume: bool | Literal["auto"]
+) -> tuple[Path, resuming.Status]:
+    """Chooses the run folder, and says what there is to do in it; of several processes the first one looks."""
+
+    def choose() -> tuple[str, resuming.Status]:
+        path, status = _choose_folder(experiment, config, run_dir, resume)
+        return str(path), status
+
+    chosen, status = processes.agree("folder", choose)
+    return Path(chosen), status
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    return processes.agree("manifest", lambda: folder.read_json(path / "manifest.json"))
+
+
+def _choose_folder(
     experiment: Experiment, config: Any, run_dir: str | Path | None, resume: bool | Literal["auto"]
 ) -> tuple[Path, resuming.Status]:
     if resume not in (True, False, "auto"):
@@ -196,23 +249,35 @@ def _fit_in_folder(
     config: Any,
     dataset: Dataset | None,
     callbacks: RunCallbacks,
-    files: RunFiles,
+    path: Path,
     source: ReadSource | None,
 ) -> Result:
     """Trains with checkpoints; a signal stops it after its state was saved."""
+    resume, others = f"go on with: {_resume_command(path)}", {}
+    if callbacks.files is None:  # else the recorder does
+        others["load_history"] = lambda step: (line for line in read_log(path) if line["step"] <= step)
     with (
-        contextlib.closing(Checkpoints(files.path / "checkpoints", warn)) as checkpoints,
-        stop_on_signals(f"stopped before its first step; go on with: {_resume_command(files.path)}") as stop_requested,
+        contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
+        stop_on_signals(f"stopped before its first step; {resume}") as stop_requested,
+        processes.watch(f"; {resume}"),
     ):
         for_engine = callbacks.for_engine(
             stop_requested,
             source,
             checkpoints=checkpoints,
-            profile_dir=files.path / "profile" if config.profile else None,
+            profile_dir=path / "profile" if config.profile else None,
+            **others,
         )
-        with inputs_of(experiment, config):
-            result = fit(experiment, config, for_engine, dataset)
-        pretrained.record_inputs(files.path, experiment, [config])  # also what only an update has read
+        try:
+            with inputs_of(experiment, config):
+                result = fit(experiment, config, for_engine, dataset)
+        except NonFiniteError:  # in all processes
+            raise
+        except BaseException:
+            checkpoints.abandon()
+            raise
+        if callbacks.files is not None:
+            pretrained.record_inputs(path, experiment, [config])  # also what only an update has read
     return result
 
 
@@ -227,8 +292,10 @@ def _finish(path: Path, result: Result) -> Result:
         command = _resume_command(path) + (f" ({reason})" if reason else "")
         raise Interrupted(f"stopped at step {result.step} of {result.config.steps}; go on with: {command}")
     result = dataclasses.replace(result, run_dir=path)
-    folder.update_manifest(path, status=result.status, ended=folder.now())
-    folder.write_json(path / "result.json", result_json(result))
+    content = result_json(result)  # in all processes, as a state that they divide is hashed by all
+    if processes.is_first():
+        folder.update_manifest(path, status=result.status, ended=folder.now())
+        folder.write_json(path / "result.json", content)
     return result
 
 
@@ -240,11 +307,15 @@ def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, ve
     """Saves the figures of a finished run, names them in its `result.json`, and prints its metrics."""
     path = result.run_dir
     assert path is not None
-    result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
+    if is_divided(result.state):
+        warn("no figures are drawn of a state that is too large for the host of one process")
+    else:
+        result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
     for name, file in result.figures.items():
         tracking.figure(result.step, name, file)
     try:
-        folder.write_json(path / "result.json", result_json(result))
+        figures = {name: file.name for name, file in result.figures.items()}
+        folder.write_json(path / "result.json", folder.read_json(path / "result.json") | {"figures": figures})
     except RunError as error:
         warn(f"{error}; the result of the run is saved, but does not name its figures")
     if verbose:
