@@ -3,8 +3,8 @@
     foldax run experiments/rl/dqn_cartpole.py
 
 Returns over 8 runs, seeds 0 to 7, as mean and standard deviation: in training over the last 50,000 of 500,000 steps
-(100 episodes, epsilon 0.05) 499.4 and 1.7 (CleanRL reports 488.7 and 498.4); greedy, over 16 episodes (`test/return`),
-500.0 and 0.
+(100 episodes, epsilon 0.05) 499.4 and 1.7 (CleanRL reports 488.7 and 498.4); greedy, over 16 episodes (`test/return`)
+and seeds 8 to 15, 499.7 and 0.8.
 
 A sweep of these 8 (`--exact --seeds 8`) took 455 s with compilation on 2 CPU cores shared with other programs.
 

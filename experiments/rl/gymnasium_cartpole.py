@@ -3,8 +3,8 @@
     foldax run experiments/rl/gymnasium_cartpole.py
 
 Greedy test return after 100,000 environment steps, 32 episodes of each seed: 500.0 of 500 with every one of the seeds 0
-to 7 (standard deviation 0). A run takes 30 s on 2 CPU cores, of which 14 are compiling; about 7,000 environment steps a
-second, where the host's steps and the network's alternate. The environments are not saved: a resumed run starts new
+to 15 (standard deviation 0). A run takes 30 s on 2 CPU cores, of which 14 are compiling; about 7,000 environment steps
+a second, where the host's steps and the network's alternate. The environments are not saved: a resumed run starts new
 episodes there.
 """
 

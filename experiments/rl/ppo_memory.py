@@ -12,6 +12,8 @@ deviation; `foldax sweep experiments/rl/ppo_memory.py --exact --seeds 8 --cell l
     lstm       1.00 ± 0
     none       0.02 ± 0.09
 
+With LSTM seeds 8 to 15 (`--exact --seed 8 --seeds 8`) reach 1.00 ± 0 too.
+
 A sweep of the 8 with LSTM took 133 s with compilation, of those without 73 s, on 2 shared CPU cores.
 """
 

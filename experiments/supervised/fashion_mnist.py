@@ -2,7 +2,7 @@
 
     foldax run experiments/supervised/fashion_mnist.py
 
-Test accuracy 0.9237 (seed 0) after 5 epochs; 3 minutes on 2 CPU cores.
+Test accuracy 0.9238 (seed 8; 0.9237 with seed 0) after 5 epochs; 3 minutes on 2 CPU cores.
 """
 
 import optax

@@ -5,7 +5,7 @@
         --train-examples 10000 --steps 1560 --batch-size 64 --depth 14 --width 16 --optimizer.learning-rate 0.1
 
 The first command is expected to reach a test accuracy of 0.945, which is not measured yet. The second command, ten
-epochs of 10,000 images, reaches 0.8993 (seed 0, 10,000 test images) in 108 s on 2 CPU cores.
+epochs of 10,000 images, reaches 0.8996 (seed 8, 10,000 test images) in 108 s on 2 CPU cores.
 """
 
 from typing import Literal

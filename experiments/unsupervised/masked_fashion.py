@@ -8,6 +8,8 @@ Accuracy on 10,000 test images with 10,000 labels (seed 0), from the 784 pixels 
     logistic regression                 0.834     0.743
     20 neighbours                       0.796     0.775
 
+With seed 8 the features have 0.729 and 0.750.
+
 On this budget, under five epochs of a small network, the features predict the classes worse than the pixels do. The
 squared error of masked pixels, in units of their patch's standard deviation, is 0.486; `reconstructions.png` shows
 examples. About four minutes on 2 shared CPU cores.
