@@ -25,7 +25,9 @@ def page_name(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_of_a_page_exist(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    for link in links + re.findall(r'<(?:source|img)\b[^>]* (?:src|srcset)="([^"]+)"', text):
         assert (page.parent / link).exists(), link
 
 
