@@ -42,7 +42,7 @@ from foldax.engine import compiled
 from foldax.runs.transfer import pretrained
 
 # Packages of extras that examples in docstrings need, by the call that needs them.
-EXTRAS = {r"rl\.gymnax\(": "gymnax", r"rl\.gymnasium\(|import gymnasium": "gymnasium"}
+EXTRAS = {r"\bgymnax\(": "gymnax", r"\bgymnasium\(|import gymnasium": "gymnasium"}
 
 
 MAX_MEMORY = 2.5e9  # bytes of a worker, above which it drops its programs

@@ -12,7 +12,7 @@ from foldax.errors import ConfigError
 from tests.rl.environments import counter
 
 if importlib.util.find_spec("gymnax") is None:
-    pytest.skip("gymnax is not installed: pip install 'foldax[rl]' (Python 3.11)", allow_module_level=True)
+    pytest.skip("gymnax is not installed: pip install 'foldax[rl]'", allow_module_level=True)
 KEY = jax.random.key(0)
 
 
