@@ -1,5 +1,6 @@
 """Options of the command line: every value of a field has a spelling, and it means the same everywhere."""
 
+import argparse
 import dataclasses
 import enum
 import math
@@ -16,7 +17,7 @@ from foldax import cli
 from foldax.configuration import to_json
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
-from foldax.options import format_options, options_help, parse_alternatives, parse_options, set_fields
+from foldax.options import format_options, options_help, parse_alternatives, parse_options, set_fields, split_options
 
 
 class Activation(enum.Enum):
@@ -145,6 +146,15 @@ def test_words_mean_the_same_for_a_run_and_a_sweep(words: list[str], name: str, 
     assert parse_options(Config, words) == {name: value}
     if words != ["--dtypes", "int8", "float64"]:
         assert parse_alternatives(Config, words) == {name: [value]}
+
+
+def test_an_unknown_option_is_compared_with_those_of_the_command_and_of_the_fields() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--sweep-dir")
+    assert split_options(parser, Config, ["--steps=3", "--sweep-dir", "s"])[1] == ["--steps=3"]
+    for word, option in (("--run-dir=r", "--sweep-dir"), ("--step", "--steps")):
+        with pytest.raises(ConfigError, match=f"there is no option {word[:6]}.*; did you mean '{option}'"):
+            split_options(parser, Config, [word])
 
 
 @pytest.mark.parametrize(

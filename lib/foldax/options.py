@@ -255,6 +255,30 @@ def parse_alternatives(cls: type, arguments: Sequence[str]) -> dict[str, list[An
     return _parse(cls, arguments, several=True)
 
 
+def split_options(
+    parser: argparse.ArgumentParser, cls: type, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the options of a command, and leaves those of the config's fields for `parse_options`.
+
+    Raises:
+      ConfigError: the command refuses a value, or an option is neither the command's nor a field's.
+
+    >>> import foldax
+    >>> parser = argparse.ArgumentParser(exit_on_error=False)
+    >>> _ = parser.add_argument("--run-dir")
+    >>> split_options(parser, foldax.Training, ["--run-dir", "r", "--steps", "7"])
+    (Namespace(run_dir='r'), ['--steps', '7'])
+    """
+    try:
+        known, fields = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
+    for word in fields:
+        if word.startswith("--") and word != "--help":
+            _resolve(cls, word.partition("=")[0], [], list(parser._option_string_actions))
+    return known, fields
+
+
 def _parse(cls: type, arguments: Sequence[str], several: bool) -> dict[str, list[Any]]:
     words_by_option: dict[str, list[str]] = {}
     option = None
@@ -273,7 +297,7 @@ def _parse(cls: type, arguments: Sequence[str], several: bool) -> dict[str, list
     return values
 
 
-def _resolve(cls: type, option: str, words: list[str]) -> tuple[str, Any, list[str]]:
+def _resolve(cls: type, option: str, words: list[str], other_options: Sequence[str] = ()) -> tuple[str, Any, list[str]]:
     """Finds the field of an option; returns its name, its type, and the words, which `--flag` and `--no-flag` lack."""
     name = option[2:].replace("-", "_")
     head, dot, last = name.rpartition(".")
@@ -284,7 +308,7 @@ def _resolve(cls: type, option: str, words: list[str]) -> tuple[str, Any, list[s
     with contextlib.suppress(ConfigError):
         if not words and positive != name and field_type(cls, positive)[1] is bool:
             return positive, bool, ["False"]
-    suggestion = did_you_mean(option, map(option_name, field_names(cls)))
+    suggestion = did_you_mean(option, [*map(option_name, field_names(cls)), *other_options])
     raise ConfigError(f"there is no option {option}{suggestion} (all: --help)")
 
 

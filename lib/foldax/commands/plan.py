@@ -18,7 +18,7 @@ from foldax.commands.training import parse_config
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.mesh import BATCH_AXES, mesh_sizes
-from foldax.options import options_help
+from foldax.options import options_help, split_options
 from foldax.runs.terminal import echo, print_table
 
 GIB = 2**30
@@ -62,10 +62,7 @@ def run_plan(experiment: Experiment, options: list[str]) -> None:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_options(parser)
-    try:
-        known, fields = parser.parse_known_args(options)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    known, fields = split_options(parser, experiment.config, options)
     if not {"-h", "--help"}.isdisjoint(fields):
         echo(f"{USAGE}\n\n{options_help(experiment.config, experiment.config())}".rstrip())
         return

@@ -10,7 +10,7 @@ from foldax import processes
 from foldax.errors import ConfigError, display_path
 from foldax.experiment import Experiment, experiment_file
 from foldax.mesh import ONE_DEVICE
-from foldax.options import options_help, parse_options, set_fields
+from foldax.options import options_help, parse_options, set_fields, split_options
 from foldax.runs.terminal import echo
 
 
@@ -34,10 +34,7 @@ def train_experiment(experiment: Experiment, options: list[str]) -> None:
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--tracker", action="append")
     parser.add_argument("--no-compile-cache", action="store_true")
-    try:
-        known, fields = parser.parse_known_args(options)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    known, fields = split_options(parser, experiment.config, options)
     config = parse_config(experiment, fields)
     if known.no_compile_cache:
         compile_cache.disable()

@@ -9,7 +9,7 @@ from typing import Any
 from foldax.config_fields import field_types
 from foldax.errors import ConfigError, FoldaxError, display_path
 from foldax.experiment import Experiment
-from foldax.options import Config, options_help, parse_alternatives, set_fields
+from foldax.options import Config, options_help, parse_alternatives, set_fields, split_options
 from foldax.runs import folder, tables
 from foldax.runs.terminal import echo, print_table, warn
 from foldax.runs.trackers.choose import NAMES as TRACKER_NAMES
@@ -47,10 +47,7 @@ def run(experiment: Experiment, file: Path, arguments: Sequence[str]) -> int:
         option = f"--{name.replace('_', '-')}"
         if option in parser._option_string_actions and option in {text.split("=")[0] for text in arguments}:
             raise ConfigError(f"{option} is an option of sweeps; give the field {name!r} its values in a --space file")
-    try:
-        parsed, field_arguments = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from None
+    parsed, field_arguments = split_options(parser, experiment.config, arguments)
     _check_owners(parser, parsed)
     file_space = _read_space(parsed.space) if parsed.space else {}
     config, space = _split_space(experiment, file_space, field_arguments, parsed.seeds)
