@@ -1,8 +1,11 @@
 """Every learner keeps the laws, and every law catches a learner that breaks it."""
 
 import functools
+import itertools
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -535,3 +538,23 @@ def test_a_state_that_is_one_array_has_a_name_in_the_laws() -> None:
 def test_coverage_catches_values_that_are_not_per_example() -> None:
     with pytest.raises(foldax.FoldaxError, match="one value per example"):
         laws.coverage(laws.make_subject(wrapped(evaluate=evaluates_the_first_example)))
+
+
+@pytest.mark.parametrize(
+    ("loop_seconds", "rounds", "advice"),
+    [([9.0] * 9, 3, "9.0 times"), ([1.0] * 9, 3, None), ([3.0] * 6 + [1.0] * 3, 7, None), ([2.0] * 9, 9, "2.0 times")],
+)
+def test_the_other_dispatch_is_advised_only_where_no_timing_of_the_loop_is_short(
+    loop_seconds: list[float], rounds: int, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durations = itertools.chain.from_iterable((0.0, loop, 0.0, 1.0) for loop in loop_seconds)
+    clock = itertools.accumulate(durations)
+    trained: list[str] = []
+    monkeypatch.setattr(laws, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(laws, "_train", lambda run, _: trained.append(run.dispatch))
+    subject: Any = types.SimpleNamespace(
+        dataset=None, start_run=lambda dispatch: types.SimpleNamespace(step=2, dispatch=dispatch)
+    )
+    found = laws.faster_dispatch(subject)
+    assert trained == ["loop", "step"] * (1 + rounds)
+    assert found is None if advice is None else advice in str(found)
