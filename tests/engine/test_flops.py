@@ -96,7 +96,7 @@ def test_a_recurrent_network_counts_without_results_that_nothing_uses() -> None:
 
 
 def test_a_program_on_several_devices_counts_on_all() -> None:
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
     product = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec("data"))
     assert count_flops(jax.make_jaxpr(product)(jnp.ones((8, 2)), jnp.ones((2, 3)))) == 2 * 8 * 2 * 3
