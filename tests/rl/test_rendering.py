@@ -8,6 +8,7 @@ from PIL import Image
 
 from foldax import rl
 from foldax.rl import rendering, wrappers
+from foldax.rl.environments.board_game import BoardState
 from foldax.rl.environments.matrix_game import MatrixGameState
 from tests.conftest import ROOT
 from tests.rl.environments import counter
@@ -116,6 +117,8 @@ PICTURES = {  # the states of the pictures of docs/reference/environments.md
     "grid_maze": (rl.grid_maze(), (np.int32([3, 3]), np.int32(0))),
     "bandit": (rl.bandit([0.2, 0.5, 0.8]), (np.int32(1), np.float32(1))),
     "matrix_game": (rl.matrix_game(), MatrixGameState(np.int32(2), np.int32([0, 2]))),
+    "tic_tac_toe": (rl.tic_tac_toe(), BoardState(np.int32([1, -1, -1, -1, 0, -1, 0, -1, -1]), np.int32(1))),
+    "connect_four": (rl.connect_four(), BoardState(np.int32([-1] * 31 + [0, -1, -1, -1, 1, 1, 0, -1, -1, -1, 0]), 1)),
     "memory_chain": (rl.memory_chain(num_bits=3), (np.int32([0, 1, 1]), np.int32(1), np.int32(5))),
 }
 

@@ -56,6 +56,7 @@ class Environment(NamedTuple):
       num_players: players of a game; a learner for a single agent takes 1.
       player: `state -> int32 []`, number of the player who acts in a state; None: there is one.
       resets: where an environment whose episode ended starts the next one; see `Resets`.
+      render_text: `state -> text` of a few lines, for a terminal; None: it cannot be drawn there.
 
     >>> def step(key, state, action):
     ...     return state + 1, Step(jnp.ones(1), jnp.float32(1), state >= 2, jnp.bool_(False))
@@ -76,6 +77,7 @@ class Environment(NamedTuple):
     num_players: int = 1
     player: Callable[[State], jax.Array] | None = None
     resets: Resets = Resets()
+    render_text: Callable[[State], str] | None = None
 
 
 class EnvironmentState(NamedTuple):
@@ -355,8 +357,7 @@ def play_episodes(
         action_key, environment_key = jax.random.split(jax.random.fold_in(key, step + 1))
         action = select_action(environment_state.observation, action_key)
         environment_state, transition, _ = step_environments(environment, environment_state, action, environment_key)
-        # Environments go on into further episodes, of which nothing is counted.
-        is_first = ~episodes["finished"]
+        is_first = ~episodes["finished"]  # environments go on into further episodes, of which nothing is counted
         total = episodes["return"] + jnp.where(is_first, transition.reward, 0.0)
         finished = episodes["finished"] | transition.terminated | transition.truncated
         episodes = {"return": total, "length": episodes["length"] + is_first.astype(jnp.int32), "finished": finished}
@@ -395,5 +396,5 @@ def evaluate_policy(
     return {name: value.astype(jnp.float32) for name, value in episodes.items()}
 
 
-def _where(condition: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def _where(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
