@@ -193,6 +193,42 @@ def test_one_process_goes_on_with_what_two_have_trained(file: Path, uninterrupte
         np.testing.assert_allclose(one.arrays[name], array, atol=1e-6, err_msg=name)
 
 
+SCRIPT = """
+import os
+
+import jax
+
+jax.distributed.initialize(num_processes=2, process_id=int(os.environ["JAX_PROCESS_ID"]))
+import numpy as np
+
+import foldax
+from tests.conftest import Config, tiny
+
+config = Config(mesh="data=-1", init_from="INITIAL", keep="best")
+hook = foldax.Every(6, lambda step, state, context: print("hook", step, jax.process_index(), flush=True))
+result = foldax.train(tiny, config, run_dir="RUN", hooks=hook, verbose=False)
+assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(result.state))
+assert result.predict(result.examples("test")["inputs"]).shape == (32, 2)
+again = foldax.train(tiny, config, run_dir="RUN", resume="auto", verbose=False)
+assert again.metrics["test"] == result.metrics["test"]
+try:
+    foldax.train(tiny, Config(mesh="data=1"), save=False, verbose=False)
+except foldax.errors.ConfigError:
+    print("goes on", foldax.train(tiny, config, save=False, verbose=False).status, flush=True)
+"""
+
+
+def test_a_script_of_two_processes_trains_loads_and_goes_on_after_an_error(
+    file: Path, uninterrupted: Callable[[str], Path], tmp_path: Path, monkeypatch
+) -> None:
+    text = SCRIPT.replace("INITIAL", str(uninterrupted("device"))).replace("RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(f"{__name__}.MAIN", f"import sys; sys.path.insert(0, {str(ROOT)!r}){text}")
+    pair = Pair(tmp_path)
+    assert pair.wait() == [0, 0], pair.text("err0") + pair.text("err1")
+    for i in range(2):
+        assert pair.text(f"out{i}").splitlines() == [f"hook 6 {i}", f"hook 12 {i}", "goes on finished"]
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "text"),
     [

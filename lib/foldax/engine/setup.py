@@ -53,6 +53,7 @@ def start_run(
         )
     # 1. The first fold: learner, optimizer state and metrics of step 0.
     program = make_program(experiment, config, dataset)
+    check_processes(config, program.num_devices, nonresumable_reason(dataset))
     if program.layout is not None and dataset is not None:
         # Once: else every chunk would copy the data to the other devices.
         dataset = dataset.to(program.layout.batch_sharding)
@@ -129,7 +130,6 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -
     """
     program = Program(experiment) if dataset is None else Program(experiment, dataset.info, dataset.train.feed)
     mesh = make_mesh(config.mesh)
-    check_processes(config, 1 if mesh is None else mesh.size, nonresumable_reason(dataset))
     if mesh is None:
         return program
     layout, learners = Layout(mesh, threshold=MIN_DIVIDED_SIZE), list[Learner]()
