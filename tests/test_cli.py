@@ -119,6 +119,15 @@ def test_every_command_explains_itself(foldax, command) -> None:
     assert out.startswith(f"usage: foldax {command}")
 
 
+@pytest.mark.parametrize("command", ["run", "check", "plan", "sweep"])
+def test_help_of_a_file_is_that_of_the_command(foldax, workdir, command) -> None:
+    code, out, err = foldax(command, "line.py", "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: foldax {command} line.py")
+    assert "Number of updates" in out
+    assert ("--run-dir" in out) == (command == "run")
+
+
 def test_help_of_a_file_lists_every_field_with_type_default_and_documentation(foldax, workdir) -> None:
     code, out, err = foldax("run", "line.py", "--help")
     assert (code, err) == (0, "")

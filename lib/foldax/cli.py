@@ -236,7 +236,7 @@ def _check(command: argparse.Namespace) -> int:
 
     experiment = load_experiment(command.file)
     # Every law is tried, also after one is broken.
-    subject = laws.make_subject(experiment, parse_config(experiment, command.options))
+    subject = laws.make_subject(experiment, parse_config(experiment, command.options, command="check"))
     broken = 0
     for name, law in laws.LAWS.items():
         try:

@@ -115,7 +115,7 @@ def test_a_missing_compiler_names_its_extra(monkeypatch, capsys) -> None:
     assert cli.main(["plan", str(DIGITS), "--help"]) == 0
     out, err = capsys.readouterr()
     assert "--on: say on which chips, such as v5e:4x4" in err
-    assert out.startswith("usage: foldax plan FILE --on CHIPS")
+    assert out.startswith(f"usage: foldax plan {DIGITS.name} --on CHIPS")
 
 
 def test_runs_without_a_program_of_their_own_are_refused(monkeypatch) -> None:

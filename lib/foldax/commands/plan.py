@@ -14,15 +14,15 @@ from typing import Any
 
 import jax
 
+from foldax.commands.file_help import asks_for_help, print_file_help, usage
 from foldax.commands.training import parse_config
 from foldax.errors import ConfigError, ExperimentError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file, load_experiment
 from foldax.mesh import BATCH_AXES, mesh_sizes
-from foldax.options import options_help, split_options
+from foldax.options import split_options
 from foldax.runs.terminal import echo, print_table
 
 GIB = 2**30
-USAGE = "usage: foldax plan FILE --on CHIPS [--mesh AXES] [--largest-batch] [--json] [--field VALUE ...]"
 SECONDS_TO_COMPILE = 3600
 
 
@@ -63,12 +63,12 @@ def run_plan(experiment: Experiment, options: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_options(parser)
     known, fields = split_options(parser, experiment.config, options)
-    if not {"-h", "--help"}.isdisjoint(fields):
-        echo(f"{USAGE}\n\n{options_help(experiment.config, experiment.config())}".rstrip())
+    if asks_for_help(fields):
+        print_file_help(experiment, "plan")
         return
     config = parse_config(experiment, fields)
     if known.on is None:
-        raise ConfigError(f"--on: say on which chips, such as v5e:4x4 or h100:8\n{USAGE}")
+        raise ConfigError(f"--on: say on which chips, such as v5e:4x4 or h100:8\n{usage('plan')}")
     target = parse_target(known.on)
     check_compiler(target)
     sizes = mesh_sizes(config.mesh, num_devices(target), target.name)

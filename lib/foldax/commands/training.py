@@ -1,16 +1,16 @@
 """`foldax run` and `foldax resume`: they train a run in one process, or each process its part of it."""
 
 import argparse
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foldax import processes
+from foldax.commands.file_help import asks_for_help, print_file_help
 from foldax.errors import ConfigError, display_path
-from foldax.experiment import Experiment, experiment_file
+from foldax.experiment import Experiment
 from foldax.mesh import ONE_DEVICE
-from foldax.options import options_help, parse_options, set_fields, split_options
+from foldax.options import parse_options, set_fields, split_options
 from foldax.runs.terminal import echo
 
 
@@ -116,13 +116,14 @@ def resume(command: argparse.Namespace) -> int:
     return 0
 
 
-def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None) -> Any:
+def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any = None, command: str = "run") -> Any:
     """Parses the options of a command line into a config.
 
     Args:
       experiment: the experiment, whose config has a field for every option.
       arguments: options such as `["--learning-rate", "0.1"]`.
       default: the config without options; by default `experiment.config()`.
+      command: whose usage `--help` prints.
 
     Returns:
       An instance of `experiment.config`.
@@ -138,17 +139,7 @@ def parse_config(experiment: Experiment, arguments: Sequence[str], default: Any 
     7
     """
     default = experiment.config() if default is None else default
-    if not {"-h", "--help"}.isdisjoint(arguments):
-        file = experiment_file(experiment)
-        options = "[--run-dir DIR] [--or-resume | --overwrite] [--tracker NAME] [--no-compile-cache] [--quiet]"
-        echo(f"usage: foldax run {file.name if file else 'FILE'} {options} [--field VALUE ...]")
-        echo("--or-resume goes on with the run if it was started, and shows its result if it is finished")
-        echo("--overwrite removes the run in --run-dir first; --quiet prints the run folder and warnings only")
-        echo(f"\n{_first_paragraph(file)}\n\n{options_help(experiment.config, default)}".rstrip())
+    if asks_for_help(arguments):
+        print_file_help(experiment, command)
         raise SystemExit(0)
     return set_fields(default, parse_options(experiment.config, arguments))
-
-
-def _first_paragraph(file: Path | None) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_bytes())) if file else None
-    return (docstring or "").split("\n\n")[0]
