@@ -40,6 +40,16 @@ PROGRAM = """HloModule jit_advance, is_scheduled=true
   %all = (f32[16]{0}, f32[4]{0}) all-reduce(%g, %h), replica_groups={{0,1,2,3}}, to_apply=%add
 }
 
+%more.1 (p: (u32[], bf16[4])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(5), metadata={op_name="step"}
+  %count = u32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count, %limit), direction=LT, metadata={op_name="step"}
+}
+
+%rotate (p: (u32[], bf16[4])) -> (u32[], bf16[4]) {
+  %part = bf16[4]{0} collective-permute(%q), channel_id=9, source_target_pairs={{0,1},{1,0}}
+}
+
 %fused_computation.1 (p: bf16[8,4]) -> bf16[8,16] {
   %start = bf16[8,16]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=4,'b'=1] {'a'}, dimensions={1}
 }
@@ -57,6 +67,7 @@ ENTRY %main (p: f32[16]) -> f32[16] {
   %one = (bf16[8,16]{1,0}, u32[]) fusion(%q), kind=kCustom, calls=%fused_computation.1
   %two = (f32[8]{0}, bf16[8,16]{1,0}) fusion(%q), kind=kCustom, calls=%async_collective_fusion.2
   %three = f32[2,4]{1,0} fusion(%r), kind=kCustom, calls=%all-reduce-scatter.3
+  %parts = (u32[]{:T(128)}, bf16[4]{0}) while(%t), condition=%more.1, body=%rotate, metadata={op_name="step"}
   %steps = (s32[], f32[16]) while(%t), condition=%more, body=%step
 }
 """
@@ -66,6 +77,7 @@ def test_collectives_count_as_often_as_their_loop_runs() -> None:
     assert find_collectives(PROGRAM) == {
         "all-gather": Collective(3 + 1, 3 * 64.0 + 256, 3 * 32.0 + 256 * 3 / 4),
         "all-reduce": Collective(1, 80.0, 2 * 80 * 3 / 4),
+        "collective-permute": Collective(5, 5 * 8.0, 5 * 8.0),
         "reduce-scatter": Collective(1, 32.0, 96.0),
     }
 

@@ -67,10 +67,22 @@ def _add(name: str, times: int, bodies: dict[str, str], found: dict[str, Collect
             before, sent = found[kind], _bytes_sent(kind, size, devices)
             found[kind] = Collective(before.number + times, before.bytes + times * size, before.sent + times * sent)
             continue  # what a reduction applies is no communication
-        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+        trips = _num_trips(line, bodies)
         for several, one in _CALLED.findall(line):
             for inner in (several or one).replace("%", "").split(", "):
-                _add(inner, times * (int(trips[1]) if trips else 1), bodies, found, overlapped)
+                _add(inner, times * trips, bodies, found, overlapped)
+
+
+def _num_trips(line: str, bodies: dict[str, str]) -> int:
+    """How often the body of a loop runs; 1 where the text does not say, and for what is no loop."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    # The TPU's compiler does not write it: there, the condition compares a counter, which starts at 0, to a constant.
+    condition = re.search(r" while\(.*condition=%?([\w.\-]+)", line)
+    text = bodies.get(condition[1], "") if condition else ""
+    compared = re.search(r"ROOT .* compare\(([^,]*), ([^)]*)\), direction=LT", text)
+    limit = compared and re.search(rf"{re.escape(compared[2])} = \w+\[\][^ ]* constant\((\d+)\)", text)
+    return int(limit[1]) if limit else 1
 
 
 def _result_bytes(shapes: str, is_start: bool) -> float:
