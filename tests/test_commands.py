@@ -57,6 +57,7 @@ NOT_EXECUTED = {
     "plan": "needs the compilers of plan-tpu and plan-gpu; tests/engine/test_plan.py runs it where they are",
     "completion": "needs the package shtab; tests/test_cli.py runs it",
     "rm": "tests/runs/test_removal.py removes a run that no other test needs",
+    "--against": "asks for input, in a game; tests/inference/test_play_game.py plays",
     "--prompt": "tests/inference/test_sample.py calls its function, on a smaller model",
 }
 

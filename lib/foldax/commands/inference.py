@@ -38,10 +38,13 @@ def add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     play.add_argument("--steps", type=int, default=1000, metavar="N", help=help)
     play.add_argument("--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: play.gif in the run folder)")
     play.add_argument("--fps", type=int, default=30, metavar="N", help="frames per second (default: 30)")
+    play.add_argument(
+        "--against", metavar="OPPONENT", help="in a game for two: random (default), human or a run folder"
+    )
     play.epilog = (
         "The agent takes its best actions (`predict`) in the experiment's `environment`. A film strip of the first "
         "episode is written beside FILE (_strip.png). If the environment cannot be rendered, a figure of the "
-        "observations (_observations.png) replaces both."
+        "observations (_observations.png) replaces both. Games for two are drawn in the terminal."
     )
 
     sample = add("sample", _use_run, "write samples of a run's generative model: a grid of images, or text", "RUN_DIR")

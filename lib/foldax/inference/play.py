@@ -1,4 +1,4 @@
-"""`foldax play`: episodes of a trained agent as an animation and a film strip."""
+"""`foldax play`: episodes of a trained agent as an animation and a film strip; games for two as text."""
 
 import functools
 import importlib.util
@@ -18,6 +18,7 @@ from foldax.engine.result import Result
 from foldax.errors import ConfigError, ExperimentError, RunError, check_positive, display_path
 from foldax.experiment import Experiment
 from foldax.inference.outputs import output_path
+from foldax.inference.play_game import play_games
 from foldax.inference.rollout import Episode, decompress_image, rollout_on_device, rollout_on_host
 from foldax.plots import agents
 from foldax.runs.folder import whole_file
@@ -55,11 +56,13 @@ def play(
     steps: int = 1000,
     out: str | Path | None = None,
     fps: int = 30,
+    against: str | None = None,
     verbose: bool = True,
-) -> list[Episode]:
+) -> list[Episode] | np.ndarray:
     """Plays episodes with a run's `predict`; writes an animation of all of them and a film strip of the first.
 
-    Where the environment cannot be rendered, it writes a figure of the first episode's observations and rewards.
+    Where the environment cannot be rendered, it writes a figure of the first episode's observations and rewards. A game
+    for two is played against an opponent, and its positions are printed.
 
     Args:
       run: a run folder, or the `Result` of `foldax.train`.
@@ -68,10 +71,11 @@ def play(
       steps: maximum length of an episode.
       out: a .gif or .mp4 file; `play.gif` in the run folder if None. The film strip is written beside it.
       fps: frames per second.
+      against: in a game for two the opponent: "random", "human" or a run folder; None: "random".
       verbose: prints returns and paths.
 
     Returns:
-      The episodes.
+      The episodes; of a game for two the agent's total reward in each game, float32 `[episodes]`.
 
     Raises:
       ConfigError: an option is out of range, or the experiment has no `environment`.
@@ -81,7 +85,13 @@ def play(
     """
     _check_options(episodes, seed, steps, fps, out)
     result = run if isinstance(run, Result) else load_run(run)
+    if (game := _game(result)) is not None:
+        return play_games(
+            result, game, against or "random", games=episodes, seed=seed, max_steps=steps, verbose=verbose
+        )
     scene = _scene(result)
+    if against is not None:
+        raise ConfigError(f"--against: {scene.name} is for one player")
     path = output_path(result, out, "play.gif", kind="file to write")
     # 1. Rollout
     with compiled.user_code_errors(result.experiment):
@@ -135,6 +145,15 @@ def _check_options(episodes: int, seed: int, steps: int, fps: int, out: str | Pa
         raise ConfigError(f"--fps: {fps} must be from 1 to {MAX_FPS[suffix]} for a {suffix} file")
     if suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ConfigError("--out: a .mp4 file needs imageio-ffmpeg (pip install imageio-ffmpeg); a .gif needs nothing")
+
+
+def _game(result: Result) -> rl.Environment | None:
+    """The run's environment, if it is a game for two."""
+    if result.experiment.environment is None:
+        return None
+    with compiled.user_code_errors(result.experiment):
+        environment = result.experiment.environment(result.config)
+    return environment if isinstance(environment, rl.Environment) and environment.num_players == 2 else None
 
 
 def _scene(result: Result) -> Scene:
