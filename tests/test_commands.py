@@ -55,6 +55,7 @@ NOT_EXECUTED = {
     "wandb": "needs the package; tests/runs/test_trackers.py sends a run to it",
     "check": "tests/test_cli.py runs it, on a smaller experiment: the laws compile for ten seconds",
     "plan": "needs the compilers of plan-tpu and plan-gpu; tests/engine/test_plan.py runs it where they are",
+    "--checkpoints": "needs a bucket; tests/runs/test_checkpoint_places.py writes to a local one",
     "completion": "needs the package shtab; tests/test_cli.py runs it",
     "rm": "tests/runs/test_removal.py removes a run that no other test needs",
     "--against": "asks for input, in a game; tests/inference/test_play_game.py plays",

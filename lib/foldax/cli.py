@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "train an experiment file, and print its metrics and paths", "FILE", takes_options=True)
     run.epilog = "Every field of the file's config is an option: `foldax run FILE --help` lists them."
     resume_ = add("resume", resume, "continue a run from its last checkpoint", "RUN_DIR", takes_options=True)
-    resume_.epilog = "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from and keep, "
-    resume_.epilog += "if the state stays as large as it is."
+    resume_.epilog = "Fields may change from here on, as --steps 10000 --patience 5: all but seed, init_from, keep "
+    resume_.epilog += "and checkpoints, if the state stays as large as it is."
     resume_.add_argument("--allow-other-data", action="store_true", help=OTHER_DATA)
     help = f"tracker to use from now on: {', '.join(TRACKER_NAMES)} (default: as before)"
     resume_.add_argument("--tracker", action="append", metavar="NAME", help=help)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import typing
 from typing import Any, Literal, TypeVar, dataclass_transform
 
@@ -214,6 +215,8 @@ class LoopConfig:
     """Steps between two evaluations on the validation split; 0: only at the end; None: such that 10 to 25 follow."""
     checkpoint_every: int | str = driver("30s")
     """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
+    checkpoints: str = driver("")
+    """Where checkpoints are written: an absolute path or "gs://bucket/folder"; "": in the run folder."""
     monitor: str = driver("loss")
     """Validation metric by which evaluations are compared; "NAME/METRIC" is that of an evaluation set."""
     mode: Literal["min", "max"] = driver("min")
@@ -239,6 +242,9 @@ class LoopConfig:
         steps, seconds = parse_interval(self.checkpoint_every)
         if steps < 0 or not seconds > 0:
             raise ConfigError(f"{type(self).__name__}.checkpoint_every: {self.checkpoint_every!r} must not be negative")
+        if self.checkpoints and not re.match(r"/|gs://[^/]+", self.checkpoints):
+            allowed = "an absolute path, an address such as 'gs://bucket/folder', or '' for the run folder"
+            raise ConfigError(f"{type(self).__name__}.checkpoints: {self.checkpoints!r} is not {allowed}")
 
     @property
     def log_period(self) -> int:

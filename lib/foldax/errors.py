@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 
 class FoldaxError(Exception):
@@ -85,11 +85,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def display_path(path: Path) -> str:
+def display_path(path: PurePath) -> str:
     """Formats a path, relative to the working directory if it lies below it.
 
     >>> display_path(Path.cwd() / "runs" / "first")
     'runs/first'
     """
-    absolute, here = path.resolve(), Path.cwd()
+    here = Path.cwd()
+    absolute = path.resolve() if isinstance(path, Path) else path  # of a bucket
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)

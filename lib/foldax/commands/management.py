@@ -98,13 +98,15 @@ def _tag(command: argparse.Namespace) -> None:
 def _rm(command: argparse.Namespace) -> None:
     from rich.filesize import decimal
 
-    from foldax.runs.removal import check_removable, folder_size, remove_folders
+    from foldax.runs.removal import check_removable, checkpoints_elsewhere, folder_size, remove_folders
     from foldax.runs.tables import join_first
 
     folders = list(dict.fromkeys(command.folders))
     for path in folders:
         check_removable(path)
     size, names = decimal(sum(map(folder_size, folders))), join_first([str(path) for path in folders])
+    places = [str(place) for place in map(checkpoints_elsewhere, folders) if place is not None]
+    names += f", with the checkpoints in {join_first(places)}" * bool(places)
     if not command.yes:
         confirm(f"this removes {len(folders):,} folder{'s' * (len(folders) > 1)} of {size}: {names}", "--yes")
     remove_folders(folders)

@@ -14,10 +14,20 @@ import numpy as np
 
 from foldax import processes
 from foldax.engine import checkpoint_files as files
-from foldax.engine.checkpoint_folder import lacks_locks, local_copy, plain_path, publish, set_aside
+from foldax.engine.checkpoint_folder import (
+    Folder,
+    check_writable,
+    folder_errors,
+    lacks_locks,
+    local_copy,
+    plain_path,
+    publish,
+    refusal_reason,
+    set_aside,
+)
 from foldax.engine.checksums import checksums, device_checksums, host_pieces, is_in_host_memory
 from foldax.engine.state_leaves import array_spec, leaves_by_path, saved_array, tree_from_arrays
-from foldax.errors import FoldaxError, NonFiniteError, RunError, display_path, first_line
+from foldax.errors import FoldaxError, NonFiniteError, RunError, display_path
 
 
 class Checkpoints:
@@ -27,20 +37,24 @@ class Checkpoints:
     checkpoint before is used.
 
     Args:
-      folder: where they are; created if it is missing.
+      folder: where they are; created if it is missing and in no bucket, which has none.
       warn: receives a sentence about every damaged checkpoint.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None] = warnings.warn) -> None:
+    def __init__(self, folder: Folder, warn: Callable[[str], None] = warnings.warn) -> None:
         self.folder, self._warn = folder, warn
-        folder.mkdir(parents=True, exist_ok=True)
         self._resources = contextlib.ExitStack()
-        # Where there are no locks, checkpoints are written to a local folder, and copied.
-        is_copied = processes.agree("locks", lambda: lacks_locks(folder))
-        if is_copied and self._has_others:
-            problem = f"several processes cannot write checkpoints to {display_path(folder)}, which has no locks"
-            raise RunError(f"{problem}; choose a run folder (--run-dir) on a file system of all hosts that has them")
-        self._local = self._resources.enter_context(local_copy(folder)) if is_copied else None
+        self._local: Path | None = None
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Where there are no locks, checkpoints are written to a local folder, and copied.
+            is_copied = processes.agree("locks", lambda: lacks_locks(folder))
+            if is_copied and self._has_others:
+                problem = f"several processes cannot write checkpoints to {display_path(folder)}, which has no locks"
+                raise RunError(f"{problem}; write them to a file system of all hosts that has them (--checkpoints)")
+            self._local = self._resources.enter_context(local_copy(folder)) if is_copied else None
+        else:
+            check_writable(folder)  # what Orbax and TensorStore cannot reach, they try again for many minutes
         path = self._resources.enter_context(plain_path(self._local or folder))
         with files.ORBAX_LOCK:
             self._manager = self._reader = files.open_manager(path, max_to_keep=2, enable_async_checkpointing=True)
@@ -105,7 +119,7 @@ class Checkpoints:
                 self._unread = step, {name: _read_back_spec(array) for name, array in arrays.items()}, meta
             if not self._has_others:
                 self._read_back()
-        if self._local is not None:
+        if self._local is not None and isinstance(self.folder, Path):
             publish(self._local, self.folder)
 
     def wait(self) -> None:
@@ -201,20 +215,33 @@ class Checkpoints:
             raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: Exception) -> RunError:
-        reason = "the disk is full" if files.is_system_error(error, files.DISK_FULL) else first_line(error)[:200]
+        is_full = files.is_system_error(error, files.DISK_FULL)
+        reason = "the disk is full" if is_full else refusal_reason(self.folder, error)
         return RunError(f"cannot write a checkpoint to {display_path(self.folder)}: {reason}; {self._kept_steps()}")
 
     def _kept_steps(self) -> str:
-        kept = checkpoint_steps(self.folder)
+        try:
+            kept = checkpoint_steps(self.folder)
+        except RunError:  # the reason of the error that this ends
+            return "what was saved there before is kept, and `foldax resume` goes on from it"
         return f"checkpoints kept: {', '.join(map(str, kept))}" if kept else "no checkpoint could be written"
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Lists the steps of the checkpoints in a folder; none if it does not exist."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+def checkpoint_steps(folder: Folder) -> list[int]:
+    """Lists the steps of the checkpoints in a folder; none if it does not exist.
+
+    Raises:
+      RunError: it is in a bucket that cannot be read.
+    """
+    if isinstance(folder, Path):
+        return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    with folder_errors(folder, "read"):
+        # A bucket renames nothing at once, so Orbax writes a file when a checkpoint is complete.
+        complete = [path.parent.name for path in folder.glob("*/commit_success.txt")]
+    return sorted(int(name) for name in complete if name.isdigit())
 
 
-def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+def read_arrays(folder: Folder, select: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Reads some arrays of the newest intact checkpoint of any run, and changes nothing in its folder.
 
     Args:
@@ -228,7 +255,7 @@ def read_arrays(folder: Path, select: Callable[[str], bool]) -> tuple[dict[str, 
     Raises:
       RunError: there are checkpoints, but none can be read.
     """
-    if not folder.is_dir():
+    if (isinstance(folder, Path) and not folder.is_dir()) or not checkpoint_steps(folder):
         return None
     with files.ORBAX_LOCK, plain_path(folder) as path, files.open_manager(path, read_only=True) as manager:
 

@@ -11,13 +11,13 @@ import textwrap
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from foldax import processes
+from foldax.engine.checkpoint_folder import Folder, is_refused_by_bucket
 from foldax.engine.checksums import checksums
 from foldax.errors import DamagedError, RunError, display_path
 
@@ -30,7 +30,7 @@ ORBAX_LOCK = threading.RLock()  # Orbax's event loop serves one thread, but memb
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Folder) -> Iterator[None]:
     """Tells damaged checkpoints from those that the system refuses to read now.
 
     Raises:
@@ -41,7 +41,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-        if isinstance(error, MemoryError) or is_system_error(error, REFUSALS):
+        is_refused = isinstance(error, MemoryError) or is_system_error(error, REFUSALS)
+        if is_refused or is_refused_by_bucket(path, error):
             raise RunError(
                 f"checkpoint {display_path(path)} cannot be read now, and is left as it is: {reason}"
             ) from error
@@ -54,7 +55,7 @@ def is_system_error(error: Exception, codes: Sequence[int]) -> bool:
     return getattr(error, "errno", None) in codes or any(os.strerror(code) in str(error) for code in codes)
 
 
-def open_manager(path: Path, **options: Any) -> Any:
+def open_manager(path: Folder, **options: Any) -> Any:
     """Opens a folder of checkpoints with Orbax's options; all processes write together, and read each by itself."""
     import orbax.checkpoint as ocp
 
@@ -75,7 +76,7 @@ def open_manager(path: Path, **options: Any) -> Any:
     return ocp.CheckpointManager(path, options=all_options, item_handlers=handlers)
 
 
-def newest_intact(steps: Sequence[int], folder: Path, read: Callable[[int], R]) -> tuple[R | None, dict[int, str]]:
+def newest_intact(steps: Sequence[int], folder: Folder, read: Callable[[int], R]) -> tuple[R | None, dict[int, str]]:
     """Reads the newest intact checkpoint of some, or None if there is none; and why each later one is damaged."""
     _silence_late_reads()
     damaged: dict[int, str] = {}
@@ -90,7 +91,7 @@ def newest_intact(steps: Sequence[int], folder: Path, read: Callable[[int], R]) 
     return None, {}
 
 
-def read_meta(manager: Any, path: Path) -> dict[str, Any]:
+def read_meta(manager: Any, path: Folder) -> dict[str, Any]:
     """Reads the JSON object of a checkpoint, and verifies its checksum.
 
     Raises:
@@ -107,7 +108,7 @@ def read_meta(manager: Any, path: Path) -> dict[str, Any]:
 
 
 def read_checked(
-    manager: Any, path: Path, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
+    manager: Any, path: Folder, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
 ) -> dict[str, Any]:
     """Reads arrays, none of which is empty, and verifies their checksums; see `read_parts`.
 
@@ -121,7 +122,7 @@ def read_checked(
 
 
 def read_parts(
-    manager: Any, path: Path, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
+    manager: Any, path: Folder, specs: Mapping[str, jax.ShapeDtypeStruct | None], meta: dict[str, Any]
 ) -> dict[str, Any]:
     """Reads arrays, none of which is empty, each process its parts of those that are divided.
 
@@ -165,7 +166,7 @@ def shape_text(array: Any) -> str:
     return f"{array.dtype}{array.shape}"
 
 
-def _check_shapes(path: Path, specs: Mapping[str, jax.ShapeDtypeStruct | None], shapes: Mapping[str, str]) -> None:
+def _check_shapes(path: Folder, specs: Mapping[str, jax.ShapeDtypeStruct | None], shapes: Mapping[str, str]) -> None:
     for name, spec in specs.items():
         if spec is not None and shapes.get(name, shape_text(spec)) != shape_text(spec):
             problem = f"`{name}` is {shapes[name]}, not {shape_text(spec)}"

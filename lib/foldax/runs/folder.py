@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import IO, Any, TypeVar
 from foldax.configuration import config_hash, drop_unknown_fields, from_json, to_json
 from foldax.data.arrays import SPLITS
 from foldax.engine.checkpoint import checkpoint_steps
+from foldax.engine.checkpoint_folder import Folder, checkpoint_location
 from foldax.errors import ExperimentError, RunError
 from foldax.experiment import Experiment, experiment_file, experiment_name, load_experiment
 from foldax.field_values import restore_floats, to_plain
@@ -222,7 +224,32 @@ def has_progress(folder: Path) -> bool:
     False
     """
     log = folder / "metrics.jsonl"
-    return bool(checkpoint_steps(folder / "checkpoints")) or (log.exists() and log.stat().st_size > 0)
+    return (log.exists() and log.stat().st_size > 0) or bool(checkpoint_steps(checkpoint_folder(folder)))
+
+
+def checkpoint_folder(folder: Path) -> Folder:
+    """Where the checkpoints of a run are, or folders of those of a sweep's members: in its folder, or as it recorded.
+
+    >>> checkpoint_folder(Path("runs") / "first")
+    PosixPath('runs/first/checkpoints')
+    """
+    name, default = ("sweep.json", "members") if is_sweep(folder) else ("manifest.json", "checkpoints")
+    recorded = None
+    if (folder / name).exists():
+        with contextlib.suppress(RunError):  # a damaged file: whoever needs it says so
+            recorded = read_json(folder / name).get("checkpoints")
+    return checkpoint_location(recorded) if recorded else folder / default
+
+
+def record_checkpoints(folder: Path, config: Any) -> dict[str, str]:
+    """Makes the entry of a manifest that says where checkpoints are written, if that is not the folder itself.
+
+    The name of the place is that of the folder and eight random digits: folders of the same name, perhaps on several
+    machines, do not share checkpoints.
+    """
+    if not config.checkpoints:
+        return {}
+    return {"checkpoints": f"{config.checkpoints.rstrip('/')}/{folder.absolute().name}-{secrets.token_hex(4)}"}
 
 
 def create(folder: Path, experiment: Experiment, config: Any) -> None:
@@ -239,7 +266,7 @@ def create(folder: Path, experiment: Experiment, config: Any) -> None:
         remedy = f'`foldax resume {folder}` goes on with it, and so does --or-resume (resume="auto")'
         raise RunError(f"{folder} holds a run already; {remedy}")
     write_json(folder / "config.json", to_json(config))
-    write_json(folder / "manifest.json", manifest(experiment, config))
+    write_json(folder / "manifest.json", manifest(experiment, config) | record_checkpoints(folder, config))
 
 
 def check_experiment(folder: Path, experiment: Experiment) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from foldax.engine.checkpoint_folder import Folder, remove_folder
 from foldax.errors import RunError
 from foldax.runs import folder
 
@@ -29,6 +31,9 @@ def remove_folders(paths: Sequence[Path], with_sweeps: bool = True) -> None:
         for one in [one for path in paths for one in (path, *_process_folders(path))]:
             locks.enter_context(folder.lock(one, "it cannot be removed until that ends"))
         for path in paths:
+            # First: the folder is what knows of them.
+            if (place := checkpoints_elsewhere(path)) is not None:
+                remove_folder(place)
             try:
                 shutil.rmtree(path)
             except OSError as error:
@@ -61,6 +66,19 @@ def check_removable(path: Path, with_sweeps: bool = True) -> None:
     for parent, _, files in os.walk(path):
         if Path(parent) not in own and any(kind <= set(files) for kind in (RUN_FILES, SWEEP_FILES)):
             raise RunError(f"{path} holds another run, {parent}; not removed")
+
+
+def checkpoints_elsewhere(path: Path) -> Folder | None:
+    """Where a run or sweep has its checkpoints, if that is not in its folder.
+
+    Raises:
+      RunError: they are in a bucket, and the package that reads buckets is not installed.
+
+    >>> checkpoints_elsewhere(Path("nowhere"))
+    """
+    place = folder.checkpoint_folder(path)
+    is_own = re.search(r"-[0-9a-f]{8}$", place.name)  # as `folder.record_checkpoints` names them
+    return None if place.parent == path or not is_own else place
 
 
 def _process_folders(path: Path) -> list[Path]:

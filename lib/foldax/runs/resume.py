@@ -10,8 +10,8 @@ from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment
 from foldax.runs import folder
 
-# What a run was begun with, and whether its checkpoints hold a best state.
-FIXED_FIELDS = ("seed", "init_from", "keep")
+# What a run was begun with, whether its checkpoints hold a best state, and where they are.
+FIXED_FIELDS = ("seed", "init_from", "keep", "checkpoints")
 LENGTH_FIELDS = ("steps", "environment_steps")
 PERIOD_FIELDS = ("log_every", "evaluate_every")  # None is the default, whatever a run was begun with
 LATE_SECONDS = (0.1, 0.5, 2.0)  # waits for files that a mounted folder shows late

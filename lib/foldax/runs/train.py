@@ -13,6 +13,7 @@ from foldax.data.arrays import SPLITS
 from foldax.data.protocol import Dataset
 from foldax.engine import compile_cache
 from foldax.engine.checkpoint import Checkpoints, checkpoint_steps
+from foldax.engine.checkpoint_folder import Folder, check_writable, checkpoint_location
 from foldax.engine.current_program import inputs_of
 from foldax.engine.forks import check_process
 from foldax.engine.loop import fit
@@ -101,6 +102,8 @@ def train(
     source = initial_parameters.initial_source(config, initial, recorded.get("init_from"))
     if source is not None and status == "new":
         source()  # an unreadable source is an error before a folder is created
+    if path is not None and status == "new" and config.checkpoints:
+        check_writable(checkpoint_location(config.checkpoints))  # likewise
     # 3. Without a folder
     if path is None:
         verbose = verbose and processes.is_first()
@@ -210,6 +213,10 @@ def _folder_and_status(
     return Path(chosen), status
 
 
+def _checkpoint_folder(path: Path) -> Folder:
+    return checkpoint_location(processes.agree("checkpoints", lambda: str(folder.checkpoint_folder(path))))
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     return processes.agree("manifest", lambda: folder.read_json(path / "manifest.json"))
 
@@ -225,7 +232,7 @@ def _choose_folder(
         raise RunError("resume: say which run folder to go on with (run_dir=...)")
     path = Path(run_dir) if run_dir is not None else resuming.latest_run_dir(experiment, config)
     status = resuming.run_status(path, experiment, config, allow_any=resume is True)
-    if resume is True and status == "finished" and not checkpoint_steps(path / "checkpoints"):
+    if resume is True and status == "finished" and not checkpoint_steps(folder.checkpoint_folder(path)):
         return path, "unfinished"  # whoever removed them wants it trained again
     if resume is True and status == "new":
         for name in ("manifest.json", "config.json"):
@@ -257,7 +264,7 @@ def _fit_in_folder(
     if callbacks.files is None:  # else the recorder does
         others["load_history"] = lambda step: (line for line in read_log(path) if line["step"] <= step)
     with (
-        contextlib.closing(Checkpoints(path / "checkpoints", warn)) as checkpoints,
+        contextlib.closing(Checkpoints(_checkpoint_folder(path), warn)) as checkpoints,
         stop_on_signals(f"stopped before its first step; {resume}") as stop_requested,
         processes.watch(f"; {resume}"),
     ):

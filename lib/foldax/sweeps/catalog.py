@@ -95,7 +95,7 @@ def read_entry(path: Path) -> Entry:
             kind="sweep" if is_sweep else "run",
             experiment=manifest["experiment"],
             status="killed" if is_killed else manifest["status"],
-            step=None if is_sweep else max(result.get("steps", 0), *checkpoint_steps(path / "checkpoints"), 0),
+            step=None if is_sweep else result["steps"] if result else _newest_step(path),
             started=datetime.fromisoformat(manifest["started"]).isoformat(),
             size=folder_size(path),
             tags=read_tags(path),
@@ -104,6 +104,14 @@ def read_entry(path: Path) -> Entry:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # JSON, but not of a run
         raise RunError(f"{path} is damaged or no run: its files lack {str(error) or 'values'}") from error
+
+
+def _newest_step(path: Path) -> int:
+    try:
+        return max(checkpoint_steps(folder.checkpoint_folder(path)), default=0)
+    except RunError as error:  # a bucket that is out of reach
+        warn(str(error))
+        return 0
 
 
 def read_entries(root: Path) -> list[Entry]:

@@ -115,7 +115,8 @@ class SweepCallbacks:
         if self._path is None:
             yield run_callbacks, None
             return
-        with contextlib.closing(MemberCheckpoints(self._path / "members" / str(numbers[0]), warn)) as checkpoints:
+        place = folder.checkpoint_folder(self._path) / str(numbers[0])
+        with contextlib.closing(MemberCheckpoints(place, warn)) as checkpoints:
             log, load_history = checkpoints.log, checkpoints.load_history
             yield run_callbacks._replace(checkpoints=checkpoints, log=log, load_history=load_history), checkpoints
 

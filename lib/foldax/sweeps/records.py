@@ -1,12 +1,14 @@
 """Files of a sweep: results of its members, a JSON line each, their checkpoints while they train, and the tables."""
 
-import shutil
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foldax.engine.checkpoint import Checkpoints
+from foldax.engine.checkpoint import Checkpoints, checkpoint_steps
+from foldax.engine.checkpoint_folder import Folder, remove_folder
+from foldax.errors import RunError
 from foldax.learner import State
 from foldax.runs.folder import whole_file, write_errors
 from foldax.runs.log import json_line, read_json_lines
@@ -78,10 +80,10 @@ class ResultStore:
 class MemberCheckpoints:
     """Checkpoints of running members, each with the log lines so far; the folder is created by the first one."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Folder, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = folder, warn
         self._lines: list[dict[str, Any]] = []
-        self._checkpoints = Checkpoints(folder, warn) if folder.exists() else None
+        self._checkpoints = Checkpoints(folder, warn) if checkpoint_steps(folder) else None
 
     def log(self, step: int, split: str, metrics: dict[str, float]) -> None:
         """Adds a line to the log; see `Callbacks.log`."""
@@ -115,7 +117,8 @@ class MemberCheckpoints:
     def delete(self) -> None:
         """Deletes the checkpoints of members that have ended."""
         self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(RunError):
+            remove_folder(self._folder)
 
     def close(self) -> None:
         """Waits until all checkpoints are written, and releases the folder."""

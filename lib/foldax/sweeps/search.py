@@ -105,7 +105,11 @@ def fold_population(
     workers = DeviceWorkers(
         planner.experiment, worker_devices(), lambda: callbacks.stop_requested() or population.is_save_due()
     )
-    opened = None if path is None else contextlib.closing(MemberCheckpoints(path / "members" / "population", warn))
+    opened = (
+        None
+        if path is None
+        else contextlib.closing(MemberCheckpoints(folder.checkpoint_folder(path) / "population", warn))
+    )
     with opened or contextlib.nullcontext() as checkpoints:
         population = Population(members, workers, callbacks, checkpoints)
         population.restore()

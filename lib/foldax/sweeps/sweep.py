@@ -12,6 +12,7 @@ import jax
 
 from foldax.configuration import from_json, to_json
 from foldax.engine import compile_cache, compiled, evaluation
+from foldax.engine.checkpoint_folder import check_writable, checkpoint_location
 from foldax.engine.forks import check_process
 from foldax.errors import ConfigError, Interrupted, RunError, display_path
 from foldax.experiment import Experiment, experiment_file, experiment_name
@@ -232,8 +233,10 @@ def _create_or_check_folder(
         if (path / "sweep.json").exists() or (path / "manifest.json").exists():
             remedy = f'choose another --sweep-dir, or `foldax resume {path}`, or --or-resume (resume="auto")'
             raise RunError(f"{path} holds a run already; {remedy}")
+        if config.checkpoints:
+            check_writable(checkpoint_location(config.checkpoints))
         manifest = folder.manifest(experiment, config) | {"monitor": config.monitor, "mode": config.mode}
-        folder.write_json(path / "sweep.json", manifest | request)
+        folder.write_json(path / "sweep.json", manifest | request | folder.record_checkpoints(path, config))
         return
     before = folder.read_json(path / "sweep.json")
     owner, name = before["experiment"], experiment_name(experiment)

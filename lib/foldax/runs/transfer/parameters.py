@@ -252,7 +252,8 @@ def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -
     """
     check_run_folder(path)
     manifest = folder.read_json(path / "manifest.json")
-    content = checkpoint.read_arrays(path / "checkpoints", lambda name: name in ("0.step", "1.step") or is_needed(name))
+    place = folder.checkpoint_folder(path)
+    content = checkpoint.read_arrays(place, lambda name: name in ("0.step", "1.step") or is_needed(name))
     if content is None:
         status = f"its status is {manifest['status']!r}"
         raise RunError(f"{path} has no checkpoint ({status}); `foldax resume {path}` goes on with the run")
@@ -261,7 +262,7 @@ def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -
     if result is not None and meta["step"] != result["steps"]:
         problem = f"the checkpoint of the last step, {result['steps']}, is missing or damaged"
         newest = f"the newest that can be read is of step {meta['step']}"
-        raise RunError(f"{path / 'checkpoints'}: {problem} ({newest}); train the run again in another folder")
+        raise RunError(f"{place}: {problem} ({newest}); train the run again in another folder")
     # Index 0 of a checkpoint is the last state, index 1 the best one; its step is negative if there is none.
     best_step = int(arrays["1.step"])
     has_best = best_step >= 0 and any(name.startswith("1.state") for name in meta["checksums"])

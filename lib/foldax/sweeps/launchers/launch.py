@@ -18,6 +18,7 @@ from foldax.engine.checkpoint import checkpoint_steps
 from foldax.engine.current_program import inputs_of
 from foldax.errors import ConfigError, FoldaxError, RunError
 from foldax.experiment import Experiment, experiment_file
+from foldax.runs import folder
 from foldax.runs.transfer import pretrained
 from foldax.sweeps.exact import MemberResult
 from foldax.sweeps.groups import SweepCallbacks
@@ -141,7 +142,9 @@ def _remaining_jobs(job: Job, end_reason: str, attempts: dict[int, Attempts], ca
 
 def _checkpoint_step(job: Job) -> int:
     """Sum of the steps of the newest checkpoints of a job's members; 0 without a sweep folder."""
-    folders = [Path(job["folder"], "members", str(number)) for number, _ in job["members"]] if job["folder"] else []
+    if not job["folder"]:
+        return 0
+    folders = [folder.checkpoint_folder(Path(job["folder"])) / str(number) for number, _ in job["members"]]
     return sum(max(checkpoint_steps(one), default=0) for one in folders)
 
 
