@@ -217,6 +217,10 @@ class LoopConfig:
     """Steps ("500") or time ("30s", "5m") between two checkpoints; 0: only at the end."""
     checkpoints: str = driver("")
     """Where checkpoints are written: an absolute path or "gs://bucket/folder"; "": in the run folder."""
+    max_to_keep: int = driver(2)
+    """How many checkpoints are kept, the newest ones."""
+    keep_period: int | None = driver(None)
+    """Make a checkpoint at each multiple of this step, and keep it for good; None: at none."""
     monitor: str = driver("loss")
     """Validation metric by which evaluations are compared; "NAME/METRIC" is that of an evaluation set."""
     mode: Literal["min", "max"] = driver("min")
@@ -226,7 +230,7 @@ class LoopConfig:
     keep: Literal["best", "last"] = driver("best")
     """Which state is tested and returned: that of the best evaluation, or the last one."""
     init_from: str | None = driver(None)
-    """Run folder or .safetensors file with initial parameters, matched by path and shape; "RUN:prefix": those below."""
+    """Run folder or .safetensors file with initial parameters; "RUN:prefix": those below; "RUN@500": of that step."""
     mesh: str = driver(ONE_DEVICE)
     """Devices by axis, "data=2,fsdp=4,tensor=1": both first divide batches, "fsdp" also the state; -1: all others."""
     dispatch: Literal["loop", "step"] = driver("loop")
@@ -235,7 +239,7 @@ class LoopConfig:
     """Record a profile of a few steps, for TensorBoard, in the run folder."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1)
+        check_at_least(self, seed=0, log_every=1, evaluate_every=0, patience=1, max_to_keep=1, keep_period=1)
         parse_mesh(self.mesh)
         if self.seed >= 2**32:
             raise ConfigError(f"{type(self).__name__}.seed: {self.seed} is too large; it must be below 2**32")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foldax.engine.checkpoint import Checkpoints, read_arrays
+from foldax.engine.checkpoint import Checkpoints, checkpoint_steps, read_arrays
 from foldax.engine.state_leaves import host_arrays, leaves_by_path, tree_from_arrays
 from foldax.errors import ExperimentError, NonFiniteError, RunError
 
@@ -132,6 +132,35 @@ def test_the_two_newest_are_kept(checkpoints) -> None:
     assert sorted(int(path.name) for path in checkpoints.folder.iterdir()) == [3, 10]
     assert checkpoints.restore({"x": jnp.float32(0)})[0]["x"] == 10.0
     assert not checkpoints.is_saving()
+
+
+@pytest.mark.parametrize(("max_to_keep", "kept"), [(1, [4, 8, 9]), (3, [4, 7, 8, 9])])
+def test_so_many_and_the_milestones_are_kept(tmp_path, max_to_keep: int, kept: list[int]) -> None:
+    with contextlib.closing(Checkpoints(tmp_path, max_to_keep=max_to_keep, keep_period=4)) as store:
+        for step in (1, 3, 4, 6, 7, 8, 9):
+            store.save(step, {"w": np.full(2, step)}, {})
+        store.wait()
+        assert checkpoint_steps(tmp_path) == kept
+    for step in kept:
+        np.testing.assert_array_equal(read_arrays(tmp_path, lambda name: True, step)[0]["w"], [step, step])
+    with pytest.raises(RunError, match="has no checkpoint of step 5; kept are 4, "):
+        read_arrays(tmp_path, lambda name: True, 5)
+
+
+def test_the_only_checkpoint_is_replaced_by_one_that_can_be_read(tmp_path, monkeypatch) -> None:
+    with contextlib.closing(Checkpoints(tmp_path, max_to_keep=1)) as store:
+        store.save(1, {"w": np.ones(2)}, {})
+        store.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr("foldax.engine.checkpoint.checksums", lambda arrays: dict.fromkeys(arrays, 0))
+            store.save(2, {"w": np.ones(2)}, {})
+            with pytest.raises(RunError, match="cannot write a checkpoint|damaged|does not fit|checksum"):
+                store.wait()
+        assert checkpoint_steps(tmp_path) == [1, 2]
+        warnings: list[str] = []
+        store._warn = warnings.append
+        assert store.restore({"w": np.ones(2)})[1]["step"] == 1
+        assert "2 is damaged" in warnings[0]
 
 
 def test_a_step_is_saved_once(checkpoints) -> None:

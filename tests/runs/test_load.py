@@ -1,6 +1,7 @@
 """`load_run` restores the state of a run."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 import foldax
 from foldax.engine import checkpoint, loop
+from foldax.errors import RunError
 from foldax.inference.export import export
 from foldax.runs.load import load_run
+from foldax.runs.transfer import parameters
 from tests.conftest import Config, tiny
 
 
@@ -35,6 +38,24 @@ def test_keys_of_a_state_may_contain_slashes_and_dots(tmp_path: Path) -> None:
     assert jax.tree.structure(found.state) == jax.tree.structure(result.state)
     np.testing.assert_array_equal(found.final_state["reward/upright"], [12, 12])
     np.testing.assert_array_equal(found.final_state["in"]["a/b.c"], [13, 13, 13])
+
+
+def test_a_milestone_is_loaded_and_begun_with(tmp_path: Path) -> None:
+    config = Config(keep_period=5, max_to_keep=1, checkpoint_every=0)
+    result = foldax.train(tiny, config, run_dir=tmp_path / "run", verbose=False)
+    assert checkpoint.checkpoint_steps(tmp_path / "run/checkpoints") == [5, 10, 12]
+    shorter = foldax.train(tiny, config, run_dir=tmp_path / "other", initial=str(tmp_path / "run@5"), verbose=False)
+    milestone = load_run(tmp_path / "run", tiny, step=5)
+    assert milestone.step == 5
+    assert milestone.history == [line for line in result.history if line["step"] <= 5]
+    assert milestone.metrics == {}
+    manifest = json.loads((tmp_path / "other/manifest.json").read_text())["init_from"]
+    assert manifest["path"] == f"{tmp_path / 'run'}@5"
+    assert manifest["step"] == 5
+    assert manifest["sha256"] == parameters.as_source(milestone).provenance["sha256"]
+    assert shorter.step == 12
+    with pytest.raises(RunError, match="has no checkpoint of step 7; kept are 5, 10, 12"):
+        parameters.read(tmp_path / "run@7")
 
 
 def with_memory(config: type = Config) -> foldax.Experiment:

@@ -64,14 +64,15 @@ def train_experiment(experiment: Experiment, options: list[str]) -> None:
 def _check_overwrite(known: argparse.Namespace, config: Any) -> None:
     """Raises an error if --overwrite makes no sense, would remove what the run begins with, or the run cannot begin."""
     from foldax.runs.trackers.choose import DEFAULT, make_trackers
+    from foldax.runs.transfer.addresses import parse_address
     from foldax.runs.transfer.initial_parameters import initial_source
 
     if known.run_dir is None or known.or_resume:
         reason = "--or-resume goes on with the run instead" if known.run_dir else "it needs --run-dir"
         raise ConfigError(f"--overwrite replaces the run in a folder: {reason}")
-    source = str(getattr(config, "init_from", None) or "").partition(":")[0]
-    if source and Path(source).resolve().is_relative_to(known.run_dir.resolve()):
-        raise ConfigError(f"--overwrite would remove {source}, with whose parameters the run begins (--init-from)")
+    source = getattr(config, "init_from", None)
+    if source and (folder := parse_address(source).path).resolve().is_relative_to(known.run_dir.resolve()):
+        raise ConfigError(f"--overwrite would remove {folder}, with whose parameters the run begins (--init-from)")
     # What would end the new run at its start must not cost the old one.
     make_trackers(known.tracker or DEFAULT)
     if source and (read_source := initial_source(config, None, None)) is not None:

@@ -22,7 +22,8 @@ def next_boundary(run: Run, callbacks: Callbacks) -> int:
     That is an evaluation, a checkpoint, a multiple of `Callbacks.intervals`, or the end of logs, data or run.
     """
     every_steps, _ = parse_interval(run.config.checkpoint_every)
-    periods = [every for every in (run.config.evaluation_period, every_steps, *callbacks.intervals) if every]
+    kept = run.config.keep_period if callbacks.checkpoints is not None else None
+    periods = [every for every in (run.config.evaluation_period, every_steps, kept, *callbacks.intervals) if every]
     ends = [run.config.steps, *((run.step // every + 1) * every for every in periods)]
     # A chunk has room for so many log periods.
     ends.append((run.step // run.config.log_period + MAX_LOG_PERIODS) * run.config.log_period)
@@ -85,7 +86,8 @@ def save_is_due(run: Run, callbacks: Callbacks, step: int) -> bool:
         return False
     every_steps, every_seconds = parse_interval(run.config.checkpoint_every)
     overdue = time.perf_counter() - run.last_save_time >= every_seconds
-    return is_due(step, every_steps) or (overdue and not callbacks.checkpoints.is_saving())
+    is_multiple = is_due(step, every_steps) or is_due(step, run.config.keep_period or 0)
+    return is_multiple or (overdue and not callbacks.checkpoints.is_saving())
 
 
 def interval_is_due(run: Run, callbacks: Callbacks) -> bool:

@@ -31,7 +31,7 @@ from foldax.errors import FoldaxError, NonFiniteError, RunError, display_path
 
 
 class Checkpoints:
-    """The checkpoints of one run: the two newest steps that were saved.
+    """The checkpoints of one run: the newest steps that were saved, and milestones.
 
     A checkpoint holds arrays by path and a JSON object with a checksum of every array; where one does not fit, the
     checkpoint before is used.
@@ -39,10 +39,21 @@ class Checkpoints:
     Args:
       folder: where they are; created if it is missing and in no bucket, which has none.
       warn: receives a sentence about every damaged checkpoint.
+      max_to_keep: how many of the newest ones are kept; older ones are removed once a new one is there.
+      keep_period: milestones, the multiples of this step, are kept beside them; None: none.
     """
 
-    def __init__(self, folder: Folder, warn: Callable[[str], None] = warnings.warn) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        warn: Callable[[str], None] = warnings.warn,
+        max_to_keep: int = 2,
+        keep_period: int | None = None,
+    ) -> None:
         self.folder, self._warn = folder, warn
+        # Several processes keep two at least: the last one is read back only when the next one is saved.
+        self._max_to_keep = max(2, max_to_keep) if self._has_others else max_to_keep
+        self._keep_period = keep_period
         self._resources = contextlib.ExitStack()
         self._local: Path | None = None
         if isinstance(folder, Path):
@@ -57,7 +68,9 @@ class Checkpoints:
             check_writable(folder)  # what Orbax and TensorStore cannot reach, they try again for many minutes
         path = self._resources.enter_context(plain_path(self._local or folder))
         with files.ORBAX_LOCK:
-            self._manager = self._reader = files.open_manager(path, max_to_keep=2, enable_async_checkpointing=True)
+            self._manager = self._reader = files.open_manager(
+                path, max_to_keep=max(2, max_to_keep), keep_period=keep_period, enable_async_checkpointing=True
+            )
             if self._has_others:
                 self._reader = files.open_manager(path, read_only=True)
         # Orbax works for tens of milliseconds before it goes to the background; in a thread of ours it delays no step.
@@ -115,10 +128,14 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
             self._manager.wait_until_finished()
             # The first one of this process is read back: a run must not end with checkpoints that nobody can read.
-            if not self._is_read_back:
+            # Each one is where no other is kept: only what is known to be intact may replace it.
+            if not self._is_read_back or self._max_to_keep == 1:
                 self._unread = step, {name: _read_back_spec(array) for name, array in arrays.items()}, meta
             if not self._has_others:
                 self._read_back()
+            for old in self._manager.all_steps() if self._max_to_keep == 1 else []:
+                if old != step and (self._keep_period is None or old % self._keep_period):
+                    self._manager.delete(old)
         if self._local is not None and isinstance(self.folder, Path):
             publish(self._local, self.folder)
 
@@ -241,22 +258,29 @@ def checkpoint_steps(folder: Folder) -> list[int]:
     return sorted(int(name) for name in complete if name.isdigit())
 
 
-def read_arrays(folder: Folder, select: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+def read_arrays(
+    folder: Folder, select: Callable[[str], bool], step: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """Reads some arrays of the newest intact checkpoint of any run, and changes nothing in its folder.
 
     Args:
       folder: the checkpoints of the run.
       select: whether to read the array of a path, such as `0.state.params.Dense_0.kernel`; "0" is the fold, "1" the
         best state.
+      step: the step of the checkpoint to read instead of the newest one.
 
     Returns:
       `(arrays by path, meta)`, without empty arrays; None if there is no checkpoint at all.
 
     Raises:
-      RunError: there are checkpoints, but none can be read.
+      RunError: there are checkpoints, but none can be read, or none of this step.
     """
-    if (isinstance(folder, Path) and not folder.is_dir()) or not checkpoint_steps(folder):
+    if not (steps := checkpoint_steps(folder)):
         return None
+    if step is not None and step not in steps:
+        raise RunError(
+            f"{display_path(folder)} has no checkpoint of step {step}; kept are {', '.join(map(str, steps))}"
+        )
     with files.ORBAX_LOCK, plain_path(folder) as path, files.open_manager(path, read_only=True) as manager:
 
         def read(step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -265,7 +289,12 @@ def read_arrays(folder: Folder, select: Callable[[str], bool]) -> tuple[dict[str
                 names = list(filter(select, manager.item_metadata(step).arrays))
             return files.read_checked(manager, folder / str(step), dict.fromkeys(names), meta), meta
 
-        return files.newest_intact(manager.all_steps(), folder, read)[0]
+        if step is None:
+            return files.newest_intact(manager.all_steps(), folder, read)[0]
+        try:
+            return read(step)
+        except files.DamagedError as error:
+            raise RunError(f"checkpoint {display_path(folder / str(step))} is damaged: {error}") from error
 
 
 class Checks(NamedTuple):

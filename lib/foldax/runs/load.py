@@ -29,6 +29,7 @@ def load_run(
     experiment: Experiment | None = None,
     allow_other_data: bool = False,
     dataset: Dataset | None = None,
+    step: int | None = None,
 ) -> Result:
     """Loads a run as the `Result` that `foldax.train` returned, with its dataset but without `values`.
 
@@ -39,12 +40,14 @@ def load_run(
       experiment: the run's experiment; by default it is loaded from the experiment file.
       allow_other_data: loads a run although its data have changed, and with them, perhaps, how inputs are standardised.
       dataset: the dataset, if it is loaded already.
+      step: loads the state of the checkpoint of this step, with the log up to it and without metrics.
 
     Returns:
       The result.
 
     Raises:
-      RunError: it is no run folder, has no checkpoint, is damaged, or was made in a notebook and `experiment` is None.
+      RunError: it is no run folder, has no checkpoint or none of this step, is damaged, or was made in a notebook and
+        `experiment` is None.
       ExperimentError: the experiment file is missing or broken.
       DataError: the dataset is not available, or not the one that the run was made with.
     """
@@ -58,7 +61,7 @@ def load_run(
         experiment, config = folder.load(path, call=call)
     else:
         config = folder.read_config(path, experiment.config, folder.read_json(path / "config.json"))
-    saved = parameters.read_run(path)
+    saved = parameters.read_run(path, step=step)
     # 2. The structure of the state, from the program that the experiment file makes now.
     with inputs_of(experiment, config):
         dataset = setup.load_dataset(experiment, config) if dataset is None else dataset
@@ -85,9 +88,9 @@ def load_run(
         step=int(saved.meta["step"]),
         best_step=saved.step if saved.state == "best" else None,
         status=result.get("status", saved.manifest["status"]),
-        metrics=folder.result_metrics(result),
+        metrics=folder.result_metrics(result) if step is None else {},
         values={},
-        history=read_log(path),
+        history=[line for line in read_log(path) if step is None or line["step"] <= step],
         seconds=result.get("seconds", 0.0),
         compile_seconds=result.get("compile_seconds", 0.0),
         steps_per_second=result.get("steps_per_second", 0.0),

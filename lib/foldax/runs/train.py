@@ -264,7 +264,7 @@ def _fit_in_folder(
     if callbacks.files is None:  # else the recorder does
         others["load_history"] = lambda step: (line for line in read_log(path) if line["step"] <= step)
     with (
-        contextlib.closing(Checkpoints(_checkpoint_folder(path), warn)) as checkpoints,
+        contextlib.closing(_open_checkpoints(path, config)) as checkpoints,
         stop_on_signals(f"stopped before its first step; {resume}") as stop_requested,
         processes.watch(f"; {resume}"),
     ):
@@ -286,6 +286,10 @@ def _fit_in_folder(
         if callbacks.files is not None:
             pretrained.record_inputs(path, experiment, [config])  # also what only an update has read
     return result
+
+
+def _open_checkpoints(path: Path, config: Any) -> Checkpoints:
+    return Checkpoints(_checkpoint_folder(path), warn, config.max_to_keep, config.keep_period)
 
 
 def _finish(path: Path, result: Result) -> Result:

@@ -6,7 +6,7 @@ from typing import Any
 
 from foldax.errors import ConfigError, RunError
 from foldax.learner import State
-from foldax.runs.transfer import parameters
+from foldax.runs.transfer import addresses, parameters
 from foldax.runs.transfer.matching import Match, match
 from foldax.runs.transfer.parameters import Source
 
@@ -34,7 +34,7 @@ def initial_source(config: Any, initial: Any = None, recorded: dict[str, Any] | 
         value = config.init_from if initial is None else initial
         known = recorded or {}
         # A relative path may not exist in another working directory; the manifest has the absolute one.
-        if value is None or (isinstance(value, str) and not parameters.exists(value) and known.get("path")):
+        if value is None or (isinstance(value, str) and not addresses.exists(value) and known.get("path")):
             value = known["path"]
         if value is None:
             raise RunError("the run began from parameters given in Python; foldax.train(..., initial=...) needs them")

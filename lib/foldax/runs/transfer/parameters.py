@@ -16,6 +16,7 @@ from foldax import parameter_paths
 from foldax.engine import checkpoint, state_leaves
 from foldax.errors import ConfigError, RunError, did_you_mean, display_path, first_line
 from foldax.runs import folder
+from foldax.runs.transfer.addresses import parse_address
 
 FIELDS = ("params", "ema_params", "model_state", "batch_stats")  # fields of a state that hold parameters or statistics
 OPTIMIZER_FIELDS = ("optimizer_state", "opt_state")  # moments have the paths of parameters, but are none
@@ -139,13 +140,14 @@ def as_source(value: Any) -> Source:
 def read(path: str | Path) -> Source:
     """Reads the parameters of a run folder, an export folder or a safetensors file, without the experiment file.
 
-    A run folder gives the state that was tested; an unfinished run gives its best state so far, or the last one. Of
-    "RUN:prefix" only the parameters below this path are read, such as "runs/first:encoder".
+    A run folder gives the state that was tested; an unfinished run gives its best state so far, or the last one;
+    "RUN@500" the state of the checkpoint of step 500. Of "RUN:prefix" only the parameters below this path are read,
+    such as "runs/first:encoder".
 
     Raises:
       RunError: there is no such folder, file or prefix, it has no checkpoint, or it is damaged.
     """
-    path, prefix = split_prefix(path)
+    path, step, prefix = parse_address(path)
     # A folder of `foldax export` holds one file of parameters.
     if path.is_dir() and not (path / "manifest.json").exists() and (path / "params.safetensors").is_file():
         path = path / "params.safetensors"
@@ -154,37 +156,17 @@ def read(path: str | Path) -> Source:
         origin: dict[str, Any] = {"experiment": metadata.get("experiment")}
     else:
         # Optimizer states are often twice as large as the parameters and are not needed.
-        saved = read_run(path, lambda name: not any(f".{field}." in name for field in OPTIMIZER_FIELDS))
+        saved = read_run(path, lambda name: not any(f".{field}." in name for field in OPTIMIZER_FIELDS), step)
         arrays = state_arrays(saved.arrays, saved.state)
         origin = {"experiment": saved.manifest["experiment"], "state": saved.state, "step": saved.step}
     by_name = {name: arrays[key] for key, name in parameter_names(arrays).items()}
     if not by_name:
         raise RunError(f"there are no parameters in {path}")
-    location = {"path": str(path.resolve())}
+    location = {"path": str(path.resolve()) + (f"@{step}" if step is not None else "")}
     if prefix:
         by_name = _below(by_name, prefix, path)
-        location = {"path": f"{path.resolve()}:{prefix}", "prefix": prefix}
+        location = {"path": f"{location['path']}:{prefix}", "prefix": prefix}
     return Source(by_name, {**location, **origin, "sha256": state_leaves.state_digest(by_name)})
-
-
-def split_prefix(path: str | Path) -> tuple[Path, str]:
-    """Splits "RUN:prefix" into the path and the prefix of parameters; "" if there is none.
-
-    >>> split_prefix("runs/first:encoder/Dense_0")
-    (PosixPath('runs/first'), 'encoder/Dense_0')
-    """
-    head, colon, prefix = str(path).rpartition(":")
-    # A folder may have a colon in its name.
-    return (Path(head), prefix.strip("/")) if colon and head and not Path(path).exists() else (Path(path), "")
-
-
-def exists(path: str | Path) -> bool:
-    """Whether there is a folder or file of a path that may end in a prefix of parameters.
-
-    >>> exists(".:encoder"), exists("nowhere:encoder")
-    (True, False)
-    """
-    return split_prefix(path)[0].exists()
 
 
 def without_prefix(source: Source, target: Iterable[str] = ()) -> Source:
@@ -240,25 +222,28 @@ class SavedRun(NamedTuple):
     result: dict[str, Any] | None
 
 
-def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True) -> SavedRun:
+def read_run(path: Path, is_needed: Callable[[str], bool] = lambda name: True, step: int | None = None) -> SavedRun:
     """Reads the newest checkpoint of a run, and the JSON files beside it.
 
     Args:
       path: the run folder.
       is_needed: whether to read the array of a name such as "0.state.params.Dense_0.kernel".
+      step: reads the checkpoint of this step instead, and its last state.
 
     Raises:
-      RunError: it is no run folder, it has no checkpoint, or it is damaged.
+      RunError: it is no run folder, it has no checkpoint, or none of this step, or it is damaged.
     """
     check_run_folder(path)
     manifest = folder.read_json(path / "manifest.json")
     place = folder.checkpoint_folder(path)
-    content = checkpoint.read_arrays(place, lambda name: name in ("0.step", "1.step") or is_needed(name))
+    content = checkpoint.read_arrays(place, lambda name: name in ("0.step", "1.step") or is_needed(name), step)
     if content is None:
         status = f"its status is {manifest['status']!r}"
         raise RunError(f"{path} has no checkpoint ({status}); `foldax resume {path}` goes on with the run")
     arrays, meta = content
     result = folder.read_result(path) if (path / "result.json").exists() else None
+    if step is not None:
+        return SavedRun(arrays, "last", step, meta, manifest, result)
     if result is not None and meta["step"] != result["steps"]:
         problem = f"the checkpoint of the last step, {result['steps']}, is missing or damaged"
         newest = f"the newest that can be read is of step {meta['step']}"

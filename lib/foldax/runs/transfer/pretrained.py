@@ -15,6 +15,7 @@ from foldax.experiment import Experiment
 from foldax.runs import folder
 from foldax.runs.terminal import warn
 from foldax.runs.transfer import parameters
+from foldax.runs.transfer.addresses import parse_address
 
 Inputs = dict[str, dict[str, Any]]  # provenance by path
 
@@ -132,6 +133,6 @@ def _read(run: str, change: int) -> tuple[parameters.Source, dict[str, Any]]:
 
 
 def _newest_change(run: str | Path) -> int:
-    path, _ = parameters.split_prefix(run)
+    path = parse_address(run).path
     files = [path, path / "manifest.json", path / "params.safetensors"]
     return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
