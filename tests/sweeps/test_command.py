@@ -267,7 +267,7 @@ def test_space_file_with_ranges_and_a_first_seed(foldax, home) -> None:
         (["--exact", "--fast"], ["--exact", "--fast"]),
         (["--max-concurrent", "0"], ["max_concurrent: 0 is too small"]),
         (["--max-concurrent", "all"], ["--max-concurrent", "'all'"]),
-        (["--mesh", "data=2"], ["mesh: 'data=2' would divide members"]),
+        (["--mesh", "data=2"], ["mesh: 'data=2' would divide members", "foldax run FILE --mesh"]),
         (["--search", "halvin"], ["--search", "halvin"]),
         (["--workers", "2"], ["--workers goes with --launcher ray or --launcher slurm"]),
         (["--search", "pbt", "--halving-reduction-factor", "2"], ["--halving-reduction-factor goes with --search halving"]),

@@ -130,7 +130,8 @@ class Planner:
         for config in configs:
             if make_mesh(config.mesh) is not None:
                 problem = f"{config.mesh!r} would divide members, but a sweep gives whole ones to each device"
-                raise ConfigError(f"mesh: {problem}; leave it out ({ONE_DEVICE!r}): all devices are used")
+                advice = f"leave it out ({ONE_DEVICE!r}): all devices are used; members too large for one device are"
+                raise ConfigError(f"mesh: {problem}; {advice} runs of their own (foldax run FILE --mesh ... --seed N)")
         by_group: dict[int, list[Member]] = {}
         for number, config in enumerate(configs):
             with inputs_of(self.experiment, config):
