@@ -61,7 +61,9 @@ EXTRAS |= {"ppo_minatar": ("gymnax", "rl"), "rainbow_minatar": ("gymnax", "rl")}
 
 def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     """Returns an experiment of the checkout and a config with which it takes a few small steps."""
-    if "fashion" in path.stem and not Path("/usr/share/datasets/fashion-mnist").exists():
+    if ("fashion" in path.stem or path.stem == "image_resnet") and not Path(
+        "/usr/share/datasets/fashion-mnist"
+    ).exists():
         pytest.skip("Debian's dataset-fashion-mnist is not installed")
     package, extra = EXTRAS.get(path.stem, (None, None))
     if package is not None and importlib.util.find_spec(package) is None:
@@ -79,7 +81,7 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
         "dense": 8,
         "width": 8,
     }
-    small |= {"blocks": 1, "depth": 20 if path.stem == "fashion_resnet" else 1, "decoder_width": 8, "memory_size": 64}
+    small |= {"blocks": 1, "depth": 20 if "resnet" in path.stem else 1, "decoder_width": 8, "memory_size": 64}
     small |= {
         "samples_per_example": 2,
         "num_samples": 2,
@@ -95,6 +97,8 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":
         # Its own warmup begins as low; without it, a rate for large batches makes of rounding another run in ten steps.
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-4))
+    if hasattr(config, "base_learning_rate"):
+        config = dataclasses.replace(config, base_learning_rate=1e-4 * 256 / config.batch_size)
     return experiment, config
 
 

@@ -14,7 +14,7 @@ from foldax.data.dataset import Dataset, evaluation_split, with_options
 from foldax.data.info import BLOCK_BYTES, ArrayExamples, Info, Spec, fingerprint
 from foldax.data.protocol import DataBlock, Policy
 from foldax.data.sources import Split, StreamFeed, close_at_exit
-from foldax.errors import DataError
+from foldax.errors import DataError, check_positive
 from foldax.mesh import put_batch
 
 MAX_BATCHES = 16  # in a block: all of them are read before the first step
@@ -32,8 +32,7 @@ class BatchSource:
 
     def __init__(self, name: str, open_batches: OpenBatches, first: dict[str, np.ndarray]) -> None:
         self.device: Any = None
-        size = sum(array.nbytes for array in first.values())
-        self.feed = StreamFeed(max(1, min(MAX_BATCHES, BLOCK_BYTES // max(1, size))))
+        self.feed = StreamFeed(_batches_per_block(first))
         self._name, self._open_batches, self._example_batch = name, open_batches, first
         self._spec = ArrayExamples(first).spec
 
@@ -122,7 +121,7 @@ def from_iterable(
     return Dataset(info, BatchSource(name, open_batches, batch), splits, reason)
 
 
-def from_grain(dataset: Any, *, name: str = "grain", **options: Any) -> Dataset:
+def from_grain(dataset: Any, *, name: str = "grain", num_threads: int = 2, **options: Any) -> Dataset:
     """Makes a dataset of a grain dataset whose elements are batches.
 
     It resumes exactly: a `grain.MapDataset` from any step at once, a `grain.IterDataset` by passing over the batches
@@ -132,6 +131,7 @@ def from_grain(dataset: Any, *, name: str = "grain", **options: Any) -> Dataset:
     Args:
       dataset: a MapDataset or IterDataset, or a function of the run's seed that makes one.
       name: name of the dataset.
+      num_threads: threads that make the batches of a MapDataset, a batch each.
       **options: options of `from_iterable`: evaluation, num_classes, class_names, feature_names, vocabulary_size, mean,
         std, evaluate_batch_size.
 
@@ -147,6 +147,7 @@ def from_grain(dataset: Any, *, name: str = "grain", **options: Any) -> Dataset:
     import grain
 
     kinds = (grain.MapDataset, grain.IterDataset)
+    check_positive(num_threads=num_threads)
     made = dataset(0) if callable(dataset) and not isinstance(dataset, kinds) else dataset
     if not isinstance(made, kinds):
         expected = "a grain.MapDataset or grain.IterDataset, or a function of the seed that makes one"
@@ -164,7 +165,9 @@ def from_grain(dataset: Any, *, name: str = "grain", **options: Any) -> Dataset:
         if not is_map:
             return _epochs(name, lambda seed, epoch: opened, seed, step, size)
         endless = opened if len(opened) == sys.maxsize else opened.repeat()
-        return iter(endless[step:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=MAX_BATCHES)))
+        buffered = max(num_threads, _batches_per_block(batch))
+        read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered)
+        return iter(endless[step:].to_iter_dataset(read))
 
     like = from_iterable([batch], name=name, **options)  # facts of the first batch, and evaluation sets
     return like._replace(train=BatchSource(name, open_batches, batch))
@@ -204,6 +207,11 @@ def as_batch(value: Any, name: str, spec: Spec | None = None) -> dict[str, np.nd
             )
             raise DataError(f"{name}: examples of a batch are {found}, but those of the first are {expected}")
     return arrays
+
+
+def _batches_per_block(first: dict[str, np.ndarray]) -> int:
+    size = sum(array.nbytes for array in first.values())
+    return max(1, min(MAX_BATCHES, BLOCK_BYTES // max(1, size)))
 
 
 def _on_host(array: Any) -> Any:

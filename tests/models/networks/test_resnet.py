@@ -139,6 +139,22 @@ def test_scanned_and_remat_blocks_equal_unrolled_blocks():
     assert_close(loss_statistics_gradient(unrolled, remat=True), (value, statistics, gradient), 1e-4, 1e-5)
 
 
+def test_branches_start_at_zero():
+    model = ResNet(10, (2, 1), "bottleneck", width=2, zero_init_residual=True)
+    params = jax.jit(model.init)(jax.random.key(0), IMAGES)["params"]
+    norms = [params[name]["Block_0"] for name in ("first_0_0", "stage_0_0", "first_1_0")]
+    zeros = {
+        (block, name)
+        for block, layers in enumerate(norms)
+        for name in layers
+        if "Norm" in name and not layers[name]["scale"].any()
+    }
+    # The normalisation of a shortcut comes first.
+    assert zeros == {(0, "BatchNorm_3"), (1, "BatchNorm_2"), (2, "BatchNorm_3")}
+    with pytest.raises(ConfigError, match="zero_init_residual"):
+        jax.eval_shape(model.clone(preactivation=True).init, jax.random.key(0), IMAGES)
+
+
 def test_program_size_of_scanned_blocks_does_not_depend_on_depth():
     def equations(depth):
         model = ResNet(10, depth, "bottleneck", preactivation=True, width=2, scan_layers=True)

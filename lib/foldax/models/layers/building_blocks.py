@@ -123,7 +123,11 @@ class Dropout(nn.Module):
 
 
 def normalization(
-    kind: Normalization | None, channels: int, train: bool, dtype: DTypeLike | None = None
+    kind: Normalization | None,
+    channels: int,
+    train: bool,
+    dtype: DTypeLike | None = None,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
 ) -> Callable[..., jax.Array]:
     """Builds a normalisation layer for `[..., channels]`, inside a compact module.
 
@@ -133,6 +137,7 @@ def normalization(
       channels: size of the last axis.
       train: whether batch normalisation uses the statistics of the batch, and updates the running ones.
       dtype: type to compute in.
+      scale_init: initializer of the scale.
 
     Returns:
       A function `[..., channels]` to `[..., channels]`.
@@ -147,13 +152,14 @@ def normalization(
         return lambda x: x
     if kind == "batch":
         # Given in the call, where `gradient_step` finds it if the layer is frozen.
-        return functools.partial(nn.BatchNorm(momentum=0.9, dtype=dtype), use_running_average=not train)
+        norm = nn.BatchNorm(momentum=0.9, dtype=dtype, scale_init=scale_init)
+        return functools.partial(norm, use_running_average=not train)
     if kind == "layer":
-        return nn.LayerNorm(dtype=dtype)
+        return nn.LayerNorm(dtype=dtype, scale_init=scale_init)
     if kind == "group":
-        return nn.GroupNorm(num_groups=math.gcd(8, channels), dtype=dtype)
+        return nn.GroupNorm(num_groups=math.gcd(8, channels), dtype=dtype, scale_init=scale_init)
     if kind == "rms":
-        return nn.RMSNorm(dtype=dtype)
+        return nn.RMSNorm(dtype=dtype, scale_init=scale_init)
     raise ConfigError(f"normalization: {kind!r} is unknown; choose None, 'batch', 'layer', 'group' or 'rms'")
 
 

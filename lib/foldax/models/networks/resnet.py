@@ -17,7 +17,7 @@ stride 2 (ImageNet), or one 3 x 3 convolution (CIFAR); the head is the mean over
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -102,13 +102,14 @@ class Block(nn.Module):
     activation: Activation = "relu"
     kernel_init: Initializer = "he_normal"
     dtype: DTypeLike | None = None
+    zero_init_residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         activate = activation(self.activation)
 
-        def normalized(x: jax.Array) -> jax.Array:
-            return normalization(self.normalization, x.shape[-1], train, self.dtype)(x)
+        def normalized(x: jax.Array, scale_init: Any = nn.initializers.ones) -> jax.Array:
+            return normalization(self.normalization, x.shape[-1], train, self.dtype, scale_init)(x)
 
         layers = [(self.width, 3, self.stride), (self.width, 3, 1)]  # (channels, kernel size, stride)
         if self.kind == "bottleneck":
@@ -132,13 +133,15 @@ class Block(nn.Module):
             if self.preactivation and index:
                 y = activate(normalized(y))
             y = same_conv(self, y, width, size, stride)
-            if not self.preactivation:
-                y = normalized(y)
-                y = activate(y) if index + 1 < len(layers) else y
+            if not self.preactivation and index + 1 < len(layers):
+                y = activate(normalized(y))
+            elif not self.preactivation:
+                y = normalized(y, nn.initializers.zeros if self.zero_init_residual else nn.initializers.ones)
         return y + short if self.preactivation else activate(y + short)
 
 
-BLOCK_FIELDS = ("shortcut", "preactivation", "normalization", "activation", "kernel_init", "dtype")
+BLOCK_FIELDS: tuple[str, ...] = ("shortcut", "preactivation", "normalization", "activation", "kernel_init", "dtype")
+BLOCK_FIELDS += ("zero_init_residual",)
 """Attributes that a `ResNet` passes on to its blocks."""
 
 
@@ -166,6 +169,8 @@ class ResNet(nn.Module):
       remat: recomputes each block in the backward pass, or what a policy does not save, see `models.repeat`.
       scan_layers: runs the blocks of a stage after its first as a scan, so that compile time does not depend on the
         depth; their parameters are stacked.
+      zero_init_residual: the scale of the last normalisation of each block starts at 0, so that the block starts as its
+        shortcut (Goyal et al., 2017, section 5.1); not with `preactivation`, whose branches end with a convolution.
 
     >>> model = ResNet(10, depth=8, width=4)
     >>> jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones((2, 8, 8, 3)))[0].shape
@@ -186,6 +191,7 @@ class ResNet(nn.Module):
     dtype: DTypeLike | None = None
     remat: Remat = False
     scan_layers: bool = False
+    zero_init_residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -193,6 +199,9 @@ class ResNet(nn.Module):
             raise ConfigError(f"ResNet: inputs must be images [B, H, W, C] (or sequences [B, T, C]), got {x.shape}")
         if self.shortcut not in ("projection", "pad"):
             raise ConfigError(f"shortcut: {self.shortcut!r} is unknown; choose 'projection' or 'pad'")
+        if self.zero_init_residual and (self.preactivation or self.normalization is None):
+            remedy = "leave it False with preactivation or without normalization"
+            raise ConfigError(f"zero_init_residual: the residual branch ends with no normalisation; {remedy}")
         kind, counts = block_counts(self.depth, self.stem, self.block)
         width = self.width or (16 if self.stem == "cifar" else 64)
         options = {name: getattr(self, name) for name in BLOCK_FIELDS}
