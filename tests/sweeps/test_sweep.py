@@ -464,6 +464,15 @@ def test_resuming_a_finished_sweep_trains_nothing_and_keeps_tables(
         assert after[name] == before[name], name
 
 
+def test_a_sweep_of_a_version_without_some_fields_resumes(tmp_path: Path, finished_sweeps: dict) -> None:
+    path = tmp_path / "earlier"
+    shutil.copytree(finished_sweeps["exact"].path, path)
+    recorded = json.loads((path / "sweep.json").read_text())
+    del recorded["config"]["checkpoints"]
+    (path / "sweep.json").write_text(json.dumps(recorded))
+    assert_same_tables(finished_sweeps["exact"], run_sweep(execution="exact", seeds=2, sweep_dir=path, resume=True))
+
+
 def test_failed_sweep_keeps_results_and_resumes(tmp_path: Path, finished_sweeps: dict) -> None:
     def fail() -> None:
         raise ValueError("no such luck")

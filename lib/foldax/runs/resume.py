@@ -91,7 +91,7 @@ def record_config(path: Path, config: Any, step: int) -> None:
     earlier = manifest.get("earlier_configs", [])
     before = next((one["config"] for one in earlier if one["until"] >= step), saved)
     earlier = [one for one in earlier if one["until"] < step]
-    if step > 0 and _difference(before, config):
+    if step > 0 and changed_values(before, config):
         earlier.append({"until": step, "config": before})
     if earlier or "earlier_configs" in manifest:
         manifest["earlier_configs"] = earlier
@@ -99,7 +99,7 @@ def record_config(path: Path, config: Any, step: int) -> None:
     result = path / "result.json"
     if result.exists():
         session["earlier_result"] = folder.read_json(result)
-    changed = _difference(saved, config)
+    changed = changed_values(saved, config)
     if changed:
         manifest["config_hash"] = config_hash(config)
         session["changes"] += [
@@ -146,11 +146,16 @@ def _check_config(path: Path, experiment: Experiment, config: Any, allow_any: bo
 
 
 def _changed_fields(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
-    return _difference(folder.read_json(path / "config.json"), config)
+    return changed_values(folder.read_json(path / "config.json"), config)
 
 
-def _difference(saved: dict[str, Any], config: Any) -> dict[str, tuple[Any, Any]]:
-    """Old and new values by field; one that the class did not have when the run started counts as its default."""
+def changed_values(saved: dict[str, Any], config: Any) -> dict[str, tuple[Any, Any]]:
+    """Old and new values by field; one that the class did not have when a run started counts as its default.
+
+    >>> from foldax import Training
+    >>> changed_values({"steps": 10}, Training(steps=20))
+    {'steps': (10, 20)}
+    """
     known, _ = drop_unknown_fields(type(config), saved)
     old, new = to_json(from_json(type(config), known)), to_json(config)
     return {name: (old[name], new[name]) for name in new if old[name] != new[name]}

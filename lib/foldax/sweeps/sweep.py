@@ -19,6 +19,7 @@ from foldax.experiment import Experiment, experiment_file, experiment_name
 from foldax.field_values import to_plain
 from foldax.runs import folder
 from foldax.runs.progress import Progress
+from foldax.runs.resume import changed_values
 from foldax.runs.signals import stop_on_signals
 from foldax.runs.status import failure_status
 from foldax.runs.tables import flat_metrics
@@ -242,9 +243,10 @@ def _create_or_check_folder(
     owner, name = before["experiment"], experiment_name(experiment)
     if owner != name:
         raise RunError(f"{path} is a sweep of another experiment, {owner!r}, not of {name!r}")
-    names = ("search", "space", "seeds", "samples", "execution", "config")
+    names = ("search", "space", "seeds", "samples", "execution")
     # As text, because tuples come back from JSON as lists.
     differing = [name for name in names if json.dumps(before.get(name)) != json.dumps(request[name])]
+    differing += ["config"] if changed_values(before["config"], config) else []
     if differing:
         raise ConfigError(f"{path} was started with another {', '.join(differing)}; see its sweep.json")
     if before["status"] != "finished":
