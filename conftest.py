@@ -43,6 +43,7 @@ from foldax.runs.transfer import pretrained
 
 # Packages of extras that examples in docstrings need, by the call that needs them.
 EXTRAS = {r"\bgymnax\(": "gymnax", r"\bgymnasium\(|import gymnasium": "gymnasium"}
+EXTRAS |= {r"\balphazero\(": "mctx"}
 
 
 MAX_MEMORY = 2.5e9  # bytes of a worker, above which it drops its programs

@@ -56,6 +56,7 @@ tiny = foldax.Experiment(Config, tiny_learner, tiny_dataset, name="tiny")
 EXTRAS = {"time_series": ("aeon", "series"), "forecast": ("statsmodels", "series")}
 EXTRAS |= {"gymnasium_cartpole": ("gymnasium", "gymnasium"), "atari_pong": ("ale_py", "atari")}
 EXTRAS |= {"ppo_playground": ("mujoco_playground", "robotics"), "halfcheetah": ("mujoco", "mujoco")}
+EXTRAS |= {"alphazero_tictactoe": ("mctx", "games"), "alphazero_connect_four": ("mctx", "games")}
 EXTRAS |= {"ppo_minatar": ("gymnax", "rl"), "rainbow_minatar": ("gymnax", "rl")}
 
 
@@ -92,6 +93,7 @@ def shrunk(path: Path) -> tuple[foldax.Experiment, foldax.Training]:
     small |= {"evaluation_episodes": 2, "evaluation_steps": 50, "size": 42}
     # Agents: few environments, and a replay buffer that is full before the steps are over.
     small |= {"num_envs": 4, "rollout_steps": 4, "num_epochs": 2, "num_minibatches": 2, "capacity": 160}
+    small |= {"num_simulations": 3, "evaluation_simulations": 0, "evaluation_games": 2}
     small |= {"learning_starts": 32 if getattr(config, "learning_starts", 0) else 0}
     config = with_steps(_with_values(config, small), steps)
     if getattr(getattr(config, "optimizer", None), "name", None) == "nesterov":

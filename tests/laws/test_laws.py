@@ -1,6 +1,7 @@
 """Every learner keeps the laws, and every law catches a learner that breaks it."""
 
 import functools
+import importlib.util
 import itertools
 import time
 import types
@@ -15,7 +16,7 @@ import pytest
 from jax.experimental import io_callback
 
 import foldax
-from foldax import augment, data, laws, learners, models
+from foldax import augment, data, laws, learners, models, rl
 from foldax.engine import setup
 from foldax.learners import losses
 from tests.conftest import EXPERIMENTS, Config, shrunk, tiny, tiny_dataset, tiny_learner
@@ -321,6 +322,15 @@ def td3(config: Config, info: None) -> foldax.Learner:
     return learners.td3(continuous(), *networks, *optimizers, settings, **OFF_POLICY)
 
 
+def alphazero(config: Config, info: None) -> foldax.Learner:
+    counts = dict(num_simulations=3, evaluation_simulations=2, evaluation_games=2, past_update_period=4)
+    settings = learners.AlphaZeroSettings(
+        random_move_fraction=config.dropout, num_epochs=1, num_minibatches=2, **counts
+    )
+    model, optimizer = models.ActorCritic(9, hidden=(8,)), optax.adam(config.learning_rate)
+    return learners.alphazero(rl.tic_tac_toe(), model, optimizer, settings, **ROLLOUTS)
+
+
 def nnx_classifier(config: Config, info: data.Info) -> foldax.Learner:
     # Dropout of Flax NNX branches on its rate, which cannot be traced.
     return learners.classifier(networks.from_nnx(6, info.num_classes, 0.1), optax.adam(config.learning_rate))
@@ -362,6 +372,7 @@ LEARNERS = {
     "rainbow": foldax.Experiment(MonitoredByReturn, rainbow, name="rainbow"),
     "sac": foldax.Experiment(MonitoredByReturn, sac, name="sac"),
     "td3": foldax.Experiment(MonitoredByReturn, td3, name="td3"),
+    "alphazero": foldax.Experiment(MonitoredByReturn, alphazero, name="alphazero"),
     "streaming": tiny._replace(dataset=lambda config: tiny_dataset(config, "stream"), name="streaming"),
 }
 RESUMABLE_OR_BATCH_LAWS = ("resume", "sweep", "chunking", "learning")  # which host environments cannot satisfy
@@ -374,6 +385,8 @@ EXEMPT |= {(name, law) for name, experiment in LEARNERS.items() if experiment.da
 @pytest.mark.parametrize("law", laws.LAWS)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learner_satisfies_the_law(name: str, law: str) -> None:
+    if name == "alphazero" and importlib.util.find_spec("mctx") is None:
+        pytest.skip("mctx is not installed: pip install 'foldax[games]'")
     does_not_apply = laws.LAWS[law](laws.make_subject(LEARNERS[name]))
     assert (does_not_apply is not None) == ((name, law) in EXEMPT), does_not_apply
 

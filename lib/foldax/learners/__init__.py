@@ -12,6 +12,7 @@ from foldax.learners.generative.vae import VAE, decode_images, vae
 from foldax.learners.gradients import LossFunction, TrainState, gradient_step, init_train_state, minibatch_epochs
 from foldax.learners.rl import on_policy, return_distributions
 from foldax.learners.rl.a2c import A2CSettings, a2c, policy_gradient_loss
+from foldax.learners.rl.alphazero import AlphaZeroSettings, alphazero, alphazero_loss
 from foldax.learners.rl.dqn import DQNSettings, dqn
 from foldax.learners.rl.off_policy import ReplaySettings
 from foldax.learners.rl.ppo import PPOSettings, ppo, ppo_loss
@@ -47,6 +48,8 @@ __all__ += ["a2c", "A2CSettings", "policy_gradient_loss", "ppo", "PPOSettings", 
 __all__ += ["reinforce", "ReinforceSettings", "pqn", "PQNSettings", "on_policy"]
 # Off-policy reinforcement learning
 __all__ += ["dqn", "DQNSettings", "sac", "SACSettings", "td3", "TD3Settings", "ReplaySettings", "return_distributions"]
+# Self-play
+__all__ += ["alphazero", "AlphaZeroSettings", "alphazero_loss"]
 # Learners around a learner
 __all__ += ["subset", "with_probe"]
 # Parts of a learner of your own
