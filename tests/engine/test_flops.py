@@ -100,3 +100,24 @@ def test_a_program_on_several_devices_counts_on_all() -> None:
     spec = jax.sharding.PartitionSpec
     product = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec("data"))
     assert count_flops(jax.make_jaxpr(product)(jnp.ones((8, 2)), jnp.ones((2, 3)))) == 2 * 8 * 2 * 3
+
+
+def test_what_several_devices_compute_again_to_save_memory_does_not_count() -> None:
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def double(kernel: jax.Array) -> jax.Array:
+        return 2 * kernel
+
+    def layer(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Two programs, of which one gets what the other makes, or both in one.
+        kernel = jax.shard_map(double, mesh=mesh, in_specs=spec(), out_specs=spec())(kernel)
+        product = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec("data"))
+        return jnp.tanh(product(inputs, kernel))
+
+    arguments = jnp.ones((8, 2)), jnp.ones((2, 3))
+    plain, again = (
+        count_flops(jax.make_jaxpr(jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) ** 2), argnums=(0, 1)))(*arguments))
+        for f in (layer, jax.checkpoint(layer))
+    )
+    assert plain == again == 3 * 2 * 8 * 2 * 3

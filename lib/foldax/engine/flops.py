@@ -51,6 +51,7 @@ class _Values:
         self.known: dict[Hashable, list[int]] = {}
         self._numbers = itertools.count()
         self._items: dict[int, int] = {}
+        self._shards: dict[tuple[int, str], int] = {}
         self.platforms: set[int] = set()  # numbers of platforms, which choose branches
 
     def new(self) -> int:
@@ -68,6 +69,17 @@ class _Values:
     def item(self, array: int) -> int:
         """The value that an array has at the current iteration of a loop over it."""
         return self._items.get(array, self.of(("item", array)))
+
+    def whole(self, shard: int, spec: str) -> int:
+        """The array whose shards on all devices a value is."""
+        array = self.of(("whole", shard, spec))
+        self._shards[array, spec] = shard
+        return array
+
+    def shard(self, array: int, spec: str) -> int:
+        """The shard that a device has of an array."""
+        known = self._shards.get((array, spec))
+        return self.of(("shard", array, spec)) if known is None else known
 
 
 def _count(jaxpr: Any, inputs: Sequence[int], values: _Values) -> tuple[float, list[int]]:
@@ -98,14 +110,18 @@ def _count_equation(equation: Any, inputs: list[int], values: _Values) -> tuple[
         return _count_scan(equation, inputs, values)
     if name == "cond":
         return _count_branches(inner, inputs, values)
+    if name == "shard_map":
+        return _count_shards(equation, inputs, values)
     if name == "platform_index":
         values.platforms.add(number := values.new())
         return 0.0, [number]
     # An equation with several programs, such as `custom_vjp`, runs the first; `jit` and `checkpoint` have one.
-    if inner and name not in ("while", "shard_map", "pallas_call") and len(_open(inner[0])[0].invars) == len(inputs):
+    if inner and name not in ("while", "pallas_call") and len(_open(inner[0])[0].invars) == len(inputs):
         return _count(inner[0], inputs, values)
     try:
-        key: Hashable = (name, frozenset(equation.params.items()), tuple(inputs))
+        # A kernel that is computed again has a new jaxpr, of the same text.
+        settings = (str(inner[0]), _num_programs(equation)) if name == "pallas_call" else equation.params.items()
+        key: Hashable = (name, frozenset(settings), tuple(inputs))
         known = None if equation.effects else values.known.get(key)
     except TypeError:  # settings that have no hash
         key, known = object(), None
@@ -153,6 +169,16 @@ def _count_branches(branches: list[Any], inputs: list[int], values: _Values) -> 
         known = known | values.known
     values.known = known
     return max(counts), [values.of(("cond", inputs[0], *alternatives)) for alternatives in zip(*outputs)]
+
+
+def _count_shards(equation: Any, inputs: list[int], values: _Values) -> tuple[float, list[int]]:
+    """Counts the program of a `shard_map` on every device of its mesh, unless the same shards were computed before."""
+    settings = equation.params
+    specs, out_specs = (settings.get(f"{side}_specs", settings.get(f"{side}_names")) for side in ("in", "out"))
+    shards = [values.shard(number, str(spec)) for number, spec in zip(inputs, specs)]
+    flops, outputs = _count(inner_jaxprs(equation)[0], shards, values)
+    wholes = [values.whole(output, str(spec)) for output, spec in zip(outputs, out_specs)]
+    return flops * _num_programs(equation), wholes
 
 
 def _num_programs(equation: Any) -> int:
