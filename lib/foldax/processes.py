@@ -30,17 +30,39 @@ CPU_THREADS = 32  # of a process whose devices are CPUs
 LEFT = "left"  # the sign of a process that needs none
 
 _calls: collections.Counter[str] = collections.Counter()
+_lone_blocks = 0  # that run now
 
 
 def number_of_processes() -> int:
-    """Number of processes that `jax.distributed.initialize` has connected; 1 without it.
+    """Number of processes that train a run together: those that `jax.distributed.initialize` has connected, else 1.
 
     Unlike `jax.process_count`, it does not start JAX's backends.
 
     >>> number_of_processes()
     1
     """
-    return _state().num_processes if jax.distributed.is_initialized() else 1
+    return _state().num_processes if jax.distributed.is_initialized() and not _lone_blocks else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Lets a block train runs of this process alone, as of the members of a sweep, of which each process has its own.
+
+    >>> with alone():
+    ...     is_alone()
+    True
+    """
+    global _lone_blocks
+    _lone_blocks += 1
+    try:
+        yield
+    finally:
+        _lone_blocks -= 1
+
+
+def is_alone() -> bool:
+    """Whether runs are of this process alone although others may be connected."""
+    return _lone_blocks > 0
 
 
 def is_first() -> bool:

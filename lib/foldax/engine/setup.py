@@ -154,7 +154,7 @@ def check_processes(config: Any, num_devices: int, reason: str | None) -> None:
       ConfigError: it does not, or the processes are not connected.
     """
     count = jax.process_count()
-    if count == 1:
+    if count == 1 or processes.is_alone():
         return
     if processes.number_of_processes() == 1:
         raise ConfigError(

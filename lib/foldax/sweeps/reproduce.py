@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from foldax import processes
 from foldax.configuration import from_json
 from foldax.engine.state import NEVER
 from foldax.errors import ConfigError, RunError
@@ -19,6 +20,7 @@ from foldax.sweeps.populations import STOPPED
 from foldax.sweeps.space import enumerate_overrides, flat_values, member_configs, parse_space
 
 
+@processes.alone()
 def reproduce_member(path: Path, number: int | None) -> bool:
     """Trains a member of a sweep as a single run and prints what differs.
 

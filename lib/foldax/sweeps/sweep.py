@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
+from foldax import processes
 from foldax.configuration import from_json, to_json
 from foldax.engine import compile_cache, compiled, evaluation
 from foldax.engine.checkpoint_folder import check_writable, checkpoint_location
@@ -86,6 +87,7 @@ class SweepResult:
         return statistics.summarize(self.results, self.metadata["fields"], name, best or "max")
 
 
+@processes.alone()
 def sweep(
     experiment: Experiment,
     space: Mapping[str, Any] | None = None,

@@ -240,6 +240,7 @@ def test_slurm_jobs_match_a_local_sweep_though_one_is_killed(home, finished_swee
 
 def test_only_workers_without_progress_in_turn_end_a_sweep(tmp_path) -> None:
     job = {"slice": 0, "members": [(0, {}), (1, {})], "execution": "exact", "folder": str(tmp_path)}
+    (tmp_path / "sweep.json").write_text("{}")
     attempts, callbacks = {}, SweepCallbacks(None, ResultStore(None, 2), Progress("", 0, shown=False), lambda: False)
     for step in (10, 20, 30, 40, 40):  # a time limit that ends each worker, and the fourth before it saves
         (tmp_path / "members" / "1" / str(step)).mkdir(parents=True, exist_ok=True)
