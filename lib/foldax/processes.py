@@ -141,7 +141,7 @@ def agree(name: str, decide: Callable[[], T]) -> T:
       decide: called in the first process only; returns what JSON can hold.
 
     Raises:
-      FoldaxError: `decide` raised it.
+      FoldaxError: `decide` raised it; of another error, the other processes get a `RunError`.
 
     >>> agree("chunk", lambda: [7, False])
     [7, False]
@@ -153,7 +153,7 @@ def agree(name: str, decide: Callable[[], T]) -> T:
         return _unwrap(_get(f"{name}/{number}"))
     try:
         value = decide()
-    except errors.FoldaxError as error:
+    except Exception as error:
         _set(f"{name}/{number}", _error_message(error))
         raise
     _set(f"{name}/{number}", {"value": value})
@@ -180,7 +180,7 @@ def together(name: str, function: Callable[[], T]) -> T:
     """Calls a function in every process; if it fails in one of them, it fails in all.
 
     Raises:
-      FoldaxError: of this process, else of the first one that failed.
+      FoldaxError: of this process, else of the first one that failed; of another error it is a `RunError`.
 
     >>> together("data", lambda: 3)
     3
@@ -188,7 +188,7 @@ def together(name: str, function: Callable[[], T]) -> T:
     own = None
     try:
         value = function()
-    except errors.FoldaxError as error:
+    except Exception as error:
         own = error
     messages = gather(name, None if own is None else _error_message(own))
     if own is not None:
@@ -274,21 +274,26 @@ def leave(code: int) -> None:
 def _watch(block: str, ended: threading.Event, advice: str) -> None:
     """Gives signs of life, and looks at those of the others."""
     own, beats = this_process(), 0
-    seen: dict[str, tuple[str, float]] = {}
+    seen: dict[str, tuple[str, float]] = {}  # of the others: its last sign, and when that was new
     while not ended.wait(BEAT_SECONDS):
         beats += 1
         try:
             _set_again(f"{block}/beat/{own}", beats)
             signs, failed = _read_folder(f"{block}/beat"), _read_folder(f"{block}/failed")
+            codes = _read_folder("leaving")  # of those that may never come to this block
         except Exception:  # the first process, which runs the service, is gone; JAX ends this one
             return
+        failed = {process: json.dumps(f"exit code {code}") for process, code in codes.items()} | failed
         now, others = time.monotonic(), {str(i) for i in range(number_of_processes())} - {str(own)}
-        for process in others:
-            sign = signs.get(process, "")
-            if seen.get(process, ("never", 0.0))[0] != sign:
-                seen[process] = sign, now
-        silent = [process for process in others if now - seen[process][1] > LOST_SECONDS]
-        lost = [process for process in silent if signs.get(process) != json.dumps(LEFT)]
+        # One that gave no sign yet may still be busy before its block; if it is dead, JAX notices.
+        for process in others & signs.keys():
+            if seen.get(process, ("", 0.0))[0] != signs[process]:
+                seen[process] = signs[process], now
+        lost = [
+            process
+            for process, (sign, since) in seen.items()
+            if now - since > LOST_SECONDS and sign != json.dumps(LEFT)
+        ]
         if failed and not ended.wait(GRACE_SECONDS):
             process, message = min(failed.items(), key=lambda item: int(item[0]))
             _end(f"process {process} of this run failed ({json.loads(message)})", advice)
@@ -303,8 +308,11 @@ def _end(problem: str, advice: str) -> None:
     os._exit(1)
 
 
-def _error_message(error: errors.FoldaxError) -> dict[str, str]:
-    return {"error": type(error).__name__, "text": str(error)}
+def _error_message(error: Exception) -> dict[str, str]:
+    text = (
+        str(error) if isinstance(error, errors.FoldaxError) else f"{type(error).__name__}: {errors.first_line(error)}"
+    )
+    return {"error": type(error).__name__, "text": text}
 
 
 def _unwrap(message: Any) -> Any:

@@ -1,5 +1,6 @@
 """Runs of several processes: one run, whoever is slow, ends or is killed."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -10,10 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -244,6 +248,101 @@ def test_an_error_of_one_process_ends_all(
     assert text in pair.text("err0")
     assert text in pair.text("err1")
     assert "Traceback" not in pair.text("err0") + pair.text("err1")
+
+
+class Service(dict):
+    """JAX's coordination service, for two threads that are the processes of a test."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        assert allow_overwrite or key not in self
+        self[key] = value
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        if key not in self:
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+        return self[key]
+
+    def key_value_delete(self, key: str) -> None:
+        self.pop(key, None)
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [(key, value) for key, value in self.copy().items() if key.startswith(f"{folder}/")]
+
+
+@pytest.fixture
+def service(monkeypatch) -> Service:
+    service, here = Service(), threading.local()
+
+    def state() -> SimpleNamespace:
+        name = threading.current_thread().name
+        number = int(name.removeprefix("process")) if name.startswith("process") else 0
+        return SimpleNamespace(client=service, num_processes=2, process_id=number)
+
+    def count_call(name: str) -> int:
+        here.calls = getattr(here, "calls", collections.Counter())
+        here.calls[name] += 1
+        return here.calls[name] - 1
+
+    monkeypatch.setattr(processes, "_state", state)
+    monkeypatch.setattr(processes, "_count_call", count_call)
+    monkeypatch.setattr(processes, "number_of_processes", lambda: 2)
+    return service
+
+
+def in_two_processes(function: Callable[[], object]) -> list[Exception | object]:
+    """Calls a function in two threads, and returns what each one got."""
+    found: list[Exception | object] = [None, None]
+
+    def call(i: int) -> None:
+        try:
+            found[i] = function()
+        except Exception as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=call, args=(i,), name=f"process{i}") for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("error", [ValueError("no such host"), processes.errors.DataError("no such host")])
+def test_no_process_waits_for_a_decision_that_failed(service: Service, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    expected = processes.errors.RunError if isinstance(error, ValueError) else processes.errors.DataError
+    for call in (processes.agree, processes.together):
+        first, second = in_two_processes(lambda call=call: call("chunk", fail))
+        assert first is error
+        assert second is error or type(second) is expected
+        assert "no such host" in str(second)
+
+
+def test_a_process_that_has_not_come_to_a_block_is_not_lost(service: Service, monkeypatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(processes, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(processes, "LOST_SECONDS", -1.0)
+    monkeypatch.setattr(processes, "_end", lambda problem, advice: ended.set())
+    with processes.watch():
+        beat = f"{processes.PREFIX}/watch/0/beat"
+        while int(service.get(f"{beat}/0", 0)) < 5:
+            assert not ended.is_set()
+        service[f"{beat}/1"] = "1"  # it comes, and then is silent
+        assert ended.wait(SECONDS)
+
+
+def test_a_process_that_leaves_before_a_block_ends_the_others(service: Service, monkeypatch) -> None:
+    problems: list[str] = []
+    ended = threading.Event()
+    monkeypatch.setattr(processes, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.001)
+    monkeypatch.setattr(processes, "_end", lambda problem, advice: (problems.append(problem), ended.set()))
+    service[f"{processes.PREFIX}/leaving/1"] = "2"
+    with processes.watch():
+        assert ended.wait(SECONDS)
+    assert problems[0] == "process 1 of this run failed (exit code 2)"
 
 
 def test_processes_that_cannot_be_connected_are_an_error(monkeypatch) -> None:
