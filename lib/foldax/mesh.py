@@ -125,12 +125,12 @@ def put(tree: Any, device: Any) -> Any:
 
 def _put_parts(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """Puts the parts of an array that belong on devices of this process."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return jax.device_put(array, sharding)
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(
             _put_parts(jax.random.key_data(array), sharding), impl=jax.random.key_impl(array)
         )
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
     array = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -163,7 +163,11 @@ def fetch(tree: Any) -> Any:
     """
 
     def whole(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(fetch(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        if x.is_fully_replicated:
             return x
         return multihost_utils.process_allgather(x, tiled=True)
 

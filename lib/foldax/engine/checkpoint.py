@@ -102,16 +102,19 @@ class Checkpoints:
           NonFiniteError: the previous checkpoint held NaN, and was not written.
         """
         self.wait()
-        # Programs of several processes start in one order in all of them, and so only in the main thread.
-        checks = dispatch_checks(leaves_by_path(tree), finite) if self._has_others else None
-        self._writing = self._writer.submit(self._save, step, tree, meta, finite, checks)
+        # Programs of several processes start in one order in all of them, and so only in the main thread; that of a
+        # random key, whose data are saved, is one.
+        arrays = {name: saved_array(leaf) for name, leaf in leaves_by_path(tree).items()}
+        checks = dispatch_checks(arrays, finite) if self._has_others else None
+        self._writing = self._writer.submit(self._save, step, arrays, meta, finite, checks)
 
-    def _save(self, step: int, tree: Any, meta: dict[str, Any], finite: str, checks: "Checks | None") -> None:
+    def _save(
+        self, step: int, arrays: dict[str, Any], meta: dict[str, Any], finite: str, checks: "Checks | None"
+    ) -> None:
         from orbax.checkpoint import args
 
         if step in self._manager.all_steps():
             return
-        arrays = {name: saved_array(leaf) for name, leaf in leaves_by_path(tree).items()}
         for name, array in arrays.items():
             is_checked = finite and re.search(finite, name)
             if is_checked and (_has_nan(array) if checks is None else bool(checks.has_nan.get(name, False))):
@@ -309,14 +312,13 @@ class Checks(NamedTuple):
     has_nan: dict[str, jax.Array]
 
 
-def dispatch_checks(leaves: dict[str, Any], finite: str) -> Checks:
+def dispatch_checks(arrays: dict[str, Any], finite: str) -> Checks:
     """Dispatches the checks of a state that is divided over processes, without waiting for them.
 
     Args:
-      leaves: of the state by path.
+      arrays: of the state by path.
       finite: regular expression of the paths of arrays that must not hold NaN; "" checks none.
     """
-    arrays = {name: saved_array(leaf) for name, leaf in leaves.items()}
     finite_arrays = {
         name: array
         for name, array in arrays.items()

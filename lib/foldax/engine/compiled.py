@@ -18,7 +18,7 @@ from foldax.engine import fold as folds
 from foldax.engine.durations import phase_seconds
 from foldax.engine.flops import count_flops, inner_jaxprs
 from foldax.engine.fold import Fold, Program
-from foldax.engine.state_leaves import is_key
+from foldax.engine.state_leaves import is_key, saved_array, typed_array
 from foldax.errors import ExperimentError, FoldaxError, first_line
 from foldax.experiment import Experiment, experiment_file, user_traceback
 from foldax.learner import Batch, State
@@ -116,12 +116,15 @@ def copy_in_place(tree: Any) -> Any:
     """
 
     def one_copy(leaf: jax.Array) -> jax.Array:
-        if is_key(leaf) or not (leaf.is_fully_addressable and leaf.is_fully_replicated):
+        if not leaf.is_fully_addressable:
+            return saved_array(leaf)  # JAX puts no random keys onto devices of several processes
+        if is_key(leaf) or not leaf.is_fully_replicated:
             return leaf
         return leaf.addressable_shards[0].data
 
     leaves = jax.tree.map(one_copy, tree)
-    return jax.device_put(leaves, jax.tree.map(lambda leaf: leaf.sharding, leaves), may_alias=False)
+    copies = jax.device_put(leaves, jax.tree.map(lambda leaf: leaf.sharding, leaves), may_alias=False)
+    return jax.tree.map(lambda copied, leaf: copied if is_key(copied) else typed_array(copied, leaf), copies, tree)
 
 
 def is_in_accelerator_memory(array: Any) -> bool:
