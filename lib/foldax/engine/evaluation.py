@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foldax import processes
 from foldax.engine import compiled
 from foldax.engine.contracts import LOG_FIELDS, check_monitor, check_summary
 from foldax.engine.fold import Program
@@ -81,10 +82,18 @@ def split_metrics(program: Program, evaluation: SplitEvaluation) -> dict[str, fl
     """Computes the metrics of a split: means, and the results of the experiment's `summarize`."""
     metrics = mean_metrics(jax.device_get(evaluation.metric_sums))
     if program.experiment.summarize is not None:
-        with compiled.user_code_errors(program.experiment):
-            summary = program.experiment.summarize(collect_values(evaluation))
-        metrics |= check_summary(summary, metrics.keys())
+        # By one of several processes: hosts may round differently, and the best state is chosen by it.
+        values = collect_values(evaluation)
+        metrics |= processes.agree("summary", lambda: _summary(program, values, metrics))
     return metrics
+
+
+def _summary(program: Program, values: dict[str, np.ndarray], metrics: dict[str, float]) -> dict[str, float]:
+    summarize = program.experiment.summarize
+    assert summarize is not None
+    with compiled.user_code_errors(program.experiment):
+        summary = summarize(values)
+    return check_summary(summary, metrics.keys())
 
 
 def nonfinite_metrics(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, str], tuple[float, int]]:
