@@ -92,66 +92,69 @@ def train(
     compile_cache.enable()
     timer = FirstStepTimer()
     config = experiment.config() if config is None else config
-    every, own_trackers = check_hooks(hooks, config.steps), _chosen_trackers(tracker, save)
+    every = check_hooks(hooks, config.steps)
+    own_trackers = processes.together("trackers", lambda: _chosen_trackers(tracker, save))
     # 1. The folder, and what there is to do in it; of several processes, only the first one looks and writes
     path, status = _folder_and_status(experiment, config, run_dir, resume) if save else (None, "new")
     if path is not None and status == "finished":
         return _finished_result(path, experiment, dataset, allow_other_data, verbose and processes.is_first())
-    # 2. Initial parameters
-    recorded = _read_manifest(path) if path and status == "unfinished" else {}
-    source = initial_parameters.initial_source(config, initial, recorded.get("init_from"))
-    if source is not None and status == "new":
-        source()  # an unreadable source is an error before a folder is created
-    if path is not None and status == "new" and config.checkpoints:
-        check_writable(checkpoint_location(config.checkpoints))  # likewise
-    # 3. Without a folder
-    if path is None:
-        verbose = verbose and processes.is_first()
-        progress = Progress(experiment_name(experiment), config.steps, verbose)
-        ascribed = inputs_of(experiment, config)
-        with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested, processes.watch():
-            performance = Performance()
-            callbacks = RunCallbacks(progress, timer, performance, every, verbose)
-            result = fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
-            return dataclasses.replace(result, performance=performance.summary())
-    if not processes.is_first():
-        return _train_beside_first(path.absolute(), experiment, config, dataset, every, source)
-    # 4. In a locked folder, whose manifest always records how the run ended
-    if own_trackers is None:
-        names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
-        own_trackers = make_trackers(DEFAULT if names is None else recorded_names(names))
-    tracking = Tracking(own_trackers, warn)
-    with contextlib.ExitStack() as lock:
-        lost = missing_hooks_warning(recorded.get("hooks", []), every)
-        processes.agree("begin", functools.partial(_begin, lock, path, status, experiment, config, source, lost))
-        path = path.absolute()  # the working directory may change
-        try:
-            if every:
-                folder.update_manifest(path, hooks=[hook.name for hook in every])
-            performance = Performance()
-            with (
-                contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
-                contextlib.closing(Recorder(path, tracking, performance)) as recorder,
-            ):
-                files = RunFiles(path, recorder, tracking, allow_other_data)
-                callbacks = RunCallbacks(progress, timer, performance, every, verbose, files)
-                result = _fit_in_folder(experiment, config, dataset, callbacks, path, source)
-            result = _finish(path, dataclasses.replace(result, performance=performance.summary()))
-        except BaseException as error:
-            with contextlib.suppress(RunError):  # a full disk must not hide the first error
-                # A finished run that could not go on is as it was.
-                before = folder.read_result(path) if (path / "result.json").exists() else {}
-                status = before.get("status", failure_status(error))
-                folder.update_manifest(path, status=status, ended=folder.now())
-            seconds = FINISH_SECONDS if isinstance(error, Exception) else SECONDS_TO_END
-            tracking.finish(failure_status(error), seconds)
-            raise
-        # 5. The run is finished, whatever happens to its figures and trackers
-        try:
-            tracking.summary(result.metrics)
-            return _save_pictures(result, timer, tracking, verbose)
-        finally:
-            tracking.finish(result.status)
+    # From here on, an error in one of several processes ends the others, whatever they wait for.
+    with processes.watch(_advice(path)):
+        # 2. Initial parameters
+        recorded = _read_manifest(path) if path and status == "unfinished" else {}
+        source = initial_parameters.initial_source(config, initial, recorded.get("init_from"))
+        if source is not None and status == "new":
+            source()  # an unreadable source is an error before a folder is created
+        if path is not None and status == "new" and config.checkpoints:
+            check_writable(checkpoint_location(config.checkpoints))  # likewise
+        # 3. Without a folder
+        if path is None:
+            verbose = verbose and processes.is_first()
+            progress = Progress(experiment_name(experiment), config.steps, verbose)
+            ascribed = inputs_of(experiment, config)
+            with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested, processes.watch():
+                performance = Performance()
+                callbacks = RunCallbacks(progress, timer, performance, every, verbose)
+                result = fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
+                return dataclasses.replace(result, performance=performance.summary())
+        if not processes.is_first():
+            return _train_beside_first(path.absolute(), experiment, config, dataset, every, source)
+        # 4. In a locked folder, whose manifest always records how the run ended
+        if own_trackers is None:
+            names = recorded.get("chosen_trackers", recorded.get("trackers"))  # older manifests have the ids alone
+            own_trackers = make_trackers(DEFAULT if names is None else recorded_names(names))
+        tracking = Tracking(own_trackers, warn)
+        with contextlib.ExitStack() as lock:
+            lost = missing_hooks_warning(recorded.get("hooks", []), every)
+            processes.agree("begin", functools.partial(_begin, lock, path, status, experiment, config, source, lost))
+            path = path.absolute()  # the working directory may change
+            try:
+                if every:
+                    folder.update_manifest(path, hooks=[hook.name for hook in every])
+                performance = Performance()
+                with (
+                    contextlib.closing(Progress(experiment_name(experiment), config.steps, verbose)) as progress,
+                    contextlib.closing(Recorder(path, tracking, performance)) as recorder,
+                ):
+                    files = RunFiles(path, recorder, tracking, allow_other_data)
+                    callbacks = RunCallbacks(progress, timer, performance, every, verbose, files)
+                    result = _fit_in_folder(experiment, config, dataset, callbacks, path, source)
+                result = _finish(path, dataclasses.replace(result, performance=performance.summary()))
+            except BaseException as error:
+                with contextlib.suppress(RunError):  # a full disk must not hide the first error
+                    # A finished run that could not go on is as it was.
+                    before = folder.read_result(path) if (path / "result.json").exists() else {}
+                    status = before.get("status", failure_status(error))
+                    folder.update_manifest(path, status=status, ended=folder.now())
+                seconds = FINISH_SECONDS if isinstance(error, Exception) else SECONDS_TO_END
+                tracking.finish(failure_status(error), seconds)
+                raise
+            # 5. The run is finished, whatever happens to its figures and trackers
+            try:
+                tracking.summary(result.metrics)
+                return _save_pictures(result, timer, tracking, verbose)
+            finally:
+                tracking.finish(result.status)
 
 
 def _chosen_trackers(tracker: Trackers | None, save: bool) -> dict[str, Tracker] | None:
@@ -266,7 +269,7 @@ def _fit_in_folder(
     with (
         contextlib.closing(_open_checkpoints(path, config)) as checkpoints,
         stop_on_signals(f"stopped before its first step; {resume}") as stop_requested,
-        processes.watch(f"; {resume}"),
+        processes.watch(_advice(path)),
     ):
         for_engine = callbacks.for_engine(
             stop_requested,
@@ -312,6 +315,10 @@ def _finish(path: Path, result: Result) -> Result:
 
 def _resume_command(path: Path) -> str:
     return f"foldax resume {display_path(path)}"
+
+
+def _advice(path: Path | None) -> str:
+    return "" if path is None else f"; go on with: {_resume_command(path)}"
 
 
 def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, verbose: bool) -> Result:
