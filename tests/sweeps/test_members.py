@@ -19,6 +19,7 @@ from foldax import data, learners, models
 from foldax.engine import compiled
 from foldax.engine.state_leaves import state_digest
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
+from foldax.sweeps import exact
 from foldax.sweeps.exact import DeviceWorkers
 from foldax.sweeps.plan import DatasetCache, make_plan
 from foldax.sweeps.space import parse_space
@@ -343,6 +344,28 @@ untested = tiny._replace(
 def test_members_with_dropout_on_two_devices(max_concurrent: int | None) -> None:
     space = {"learning_rate": [0.3, 1e-3, 0.017], "dropout": [0.0, 0.37]}
     assert_equal_single_runs(tiny, run_sweep(tiny, space, seeds=2, execution="exact", max_concurrent=max_concurrent))
+
+
+def test_members_that_are_divided_over_two_devices() -> None:
+    sweep = run_sweep(tiny, {"learning_rate": [0.3, 1e-3]}, seeds=2, config=Config(mesh="data=2"))
+    assert_equal_single_runs(tiny, sweep)
+    assert sweep.metadata["programs"] == 1
+
+
+def test_the_plan_gives_disjoint_meshes_to_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    (group,) = make_plan(tiny, Config(mesh="data=-1"), {}, seeds=3).groups
+    assert (group.execution, group.max_concurrent, group.devices_per_member) == ("exact", 1, 2)
+    space = parse_space(Config(), {"mesh": ["data=1", "fsdp=2"]})
+    groups = make_plan(tiny, Config(), space, seeds=3).groups
+    assert [(group.max_concurrent, group.devices_per_member) for group in groups] == [(2, 1), (1, 2)]
+    # Meshes of machines with more devices, which need not exist.
+    monkeypatch.setattr(jax, "local_devices", lambda: list("abcdefg"))
+    monkeypatch.setattr(jax, "local_device_count", lambda: 7)
+    monkeypatch.setattr(exact, "make_mesh", lambda text, devices: "".join(devices))
+    assert exact.worker_devices() == [None, *"bcdefg"]
+    assert exact.worker_devices("data=2") == ["ab", "cd", "ef"]
+    assert exact.worker_devices("data=2,fsdp=2") == ["abcd"]
+    assert exact.worker_devices("data=-1") == ["abcdefg"]
 
 
 def test_members_with_batch_normalization() -> None:

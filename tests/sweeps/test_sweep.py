@@ -607,11 +607,32 @@ def test_config_of_another_class_is_an_error() -> None:
         run_sweep(space={"steps": [2, 3]}, config=foldax.Training(), save=False)
 
 
-def test_members_sharded_over_devices_are_an_error() -> None:
-    with pytest.raises(
-        ConfigError, match="mesh: 'data=2' would divide members, but a sweep gives whole ones to each device"
-    ):
-        run_sweep(config=Config(mesh="data=2"), save=False)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"execution": "fast"}, "'data=2' divides each member, but a vmapped program .* --exact trains members one"),
+        ({"search": foldax.SuccessiveHalving()}, "members of SuccessiveHalving move between devices, and 'data=2' div"),
+        ({"space": {"mesh": ["data=1", "data=2"]}, "execution": "fast"}, "'data=2' divides each member"),
+        ({"config": Config(mesh="fsdp=4")}, "'fsdp=4' takes 4 devices, but this machine has 2"),
+    ],
+    ids=["fast", "search", "swept", "machine"],
+)
+def test_members_that_cannot_be_divided_are_an_error(options: dict, words: str) -> None:
+    config = {} if "space" in options else {"config": Config(mesh="data=2")}
+    with pytest.raises(ConfigError, match=f"^mesh: {words}"):
+        run_sweep(**{"space": {}, "save": False} | config | options)
+
+
+def test_divided_members_resume_and_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = dict(space={"learning_rate": [0.1, 0.2]}, config=Config(mesh="data=2", target=8.0))
+    first = run_sweep(sweep_dir=tmp_path / "whole", **options)
+    evaluation_hook.reset()
+    evaluation_hook.at, evaluation_hook.action = 6, terminate
+    with pytest.raises(Interrupted):
+        run_sweep(sweep_dir=tmp_path / "cut", **options)
+    assert_same_tables(first, run_sweep(sweep_dir=tmp_path / "cut", resume=True, **options))
+    assert reproduce_member(tmp_path / "cut", 1)
+    assert "DIFFERS" not in capsys.readouterr().out
 
 
 # Random samples, and reproducing members

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from foldax.data.info import BLOCK_BYTES, Examples, example_bytes, memory_mapped, temporary_folders
 from foldax.data.processes import starting_processes
@@ -259,8 +260,10 @@ class Split:
 def on_device(source: Any, device: Any) -> Any:
     """Returns a copy of a source for another device, or for the sharding of a batch `[B, ...]` over several.
 
-    Arrays already transferred are not copied.
+    Arrays already transferred are not copied. A source that is divided like this already is returned as it is.
     """
+    if isinstance(device, NamedSharding) and source.device == device:
+        return source
     other = copy.copy(source)
     other.device = device
     for cached in ("_data", "_first"):

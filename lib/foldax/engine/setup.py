@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from foldax import processes
 from foldax.configuration import RLTraining, traced_config
@@ -26,7 +27,11 @@ from foldax.mesh import BATCH_AXES, put
 
 
 def start_run(
-    experiment: Experiment, config: Any, callbacks: Callbacks, dataset: Dataset | None, device: jax.Device | None = None
+    experiment: Experiment,
+    config: Any,
+    callbacks: Callbacks,
+    dataset: Dataset | None,
+    device: jax.Device | Mesh | None = None,
 ) -> Run:
     """Creates a run before its first step, or restores it from the newest checkpoint.
 
@@ -35,7 +40,7 @@ def start_run(
       config: an instance of `experiment.config`.
       callbacks: with the checkpoints to resume from, and the initial state to start from.
       dataset: the data; None to load it.
-      device: where to run; None for the default device.
+      device: where to run; None for the default device, or the first devices that `config.mesh` takes.
 
     Raises:
       ConfigError: the config does not fit the experiment, the data or the machine, or there is no metric to monitor.
@@ -52,7 +57,7 @@ def start_run(
             "steps are part of the first updates; set the learner's own `learning_starts` instead"
         )
     # 1. The first fold: learner, optimizer state and metrics of step 0.
-    program = make_program(experiment, config, dataset)
+    program = make_program(experiment, config, dataset, device if isinstance(device, Mesh) else None)
     check_processes(config, program.num_devices, nonresumable_reason(dataset))
     if program.layout is not None and dataset is not None:
         # Once: else every chunk would copy the data to the other devices.
@@ -122,14 +127,20 @@ def initial_fold_arguments(
     return program, (*compiled.traced_config_and_seed(config), examples, block.data)
 
 
-def make_program(experiment: Experiment, config: Any, dataset: Dataset | None) -> Program:
+def make_program(experiment: Experiment, config: Any, dataset: Dataset | None, mesh: Mesh | None = None) -> Program:
     """Gathers what is static in a run.
+
+    Args:
+      experiment: what to run.
+      config: an instance of `experiment.config`.
+      dataset: the data, or None.
+      mesh: devices of the run; by default the first ones that `config.mesh` takes.
 
     Raises:
       ConfigError: `config.mesh` does not fit the machine, or does not divide the batches or parallel environments.
     """
     program = Program(experiment) if dataset is None else Program(experiment, dataset.info, dataset.train.feed)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
     if mesh is None:
         return program
     layout, learners = Layout(mesh, threshold=MIN_DIVIDED_SIZE), list[Learner]()

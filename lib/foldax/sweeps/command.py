@@ -208,11 +208,14 @@ def print_plan(plan: Plan) -> None:
     """Prints the groups of a plan: members, programs, memory, and the fields that make programs differ."""
     structures = [structural_values(group.members[0].config) for group in plan.groups]
     differing = [name for name in structures[0] if len({str(values[name]) for values in structures}) > 1]
-    columns, rows = ("program", "members", "execution", "concurrent", "MiB per member, at most", *differing), []
+    is_divided = any(group.devices_per_member > 1 for group in plan.groups)
+    concurrent = ("concurrent", "devices per member") if is_divided else ("concurrent",)
+    columns, rows = ("program", "members", "execution", *concurrent, "MiB per member, at most", *differing), []
     for index, (group, values) in enumerate(zip(plan.groups, structures)):
         size = f"{group.member_bytes / 2**20:,.2f}"
         cells = [str(values[name]) for name in differing]
-        rows.append((str(index), str(len(group.members)), group.execution, str(group.max_concurrent), size, *cells))
+        counts = (str(group.max_concurrent), str(group.devices_per_member))[: len(concurrent)]
+        rows.append((str(index), str(len(group.members)), group.execution, *counts, size, *cells))
     title = f"{len(plan.configs)} members, {len(plan.groups)} programs"
     print_table(tables.fit_table(columns, rows, {"execution", *differing}, title))
     steps = sum(config.steps for config in plan.configs)

@@ -1,8 +1,9 @@
 """Exact execution: each member runs the program of a single training run, so its results are identical bit for bit.
 
-One host thread drives each device and runs members one after another. Members of a group share one traced program,
-which is compiled once per device. A loop over members inside one program would not be exact: XLA chooses layouts, and
-with them fused multiply-adds, by the code that surrounds the training loop.
+One host thread drives each device and runs members one after another; where a config's `mesh` divides each member, a
+thread drives the devices of one mesh. Members of a group share one traced program, which is compiled once per device
+or mesh. A loop over members inside one program would not be exact: XLA chooses layouts, and with them fused
+multiply-adds, by the code that surrounds the training loop.
 """
 
 import contextlib
@@ -14,19 +15,23 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
+from jax.sharding import Mesh
 
 from foldax.configuration import to_json
 from foldax.data.protocol import Dataset
 from foldax.engine import compiled, loop, setup
 from foldax.engine.current_program import inputs_of
+from foldax.engine.layout import Layout, make_mesh
 from foldax.engine.state import NEVER, Callbacks, Run
 from foldax.engine.state_leaves import state_digest
 from foldax.errors import NonFiniteError
 from foldax.experiment import Experiment
+from foldax.mesh import ONE_DEVICE, mesh_sizes
 from foldax.sweeps.space import Config
 
 Item = TypeVar("Item")
-Device: TypeAlias = jax.Device | None  # None is JAX's default device, whose programs single runs share
+# None is JAX's default device, whose programs single runs share; a mesh has the devices of one divided member.
+Device: TypeAlias = jax.Device | Mesh | None
 OnResult: TypeAlias = "Callable[[MemberResult], None]"  # takes the result of a member that has ended
 
 
@@ -78,11 +83,11 @@ class MemberResult(NamedTuple):
 
 
 class DeviceWorkers:
-    """A pool of threads, one per device, that runs members one after another.
+    """A pool of threads, one per device or mesh, that runs members one after another.
 
     Attributes:
       experiment: the experiment that all members run.
-      devices: one device per thread; None is JAX's default device.
+      devices: one device per thread, see `worker_devices`.
     """
 
     def __init__(
@@ -137,7 +142,8 @@ class DeviceWorkers:
             return member
         key = (id(member.dataset), device)
         if key not in self._placed:
-            self._placed[key] = member.dataset.to(device)
+            place: Any = Layout(device).batch_sharding if isinstance(device, Mesh) else device
+            self._placed[key] = member.dataset.to(place)
         return member._replace(dataset=self._placed[key])
 
     def start_run(self, member: Member, device: Device, callbacks: Callbacks) -> Run:
@@ -179,13 +185,39 @@ class DeviceWorkers:
             yield True
 
 
-def worker_devices() -> list[Device]:
-    """Devices of this process for `DeviceWorkers`; None stands for the default one, shared with single runs.
+def worker_devices(mesh: str = ONE_DEVICE) -> list[Device]:
+    """Devices of this process for `DeviceWorkers`: one entry for each member that they train at a time.
+
+    The first entry has the devices of a single run, which shares its programs: None, the default device, or a mesh.
+
+    Args:
+      mesh: of a member's config; the devices are given out in groups of its size.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
 
     >>> len(worker_devices()) == jax.local_device_count()
     True
     """
-    return [None, *jax.local_devices()[1:]]
+    devices, size = jax.local_devices(), devices_per_member(mesh)
+    if size == 1:
+        return [None, *devices[1:]]
+    return [make_mesh(mesh, devices[start : start + size]) for start in range(0, len(devices) - size + 1, size)]
+
+
+def devices_per_member(mesh: str) -> int:
+    """Number of this process's devices on which a member trains.
+
+    Args:
+      mesh: of the member's config.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices.
+
+    >>> devices_per_member("data=1")
+    1
+    """
+    return math.prod(mesh_sizes(mesh, jax.local_device_count()).values())
 
 
 def member_result(member: Member, run: Run, status: str) -> MemberResult:

@@ -122,8 +122,9 @@ class SweepCallbacks:
 
 
 def fold_exact(experiment: Experiment, group: Group, callbacks: SweepCallbacks) -> None:
-    """Trains the members of a group that have no result yet, one after another on each device."""
-    workers = DeviceWorkers(experiment, worker_devices()[: group.max_concurrent], callbacks.stop_requested)
+    """Trains the members of a group that have no result yet, one after another on each device or mesh."""
+    devices = worker_devices(group.members[0].config.mesh)[: group.max_concurrent]
+    workers = DeviceWorkers(experiment, devices, callbacks.stop_requested)
 
     def work(member: Member, device: Device) -> None:
         member = workers.on_device(member, device)

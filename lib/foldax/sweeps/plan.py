@@ -12,13 +12,11 @@ from foldax.config_fields import field_kinds
 from foldax.data.protocol import Dataset
 from foldax.engine import setup
 from foldax.engine.current_program import inputs_of
-from foldax.engine.layout import make_mesh
 from foldax.errors import ConfigError
 from foldax.experiment import Experiment
 from foldax.field_values import is_config
-from foldax.mesh import ONE_DEVICE
 from foldax.sweeps import space as spaces
-from foldax.sweeps.exact import Member
+from foldax.sweeps.exact import Member, devices_per_member, worker_devices
 from foldax.sweeps.space import Config, Overrides, Range, Space
 from foldax.sweeps.vmapped import can_be_sharded, data_specs, memory_estimate
 
@@ -33,13 +31,15 @@ class Group:
       members: in the order of their numbers.
       execution: "exact" (one after another on each device, bit for bit as single runs) or "fast" (vmapped).
       max_concurrent: how many members run at a time.
-      member_bytes: upper bound of the memory of one member, without the dataset.
+      member_bytes: upper bound of the memory of one member, without the dataset; a mesh divides it.
+      devices_per_member: size of the members' mesh.
     """
 
     members: list[Member]
     execution: str
     max_concurrent: int
     member_bytes: int
+    devices_per_member: int = 1
 
     def metadata(self) -> dict[str, Any]:
         """Entry of the group in `sweep.json`."""
@@ -78,7 +78,7 @@ def make_plan(
       space: from `parse_space`.
       seeds: members per config.
       samples: number of random configs; None plans the whole grid.
-      execution: see `Group`; by default "exact" on CPUs and "fast" elsewhere.
+      execution: see `Group`; by default "exact" on CPUs and where members have a mesh, and "fast" elsewhere.
       max_concurrent: upper limit of `Group.max_concurrent`.
 
     Raises:
@@ -120,24 +120,25 @@ class Planner:
             raise ConfigError(f"execution: {self.execution!r} is neither 'exact' nor 'fast'")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise ConfigError(f"max_concurrent: {self.max_concurrent} is too small; it must be at least 1")
-        self.execution = self.execution or ("exact" if jax.default_backend() == "cpu" else "fast")
+        divided = divided_mesh(self.config, self.space)
+        if divided is not None and self.execution == "fast":
+            problem = f"{divided!r} divides each member, but a vmapped program (fast) gives whole ones to each device"
+            raise ConfigError(f"mesh: {problem}; --exact trains members one after another on the mesh")
+        is_exact = divided is not None or jax.default_backend() == "cpu"
+        self.execution = self.execution or ("exact" if is_exact else "fast")
         self._datasets, self._groups = DatasetCache(self.experiment), dict[Any, int]()
         self._specs = dict[int, Any]()
 
     def plan(self, all_overrides: Sequence[Overrides]) -> Plan:
         """Makes the members of some configs, grouped by program."""
         configs = spaces.member_configs(self.config, all_overrides, self.seeds)
-        for config in configs:
-            if make_mesh(config.mesh) is not None:
-                problem = f"{config.mesh!r} would divide members, but a sweep gives whole ones to each device"
-                advice = f"leave it out ({ONE_DEVICE!r}): all devices are used; members too large for one device are"
-                raise ConfigError(f"mesh: {problem}; {advice} runs of their own (foldax run FILE --mesh ... --seed N)")
         by_group: dict[int, list[Member]] = {}
         for number, config in enumerate(configs):
             with inputs_of(self.experiment, config):
                 dataset = self._datasets(config)
             # Vmapped members advance together, so they must also agree in log_every, patience and the like.
-            key = (spaces.structure(config), id(dataset), None if self.execution == "exact" else _driver_values(config))
+            driver = config.mesh if self.execution == "exact" else _driver_values(config)
+            key = (spaces.structure(config), id(dataset), driver)
             # A search plans again with more configs: groups keep their numbers.
             group = self._groups.setdefault(key, len(self._groups))
             by_group.setdefault(group, []).append(Member(number, group, config, dataset))
@@ -158,18 +159,38 @@ class Planner:
         return list(fields)
 
     def _group(self, members: list[Member]) -> Group:
-        dataset, devices = members[0].dataset, jax.local_device_count()
+        dataset, devices = members[0].dataset, worker_devices(members[0].config.mesh)
         specs = self._specs.get(id(dataset)) or data_specs(dataset)
         self._specs[id(dataset)] = specs  # groups may share a dataset
         # A stream has one order, but vmapped members would need one each; step dispatch has no loop to vmap.
         streams = dataset is not None and not hasattr(dataset.train.feed, "num_examples")
         exact = self.execution == "exact" or streams or members[0].config.dispatch == "step"
-        exact = exact or (devices > 1 and not can_be_sharded(self.experiment, members[0], specs))
-        # Exact members need one device each; vmapped ones share devices as far as memory allows.
+        exact = exact or (len(devices) > 1 and not can_be_sharded(self.experiment, members[0], specs))
+        # Exact members need one device or mesh each; vmapped ones share devices as far as memory allows.
         member_bytes, in_memory = memory_estimate(self.experiment, members[0], specs)
-        concurrent = min(devices, in_memory) if exact else in_memory
+        concurrent = min(len(devices), in_memory) if exact else in_memory
         concurrent = max(1, min(len(members), concurrent, self.max_concurrent or concurrent))
-        return Group(members, "exact" if exact else "fast", concurrent, member_bytes)
+        per_member = devices_per_member(members[0].config.mesh)
+        return Group(members, "exact" if exact else "fast", concurrent, member_bytes, per_member)
+
+
+def divided_mesh(config: Config, space: Space) -> str | None:
+    """Finds a mesh of the planned members that divides them over several devices, or returns None.
+
+    Args:
+      config: the base config.
+      space: from `parse_space`.
+
+    Raises:
+      ConfigError: a mesh does not fit this process's devices.
+
+    >>> import foldax
+    >>> divided_mesh(foldax.Training(), {}) is None
+    True
+    """
+    values = space.get("mesh", [config.mesh])
+    meshes = values if isinstance(values, list) else []
+    return next((mesh for mesh in meshes if devices_per_member(mesh) > 1), None)
 
 
 def _driver_values(config: Config) -> str:

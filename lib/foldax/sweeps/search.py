@@ -16,7 +16,7 @@ from foldax.runs import folder
 from foldax.runs.terminal import warn
 from foldax.sweeps.exact import DeviceWorkers, worker_devices
 from foldax.sweeps.groups import SweepCallbacks
-from foldax.sweeps.plan import Plan, Planner
+from foldax.sweeps.plan import Plan, Planner, divided_mesh
 from foldax.sweeps.populations import PBT, Population, SuccessiveHalving, population_based_training, successive_halving
 from foldax.sweeps.records import MemberCheckpoints
 from foldax.sweeps.space import Range, Space, traced_names
@@ -63,6 +63,9 @@ def check_search(search: Search, config: Config, space: Space, samples: int | No
     """
     if not isinstance(search, (SuccessiveHalving, PBT, Optuna)):
         raise ConfigError(f"search: {search!r} is none of foldax.SuccessiveHalving(), foldax.PBT() and foldax.Optuna()")
+    if not isinstance(search, Optuna) and (divided := divided_mesh(config, space)) is not None:
+        problem = f"members of {type(search).__name__} move between devices, and {divided!r} divides each over several"
+        raise ConfigError(f"mesh: {problem}; use a grid, --samples or Optuna, or leave the mesh out")
     kinds = {name: field_type(type(config), name)[0] for name in space}
     if isinstance(search, PBT):
         for name, kind in kinds.items():
