@@ -17,6 +17,7 @@ import pytest
 import foldax
 from foldax import data, learners, models
 from foldax.engine import compiled
+from foldax.engine.layout import Layout, make_mesh
 from foldax.engine.state_leaves import state_digest
 from foldax.errors import ConfigError, ExperimentError, NonFiniteError
 from foldax.sweeps import exact
@@ -350,6 +351,9 @@ def test_members_that_are_divided_over_two_devices() -> None:
     sweep = run_sweep(tiny, {"learning_rate": [0.3, 1e-3]}, seeds=2, config=Config(mesh="data=2"))
     assert_equal_single_runs(tiny, sweep)
     assert sweep.metadata["programs"] == 1
+    divided = Layout(make_mesh("data=2")).batch_sharding
+    placed = tiny_dataset(Config()).to(divided)
+    assert placed.to(divided).train is placed.train  # all members share the arrays
 
 
 def test_the_plan_gives_disjoint_meshes_to_members(monkeypatch: pytest.MonkeyPatch) -> None:

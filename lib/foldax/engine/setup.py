@@ -140,7 +140,8 @@ def make_program(experiment: Experiment, config: Any, dataset: Dataset | None, m
       ConfigError: `config.mesh` does not fit the machine, or does not divide the batches or parallel environments.
     """
     program = Program(experiment) if dataset is None else Program(experiment, dataset.info, dataset.train.feed)
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    if mesh is None:
+        mesh = make_mesh(config.mesh, jax.local_devices() if processes.is_alone() else None)
     if mesh is None:
         return program
     layout, learners = Layout(mesh, threshold=MIN_DIVIDED_SIZE), list[Learner]()
