@@ -5,7 +5,7 @@
 Over seeds 8 to 15, after 491,520 moves: with 32 simulations a move the agent loses no line of play, as X and as O, on
 all 8 seeds. The network alone loses none as X on all 8, and none as O on 1 of 8. The test is exact: it asks for the
 agent's move in all 5,478 positions and walks every reply of an opponent. Against random moves the search wins 0.943 of
-64 games (standard deviation 0.020 over seeds) and loses none; all games against a perfect player are drawn.
+64 games (standard deviation 0.020 over seeds) and loses none; all games against a perfect player end in a draw.
 
 A run took 46 to 138 s on 2 CPU cores that several other programs shared.
 """

@@ -47,7 +47,7 @@ def test_a_human_plays_and_is_asked_again_after_an_illegal_move(capsys) -> None:
         assert f"{answer!r} is no legal move; give one of 1, 2, 3, 4, 5, 6, 7, 8" in printed
     assert "X X X\n. O O\n. . ." in printed
     assert "game 1: the agent won" in printed
-    assert "tic-tac-toe, 1 against human: 1 won, 0 drawn, 0 lost" in printed
+    assert "tic-tac-toe, 1 against human: 1 won, 0 draws, 0 lost" in printed
 
 
 def test_sides_change_and_the_other_side_sees_its_own_wins() -> None:
@@ -65,7 +65,7 @@ def test_random_games_are_reproducible_and_counted(capsys) -> None:
     np.testing.assert_array_equal(outcomes, games(6, verbose=False))
     won, lost = (outcomes > 0).sum(), (outcomes < 0).sum()
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"tic-tac-toe, 6 against random: {won} won, {6 - won - lost} drawn, {lost} lost"
+    assert last == f"tic-tac-toe, 6 against random: {won} won, {6 - won - lost} draws, {lost} lost"
 
 
 def test_a_policy_without_search_plays_from_observations_and_others_are_refused() -> None:
@@ -79,7 +79,7 @@ def test_a_policy_without_search_plays_from_observations_and_others_are_refused(
         play_game.run_policy(run(lambda state, inputs, key: jnp.zeros((3, 3))), single)
     with pytest.raises(ExperimentError, match="no `predict`"):
         play_game.run_policy(run(None), single)
-    with pytest.raises(ConfigError, match="cannot be drawn in a terminal"):
+    with pytest.raises(ConfigError, match="cannot be shown in a terminal"):
         play_game.human_policy(rl.tic_tac_toe()._replace(render_text=None), answers())
 
 

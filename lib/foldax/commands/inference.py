@@ -44,7 +44,7 @@ def add_inference_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     play.epilog = (
         "The agent takes its best actions (`predict`) in the experiment's `environment`. A film strip of the first "
         "episode is written beside FILE (_strip.png). If the environment cannot be rendered, a figure of the "
-        "observations (_observations.png) replaces both. Games for two are drawn in the terminal."
+        "observations (_observations.png) replaces both. Games for two are shown in the terminal."
     )
 
     sample = add("sample", _use_run, "write samples of a run's generative model: a grid of images, or text", "RUN_DIR")

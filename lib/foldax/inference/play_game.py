@@ -44,7 +44,7 @@ def play_games(
       The agent's total reward in each game, float32 `[games]`.
 
     Raises:
-      ConfigError: the environment is no game for two or cannot be drawn for a human, who ended the input, or the other
+      ConfigError: the environment is no game for two or cannot be shown to a human, who ended the input, or the other
         run has another game.
       ExperimentError: a learner has no `predict` that fits the game.
     """
@@ -76,7 +76,7 @@ def play_games(
     results = np.array(outcomes, np.float32)
     if verbose:
         won, lost = int((results > 0).sum()), int((results < 0).sum())
-        echo(f"{game.name}, {games:,} against {against}: {won:,} won, {games - won - lost:,} drawn, {lost:,} lost")
+        echo(f"{game.name}, {games:,} against {against}: {won:,} won, {games - won - lost:,} draws, {lost:,} lost")
     return results
 
 
@@ -120,10 +120,10 @@ def human_policy(game: rl.Environment, read: Callable[[str], str]) -> GamePolicy
       read: asks, `question -> answer`.
 
     Raises:
-      ConfigError: the game cannot be drawn as text, or, when asked, the input ended.
+      ConfigError: the game cannot be shown as text, or, when asked, the input ended.
     """
     if game.render_text is None:
-        raise ConfigError(f"--against human: {game.name} cannot be drawn in a terminal (it has no `render_text`)")
+        raise ConfigError(f"--against human: {game.name} cannot be shown in a terminal (it has no `render_text`)")
 
     def policy(position: rl.GameObservation, key: Key) -> np.ndarray:
         legal = np.flatnonzero(position.legal_actions[0]).tolist()

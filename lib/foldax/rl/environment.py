@@ -56,7 +56,7 @@ class Environment(NamedTuple):
       num_players: players of a game; a learner for a single agent takes 1.
       player: `state -> int32 []`, number of the player who acts in a state; None: there is one.
       resets: where an environment whose episode ended starts the next one; see `Resets`.
-      render_text: `state -> text` of a few lines, for a terminal; None: it cannot be drawn there.
+      render_text: `state -> text` of a few lines, for a terminal; None: it cannot be shown there.
 
     >>> def step(key, state, action):
     ...     return state + 1, Step(jnp.ones(1), jnp.float32(1), state >= 2, jnp.bool_(False))

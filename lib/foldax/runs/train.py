@@ -326,7 +326,7 @@ def _save_pictures(result: Result, timer: FirstStepTimer, tracking: Tracking, ve
     path = result.run_dir
     assert path is not None
     if is_divided(result.state):
-        warn("no figures are drawn of a state that is too large for the host of one process")
+        warn("no figures are made of a state that is too large for the host of one process")
     else:
         result = dataclasses.replace(result, figures=save_figures(result, path / "figures", verbose))
     for name, file in result.figures.items():

@@ -54,7 +54,7 @@ def k_in_a_row(
     """Makes a game in which players 0 and 1 place stones in turn, and the first one with a whole line wins.
 
     Observations float32 `[H, W, 2]` are 1 at the stones of the player who moves (channel 0) and of the other one
-    (channel 1). The reward `[2]` is 1 for the winner and -1 for the loser; on a full board nobody is paid. An illegal
+    (channel 1). The reward `[2]` is 1 for the winner and -1 for the loser; a full board pays no player. An illegal
     action loses.
 
     Args:
