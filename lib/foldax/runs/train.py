@@ -112,7 +112,7 @@ def train(
             verbose = verbose and processes.is_first()
             progress = Progress(experiment_name(experiment), config.steps, verbose)
             ascribed = inputs_of(experiment, config)
-            with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested, processes.watch():
+            with contextlib.closing(progress), ascribed, stop_on_signals() as stop_requested:
                 performance = Performance()
                 callbacks = RunCallbacks(progress, timer, performance, every, verbose)
                 result = fit(experiment, config, callbacks.for_engine(stop_requested, source), dataset)
